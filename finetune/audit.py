@@ -1,0 +1,229 @@
+"""What of a folder is used for what, once its pictures were read: the ledger, the splits, the duplicates left out."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.errors import InputError
+from finetune.folder import Listing, Sample, some
+
+# So many unreadable files are told before the rest is only counted.
+SHOWN_FILES = 20
+
+
+@dataclass(frozen=True)
+class Content:
+    """What reading one picture told: sha256 of its bytes in hex, "" when they cannot be had; why it is unreadable."""
+
+    sha256: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A picture that is not used, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder ready to learn from. train, val, test: indices into the samples of its listing, ascending.
+
+    unreadable: pictures that cannot be decoded. left_out: readable ones that are not used on purpose.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    train: tuple[int, ...]
+    val: tuple[int, ...]
+    test: tuple[int, ...]
+    unreadable: tuple[Unreadable, ...]
+    left_out: tuple[Unreadable, ...]
+    notes: tuple[str, ...]
+
+
+def audit(
+    listing: Listing, contents: Sequence[Content], *, val_fraction: float, test_fraction: float, max_bad: float
+) -> Folder:
+    """What of `listing` is used for what, given the content of each of its samples in order.
+
+    Unreadable pictures are left out, up to a share of `max_bad`. Where splits are given, a training picture identical
+    to one in val/ or test/ is left out, and so is a validation picture identical to one in test/. A split that is not
+    given is made of the training pictures by the hash of their content: the same on every machine, the same side for
+    identical pictures, and none of them moves when others are added. The only exceptions, told in the notes: a class
+    that would be left without a training picture keeps all of its pictures in training, and an empty validation split
+    gets one training picture of each class that can spare it, or if none can, the test pictures made.
+
+    InputError when more than `max_bad` is unreadable, or what is left cannot be trained and validated on.
+    """
+    _check_fractions(val_fraction, test_fraction)
+    unreadable = _ledger(listing, contents, max_bad)
+    hashes = {index: content.sha256 for index, content in enumerate(contents) if content.reason is None}
+    sides, left_out, notes = _usable(listing, hashes)
+    sides, more_notes = _with_missing_splits(listing, hashes, sides, {"test": test_fraction, "val": val_fraction})
+    return Folder(
+        root=listing.root,
+        classes=tuple(sorted({listing.samples[index].label for index in sides})),
+        train=_of("train", sides),
+        val=_of("val", sides),
+        test=_of("test", sides),
+        unreadable=unreadable,
+        left_out=tuple(Unreadable(listing.samples[index].path, reason) for index, reason in sorted(left_out.items())),
+        notes=(*listing.notes, *notes, *more_notes, *_rarities(listing.samples, hashes, sides)),
+    )
+
+
+# ---- listing -------------------------------------------------------------------------------------------------------
+
+
+def _check_fractions(val_fraction: float, test_fraction: float) -> None:
+    for option, value in (("--val-fraction", val_fraction), ("--test-fraction", test_fraction)):
+        if not 0 <= value < 1:
+            raise InputError(f"{option} must be at least 0 and below 1, not {value}")
+    if val_fraction + test_fraction >= 1:
+        raise InputError("--val-fraction and --test-fraction leave nothing to train on: their sum must be below 1")
+
+
+def _ledger(listing: Listing, contents: Sequence[Content], max_bad: float) -> tuple[Unreadable, ...]:
+    unreadable = tuple(
+        Unreadable(sample.path, content.reason)
+        for sample, content in zip(listing.samples, contents, strict=True)
+        if content.reason is not None
+    )
+    if len(unreadable) / len(contents) > max_bad:
+        lines = [
+            f"{len(unreadable)} of {len(contents)} pictures in {listing.root} cannot be read, "
+            f"more than {max_bad * 100:g} % (--max-bad):",
+            *(f"  {entry.path}: {entry.reason}" for entry in unreadable[:SHOWN_FILES]),
+        ]
+        if len(unreadable) > SHOWN_FILES:
+            lines.append(f"  … and {len(unreadable) - SHOWN_FILES} more")
+        raise InputError("\n".join(lines))
+    return unreadable
+
+
+def _usable(listing: Listing, hashes: Mapping[int, str]) -> tuple[dict[int, str], dict[int, str], list[str]]:
+    """The split that each usable picture lies in, unsplit ones in "train"; why others are left out; notes."""
+    samples = listing.samples
+    notes = _contradictions(samples, hashes)
+    sides = {index: samples[index].split or "train" for index in hashes}
+    left_out = _leaks(samples, hashes, sides)
+    if left_out:
+        notes.append(f"Pictures of train/ or val/ with an identical one in val/ or test/, left out: {len(left_out)}.")
+    classes = {samples[index].label for index, side in sides.items() if side == "train" and index not in left_out}
+    dropped = sorted(set(listing.classes) - classes)
+    if dropped:
+        notes.append(f"Classes without a picture that can be trained on, left out: {some(dropped)}.")
+    if len(classes) < 2:
+        raise InputError(
+            f"{listing.root} has fewer than two classes with pictures that can be trained on; without: {some(dropped)}"
+        )
+    for index in sides:
+        if samples[index].label in dropped:
+            left_out.setdefault(index, "its class has no picture to train on")
+    return {index: side for index, side in sides.items() if index not in left_out}, left_out, notes
+
+
+def _contradictions(samples: Sequence[Sample], hashes: Mapping[int, str]) -> list[str]:
+    first: dict[str, Sample] = {}
+    pairs = []
+    for index, content in hashes.items():
+        before = first.setdefault(content, samples[index])
+        if before.label != samples[index].label:
+            pairs.append(f"{before.path} = {samples[index].path}")
+    return [f"Identical pictures in two classes, kept: {some(pairs, 1)}."] if pairs else []
+
+
+def _leaks(samples: Sequence[Sample], hashes: Mapping[int, str], sides: Mapping[int, str]) -> dict[int, str]:
+    """Pictures that also stand in a split that measures what theirs is used for: index to reason."""
+    standing: dict[str, dict[str, str]] = {"test": {}, "val": {}}
+    for index, side in sides.items():
+        if side in standing:
+            standing[side].setdefault(hashes[index], samples[index].path)
+    judges = {"train": ("test", "val"), "val": ("test",), "test": ()}
+    leaks = {}
+    for index, side in sides.items():
+        twins = [standing[judge][hashes[index]] for judge in judges[side] if hashes[index] in standing[judge]]
+        if twins:
+            leaks[index] = f"identical to {twins[0]}"
+    return leaks
+
+
+def _with_missing_splits(
+    listing: Listing, hashes: Mapping[int, str], sides: Mapping[int, str], shares: Mapping[str, float]
+) -> tuple[dict[int, str], list[str]]:
+    """`sides` after splits that are not given were made of training pictures, `shares` of them; notes."""
+    given = {sample.split for sample in listing.samples}
+    classes: dict[str, set[str]] = defaultdict(set)
+    for index, side in sides.items():
+        if side == "train":
+            classes[hashes[index]].add(listing.samples[index].label)
+    made, notes = _split_by_hash(classes, {split: share for split, share in shares.items() if split not in given})
+    if "val" not in sides.values() and "val" not in made.values():
+        source = "training"
+        spared = _spared({content: classes[content] for content, side in made.items() if side == "train"})
+        if not spared:
+            source = "test"
+            spared = [content for content, side in made.items() if side == "test"]
+        if not spared:
+            raise InputError(
+                f"{listing.root} leaves nothing to validate on: no class has two different pictures to train on"
+            )
+        made |= dict.fromkeys(spared, "val")
+        notes.append(f"Validation would have been empty; pictures moved to it from {source}: {len(spared)}.")
+    return {index: made[hashes[index]] if side == "train" else side for index, side in sides.items()}, notes
+
+
+def _split_by_hash(
+    classes: Mapping[str, Collection[str]], shares: Mapping[str, float]
+) -> tuple[dict[str, str], list[str]]:
+    """The side of each content, given the classes that it stands in; notes."""
+    sides = {content: _side(content, shares) for content in classes}
+    contents = Counter(label for labels in classes.values() for label in labels)
+    trained = {label for content, side in sides.items() if side == "train" for label in classes[content]}
+    starved = contents.keys() - trained
+    # By content again: a picture that stands in another class as well must not be on two sides.
+    sides |= {content: "train" for content, labels in classes.items() if not starved.isdisjoint(labels)}
+    told = sorted(label for label in starved if contents[label] > 1)
+    return sides, [f"Classes that stay in training whole, which had none of them: {some(told)}."] if told else []
+
+
+def _side(content: str, shares: Mapping[str, float]) -> str:
+    position, bound = int(content[:16], 16) / 16**16, 0.0
+    for split, share in shares.items():
+        bound += share
+        if position < bound:
+            return split
+    return "train"
+
+
+def _spared(classes: Mapping[str, Collection[str]]) -> list[str]:
+    """Of each class the training content with the lowest hash whose loss leaves no class without any."""
+    left: Counter[str] = Counter(label for labels in classes.values() for label in labels)
+    served: set[str] = set()
+    spared = []
+    for content, labels in sorted(classes.items()):
+        if not served.issuperset(labels) and all(left[label] > 1 for label in labels):
+            spared.append(content)
+            served |= set(labels)
+            left.subtract(labels)
+    return spared
+
+
+def _rarities(samples: Sequence[Sample], hashes: Mapping[int, str], sides: Mapping[int, str]) -> Iterator[str]:
+    contents = {(samples[index].label, hashes[index]) for index in sides}
+    single = sorted(label for label, count in Counter(label for label, _ in contents).items() if count == 1)
+    if single:
+        yield f"Classes of one picture, which can be trained on but not measured: {some(single)}."
+    copies = len(sides) - len({(side, samples[index].label, hashes[index]) for index, side in sides.items()})
+    if copies:
+        yield f"Exact copies of another picture in the same class and split, kept: {copies}."
+
+
+def _of(split: str, sides: Mapping[int, str]) -> tuple[int, ...]:
+    return tuple(sorted(index for index, side in sides.items() if side == split))

@@ -1,0 +1,201 @@
+"""A timm model as an ordered list of stages that can be frozen and cut anywhere."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import timm
+import torch
+from timm.models import group_parameters
+from timm.models._features_fx import get_notrace_functions, get_notrace_modules
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models.feature_extraction import NodePathTracer
+
+import finetune.conv4  # noqa: F401  registers the encoder that ships with the package
+from finetune.errors import InputError
+from finetune.transforms import Preprocessing
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a backbone, by the name of its module, with the names of its parameters."""
+
+    name: str
+    parameters: tuple[str, ...]
+
+
+class Backbone(nn.Module):
+    """A timm model without its classifier: pictures (n, 3, size, size), normalised, to features (n, width).
+
+    `stages` runs from the stem to the last block. Frozen stages stay in evaluation mode whatever `train()` is told, and
+    so do all batch norms unless `freeze_below` was told that they train.
+    """
+
+    def __init__(self, name: str, *, image_size: int | None = None):
+        super().__init__()
+        self.name = name
+        self.model = _create(name, image_size)
+        self.stages = _stages(self.model)
+        self.preprocessing = _preprocessing(name, self.model, image_size)
+        self._lowest_trained = 0
+        self._batch_norm_trains = True
+        with torch.inference_mode():
+            self.model.eval()
+            size = self.preprocessing.size
+            self.width = int(self.model(torch.zeros(1, 3, size, size)).shape[1])
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.model(pictures)  # type: ignore[no-any-return]
+
+    def stage_index(self, name: str) -> int:
+        """Position of the stage called `name`. InputError, listing the stages, when there is none."""
+        for index, stage in enumerate(self.stages):
+            if stage.name == name:
+                return index
+        names = ", ".join(stage.name for stage in self.stages)
+        raise InputError(f"{self.name} has no stage {name!r}; from stem to head they are {names}")
+
+    def freeze_below(self, stage: int, *, batch_norm_trains: bool = False) -> None:
+        """Let only the stages from position `stage` up learn; len(stages) freezes all, 0 none."""
+        self._lowest_trained = stage
+        self._batch_norm_trains = batch_norm_trains
+        frozen = {name for below in self.stages[:stage] for name in below.parameters}
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Backbone:
+        super().train(mode)
+        if not mode or not hasattr(self, "_lowest_trained"):
+            return self
+        if self._lowest_trained == len(self.stages):
+            self.model.eval()
+        for module in self.model.modules():
+            parameters = list(module.parameters())
+            frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+            if frozen or (isinstance(module, _BatchNorm) and not self._batch_norm_trains):
+                module.eval()
+        return self
+
+    def cut(self, stage: int) -> tuple[nn.Module, nn.Module]:
+        """The network below stage `stage` and the network from it up, sharing this one's parameters.
+
+        lower(pictures) gives what the stage receives, a tensor or a tuple of them, and upper(that) the features
+        (n, width). Both are traced in the mode, training or evaluation, that this module is in. InputError when the
+        model's code cannot be traced.
+        """
+        return _cut(self, stage)
+
+
+class Network(nn.Module):
+    """A backbone and the linear head on it: pictures (n, 3, size, size), normalised, to logits (n, classes)."""
+
+    def __init__(self, backbone: Backbone, head: nn.Linear):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.head(self.backbone(pictures))  # type: ignore[no-any-return]
+
+
+def _create(name: str, image_size: int | None) -> Any:
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name.split('.')[0]}*")[:3] or timm.list_models(f"{name[:6]}*")[:3]
+        hint = f"; close are {', '.join(close)}" if close else ""
+        raise InputError(f"timm has no model {name!r} (--backbone){hint}")
+    # Transformers carry position embeddings for one size and must be told another when they are built.
+    fixed = timm.models.get_pretrained_cfg(name)
+    options: dict[str, Any] = {}
+    if image_size is not None and fixed is not None and fixed.fixed_input_size:
+        options["img_size"] = image_size
+    return timm.create_model(name, pretrained=False, num_classes=0, **options)
+
+
+def _preprocessing(name: str, model: Any, image_size: int | None) -> Preprocessing:
+    wanted = timm.data.resolve_model_data_config(model)
+    channels, height, width = wanted["input_size"]
+    if channels != 3 or height != width:
+        raise InputError(
+            f"{name} (--backbone) takes {channels}x{height}x{width} pictures; only square colour pictures are supported"
+        )
+    return Preprocessing(
+        size=image_size or height,
+        crop_pct=wanted["crop_pct"],
+        interpolation=wanted["interpolation"],
+        mean=tuple(wanted["mean"]),
+        std=tuple(wanted["std"]),
+    )
+
+
+def _stages(model: Any) -> tuple[Stage, ...]:
+    """timm's own coarse grouping of the parameters, which every one of its models states, from stem to last block."""
+    groups: Mapping[int, list[str]] = group_parameters(model, model.group_matcher(coarse=True))
+    stages = []
+    for position, (_, parameters) in enumerate(sorted(groups.items())):
+        name = "stem" if position == 0 else _module_of(parameters)
+        stages.append(Stage(name, tuple(parameters)))
+    return tuple(stages)
+
+
+def _module_of(parameters: list[str]) -> str:
+    """The numbered module that holds a stage: "blocks.3" for "blocks.3.0.conv.weight" and its neighbours."""
+    modules = [name.split(".")[:-1] for name in parameters]
+    # A last group also holds the layers after the blocks, "blocks.6..." and "conv_head": named by its first module.
+    shared = [
+        parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*modules, strict=False))
+    ] or modules[0]
+    numbered = next((depth for depth, part in enumerate(shared) if part[-1].isdigit()), len(shared))
+    return ".".join(shared[: numbered + 1])
+
+
+def _cut(backbone: Backbone, stage: int) -> tuple[nn.Module, nn.Module]:
+    if stage == 0:
+        return nn.Identity(), backbone.model
+    if stage == len(backbone.stages):
+        return backbone.model, nn.Identity()
+    tracer = NodePathTracer(leaf_modules=get_notrace_modules(), autowrap_functions=get_notrace_functions())
+    try:
+        graph = tracer.trace(backbone.model)
+    # A model's own Python runs here on symbols, and can fail as it likes.
+    except Exception as error:
+        raise InputError(f"{backbone.name} cannot be cut: its code cannot be traced ({error})") from error
+    above = tuple(f"{upper.name}." for upper in backbone.stages[stage:])
+    nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output", "get_attr")]
+    first = next(i for i, node in enumerate(nodes) if f"{tracer.node_to_qualname.get(node, '')}.".startswith(above))
+    pictures = next(node for node in graph.nodes if node.op == "placeholder")
+    result = next(node for node in graph.nodes if node.op == "output").args[0]
+    crossing = [node for node in [pictures, *nodes[:first]] if not set(nodes[first:]).isdisjoint(node.users)]
+    lower = _part_of(nodes[:first], [pictures], crossing)
+    upper = _part_of(nodes[first:], crossing, [result])
+    return GraphModule(tracer.root, lower), GraphModule(tracer.root, upper)
+
+
+def _part_of(nodes: list[Node], inputs: list[Node], outputs: list[Node]) -> Graph:
+    """The graph of `nodes` alone: one argument and one result each way, a tuple where several values cross."""
+    part = Graph()
+    argument = part.placeholder("below")
+    copies: dict[Node, Node] = {}
+    for position, node in enumerate(inputs):
+        several = len(inputs) > 1
+        copies[node] = part.call_function(operator.getitem, (argument, position)) if several else argument
+
+    def copy(node: Node) -> Any:
+        if node.op == "placeholder" and node not in copies:  # an option of the forward pass, at its default
+            return node.args[0] if node.args else None
+        if node not in copies:  # a parameter used outside of its module, wherever the original fetched it
+            copies[node] = part.node_copy(node)
+        return copies[node]
+
+    for node in nodes:
+        copies[node] = part.node_copy(node, copy)
+    found = tuple(copies[node] for node in outputs)
+    part.output(found if len(found) > 1 else found[0])
+    return part

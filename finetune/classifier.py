@@ -1,0 +1,172 @@
+"""What a user keeps of a run: predict, save, load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from finetune.audit import Content
+from finetune.backbone import Backbone, Network
+from finetune.config import Config
+from finetune.engine import open_engine
+from finetune.errors import InputError, UnreadablePicture
+from finetune.files import read_json, read_tensors, write_json, write_tensors
+from finetune.frozen import run_frozen
+from finetune.images import Picture
+from finetune.loader import Pictures
+from finetune.progress import Display
+from finetune.transforms import Preprocessing, evaluation_view
+
+FORMAT = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+METRICS_FILE = "metrics.json"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """label: the likeliest class. probability: of it, in [0, 1]. top: (class, probability), likeliest first.
+
+    path: the picture's path as given, or None for one given as bytes, array or PIL image.
+    """
+
+    label: str
+    probability: float
+    top: tuple[tuple[str, float], ...]
+    path: str | None = None
+
+
+class Classifier:
+    """A trained network with its class names and its preprocessing."""
+
+    def __init__(
+        self, network: Network, classes: Sequence[str], preprocessing: Preprocessing, config: Config, fabric: Fabric
+    ):
+        self.network = network.to(fabric.device).eval()
+        self.classes = tuple(classes)
+        self.preprocessing = preprocessing
+        self.config = config
+        self.fabric = fabric
+        # What the run was worth, as in its metrics.json; empty for a classifier without a run.
+        self.metrics: dict[str, Any] = {}
+
+    def predict(self, picture: Picture, *, top: int = 5) -> Prediction:
+        """What one picture shows: a path, bytes, an array (h, w) or (h, w, 3 or 4), or a PIL image.
+
+        Raises UnreadablePicture when it cannot be read.
+        """
+        found = self.predict_all([picture], top=top)[0]
+        if isinstance(found, UnreadablePicture):
+            raise found
+        return found
+
+    def predict_all(
+        self, pictures: Sequence[Picture], *, top: int = 5, display: Display | None = None
+    ) -> list[Prediction | UnreadablePicture]:
+        """One answer for each picture, in order: its prediction, or the error that says why it cannot be read."""
+        log_probabilities, index, contents = self.log_probabilities(pictures, display=display)
+        names = [str(picture) if isinstance(picture, (str, Path)) else None for picture in pictures]
+        answers: list[Prediction | UnreadablePicture] = [
+            UnreadablePicture(name or f"picture {position}", contents[position].reason or "")
+            for position, name in enumerate(names)
+        ]
+        best = log_probabilities.exp().topk(min(top, len(self.classes)), dim=1)
+        for position, shares, labels in zip(index.tolist(), best.values.tolist(), best.indices.tolist(), strict=True):
+            ranked = tuple((self.classes[label], share) for label, share in zip(labels, shares, strict=True))
+            answers[position] = Prediction(*ranked[0], ranked, names[position])
+        return answers
+
+    def log_probabilities(
+        self, pictures: Sequence[Picture], *, display: Display | None = None
+    ) -> tuple[Tensor, Tensor, dict[int, Content]]:
+        """(n, classes) for the n readable pictures, their positions (n,), and what reading told of every picture."""
+        with (display or Display()).bar("predicting", len(pictures)) as advance:
+            outputs = run_frozen(
+                self.fabric,
+                self.network,
+                self.preprocessing,
+                self.pictures(pictures),
+                workers=self.config.workers,
+                test_time=self.config.test_time,
+                advance=advance,
+            )
+        return averaged(outputs.values).reshape(-1, len(self.classes)), outputs.index, outputs.contents
+
+    def pictures(self, sources: Sequence[Picture]) -> Pictures:
+        """`sources` in the view that predictions are made on."""
+        view = evaluation_view(self.preprocessing, self.config.test_time)
+        return Pictures(sources, view, self.preprocessing.shortest_side, self.config.max_pixels)
+
+    def save(self, folder: str | Path, record: dict[str, Any] | None = None) -> None:
+        """Write weights and configuration into `folder`; `record` adds to config.json what made the run."""
+        folder = Path(folder)
+        tensors = {
+            name.replace("backbone.model.", "backbone.", 1): value for name, value in self.network.state_dict().items()
+        }
+        write_tensors(folder / WEIGHTS_FILE, tensors)
+        write_json(
+            folder / CONFIG_FILE,
+            {
+                "format": FORMAT,
+                **(record or {}),
+                "config": self.config.to_dict(),
+                "classes": list(self.classes),
+                "preprocessing": asdict(self.preprocessing),
+            },
+        )
+
+
+def load(folder: str | Path, *, device: str = "auto", precision: str | None = None) -> Classifier:
+    """The classifier saved in the run folder. precision: that of the run when None.
+
+    InputError when `folder` holds no finished run, or its files do not belong together.
+    """
+    folder = Path(folder)
+    saved = read_config(folder)
+    if "classes" not in saved:
+        raise InputError(f"{folder} holds a run that has not finished; continue it with: finetune fit … --resume")
+    if saved.get("format") != FORMAT:
+        raise InputError(f"{folder}/{CONFIG_FILE} has format {saved.get('format')}, this version reads {FORMAT}")
+    config = Config.from_dict(saved["config"])
+    backbone = Backbone(config.backbone, image_size=config.image_size)
+    network = Network(backbone, nn.Linear(backbone.width, len(saved["classes"])))
+    tensors = {
+        name.replace("backbone.", "backbone.model.", 1): value
+        for name, value in read_tensors(folder / WEIGHTS_FILE).items()
+    }
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{folder / WEIGHTS_FILE} does not fit {folder / CONFIG_FILE}: {error}") from error
+    preprocessing = Preprocessing(**{name: _tuple(value) for name, value in saved["preprocessing"].items()})
+    classifier = Classifier(
+        network, saved["classes"], preprocessing, config, open_engine(device, precision or config.precision)
+    )
+    if (folder / METRICS_FILE).exists():
+        classifier.metrics = read_json(folder / METRICS_FILE)
+    return classifier
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a run folder. InputError when there is none."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise InputError(f"{folder} is not a run folder: it has no {CONFIG_FILE}")
+    value = read_json(folder / CONFIG_FILE)
+    if not isinstance(value, dict):
+        raise InputError(f"{folder / CONFIG_FILE} is not a run's configuration; it may be damaged")
+    return value
+
+
+def averaged(logits: Tensor) -> Tensor:
+    """Log of the probabilities averaged over views: (n, views, classes) to (n, classes)."""
+    return logits.log_softmax(-1).logsumexp(1) - torch.log(torch.tensor(float(max(1, logits.shape[1]))))
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,67 @@
+"""The main job on what ships with the package: every strategy on handwritten digits, against training from scratch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from finetune.config import Config
+from finetune.digits import write_digits
+from finetune.fit import fit
+from finetune.progress import Display
+from finetune.strategy import STRATEGIES
+
+PER_CLASS = 10
+
+
+def run_demo(out: Path, *, seed: int = 0, display: Display) -> list[dict[str, Any]]:
+    """Write the digits to `out`/digits, fit every strategy into `out`/NAME, and show and return their metrics.
+
+    A strategy whose run is there already, finished, is not fitted again.
+    """
+    folder = out / "digits"
+    write_digits(folder, per_class=PER_CLASS, seed=seed)
+    display.say(
+        f"{folder}: handwritten digits, {PER_CLASS} pictures per class to learn from and {PER_CLASS} to choose on"
+    )
+    rows = []
+    for name in STRATEGIES:
+        config = Config(
+            backbone="fewtune_conv4",
+            strategy=name,
+            seed=seed,
+            flip=False,
+            trivial_augment=False,
+            crop_scale=0.6,
+            device="cpu",
+        )
+        rows.append(fit(folder, out / name, config=config, resume=True, display=display).metrics)
+    if display.console is not None:
+        _show(rows, out)
+    return rows
+
+
+def _show(rows: list[dict[str, Any]], out: Path) -> None:
+    table = Table(
+        title=f"handwritten digits, {PER_CLASS} pictures per class, {rows[0]['n']} test pictures", title_justify="left"
+    )
+    for heading in ("strategy", "accuracy", "95 % interval", "error against scratch", "seconds"):
+        table.add_column(heading, justify="left" if heading == "strategy" else "right")
+    scratch = next(row for row in rows if row["strategy"] == "scratch")
+    for row in rows:
+        low, high = row["interval"]
+        share = (1 - row["accuracy"]) / (1 - scratch["accuracy"])
+        table.add_row(
+            row["strategy"] + (" (kept: head)" if row["kept"] != row["strategy"] else ""),
+            f"{row['accuracy']:.1%}",
+            f"{low:.1%} to {high:.1%}",
+            f"{share:.2f} of it",
+            f"{row['seconds']:.1f}",
+        )
+    console = Console()
+    console.print(table)
+    best = max(rows, key=lambda row: row["val"]["accuracy"])["strategy"]
+    console.print(f"try it: finetune predict {out / best} {out / 'digits' / 'test' / '3'}", soft_wrap=True)

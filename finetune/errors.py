@@ -1,0 +1,38 @@
+"""The errors a user can meet, each one clear line.
+
+FewtuneError                 everything this project raises on purpose
+├── InputError               a file, folder or option that cannot be used: says which and what to do
+│   └── UnreadablePicture    one picture that cannot be decoded
+└── TrainingDiverged         the loss stopped being a number: says at which step and the likely cause
+"""
+
+from __future__ import annotations
+
+
+class FewtuneError(Exception):
+    """Base of every error that the project raises on purpose; commands exit with `exit_code`."""
+
+    exit_code = 1
+
+
+class InputError(FewtuneError):
+    """A file, folder or option that cannot be used; the message names it and says what to do."""
+
+    exit_code = 2
+
+
+class UnreadablePicture(InputError):
+    """One picture that cannot be decoded. `source` names it, `reason` says why in a few words."""
+
+    def __init__(self, source: str, reason: str):
+        super().__init__(f"{source}: {reason}")
+        self.source = source
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        # The default would rebuild it from the one formatted message and fail between processes.
+        return type(self), (self.source, self.reason)
+
+
+class TrainingDiverged(FewtuneError):
+    """The loss stopped being a finite number; the message says at which step and the likely cause."""

@@ -1,0 +1,178 @@
+"""The main job: a folder of pictures in, the best classifier that it gives out, with what it is worth."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from finetune.audit import audit
+from finetune.backbone import Backbone, Network
+from finetune.classifier import Classifier, load
+from finetune.config import Config
+from finetune.engine import open_engine
+from finetune.errors import InputError
+from finetune.folder import Listing, list_folder
+from finetune.frozen import Outputs, in_memory, run_frozen
+from finetune.head import LinearHead, fit_head
+from finetune.loader import Pictures
+from finetune.metrics import accuracy, log_loss
+from finetune.pretrained import load_pretrained
+from finetune.progress import Display
+from finetune.run import RunFolder
+from finetune.strategy import Strategy, choose
+from finetune.training import Course, Material, Score, plan_for, train
+from finetune.transforms import evaluation_view, pixels_needed, training_view
+from finetune.verdict import Rows, judge, verdict, write_run
+
+# Decoded validation pictures are kept in memory between epochs up to so many bytes.
+VALIDATION_MEMORY = 1 << 30
+
+# "auto" weighs classes once the largest has more than so many times the pictures of the smallest.
+UNBALANCED = 3
+
+
+def fit(
+    folder: str | Path,
+    out: str | Path | None = None,
+    *,
+    config: Config | None = None,
+    resume: bool = False,
+    display: Display | None = None,
+    **options: Any,
+) -> Classifier:
+    """Train a classifier on `folder`, one sub-folder of pictures for each class.
+
+    out: run folder to leave it in, or None to keep it in memory. config, or its fields as keywords: see `Config`.
+    resume: continue the run in `out`, with the same final weights as if it had never stopped. What the run is worth
+    stands in the returned classifier's `metrics`. Raises InputError for a folder, file or option that cannot be used,
+    TrainingDiverged when the loss stops being finite.
+    """
+    started = time.monotonic()
+    if config is not None and options:
+        raise InputError(f"options are given twice, in config and by name: {', '.join(options)}")
+    config = config or Config.from_dict(options)
+    display = display or Display()
+    listing = list_folder(Path(folder))
+    run = None if out is None else RunFolder(Path(out))
+    if run is not None and run.begin(listing.root, config, resume=resume):
+        display.say(f"{out} holds this run, finished")
+        return load(run.path, device=config.device)
+
+    fabric = open_engine(config.device, config.precision)
+    torch.manual_seed(config.seed)
+    backbone = Backbone(config.backbone, image_size=config.image_size)
+    if config.unfreeze is not None:
+        backbone.stage_index(config.unfreeze)  # wrong names are told before an hour of reading, not after
+    if config.strategy != "scratch":
+        load_pretrained(backbone, config.weights, display.say)
+    backbone.to(fabric.device)
+
+    outputs = _read_every_picture(fabric, backbone, listing, config, run, display)
+    found = audit(
+        listing,
+        [outputs.contents[position] for position in range(len(listing.samples))],
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        max_bad=config.max_bad,
+    )
+    rows = Rows.of(listing, found, outputs)
+    for line in rows.told():
+        display.say(line)
+
+    choice = choose(config.strategy, len(found.train) / len(found.classes))
+    display.say(choice.reason)
+    class_weights = _class_weights(config.class_weights, rows.of_split("train")[1], len(found.classes))
+    head = fit_head(*rows.of_split("train"), *rows.of_split("val"), class_weights)
+    network = Network(backbone, head.as_layer()).to(fabric.device)
+    course = Course()
+    if choice.strategy.trains != "head":
+        course = _train(fabric, network, head, choice.strategy, config, rows, class_weights, run, display)
+
+    classifier = Classifier(network, found.classes, backbone.preprocessing, config, fabric)
+    known = head if course.best_epoch == 0 and choice.strategy.head_first else None
+    judged = judge(classifier, rows, known, display)
+    classifier.metrics = verdict(rows, judged, choice, head, course) | {"seconds": round(time.monotonic() - started, 2)}
+    if run is not None:
+        write_run(run, classifier, rows, judged, course)
+    return classifier
+
+
+def _read_every_picture(
+    fabric: Fabric, backbone: Backbone, listing: Listing, config: Config, run: RunFolder | None, display: Display
+) -> Outputs:
+    """The one pass that reads every file: its hash, whether it can be read, the frozen features of what it shows."""
+    kept = None if run is None else run.kept_features(listing)
+    if kept is not None:
+        return kept
+    preprocessing = backbone.preprocessing
+    paths = [listing.root / sample.path for sample in listing.samples]
+    pictures = Pictures(paths, evaluation_view(preprocessing), preprocessing.shortest_side, config.max_pixels)
+    with display.bar("reading", len(paths)) as advance:
+        outputs = run_frozen(fabric, backbone, preprocessing, pictures, workers=config.workers, advance=advance)
+    if run is not None:
+        run.keep_features(listing, outputs)
+    return outputs
+
+
+def _train(
+    fabric: Fabric,
+    network: Network,
+    head: LinearHead,
+    strategy: Strategy,
+    config: Config,
+    rows: Rows,
+    class_weights: Tensor | None,
+    run: RunFolder | None,
+    display: Display,
+) -> Course:
+    """Train by gradient what the strategy says, from the solved head where it starts from that."""
+    val_features, val_labels = rows.of_split("val")
+    logits = head(val_features)
+    start: Score | None = Score(accuracy(logits, val_labels), log_loss(logits, val_labels, class_weights))
+    if not strategy.head_first:
+        torch.manual_seed(config.seed)
+        network.head = nn.Linear(network.backbone.width, len(rows.folder.classes)).to(fabric.device)
+        start = None
+    preprocessing = network.backbone.preprocessing
+    paths = rows.paths()
+    val_paths = [paths[index] for index in rows.folder.val]
+    val_pictures = Pictures(val_paths, evaluation_view(preprocessing), preprocessing.shortest_side, config.max_pixels)
+    small = len(val_paths) * 3 * preprocessing.size**2 <= VALIDATION_MEMORY
+    material = Material(
+        pictures=Pictures(
+            paths,
+            training_view(preprocessing, config),
+            pixels_needed(preprocessing, config),
+            config.max_pixels,
+            config.seed,
+        ),
+        indices=list(rows.folder.train),
+        labels=rows.labels,
+        val=in_memory(fabric, val_pictures, config.workers) if small else val_pictures,
+        val_labels=val_labels,
+        class_weights=class_weights,
+        preprocessing=preprocessing,
+    )
+    return train(
+        fabric,
+        network,
+        plan_for(strategy, config, network, len(material.indices)),
+        config,
+        material,
+        start=start,
+        checkpoint=None if run is None else run.checkpoint,
+        display=display,
+    )
+
+
+def _class_weights(requested: str, labels: Tensor, classes: int) -> Tensor | None:
+    """Weights, (classes,), that make every class count the same in sum; None where all pictures count the same."""
+    counts = torch.bincount(labels, minlength=classes)
+    if requested == "none" or (requested == "auto" and counts.max() <= UNBALANCED * counts.min()):
+        return None
+    return len(labels) / (classes * counts.float())

@@ -1,0 +1,233 @@
+"""One picture read, from a path, bytes, an array or a PIL image, into upright RGB pixels."""
+
+from __future__ import annotations
+
+import io
+import re
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from finetune.errors import UnreadablePicture
+
+# fmt: off
+PICTURE_EXTENSIONS = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm",
+    ".heic", ".heif",
+})
+# fmt: on
+MAX_PIXELS = 89_478_485  # Pillow's own bound, which a program may have changed before it imports this
+
+Picture = str | Path | bytes | NDArray[Any] | Image.Image
+
+# Only what the extensions promise: Pillow would also hand a file named .jpg to Ghostscript, for example.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_image(source: Picture, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture in `source` as a new RGB image: turned as its EXIF says, transparency on white, the first frame.
+
+    source: path, content of a file, array (h, w) or (h, w, 1, 3 or 4) of uint8, uint16, bool or float, or PIL image.
+    at_least: shortest side in pixels that the caller needs; a large JPEG is decoded at a reduced scale that keeps it.
+    max_pixels: largest width x height, checked before anything is decoded.
+
+    Grey values of 16 and 32 bits are scaled by range, never clipped: from the smallest of 8, 10, 12, 14 and 16 bits
+    that holds the picture's maximum, because cameras of 12 bits store their pictures in 16; from minimum..maximum
+    where that is not enough. Floats in [0, 1] are scaled from that range, others from minimum..maximum.
+
+    Raises UnreadablePicture, with the reason in a few words, for whatever cannot be read. No file is ever changed.
+    """
+    name = str(source) if isinstance(source, (str, Path)) else f"{type(source).__name__} given"
+    if isinstance(source, (str, Path)):
+        source = read_content(Path(source))
+    with _tolerant_pillow(max_pixels):
+        if isinstance(source, bytes):
+            image: Image.Image = _opened(source, name, max_pixels)
+        elif isinstance(source, np.ndarray):
+            image = Image.fromarray(_checked_array(source, name))
+        elif isinstance(source, Image.Image):
+            image = source
+        else:
+            raise UnreadablePicture(name, "not a path, bytes, array or PIL image")
+        width, height = image.size
+        if width * height > max_pixels:
+            raise UnreadablePicture(name, f"{width}x{height} is {_over(width * height, max_pixels)}")
+        with _damage_named(name):
+            if at_least and image is not source:
+                image.draft(None, (at_least, at_least))
+            image.load()
+        image = _upright(image)
+        if image.mode == "F" or image.mode.startswith("I"):
+            image = Image.fromarray(_eight_bits(np.asarray(image), name))
+        with _damage_named(name):
+            return _on_white(image)
+
+
+def read_content(path: Path) -> bytes:
+    """The bytes of the file at `path`. UnreadablePicture when there is no such file, or it cannot be read."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
+            raise UnreadablePicture(str(path), "not a file")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise UnreadablePicture(str(path), "broken link" if path.is_symlink() else "no such file") from error
+    except OSError as error:
+        raise UnreadablePicture(str(path), (error.strerror or str(error)).lower()) from error
+
+
+class _TolerantPillow:
+    """While pictures are being read: no warnings from Pillow, and its own bound on pixels out of the way of ours."""
+
+    # Both are state of the whole process that Pillow takes no argument for. Threads share one change of it, which the
+    # first to come makes and the last to go undoes; meanwhile, code beside them may open what max_pixels allows.
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._readers = 0
+        self._undo = ExitStack()
+
+    @contextmanager
+    def __call__(self, max_pixels: int) -> Iterator[None]:
+        with self._lock:
+            if self._readers == 0:
+                self._undo.enter_context(warnings.catch_warnings())
+                warnings.filterwarnings("ignore", module="PIL|pillow_heif")
+                self._undo.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+            self._readers += 1
+            if Image.MAX_IMAGE_PIXELS is not None:
+                Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._readers -= 1
+                if self._readers == 0:
+                    self._undo.close()
+
+
+_tolerant_pillow = _TolerantPillow()
+
+
+def _opened(content: bytes, name: str, max_pixels: int) -> Image.Image:
+    """The picture in `content`, its header read and no more."""
+    if not content:
+        raise UnreadablePicture(name, "empty file")
+    formats: tuple[str, ...] = _FORMATS
+    if content[4:8] == b"ftyp" and content[8:12] in _HEIC_BRANDS:
+        try:
+            import pillow_heif
+        except ImportError as error:
+            reason = "HEIC needs the pillow-heif package: pip install pillow-heif"
+            raise UnreadablePicture(name, reason) from error
+        pillow_heif.register_heif_opener()
+        formats = ("HEIF",)
+    with _damage_named(name):
+        try:
+            return Image.open(io.BytesIO(content), formats=formats)
+        except Image.DecompressionBombError as error:
+            # Beyond twice its bound Pillow tells the number of pixels and nothing else.
+            pixels = re.search(r"\d+", str(error))
+            raise UnreadablePicture(name, _over(int(pixels[0]) if pixels else 2 * max_pixels, max_pixels)) from error
+
+
+def _over(pixels: int, max_pixels: int) -> str:
+    return f"{_megapixels(pixels)} megapixels, over the bound of {_megapixels(max_pixels)} (--max-pixels)"
+
+
+def _megapixels(pixels: int) -> str:
+    return f"{float(f'{pixels / 1e6:.3g}'):g}"  # three digits, and yet 10300 rather than 1.03e+04
+
+
+@contextmanager
+def _damage_named(name: str) -> Iterator[None]:
+    """Turns what Pillow raises into UnreadablePicture; only calls of Pillow belong inside."""
+    try:
+        yield
+    except UnreadablePicture:
+        raise
+    except Exception as error:  # a damaged file makes Pillow's decoders stumble over anything, with any type
+        raise UnreadablePicture(name, _reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture"
+    if isinstance(error, MemoryError):
+        return "too large for the memory"
+    if isinstance(error, EOFError) or "truncated" in text.lower():
+        return "cut short"
+    return f"damaged ({text})"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Not ImageOps.exif_transpose: it writes the whole EXIF anew, and fails over any odd tag beside the orientation.
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # as varied as the damage; pixels that could be decoded count more than their metadata
+        return image
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """A new RGB image without the metadata, whose orientation no longer holds."""
+    if image.mode == "La":
+        image = image.convert("LA")  # the one mode that Pillow converts it to
+    if image.has_transparency_data:
+        coloured = image.convert("RGBA")
+        rgb = Image.new("RGB", image.size, "white")
+        rgb.paste(coloured, mask=coloured)
+        return rgb
+    rgb = image.convert("RGB")
+    rgb.info.clear()
+    return rgb
+
+
+def _checked_array(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    """`array` as uint8 (h, w) or (h, w, 3 or 4)."""
+    shape = array.shape
+    if not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))) or array.size == 0:
+        wanted = "an array (h, w), (h, w, 3) or (h, w, 4) is wanted"
+        raise UnreadablePicture(name, f"shape {shape}, dtype {array.dtype}: {wanted}")
+    if array.dtype.kind not in "bf" and array.dtype.str[1:] not in ("u1", "u2"):
+        wanted = "an array of uint8, uint16, bool or float is wanted"
+        raise UnreadablePicture(name, f"shape {shape}, dtype {array.dtype}: {wanted}")
+    if shape[2:] == (1,):
+        array = array[:, :, 0]
+    return array if array.dtype == np.uint8 else _eight_bits(array, name)
+
+
+def _eight_bits(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    """`values` scaled to 0..255 as `read_image` says."""
+    if not np.isfinite(values).all():
+        raise UnreadablePicture(name, "holds values that are not finite")
+    low, high = float(values.min()), float(values.max())
+    if values.dtype.kind in "bf":
+        ceiling = 1.0 if low >= 0 and high <= 1 else None
+    else:
+        fitting = [2.0**bits - 1 for bits in (8, 10, 12, 14, 16) if high < 2**bits]
+        ceiling = fitting[0] if fitting and low >= 0 else None
+    if ceiling is None:
+        span = high - low or 1.0
+        scaled = (values.astype(np.float64) - low) * (255 / span)
+    else:
+        scaled = values * (255 / ceiling)
+    return np.rint(scaled).astype(np.uint8)

@@ -1,0 +1,148 @@
+"""Pictures read, decoded and handed on in batches of uint8 tensors, by worker processes where there are such."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from finetune.audit import Content
+from finetune.errors import UnreadablePicture
+from finetune.images import Picture, read_content, read_image
+from finetune.transforms import View, view_seed
+
+# Starting a worker costs about a second: small folders are decoded in the main process.
+WORTH_WORKERS = 400
+
+
+# A picture's index, what reading told of it, and its pixels, None when it cannot be read.
+Item = tuple[int, Content, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Readable pictures: index (n,) into the sources, pixels uint8 (n, 3, h, w). contents: of all, by index."""
+
+    index: Tensor
+    pixels: Tensor
+    contents: dict[int, Content]
+
+    def __len__(self) -> int:
+        return len(self.contents)
+
+
+@dataclass(frozen=True)
+class Pictures(Dataset[Item]):
+    """`sources`, files or pictures in memory, seen through `view`; what is random in a view depends on `seed`."""
+
+    sources: Sequence[Picture]
+    view: View
+    at_least: int
+    max_pixels: int
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, key: tuple[int, int]) -> Item:
+        """Picture `index` as seen in `epoch`, for key (epoch, index); None for the pixels when it cannot be read."""
+        epoch, index = key
+        source = self.sources[index]
+        digest = ""
+        try:
+            if isinstance(source, (str, Path)):
+                source = read_content(Path(source))
+                digest = hashlib.sha256(source).hexdigest()
+            picture = read_image(source, at_least=self.at_least, max_pixels=self.max_pixels)
+        except UnreadablePicture as error:
+            return index, Content(digest, error.reason), None
+        return index, Content(digest), self._seen(picture, epoch, index)
+
+    def batch(self, indices: Iterable[int]) -> Batch:
+        """The pictures at `indices`, read here and now."""
+        return _collate([self[0, index] for index in indices])
+
+    def _seen(self, picture: Image.Image, epoch: int, index: int) -> Tensor:
+        if not self.view.random:
+            return self.view(picture)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(view_seed(self.seed, epoch, index))
+            return self.view(picture)
+
+
+def in_order(pictures: Pictures, *, batch_size: int, workers: int) -> Iterable[Batch]:
+    """Every picture once, first to last."""
+    indices = range(len(pictures))
+    batches = [[(0, index) for index in indices[start : start + batch_size]] for start in indices[::batch_size]]
+    return _loader(pictures, batches, workers)
+
+
+def shuffled(
+    pictures: Pictures, indices: Sequence[int], *, batch_size: int, first_epoch: int, epochs: int, workers: int
+) -> Iterable[Batch]:
+    """Every picture in `indices` once an epoch, in an order that depends on the seed and the epoch alone."""
+    return _loader(pictures, _Shuffle(pictures.seed, indices, batch_size, first_epoch, epochs), workers)
+
+
+def worker_count(requested: int | None, pictures: int) -> int:
+    """Decoding processes: as asked for, else none for a small folder and one a core, at most 16, for a larger one."""
+    if requested is not None:
+        return requested
+    return 0 if pictures < WORTH_WORKERS else min(cores(), 16)
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
+    """A permutation of n, (n,), that depends on seed and epoch alone."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(view_seed(seed, epoch, "order")))
+
+
+@dataclass(frozen=True)
+class _Shuffle:
+    seed: int
+    indices: Sequence[int]
+    batch_size: int
+    first_epoch: int
+    epochs: int
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for epoch in range(self.first_epoch, self.epochs):
+            order = epoch_order(self.seed, epoch, len(self.indices)).tolist()
+            for start in range(0, len(order), self.batch_size):
+                yield [(epoch, self.indices[position]) for position in order[start : start + self.batch_size]]
+
+    def __len__(self) -> int:
+        return (self.epochs - self.first_epoch) * -(-len(self.indices) // self.batch_size)
+
+
+def _loader(pictures: Pictures, batches: Iterable[list[tuple[int, int]]], workers: int) -> Iterable[Batch]:
+    return DataLoader(
+        pictures,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=torch.cuda.is_available(),
+        multiprocessing_context="forkserver" if workers and torch.cuda.is_initialized() else None,
+        # A worker's own generator is never used: every view draws from its own seed.
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def _collate(items: list[Item]) -> Batch:
+    readable = [(index, pixels) for index, _, pixels in items if pixels is not None]
+    return Batch(
+        index=torch.tensor([index for index, _ in readable], dtype=torch.int64),
+        pixels=torch.stack([pixels for _, pixels in readable]) if readable else torch.empty(0, dtype=torch.uint8),
+        contents={index: content for index, content, _ in items},
+    )

@@ -1,0 +1,84 @@
+"""The run folder while a run is under way: may it start or go on there, and what it has computed already."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from finetune.audit import Content
+from finetune.classifier import CONFIG_FILE, FORMAT, read_config
+from finetune.config import Config, flag
+from finetune.errors import InputError
+from finetune.files import read_tensors_and_metadata, write_json, write_tensors
+from finetune.folder import Listing
+from finetune.frozen import Outputs
+
+
+class RunFolder:
+    """A run folder that is being filled. What only a continuation needs lies in `state/` and goes at the end."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoint = path / "state" / "checkpoint.safetensors"
+        self._features = path / "state" / "features.safetensors"
+
+    def begin(self, folder: Path, config: Config, *, resume: bool) -> bool:
+        """Make the folder ready, or check that this run may continue in it; True when its run has finished already.
+
+        InputError when there is something else in it, or the run in it was started with other options or pictures.
+        """
+        if self.path.exists() and (not self.path.is_dir() or not os.access(self.path, os.W_OK)):
+            raise InputError(f"{self.path} (--out) is not a folder that can be written to")
+        request = {"format": FORMAT, "folder": str(folder.resolve()), "config": config.to_dict()}
+        if not (self.path / CONFIG_FILE).exists():
+            if self.path.is_dir() and any(self.path.iterdir()):
+                raise InputError(f"{self.path} (--out) is not empty and holds no run; choose another folder")
+            write_json(self.path / CONFIG_FILE, request)
+            return False
+        if not resume:
+            raise InputError(
+                f"{self.path} (--out) already holds a run; continue it with --resume or choose another folder"
+            )
+        found = read_config(self.path)
+        _same_request(self.path, found, request)
+        return "classes" in found and not (self.path / "state").exists()
+
+    def keep_features(self, listing: Listing, outputs: Outputs) -> None:
+        contents = {position: asdict(content) for position, content in outputs.contents.items()}
+        metadata = {"listing": _fingerprint(listing), "contents": json.dumps(contents)}
+        write_tensors(self._features, {"values": outputs.values, "index": outputs.index}, metadata)
+
+    def kept_features(self, listing: Listing) -> Outputs | None:
+        """What keep_features was given, None when it was not called yet. InputError when the pictures have changed."""
+        if not self._features.exists():
+            return None
+        tensors, metadata = read_tensors_and_metadata(self._features)
+        if metadata["listing"] != _fingerprint(listing):
+            raise InputError(
+                f"{listing.root} has changed since the run in {self.path} was started; start a new one in another --out"
+            )
+        contents = {int(position): Content(**content) for position, content in json.loads(metadata["contents"]).items()}
+        return Outputs(tensors["values"], tensors["index"], contents)
+
+    def finish(self) -> None:
+        shutil.rmtree(self.path / "state", ignore_errors=True)
+
+
+def _same_request(path: Path, found: dict[str, Any], request: dict[str, Any]) -> None:
+    if found.get("folder") != request["folder"]:
+        raise InputError(f"{path} (--out) holds a run on {found.get('folder')}, not on {request['folder']}")
+    before, now = Config.from_dict(found["config"]).to_dict(), request["config"]
+    for name in before:
+        if before[name] != now[name]:
+            raise InputError(
+                f"the run in {path} was started with {flag(name)} {before[name]}, not {now[name]}; "
+                "--resume goes on with the same options only"
+            )
+
+
+def _fingerprint(listing: Listing) -> str:
+    return json.dumps([[sample.path, sample.size] for sample in listing.samples])

@@ -1,0 +1,42 @@
+"""Folders of pictures that tests make themselves, and where real ones are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+MakeFolder = Callable[..., Path]
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> MakeFolder:
+    """Writes `classes` (name -> number of pictures) below tmp_path: coloured noise, one hue a class, easy to learn."""
+
+    def make(
+        name: str = "pictures", *, classes: dict[str, int], size: int = 40, seed: int = 0, noise: int = 40
+    ) -> Path:
+        folder = tmp_path / name
+        random = np.random.default_rng(seed)
+        for position, (label, count) in enumerate(classes.items()):
+            (folder / label).mkdir(parents=True)
+            base = np.array([40, 128, 216])[[(position + shift) % 3 for shift in range(3)]]
+            for number in range(count):
+                pixels = np.clip(base + random.normal(0, noise, (size, size, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / label / f"{number:03d}.png")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real pictures and weights that FEWTUNE_DATA names; tests that need it are skipped without."""
+    where = os.environ.get("FEWTUNE_DATA")
+    if not where or not Path(where).is_dir():
+        pytest.skip("FEWTUNE_DATA names no folder of real pictures")
+    return Path(where)

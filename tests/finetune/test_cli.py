@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import MakeFolder
+
+from finetune.cli import main
+
+FAST = ("--backbone", "fewtune_conv4", "--strategy", "head", "--device", "cpu")
+
+
+def finetune(*words: object) -> subprocess.CompletedProcess[str]:
+    """The command as a user's shell runs it."""
+    command = [sys.executable, "-c", "from finetune.cli import main; main()", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+class Answer:
+    """Exit code, stdout and stderr of the command run in this process."""
+
+    def __init__(self, code: int, out: str, err: str):
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    def call(*words: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["finetune", *map(str, words)])
+        capfd.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return Answer(code, *capfd.readouterr())
+
+    return call
+
+
+def test_fit_evaluate_and_predict_print_json_and_nothing_else(run, make_folder: MakeFolder, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    folder = make_folder(classes={"blue": 30, "größe red": 30})
+    fitted = finetune("fit", folder, "--out", tmp_path / "run", "--json", *FAST)
+    assert fitted.returncode == 0, fitted.stderr
+    assert fitted.stderr == ""
+    result = json.loads(fitted.stdout)
+    assert {"accuracy", "interval", "split", "loss", "n", "strategy", "seconds"} <= result.keys()
+    assert 0.9 < result["accuracy"] <= 1
+
+    fresh = make_folder("fresh", classes={"blue": 4, "größe red": 4}, seed=9)
+    measured = run("evaluate", tmp_path / "run", fresh, "--json")
+    assert {"accuracy", "interval", "split", "loss", "n", "strategy"} <= json.loads(measured.out).keys()
+    assert json.loads(measured.out)["n"] == 8
+
+    predicted = run("predict", tmp_path / "run", fresh / "größe red", fresh / "blue" / "000.png", "--json")
+    rows = [json.loads(line) for line in predicted.out.splitlines()]
+    assert [row["label"] for row in rows] == ["größe red"] * 4 + ["blue"]
+    assert rows[0]["path"] == str(fresh / "größe red" / "000.png")
+    assert rows[0]["top"][0] == {"label": "größe red", "probability": rows[0]["probability"]}
+
+
+def test_without_json_a_person_reads_accuracy_baselines_and_what_to_do_next(  # type: ignore[no-untyped-def]
+    run, make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    answer = run("fit", make_folder(classes={"blue": 20, "red": 20}), "--out", tmp_path / "run", *FAST)
+    assert answer.code == 0
+    for part in ("accuracy", "95 % confidence", "majority class", "nearest class mean", "finetune predict"):
+        assert part in answer.out
+    assert "head: as asked for" in answer.err
+    predicted = run("predict", tmp_path / "run", tmp_path / "pictures" / "red" / "000.png")
+    assert "000.png: red" in predicted.out
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["fit", "{empty}", "--out", "{new}"], "{empty}"),
+        (["fit", "{pictures}", "--out", "{pictures}"], "--out"),
+        (["fit", "{pictures}", "--out", "{new}", "--epochs", "0"], "--epochs"),
+        (["fit", "{pictures}", "--out", "{new}", "--epocs", "3"], "--epocs"),
+        (["fit", "{pictures}", "--out", "{new}", "--backbone", "resnot"], "--backbone"),
+        (["fit", "{pictures}", "--out", "{new}", "--weights", "{empty}/none.safetensors"], "--weights"),
+        (["fit", "{pictures}", "--out", "{new}", "--strategy", "partial", "--unfreeze", "x"], "no stage 'x'"),
+        (["fit", "{pictures}"], "--out"),
+        (["predict", "{pictures}", "{pictures}"], "config.json"),
+        (["evaluate", "{empty}", "{pictures}"], "{empty}"),
+        (["predict", "{missing}", "{pictures}"], "{missing}"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_it_and_exit_code_2(  # type: ignore[no-untyped-def]
+    words: list[str], named: str, run, make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    places = {name: str(tmp_path / name) for name in ("empty", "new", "missing", "pictures")}
+    make_folder(classes={"blue": 8, "red": 8})
+    (tmp_path / "empty").mkdir()
+    options = () if "--backbone" in words or words[0] != "fit" else ("--backbone", "fewtune_conv4")
+    answer = run(*(word.format(**places) for word in words), *options)
+    assert answer.code == 2
+    assert answer.out == ""
+    assert named.format(**places) in answer.err
+    assert "Traceback" not in answer.err
+    message = [line for line in answer.err.splitlines() if not line.startswith(("Usage:", "Try"))]
+    assert len([line for line in message if line]) == 1
+
+
+def test_an_unreadable_picture_is_named_and_the_others_are_predicted(  # type: ignore[no-untyped-def]
+    run, make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    folder = make_folder(classes={"blue": 20, "red": 20})
+    run("fit", folder, "--out", tmp_path / "run", *FAST)
+    (tmp_path / "text.jpg").write_text("hello")
+    answer = run("predict", tmp_path / "run", tmp_path / "text.jpg", folder / "red" / "000.png", "--json")
+    assert answer.code == 2
+    assert "text.jpg: not a picture" in answer.err
+    bad, good = (json.loads(line) for line in answer.out.splitlines())
+    assert bad == {"path": str(tmp_path / "text.jpg"), "error": "not a picture"}
+    assert good["label"] == "red"
+
+
+def test_help_lists_every_command_and_option() -> None:
+    top = finetune("--help")
+    assert top.returncode == 0
+    for command in ("fit", "evaluate", "predict", "demo"):
+        assert command in top.stdout
+    fit = finetune("fit", "--help").stdout
+    for option in ("--strategy", "--weights", "--resume", "--no-flip", "--max-bad", "--seed", "--json"):
+        assert option in fit
+
+
+def test_fewshot_says_what_it_will_do() -> None:
+    command = [sys.executable, "-c", "from fewshot.cli import main; main()"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 2
+    assert "not part of this version yet" in answer.stderr

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune import Config, InputError
+from finetune.strategy import STRATEGIES, choose
+
+
+def test_survives_json_unchanged() -> None:
+    config = Config(strategy="partial", unfreeze="blocks.5", epochs=7, lr=1e-3, flip=False)
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().epochs = 3  # type: ignore[misc]
+
+
+def test_unknown_key_is_an_error_that_names_it() -> None:
+    with pytest.raises(InputError, match="'epocs'"):
+        Config.from_dict({"epocs": 3})
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"epochs": 0}, "--epochs"),
+        ({"epochs": 2.5}, "--epochs"),
+        ({"epochs": True}, "--epochs"),
+        ({"lr": float("nan")}, "--lr"),
+        ({"lr": -1.0}, "--lr"),
+        ({"strategy": "everything"}, "--strategy"),
+        ({"batch_size": "32"}, "--batch-size"),
+        ({"label_smoothing": 1.0}, "--label-smoothing"),
+        ({"flip": 1}, "--flip"),
+        ({"backbone": None}, "--backbone"),
+        ({"val_fraction": 0.5, "test_fraction": 0.5}, "--val-fraction and --test-fraction"),
+        ({"strategy": "full", "unfreeze": "blocks.5"}, "--unfreeze"),
+    ],
+)
+def test_value_out_of_place_is_an_error_that_names_the_option(options: dict[str, object], named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        Config(**options)  # type: ignore[arg-type]
+
+
+def test_every_option_is_documented_or_a_plain_choice() -> None:
+    for option in dataclasses.fields(Config):
+        assert option.metadata["about"] or option.metadata["choices"], option.name
+
+
+def test_a_strategy_asked_for_is_taken() -> None:
+    for name in STRATEGIES:
+        assert choose(name, 1).strategy.name == name
+
+
+@given(st.floats(1, 1e6))
+def test_auto_takes_more_of_the_network_the_more_pictures_there_are(per_class: float) -> None:
+    order = ["head", "partial", "full"]
+    fewer, more = choose("auto", per_class).strategy.name, choose("auto", per_class * 2).strategy.name
+    assert order.index(fewer) <= order.index(more)
+    assert f"{per_class:.0f} training pictures per class" in choose("auto", per_class).reason

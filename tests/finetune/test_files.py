@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune.errors import InputError
+from finetune.files import read_json, read_tensors, read_tensors_and_metadata, replacing, write_json, write_tensors
+
+
+def test_json_and_tensors_come_back(tmp_path: Path) -> None:
+    write_json(tmp_path / "a" / "b.json", {"name": "größe", "lost": os.fsdecode(b"\xff.jpg")})
+    assert read_json(tmp_path / "a" / "b.json") == {"name": "größe", "lost": os.fsdecode(b"\xff.jpg")}
+    write_tensors(tmp_path / "t.safetensors", {"x": torch.arange(6).view(2, 3).T}, {"note": "n"})
+    tensors, metadata = read_tensors_and_metadata(tmp_path / "t.safetensors")
+    assert tensors["x"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert metadata == {"note": "n"}
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "kept.json"
+    write_json(target, 1)
+    with pytest.raises(ZeroDivisionError), replacing(target) as temporary:
+        temporary.write_text(f"half{1 // 0}")
+    assert read_json(target) == 1
+    assert os.listdir(tmp_path) == ["kept.json"]
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    damaged.write_bytes(b"{'half")
+    for read in (read_json, read_tensors):
+        with pytest.raises(InputError, match="damaged"):
+            read(damaged)
+        with pytest.raises(InputError, match="absent"):
+            read(tmp_path / "absent")

@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import MakeFolder
+from PIL import Image
+
+import finetune
+from finetune import Config, InputError
+from finetune.files import read_tensors
+
+SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0, "trivial_augment": False, "batch_size": 8}
+THREE = {"blue": 30, "green": 30, "red": 30}
+
+
+def content_of(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("strategy", ["head", "partial", "full", "train", "scratch"])
+def test_every_strategy_learns_easy_classes_and_leaves_a_run_that_predicts(
+    strategy: str, make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    folder = make_folder(classes=THREE)
+    before = content_of(folder)
+    classifier = finetune.fit(folder, tmp_path / "run", strategy=strategy, epochs=4, **SMALL)
+    assert classifier.metrics["accuracy"] > 0.9
+    assert classifier.metrics["split"] == "test"
+    assert classifier.metrics["strategy"] == strategy
+    loaded = finetune.load(tmp_path / "run", device="cpu")
+    picture = folder / "green" / "000.png"
+    prediction = loaded.predict(picture)
+    assert prediction.label == "green"
+    assert prediction.path == str(picture)
+    assert prediction.probability == prediction.top[0][1]
+    assert sum(share for _, share in prediction.top) == pytest.approx(1, abs=1e-5)
+    assert classifier.predict(picture).probability == prediction.probability
+    assert content_of(folder) == before
+    assert not (tmp_path / "run" / "state").exists()
+
+
+def test_a_run_folder_tells_what_was_done(make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = make_folder(classes=THREE)
+    run = tmp_path / "run"
+    metrics = finetune.fit(folder, run, strategy="full", epochs=2, **SMALL).metrics
+    assert json.loads((run / "metrics.json").read_text()) == metrics
+    saved = json.loads((run / "config.json").read_text())
+    assert saved["classes"] == ["blue", "green", "red"]
+    assert Config.from_dict(saved["config"]) == Config(strategy="full", epochs=2, **SMALL)
+    assert saved["preprocessing"]["size"] == 35
+    with (run / "history.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+    with (run / "predictions.csv").open() as file:
+        tested = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    assert len(tested) == metrics["n"]
+    assert sum(row["label"] == row["predicted"] for row in tested) == round(metrics["accuracy"] * metrics["n"])
+    with (run / "pictures.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 90
+    assert metrics["baselines"].keys() == {"majority_class", "nearest_class_mean", "head"}
+    assert metrics["interval"][0] <= metrics["accuracy"] <= metrics["interval"][1]
+
+
+def test_same_seed_same_numbers_and_another_seed_others(make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = make_folder(classes=THREE)
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        finetune.fit(folder, tmp_path / name, strategy="train", epochs=2, mixup=0.2, seed=seed, **SMALL)
+    a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_workers_change_no_weight(make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = make_folder(classes=THREE)
+    for workers in (0, 2):
+        options = SMALL | {"workers": workers, "trivial_augment": True}
+        finetune.fit(folder, tmp_path / str(workers), strategy="train", epochs=1, **options)
+    assert (tmp_path / "0" / "model.safetensors").read_bytes() == (tmp_path / "2" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("strategy", ["partial", "full", "train"])
+def test_a_killed_run_resumes_to_the_same_weights(strategy: str, make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = make_folder(classes=THREE)
+    options = {"strategy": strategy, "epochs": 8, "patience": 8, "mixup": 0.2, **SMALL}
+    finetune.fit(folder, tmp_path / "whole", **options)
+
+    killed = tmp_path / "killed"
+    script = f"import finetune; finetune.fit({str(folder)!r}, {str(killed)!r}, **{options!r})"
+    process = subprocess.Popen([sys.executable, "-c", script])
+    checkpoint = killed / "state" / "checkpoint.safetensors"
+    deadline = time.monotonic() + 60
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    with pytest.raises(InputError, match="has not finished"):
+        finetune.load(killed)
+
+    finetune.fit(folder, killed, resume=True, **options)
+    whole, resumed = (read_tensors(run / "model.safetensors") for run in (tmp_path / "whole", killed))
+    assert whole.keys() == resumed.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name]), name
+    assert (tmp_path / "whole" / "history.csv").read_text() == (killed / "history.csv").read_text()
+
+
+def test_resuming_with_other_options_or_pictures_is_refused(make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = make_folder(classes=THREE)
+    run = tmp_path / "run"
+    finetune.fit(folder, run, strategy="head", **SMALL)
+    with pytest.raises(InputError, match="already holds a run"):
+        finetune.fit(folder, run, strategy="head", **SMALL)
+    with pytest.raises(InputError, match="--seed 0, not 5"):
+        finetune.fit(folder, run, resume=True, strategy="head", seed=5, **SMALL)
+    other = make_folder("others", classes=THREE)
+    with pytest.raises(InputError, match="others"):
+        finetune.fit(other, run, resume=True, strategy="head", **SMALL)
+
+
+def test_a_finished_run_is_not_done_again(make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = make_folder(classes=THREE)
+    first = finetune.fit(folder, tmp_path / "run", strategy="head", **SMALL).metrics
+    written = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
+    assert finetune.fit(folder, tmp_path / "run", resume=True, strategy="head", **SMALL).metrics == first
+    assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_an_out_folder_with_other_things_in_it_is_left_alone(make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = make_folder(classes=THREE)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="is not empty and holds no run"):
+        finetune.fit(folder, tmp_path / "full", **SMALL)
+    assert os.listdir(tmp_path / "full") == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("strategy", ["partial", "full"])
+def test_a_strategy_that_starts_from_the_head_never_ends_below_it(
+    strategy: str, make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    folder = make_folder(classes=THREE, noise=160)
+    # A learning rate that ruins everything at once.
+    ruined = finetune.fit(folder, strategy=strategy, epochs=2, lr=1.0, optimizer="sgd", **SMALL).metrics
+    head = finetune.fit(folder, strategy="head", **SMALL).metrics
+    assert ruined["kept"] == "head"
+    assert ruined["accuracy"] == head["accuracy"]
+    assert ruined["val"]["accuracy"] == head["val"]["accuracy"]
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_says_where(make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = make_folder(classes=THREE)
+    with pytest.raises(
+        finetune.TrainingDiverged, match=r"at step \d+ of .*lower the learning rate \(--lr, now 1e\+30\)"
+    ):
+        finetune.fit(folder, tmp_path / "run", strategy="full", epochs=2, lr=1e30, optimizer="sgd", **SMALL)
+
+
+def test_given_splits_are_honoured_and_test_is_made_from_train(make_folder: MakeFolder) -> None:
+    folder = make_folder(classes=THREE)
+    for label in THREE:
+        (folder / "valid" / label).mkdir(parents=True)
+        (folder / "train" / label).mkdir(parents=True)
+        for number, picture in enumerate(sorted((folder / label).iterdir())):
+            picture.rename(folder / ("valid" if number < 10 else "train") / label / picture.name)
+        (folder / label).rmdir()
+    metrics = finetune.fit(folder, strategy="head", **SMALL).metrics
+    assert metrics["pictures"]["val"] == 30
+    assert metrics["pictures"]["train"] + metrics["pictures"]["test"] == 60
+    assert metrics["split"] == "test"
+    assert metrics["pictures"]["test"] > 0
+    without = finetune.fit(folder, strategy="head", test_fraction=0.0, **SMALL).metrics
+    assert without["split"] == "val"
+    assert without["used_for_selection"] is True
+    assert without["n"] == 30
+
+
+def test_unbalanced_classes_are_weighed_so_that_the_rare_one_is_found(make_folder: MakeFolder) -> None:
+    folder = make_folder(classes={"common": 300, "rare": 20}, noise=150, size=4)
+    recall = {
+        weights: finetune.fit(folder, strategy="head", class_weights=weights, **SMALL).metrics["balanced_accuracy"]
+        for weights in ("none", "auto")
+    }
+    assert recall["auto"] >= recall["none"]
+
+
+def test_unreadable_pictures_are_in_the_ledger_and_too_many_stop_the_run(
+    make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    folder = make_folder(classes=THREE)
+    (folder / "red" / "text.jpg").write_text("not a picture")
+    (folder / "red" / "cut.png").write_bytes((folder / "red" / "001.png").read_bytes()[:900])
+    metrics = finetune.fit(folder, tmp_path / "run", strategy="full", epochs=1, **SMALL).metrics
+    assert [entry["path"] for entry in metrics["unreadable"]] == ["red/cut.png", "red/text.jpg"]
+    assert sum(metrics["pictures"].values()) == 90
+    with pytest.raises(InputError, match=r"text\.jpg"):
+        finetune.fit(folder, strategy="head", max_bad=0.01, **SMALL)
+
+
+def test_other_picture_kinds_reach_predict(make_folder: MakeFolder) -> None:
+    folder = make_folder(classes=THREE)
+    classifier = finetune.fit(folder, strategy="head", **SMALL)
+    path = folder / "red" / "003.png"
+    image = Image.open(path).convert("RGB")
+    expected = classifier.predict(path)
+    for picture in (str(path), path.read_bytes(), image, np.asarray(image)):
+        found = classifier.predict(picture)
+        assert (found.label, found.probability) == (expected.label, expected.probability)
+    bad, good = classifier.predict_all([b"not a picture", path])
+    assert isinstance(bad, finetune.UnreadablePicture)
+    assert isinstance(good, finetune.Prediction)
+    assert good.label == expected.label
+
+
+@pytest.mark.parametrize("test_time", ["flip", "ten-crop"])
+def test_test_time_views_are_averaged(test_time: str, make_folder: MakeFolder) -> None:
+    folder = make_folder(classes=THREE)
+    classifier = finetune.fit(folder, strategy="head", test_time=test_time, **SMALL)
+    assert classifier.metrics["accuracy"] > 0.9
+    image = Image.open(folder / "red" / "003.png").convert("RGB")
+    mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    one, other = (classifier.predict(picture).probability for picture in (image, mirrored))
+    assert one == pytest.approx(other, abs=0.01)
+
+
+def test_evaluate_matches_classes_by_name_and_leaves_training_pictures_out(
+    make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    folder = make_folder(classes=THREE)
+    finetune.fit(folder, tmp_path / "run", strategy="head", **SMALL)
+    fresh = make_folder("fresh", classes=THREE, seed=5)
+    shutil.rmtree(fresh / "blue")  # by position, every label would now be shifted
+    result = finetune.evaluate(tmp_path / "run", fresh, device="cpu")
+    assert result["accuracy"] > 0.9
+    assert result["n"] == 60
+    assert result["split"] == "test"
+    assert result["left_out_trained_on"] == 0
+
+    own = finetune.evaluate(tmp_path / "run", folder, device="cpu")
+    counts = json.loads((tmp_path / "run" / "metrics.json").read_text())["pictures"]
+    assert own["left_out_trained_on"] == counts["train"]
+    assert own["n"] == counts["val"] + counts["test"]
+    assert own["split"] == "val"
+
+    (fresh / "red").rename(fresh / "scarlet")
+    with pytest.raises(InputError, match="'scarlet'"):
+        finetune.evaluate(tmp_path / "run", fresh, device="cpu")
+
+
+def test_options_are_given_once() -> None:
+    with pytest.raises(InputError, match="twice"):
+        finetune.fit("anywhere", config=Config(), seed=3)
+
+
+def test_every_exported_name_is_documented() -> None:
+    for name in finetune.__all__:
+        assert getattr(finetune, name).__doc__, name
+    assert list(finetune.__all__) == sorted(finetune.__all__)

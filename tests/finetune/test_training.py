@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune.backbone import Backbone, Network
+from finetune.config import Config
+from finetune.loader import epoch_order
+from finetune.strategy import FULL, PARTIAL, TRAIN
+from finetune.training import Plan, Score, _mixup, _optimizer, _schedule, epochs_for, plan_for
+from finetune.transforms import view_seed
+
+
+@given(st.integers(2, 500), st.floats(0, 0.9))
+def test_schedule_rises_to_one_then_falls_to_nearly_nothing(steps: int, share: float) -> None:
+    warmup = round(share * steps)
+    rates = [_schedule(step, steps, warmup) for step in range(steps)]
+    assert max(rates) == pytest.approx(1)
+    assert all(a < b for a, b in itertools.pairwise(rates[:warmup]))
+    assert all(a > b for a, b in itertools.pairwise(rates[max(0, warmup - 1) :] if warmup == 0 else rates[warmup:]))
+    assert all(0 < rate <= 1 for rate in rates)
+
+
+def test_learning_rates_fall_towards_the_stem_and_spare_norms_and_biases_the_decay() -> None:
+    backbone = Backbone("fewtune_conv4")
+    network = Network(backbone, torch.nn.Linear(backbone.width, 3))
+    plan = plan_for(FULL, Config(strategy="full", lr=1.0, stage_decay=0.5), network, 100)
+    optimizer = _optimizer(network, plan, Config(weight_decay=0.1))
+    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert rate[id(network.head.weight)] == 1.0
+    assert [rate[id(block[0].weight)] for block in backbone.model.blocks] == [0.5**4, 0.5**3, 0.5**2, 0.5]
+    for parameter in network.parameters():
+        assert decay[id(parameter)] == (0.1 if parameter.ndim > 1 else 0.0)
+    assert len(rate) == len(list(network.parameters()))
+
+
+def test_frozen_parameters_are_not_given_to_the_optimizer() -> None:
+    backbone = Backbone("fewtune_conv4")
+    network = Network(backbone, torch.nn.Linear(backbone.width, 3))
+    plan = plan_for(PARTIAL, Config(), network, 100)
+    backbone.freeze_below(plan.lowest)
+    given_away = {id(p) for group in _optimizer(network, plan, Config()).param_groups for p in group["params"]}
+    assert given_away == {id(p) for p in network.parameters() if p.requires_grad}
+
+
+def test_train_gives_every_stage_one_rate() -> None:
+    backbone = Backbone("fewtune_conv4")
+    network = Network(backbone, torch.nn.Linear(backbone.width, 3))
+    optimizer = _optimizer(network, plan_for(TRAIN, Config(), network, 100), Config())
+    assert {group["lr"] for group in optimizer.param_groups} == {TRAIN.learning_rate}
+
+
+@given(st.integers(1, 10_000))
+def test_small_folders_get_more_epochs_but_not_without_end(steps_per_epoch: int) -> None:
+    epochs = epochs_for(FULL, steps_per_epoch)
+    assert FULL.epochs <= epochs <= 60
+    assert epochs * steps_per_epoch >= 400 or epochs == 60
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 100), st.integers(1, 200))
+def test_order_is_a_permutation_that_seed_and_epoch_decide(seed: int, epoch: int, n: int) -> None:
+    order = epoch_order(seed, epoch, n)
+    assert sorted(order.tolist()) == list(range(n))
+    assert torch.equal(order, epoch_order(seed, epoch, n))
+    if n > 20:
+        assert not torch.equal(order, epoch_order(seed, epoch + 1, n))
+
+
+def test_view_seeds_keep_their_parts_apart() -> None:
+    assert view_seed(1, 23) != view_seed(12, 3)
+    assert 0 <= view_seed(0, 0, 0) < 2**63
+
+
+def test_a_score_is_beaten_by_more_right_or_by_less_loss_at_the_same() -> None:
+    assert Score(0.9, 1.0).beats(Score(0.8, 0.1))
+    assert Score(0.9, 0.5).beats(Score(0.9, 0.6))
+    assert not Score(0.9, 0.5).beats(Score(0.9, 0.5))
+    assert not Score(0.9, math.nan).beats(Score(0.9, 0.5))
+    assert Score(0.1, 9.0).beats(None)
+
+
+def test_mixup_blends_pictures_and_targets_alike() -> None:
+    torch.manual_seed(0)
+    pictures = torch.stack([torch.zeros(3, 2, 2), torch.ones(3, 2, 2)])
+    mixed, targets = _mixup(pictures, torch.tensor([0, 1]), 2, 1.0)
+    share = float(mixed[1, 0, 0, 0])
+    assert 0 < share < 1
+    torch.testing.assert_close(targets, torch.tensor([[share, 1 - share], [1 - share, share]]))
+
+
+def test_a_plan_counts_its_steps() -> None:
+    assert Plan(epochs=3, steps_per_epoch=7, lr=1, stage_decay=1, lowest=0, batch_norm_trains=False).steps == 21
