@@ -1,6 +1,6 @@
 """Pretrain fewtune_conv4, the encoder that ships with the package, on Omniglot's background set.
 
-    python benchmarks/pretrain_conv4.py --minutes 20            (--data FOLDER, or $FEWTUNE_DATA/omniglot)
+    FEWTUNE_DATA=... python benchmarks/pretrain_conv4.py --minutes 20
 
 Data     images_background.zip alone: 25 alphabets to train on, 5 held out (VALIDATION) to choose the recipe on.
 Recipe   every character in four rotations is a class; softmax over cosines; affine distortion, stroke thickness,
@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import sys
 import time
 import zipfile
@@ -21,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
+from machine import provenance
 from PIL import Image
 from torch import Tensor, nn
 
@@ -36,7 +35,7 @@ RESULT = Path(__file__).parent / "results" / "pretrain_conv4.json"
 
 SIDE = 35  # what the network sees
 FINE = 70  # what distortions are computed on
-CHUNK = 32  # pictures of a batch that share a thickness and a resolution, which convolve whole batches
+CHUNK = 16  # pictures of a batch that share a thickness and a resolution, which convolve whole batches
 
 # --- data -------------------------------------------------------------------------------------------------------------
 
@@ -83,7 +82,7 @@ def maps(n: int, quarter_turns: Tensor) -> Tensor:
 def thicken(ink: Tensor) -> Tensor:
     """Strokes 0 to 8 fine pixels wider, one width a chunk, thin ones more often."""
     grown = []
-    for part in ink.split(CHUNK):
+    for part in torch.split(ink, CHUNK):
         radius = min(int(torch.empty(()).exponential_(0.8)), 4)
         if radius:
             part = F.max_pool2d(part, (2 * radius + 1, 1), 1, (radius, 0))
@@ -95,7 +94,7 @@ def thicken(ink: Tensor) -> Tensor:
 def coarsen(ink: Tensor, share: float = 0.5) -> Tensor:
     """(n, 1, 35, 35), with a `share` of the chunks passed through 7 to 24 pixels and back."""
     parts = []
-    for part in ink.split(CHUNK):
+    for part in torch.split(ink, CHUNK):
         if float(torch.rand(())) < share:
             part = through(part, int(torch.randint(7, 25, ())))
         parts.append(part)
@@ -174,7 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("FEWTUNE_DATA", ".")) / "omniglot")
     parser.add_argument("--minutes", type=float, default=20, help="of training; validation is not counted")
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--scale", type=float, default=20, help="inverse temperature of the cosines")
     parser.add_argument("--seed", type=int, default=0)
@@ -191,11 +190,13 @@ def main() -> None:
     print(f"{characters} characters of {len(alphabets)} alphabets, {len(ink)} drawings, 4 rotations each", flush=True)
 
     model = fewtune_conv4(num_classes=0).to(memory_format=torch.channels_last)
+    # Features are never negative; centred, their cosines spread over the sphere and the first steps already learn.
+    neck = nn.BatchNorm1d(model.head_hidden_size, affine=False)
     classes = nn.Linear(model.head_hidden_size, characters * 4, bias=False)
     optimizer = torch.optim.AdamW([*model.parameters(), *classes.parameters()], weight_decay=0.02)
     history: list[dict[str, float]] = []
     budget, spent, steps, recent = args.minutes * 60, 0.0, 0, []
-    next_look = budget / 5
+    next_look = budget / 10
 
     while spent < budget:
         started = time.perf_counter()
@@ -209,19 +210,19 @@ def main() -> None:
         target = (picked // drawers) * 4 + turns
         with torch.autocast("cpu", torch.bfloat16):
             features = model(distort(ink[picked], turns))
-            cosines = F.linear(F.normalize(features), F.normalize(classes.weight))
+            cosines = F.linear(F.normalize(neck(features.float())), F.normalize(classes.weight))
         loss = F.cross_entropy(cosines.float() * args.scale, target)
         if not math.isfinite(loss.item()):
             sys.exit(f"the loss is {loss.item()} at step {steps}")
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         steps += 1
         recent.append(loss.item())
         spent += time.perf_counter() - started
 
         if spent >= next_look:
-            next_look += budget / 5
+            next_look += budget / 10
             row = {"step": steps, "minutes": round(spent / 60, 2), "loss": round(float(np.mean(recent)), 3)}
             row |= {name: round(value, 4) for name, value in validate(model, held_out).items()}
             history.append(row)
@@ -231,7 +232,7 @@ def main() -> None:
     metadata = {"model": "fewtune_conv4", "data": "Omniglot background set", "seed": str(args.seed)}
     write_tensors(args.weights, model.state_dict(), metadata)
     result = {
-        "command": f"python benchmarks/pretrain_conv4.py --minutes {args.minutes:g} --seed {args.seed}",
+        **provenance(),
         "seed": args.seed,
         "minutes": args.minutes,
         "steps": steps,
@@ -241,17 +242,9 @@ def main() -> None:
         "validation": validate(model, held_out),
         "history": history,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__},
     }
     write_json(args.result, result)
     print(json.dumps(result["validation"]))
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

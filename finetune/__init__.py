@@ -1,15 +1,16 @@
 """Transfer learning that measures what it has and picks its own strategy."""
 
-from finetune.classifier import Classifier as Classifier
-from finetune.classifier import Prediction as Prediction
-from finetune.classifier import load as load
-from finetune.config import Config as Config
-from finetune.errors import FewtuneError as FewtuneError
-from finetune.errors import InputError as InputError
-from finetune.errors import TrainingDiverged as TrainingDiverged
-from finetune.errors import UnreadablePicture as UnreadablePicture
-from finetune.evaluation import evaluate as evaluate
-from finetune.fit import fit as fit
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finetune.classifier import Classifier, Prediction, load
+    from finetune.config import Config
+    from finetune.errors import FewtuneError, InputError, TrainingDiverged, UnreadablePicture
+    from finetune.evaluation import evaluate
+    from finetune.fitting import fit
 
 __all__ = [
     "Classifier",
@@ -23,3 +24,23 @@ __all__ = [
     "fit",
     "load",
 ]
+
+_HOME = {
+    "Classifier": "classifier",
+    "Config": "config",
+    "FewtuneError": "errors",
+    "InputError": "errors",
+    "Prediction": "classifier",
+    "TrainingDiverged": "errors",
+    "UnreadablePicture": "errors",
+    "evaluate": "evaluation",
+    "fit": "fitting",
+    "load": "classifier",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Importing torch takes seconds, which `finetune --help` and a mistyped option need not wait for.
+    if name not in _HOME:
+        raise AttributeError(f"module 'finetune' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"finetune.{_HOME[name]}"), name)

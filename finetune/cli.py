@@ -160,13 +160,15 @@ def main() -> None:
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
-        error.show()
+        context = getattr(error, "ctx", None)
+        hint = f" (see {context.command_path} --help)" if context else ""
+        click.echo(f"finetune: {' '.join(error.format_message().split())}{hint}", err=True)
         sys.exit(error.exit_code)
     except FewtuneError as error:
         click.echo(f"finetune: {error}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("finetune: interrupted before there was anything to keep", err=True)
+        click.echo("finetune: interrupted; what the run had kept is there for --resume", err=True)
         sys.exit(INTERRUPTED)
 
 

@@ -1,11 +1,10 @@
-"""fewtune_conv4: the small encoder that ships with the package, four plain convolutional blocks, registered with timm."""
+"""fewtune_conv4, the small encoder that ships with the package: four convolutional blocks, registered with timm."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import torch
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ class Conv4(nn.Module):
     Trained on 35 x 35 pixels; every size from 16 works, because the last map is averaged down to 2 x 2 places.
     """
 
-    def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.0, **ignored: Any):
+    def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.0):
         super().__init__()
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -41,13 +40,13 @@ class Conv4(nn.Module):
 
     def forward_features(self, pictures: Tensor) -> Tensor:
         """Pictures (n, in_chans, h, w) to the last map (n, 96, h // 16, w // 16)."""
-        if self.grad_checkpointing and not torch.jit.is_scripting():
+        if self.grad_checkpointing:
             return checkpoint_seq(self.blocks, pictures)  # type: ignore[no-any-return]
         return self.blocks(pictures)  # type: ignore[no-any-return]
 
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map to logits (n, num_classes), or with `pre_logits` to features (n, 384)."""
-        features = self.head_drop(self.pool(maps))
+        features: Tensor = self.head_drop(self.pool(maps))
         return features if pre_logits else self.head(features)
 
     def forward_intermediates(
@@ -59,7 +58,7 @@ class Conv4(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The maps after the blocks `indices` (an int: that many last ones, None: all), and the last map before them."""
+        """The maps after the blocks `indices` (an int: so many last ones, None: all), and before them the last map."""
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', not {output_fmt!r}")
         wanted, last = feature_take_indices(len(self.blocks), indices)
@@ -86,9 +85,6 @@ class Conv4(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.grad_checkpointing = enable
-
-    def no_weight_decay(self) -> set[str]:
-        return set()
 
 
 def _block(channels: int) -> nn.Sequential:
@@ -127,4 +123,4 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def fewtune_conv4(pretrained: bool = False, **kwargs: Any) -> Conv4:
     """Four 96-channel blocks, 0.25 M parameters; its weights know handwritten characters (weights/README.md)."""
-    return build_model_with_cfg(Conv4, "fewtune_conv4", pretrained, **kwargs)  # type: ignore[no-any-return]
+    return build_model_with_cfg(Conv4, "fewtune_conv4", pretrained, **kwargs)

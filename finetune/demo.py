@@ -10,7 +10,7 @@ from rich.table import Table
 
 from finetune.config import Config
 from finetune.digits import write_digits
-from finetune.fit import fit
+from finetune.fitting import fit
 from finetune.progress import Display
 from finetune.strategy import STRATEGIES
 

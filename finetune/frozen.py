@@ -79,7 +79,8 @@ def _on_each(
         return
     batches: Iterable[Batch]
     if isinstance(pictures, Pictures):
-        batches = in_order(pictures, batch_size=GPU_BATCH, workers=worker_count(workers, len(pictures)))
+        processes = worker_count(workers, len(pictures), beside_cpu=False)
+        batches = in_order(pictures, batch_size=GPU_BATCH, workers=processes)
     else:
         batches = pictures
     for batch in batches:

@@ -91,11 +91,14 @@ def shuffled(
     return _loader(pictures, _Shuffle(pictures.seed, indices, batch_size, first_epoch, epochs), workers)
 
 
-def worker_count(requested: int | None, pictures: int) -> int:
-    """Decoding processes: as asked for, else none for a small folder and one a core, at most 16, for a larger one."""
+def worker_count(requested: int | None, pictures: int, *, beside_cpu: bool) -> int:
+    """Decoding processes: as asked for, else none for a small folder and one a core, at most 16, for a larger one.
+
+    beside_cpu: the network runs on the same cores, which leaves half of them.
+    """
     if requested is not None:
         return requested
-    return 0 if pictures < WORTH_WORKERS else min(cores(), 16)
+    return 0 if pictures < WORTH_WORKERS else max(1, min(cores() // (2 if beside_cpu else 1), 16))
 
 
 def cores() -> int:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor
 
 from finetune.backbone import Backbone
@@ -33,21 +39,34 @@ def _published_weights(backbone: Backbone, announce: Callable[[str], None]) -> P
             f"timm knows no pretrained weights for {backbone.name}; "
             "give a file with --weights, or use --strategy scratch"
         )
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     file = "model.safetensors"
     try:
         return Path(hf_hub_download(repository, file, local_files_only=True))
     except LocalEntryNotFoundError:
-        announce(f"downloading the weights of {backbone.name} from huggingface.co/{repository}")
+        announce(
+            f"the weights of {backbone.name} are not in the local cache; fetching them from {ENDPOINT}/{repository}"
+        )
+    unreachable = (
+        f"{ENDPOINT}/{repository} cannot be reached for the weights of {backbone.name}: connect once, "
+        f"or download {file} there and pass it with --weights"
+    )
+    if HF_HUB_OFFLINE or not _resolves(ENDPOINT):
+        raise InputError(unreachable)
     try:
-        return Path(hf_hub_download(repository, file, etag_timeout=5))
+        return Path(hf_hub_download(repository, file))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise InputError(
-            f"the weights of {backbone.name} are not in the local cache and huggingface.co/{repository} cannot be "
-            f"reached: connect once, or download {file} there and pass it with --weights"
-        ) from error
+        raise InputError(unreachable) from error
+
+
+def _resolves(address: str) -> bool:
+    """Whether the host has an address here; the hub's client would try for half a minute before it gave up."""
+    if urllib.request.getproxies():
+        return True  # the proxy looks it up
+    try:
+        socket.getaddrinfo(urllib.parse.urlsplit(address).hostname, 443)
+    except OSError:
+        return False
+    return True
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

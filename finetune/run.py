@@ -26,18 +26,21 @@ class RunFolder:
         self.checkpoint = path / "state" / "checkpoint.safetensors"
         self._features = path / "state" / "features.safetensors"
 
-    def begin(self, folder: Path, config: Config, *, resume: bool) -> bool:
-        """Make the folder ready, or check that this run may continue in it; True when its run has finished already.
+        self._request: dict[str, Any] = {}
 
-        InputError when there is something else in it, or the run in it was started with other options or pictures.
+    def begin(self, folder: Path, config: Config, *, resume: bool) -> bool:
+        """Check that this run may start or continue here, changing nothing; True when it has finished already.
+
+        InputError when there is something else here, or a run that was started with other options or pictures.
         """
-        if self.path.exists() and (not self.path.is_dir() or not os.access(self.path, os.W_OK)):
-            raise InputError(f"{self.path} (--out) is not a folder that can be written to")
+        nearest = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            raise InputError(f"{self.path} (--out) cannot be written to")
         request = {"format": FORMAT, "folder": str(folder.resolve()), "config": config.to_dict()}
+        self._request = request
         if not (self.path / CONFIG_FILE).exists():
             if self.path.is_dir() and any(self.path.iterdir()):
                 raise InputError(f"{self.path} (--out) is not empty and holds no run; choose another folder")
-            write_json(self.path / CONFIG_FILE, request)
             return False
         if not resume:
             raise InputError(
@@ -48,6 +51,8 @@ class RunFolder:
         return "classes" in found and not (self.path / "state").exists()
 
     def keep_features(self, listing: Listing, outputs: Outputs) -> None:
+        """From now on there is something to lose: say in config.json what run this is, and keep what was computed."""
+        write_json(self.path / CONFIG_FILE, self._request)
         contents = {position: asdict(content) for position, content in outputs.contents.items()}
         metadata = {"listing": _fingerprint(listing), "contents": json.dumps(contents)}
         write_tensors(self._features, {"values": outputs.values, "index": outputs.index}, metadata)

@@ -146,7 +146,7 @@ def train(
         batch_size=config.batch_size,
         first_epoch=course.epoch,
         epochs=plan.epochs,
-        workers=worker_count(config.workers, len(material.indices)),
+        workers=worker_count(config.workers, len(material.indices), beside_cpu=fabric.device.type == "cpu"),
     )
     try:
         with display.bar("training", plan.epochs * len(material.indices)) as advance:

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from conftest import MakeFolder
 
+from finetune import load
 from finetune.cli import main
 
 FAST = ("--backbone", "fewtune_conv4", "--strategy", "head", "--device", "cpu")
@@ -102,8 +106,9 @@ def test_bad_input_is_one_line_that_names_it_and_exit_code_2(  # type: ignore[no
     assert answer.out == ""
     assert named.format(**places) in answer.err
     assert "Traceback" not in answer.err
-    message = [line for line in answer.err.splitlines() if not line.startswith(("Usage:", "Try"))]
-    assert len([line for line in message if line]) == 1
+    assert len(answer.err.splitlines()) == 1
+    if words[0] == "fit":
+        assert not (tmp_path / "new").exists()
 
 
 def test_an_unreadable_picture_is_named_and_the_others_are_predicted(  # type: ignore[no-untyped-def]
@@ -118,6 +123,28 @@ def test_an_unreadable_picture_is_named_and_the_others_are_predicted(  # type: i
     bad, good = (json.loads(line) for line in answer.out.splitlines())
     assert bad == {"path": str(tmp_path / "text.jpg"), "error": "not a picture"}
     assert good["label"] == "red"
+
+
+def test_ctrl_c_keeps_the_best_weights_so_far_and_the_run_can_go_on(make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder, run = make_folder(classes={"blue": 30, "red": 30}), tmp_path / "run"
+    options = ("--backbone", "fewtune_conv4", "--strategy", "full", "--epochs", "200", "--patience", "200")
+    words = ["fit", folder, "--out", run, *options, "--device", "cpu", "--workers", "1", "--json"]
+    command = [sys.executable, "-c", "from finetune.cli import main; main()", *map(str, words)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    checkpoint, deadline = run / "state" / "checkpoint.safetensors", time.monotonic() + 60
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the decoding processes hear it too
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    metrics = json.loads(out)
+    assert metrics["interrupted"] is True
+    assert 0 < metrics["epochs"] < 200
+    assert load(run).predict(folder / "red" / "000.png").label == "red"
+    assert checkpoint.exists()
 
 
 def test_help_lists_every_command_and_option() -> None:

@@ -1,0 +1,72 @@
+"""scikit-learn's bundled handwritten digits, written as an ordinary folder of pictures."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from finetune.errors import InputError
+
+SIDE = 32  # the scans have 8 x 8 pixels, too few for a person to look at
+
+
+def write_digits(folder: Path, *, per_class: int = 10, seed: int = 0) -> None:
+    """Write the 1,797 digits as `folder`/train, val and test, one folder a digit, "0" to "9".
+
+    per_class: pictures of each digit in train, and as many again in val; test holds all the rest. The same `seed`
+    chooses the same pictures. A folder that holds exactly these is left alone; InputError when it holds anything else.
+    """
+    digits = load_digits()
+    chosen = _split(digits.target, per_class, seed)
+    if folder.exists() and not _is_empty_folder(folder):
+        if _pictures_in(folder) == chosen.keys():
+            return
+        raise InputError(f"{folder} exists and holds something other than these digits; remove it or name another")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        for name, index in chosen.items():
+            path = temporary / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _picture(digits.images[index]).save(path)
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _split(labels: np.ndarray, per_class: int, seed: int) -> dict[PurePosixPath, int]:
+    """Where every digit goes, "train/7/0123.png", by its number in the data set."""
+    most = (int(np.bincount(labels).min()) - 1) // 2
+    if not 1 <= per_class <= most:
+        raise InputError(
+            f"{per_class} digits per class cannot be taken; from 1 to {most} can, and leave some to test on"
+        )
+    random = np.random.default_rng(seed)
+    chosen: dict[PurePosixPath, int] = {}
+    for label in range(10):
+        order = random.permutation(np.flatnonzero(labels == label))
+        for split, part in zip(("train", "val", "test"), np.split(order, [per_class, 2 * per_class]), strict=True):
+            for index in sorted(part.tolist()):
+                chosen[PurePosixPath(split, str(label), f"{index:04d}.png")] = index
+    return chosen
+
+
+def _picture(scan: np.ndarray) -> Image.Image:
+    """A scan (8, 8), 0 to 16 for no ink to full ink, as dark ink on white: what a person photographs is paper."""
+    paper = 255 - np.rint(scan * (255 / 16)).astype(np.uint8)
+    return Image.fromarray(paper).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+
+
+def _is_empty_folder(folder: Path) -> bool:
+    return folder.is_dir() and next(folder.iterdir(), None) is None
+
+
+def _pictures_in(folder: Path) -> set[PurePosixPath]:
+    return {PurePosixPath(path.relative_to(folder).as_posix()) for path in folder.rglob("*") if path.is_file()}

@@ -1,0 +1,71 @@
+"""On real photographs with real ImageNet weights, where FEWTUNE_DATA points at them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import finetune
+from finetune import Config
+
+PER_CLASS = 40
+
+
+@pytest.fixture(scope="module")
+def cats_dogs(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Links to the first pictures of each class and split: small enough for every strategy."""
+    folder = tmp_path_factory.mktemp("real") / "cats-dogs"
+    for split in ("train", "val"):
+        for label in ("cats", "dogs"):
+            (folder / split / label).mkdir(parents=True)
+            for picture in sorted((real_data / "cats-dogs" / split / label).iterdir())[:PER_CLASS]:
+                os.symlink(picture, folder / split / label / picture.name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(real_data: Path) -> dict[str, object]:
+    weights = real_data / "weights" / "tf_efficientnet_lite0.safetensors"
+    return {"backbone": "tf_efficientnet_lite0", "weights": str(weights), "device": "cpu"}
+
+
+def test_forty_cats_and_dogs_are_told_apart(cats_dogs: Path, options: dict[str, object], tmp_path: Path) -> None:
+    metrics = finetune.fit(cats_dogs, tmp_path / "run", strategy="head", **options).metrics
+    assert metrics["val"]["accuracy"] >= 0.95
+    assert metrics["val"]["n"] == 2 * PER_CLASS
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["preprocessing"] == {
+        "size": 224,
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+    }
+
+
+def test_partial_never_ends_below_the_head(cats_dogs: Path, options: dict[str, object]) -> None:
+    config = Config(strategy="partial", epochs=1, **options)  # type: ignore[arg-type]
+    metrics = finetune.fit(cats_dogs, config=config).metrics
+    head = finetune.fit(cats_dogs, strategy="head", **options).metrics
+    assert metrics["val"]["accuracy"] >= head["val"]["accuracy"]
+
+
+def test_what_was_learned_fast_holds_in_plain_float32(
+    cats_dogs: Path, options: dict[str, object], tmp_path: Path
+) -> None:
+    finetune.fit(cats_dogs, tmp_path / "run", strategy="head", **options)
+    pictures = sorted((cats_dogs / "val").rglob("*.jpg"))
+    fast = finetune.load(tmp_path / "run", device="cpu").log_probabilities(pictures)[0].exp()
+    plain = finetune.load(tmp_path / "run", device="cpu", precision="float32").log_probabilities(pictures)[0].exp()
+    assert (fast.argmax(1) == plain.argmax(1)).float().mean() >= 0.97
+    torch.testing.assert_close(fast, plain, atol=0.1, rtol=0)
+
+
+def test_weights_with_an_imagenet_classifier_are_taken(cats_dogs: Path, real_data: Path) -> None:
+    weights = real_data / "weights" / "tf_mobilenetv3_small_100.safetensors"
+    config = Config(backbone="tf_mobilenetv3_small_100", weights=str(weights), strategy="head", device="cpu")
+    assert finetune.fit(cats_dogs, config=config).metrics["val"]["accuracy"] >= 0.85
