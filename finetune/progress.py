@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -21,22 +22,27 @@ class Display:
 
     def say(self, line: str) -> None:
         if self.console is not None:
-            self.console.print(line, markup=False, highlight=False)
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
-    def bar(self, label: str, total: int, unit: str = "pictures") -> Iterator[Advance]:
+    def bar(self, label: str, total: int) -> Iterator[Advance]:
+        """A bar for `total` pictures on a terminal; elsewhere, in a log, one line when they are done."""
         if self.console is None:
             yield _ignore
+            return
+        if not self.console.is_terminal:
+            with self._line(label) as advance:
+                yield advance
             return
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            _Rate(unit),
+            _Rate(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", markup=False),
         )
-        with Progress(*columns, console=self.console, transient=not self.console.is_terminal) as progress:
+        with Progress(*columns, console=self.console) as progress:
             task = progress.add_task(label, total=total, note="")
 
             def advance(done: int, note: str = "") -> None:
@@ -46,18 +52,27 @@ class Display:
 
             yield advance
 
+    @contextmanager
+    def _line(self, label: str) -> Iterator[Advance]:
+        started, count, last = time.monotonic(), 0, ""
+
+        def advance(done: int, note: str) -> None:
+            nonlocal count, last
+            count += done
+            last = note or last
+
+        try:
+            yield advance
+        finally:
+            took = time.monotonic() - started
+            self.say(f"{label}: {count} pictures in {took:.1f} s" + (f", {last}" if last else ""))
+
 
 def _ignore(done: int, note: str) -> None:
     pass
 
 
 class _Rate(ProgressColumn):
-    def __init__(self, unit: str):
-        super().__init__()
-        self.unit = unit
-
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(
-            "" if speed is None else f"{speed:.0f} {self.unit}/s" if speed >= 10 else f"{speed:.1f} {self.unit}/s"
-        )
+        return Text("" if speed is None else f"{speed:.{0 if speed >= 10 else 1}f} pictures/s")
