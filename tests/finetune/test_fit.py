@@ -4,22 +4,17 @@ import csv
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import MakeFolder
 from hostile import hostile, state
+from killing import assert_same_weights, fit_until_killed
 from PIL import Image
 
 import finetune
 from finetune import Config, InputError
-from finetune.files import read_tensors
 
 SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0, "trivial_augment": False, "batch_size": 8}
 THREE = {"blue": 30, "green": 30, "red": 30}
@@ -96,22 +91,12 @@ def test_a_killed_run_resumes_to_the_same_weights(strategy: str, make_folder: Ma
     finetune.fit(folder, tmp_path / "whole", **options)
 
     killed = tmp_path / "killed"
-    script = f"import finetune; finetune.fit({str(folder)!r}, {str(killed)!r}, **{options!r})"
-    process = subprocess.Popen([sys.executable, "-c", script])
-    checkpoint = killed / "state" / "checkpoint.safetensors"
-    deadline = time.monotonic() + 60
-    while not checkpoint.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    fit_until_killed(folder, killed, options)
     with pytest.raises(InputError, match="has not finished"):
         finetune.load(killed)
 
     finetune.fit(folder, killed, resume=True, **options)
-    whole, resumed = (read_tensors(run / "model.safetensors") for run in (tmp_path / "whole", killed))
-    assert whole.keys() == resumed.keys()
-    for name, tensor in whole.items():
-        assert torch.equal(tensor, resumed[name]), name
+    assert_same_weights(tmp_path / "whole", killed)
     assert (tmp_path / "whole" / "history.csv").read_text() == (killed / "history.csv").read_text()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from killing import assert_same_weights, fit_until_killed
 
 import finetune
 from finetune import Config
@@ -52,6 +53,16 @@ def test_partial_never_ends_below_the_head(cats_dogs: Path, options: dict[str, o
     metrics = finetune.fit(cats_dogs, config=config).metrics
     head = finetune.fit(cats_dogs, strategy="head", **options).metrics
     assert metrics["val"]["accuracy"] >= head["val"]["accuracy"]
+
+
+def test_full_killed_and_resumed_ends_with_the_same_weights(
+    cats_dogs: Path, options: dict[str, object], tmp_path: Path
+) -> None:
+    choices = {**options, "strategy": "full", "epochs": 3, "patience": 3, "workers": 1}
+    finetune.fit(cats_dogs, tmp_path / "whole", **choices)
+    fit_until_killed(cats_dogs, tmp_path / "killed", choices)
+    finetune.fit(cats_dogs, tmp_path / "killed", resume=True, **choices)
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_what_was_learned_fast_holds_in_plain_float32(
