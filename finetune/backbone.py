@@ -40,7 +40,9 @@ class Backbone(nn.Module):
     def __init__(self, name: str, *, image_size: int | None = None):
         super().__init__()
         self.name = name
-        self.model = _create(name, image_size)
+        # What timm must be told beyond the name to build the same model again.
+        self.options = _options(name, image_size)
+        self.model: Any = timm.create_model(name, pretrained=False, num_classes=0, **self.options)
         self.stages = _stages(self.model)
         self.preprocessing = _preprocessing(name, self.model, image_size)
         self._lowest_trained = 0
@@ -106,17 +108,15 @@ class Network(nn.Module):
         return self.head(self.backbone(pictures))  # type: ignore[no-any-return]
 
 
-def _create(name: str, image_size: int | None) -> Any:
+def _options(name: str, image_size: int | None) -> dict[str, Any]:
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('.')[0]}*")[:3] or timm.list_models(f"{name[:6]}*")[:3]
         hint = f"; close are {', '.join(close)}" if close else ""
         raise InputError(f"timm has no model {name!r} (--backbone){hint}")
     # Transformers carry position embeddings for one size and must be told another when they are built.
-    fixed = timm.models.get_pretrained_cfg(name)
-    options: dict[str, Any] = {}
-    if image_size is not None and fixed is not None and fixed.fixed_input_size:
-        options["img_size"] = image_size
-    return timm.create_model(name, pretrained=False, num_classes=0, **options)
+    published = timm.models.get_pretrained_cfg(name)
+    fixed = published is not None and published.fixed_input_size
+    return {"img_size": image_size} if image_size is not None and fixed else {}
 
 
 def _preprocessing(name: str, model: Any, image_size: int | None) -> Preprocessing:

@@ -136,7 +136,6 @@ def _loader(pictures: Pictures, batches: Iterable[list[tuple[int, int]]], worker
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
-        multiprocessing_context="forkserver" if workers and torch.cuda.is_initialized() else None,
         # A worker's own generator is never used: every view draws from its own seed.
         generator=torch.Generator().manual_seed(0),
     )

@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import timm
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
@@ -18,6 +19,8 @@ from finetune.backbone import Backbone
 from finetune.errors import InputError
 from finetune.files import read_tensors
 
+HUB_FILE = "model.safetensors"
+
 
 def load_pretrained(backbone: Backbone, weights: str | None, announce: Callable[[str], None]) -> None:
     """Fill `backbone` with the weights in the file `weights`, or when None with those timm names for it.
@@ -25,29 +28,32 @@ def load_pretrained(backbone: Backbone, weights: str | None, announce: Callable[
     timm's weights come from this package, the hub's local cache or, announced first, a download. InputError when the
     file does not fit or there is neither network nor cache.
     """
-    path = Path(weights) if weights is not None else _published_weights(backbone, announce)
-    _fill(backbone, _read_weights(path), path)
-
-
-def _published_weights(backbone: Backbone, announce: Callable[[str], None]) -> Path:
     source = backbone.model.pretrained_cfg
-    if source.get("file"):
-        return Path(source["file"])
-    repository = source.get("hf_hub_id")
-    if not repository:
+    if weights is None and source.get("hf_hub_id"):
+        # timm knows how each model's published file is to be read; only where it lies is decided here.
+        file = _from_hub(backbone.name, source["hf_hub_id"], source.get("hf_hub_filename") or HUB_FILE, announce)
+        overlay = {"file": str(file)}
+        filled = timm.create_model(
+            backbone.name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **backbone.options
+        )
+        backbone.model.load_state_dict(filled.state_dict())
+    elif weights is None and not source.get("file"):
         raise InputError(
             f"timm knows no pretrained weights for {backbone.name}; "
             "give a file with --weights, or use --strategy scratch"
         )
-    file = "model.safetensors"
+    else:
+        path = Path(weights or source["file"])
+        _fill(backbone, _read_weights(path), path)
+
+
+def _from_hub(name: str, repository: str, file: str, announce: Callable[[str], None]) -> Path:
     try:
         return Path(hf_hub_download(repository, file, local_files_only=True))
     except LocalEntryNotFoundError:
-        announce(
-            f"the weights of {backbone.name} are not in the local cache; fetching them from {ENDPOINT}/{repository}"
-        )
+        announce(f"the weights of {name} are not in the cache; fetching them from {ENDPOINT}/{repository}")
     unreachable = (
-        f"{ENDPOINT}/{repository} cannot be reached for the weights of {backbone.name}: connect once, "
+        f"{ENDPOINT}/{repository} cannot be reached for the weights of {name}: connect once, "
         f"or download {file} there and pass it with --weights"
     )
     if HF_HUB_OFFLINE or not _resolves(ENDPOINT):

@@ -165,6 +165,20 @@ def test_without_network_and_cache_one_sentence_says_what_to_do(
     assert "/timm/resnet10t" in announced[0]
 
 
+def test_weights_in_the_hubs_cache_need_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = timm.create_model("vit_tiny_patch16_224", num_classes=1000)
+    repository = tmp_path / "models--timm--vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    write_tensors(repository / "snapshots" / "abc" / "model.safetensors", source.state_dict())
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    backbone = Backbone("vit_tiny_patch16_224", image_size=96)
+    load_pretrained(backbone, None, say)
+    assert torch.equal(backbone.model.blocks[3].mlp.fc1.weight, source.blocks[3].mlp.fc1.weight)
+    # Made for 96 pixels: the position embeddings of the file, for 224, are resized by timm.
+    assert backbone.model.pos_embed.shape[1] == 1 + 36 != source.pos_embed.shape[1]
+
+
 def test_shipped_weights_need_no_network() -> None:
     random, shipped = Backbone("fewtune_conv4"), Backbone("fewtune_conv4")
     load_pretrained(shipped, None, say)

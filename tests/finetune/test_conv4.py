@@ -65,7 +65,7 @@ def test_timm_lists_it_among_the_pretrained() -> None:
     assert f"{NAME}.omniglot" in timm.list_models(NAME, pretrained=True) + timm.list_pretrained(NAME)
 
 
-@pytest.mark.parametrize("size", [16, 35, 64])
+@pytest.mark.parametrize("size", [16, 50])
 def test_shapes_follow_the_conventions_of_timm(size: int) -> None:
     model = timm.create_model(NAME, num_classes=7).eval()
     pictures = torch.rand(2, 3, size, size)
