@@ -1,10 +1,15 @@
 """Pretrain fewtune_conv4, the encoder that ships with the package, on Omniglot's background set.
 
-    FEWTUNE_DATA=... python benchmarks/pretrain_conv4.py --minutes 20
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/pretrain_conv4.py --minutes 20
 
-Data     images_background.zip alone: 25 alphabets to train on, 5 held out (VALIDATION) to choose the recipe on.
+Data     $FEWTUNE_DATA/omniglot/images_background.zip (or --data FOLDER) alone: 25 alphabets to train on, and the 5 of
+         VALIDATION, held out, to choose the recipe on.
 Recipe   every character in four rotations is a class; softmax over cosines; affine distortion, stroke thickness,
          resolution, ink and paper colours drawn anew for every picture; AdamW, cosine schedule over the time given.
+Machine  2 shared cores of an AMD EPYC (bfloat16), torch 2.15. The environment variable keeps torch's threads from
+         spinning while they wait, which on shared cores doubles the speed.
+Result   20 minutes, 7,632 steps of 128 pictures, seed 0, one run: 80.3 % within-alphabet 20-way one-shot on VALIDATION
+         (benchmarks/results/pretrain_conv4.json). The schedule follows the clock, so another run differs a little.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ from torch import Tensor, nn
 from finetune.conv4 import WEIGHTS, fewtune_conv4
 from finetune.files import write_json, write_tensors
 
-# Chosen at random once, among the alphabets of at least 20 characters.
+# Fixed before the first run: 188 characters in all, at least 20 in each alphabet.
 VALIDATION = ("Bengali", "Futurama", "Hebrew", "Japanese_(hiragana)", "Sanskrit")
 RESULT = Path(__file__).parent / "results" / "pretrain_conv4.json"
 

@@ -44,7 +44,7 @@ class Config:
         "weigh rare classes up; auto: when the largest is over 3 times the smallest",
         choices=("auto", "balanced", "none"),
     )
-    patience: int = _option(5, "epochs without a better validation result before training stops", low=1)
+    patience: int | None = _option(None, "epochs without a better validation result before training stops", low=1)
     image_size: int | None = _option(None, "side of the square that the network sees, in pixels", low=8)
     crop_scale: float = _option(0.35, "smallest share of a picture that a random crop keeps", low=0.01, below=1.01)
     flip: bool = _option(True, "mirror pictures left to right at random")

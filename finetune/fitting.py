@@ -24,7 +24,7 @@ from finetune.metrics import accuracy, log_loss
 from finetune.pretrained import load_pretrained
 from finetune.progress import Display
 from finetune.run import RunFolder
-from finetune.strategy import Strategy, choose
+from finetune.strategy import STRATEGIES, Strategy, choose
 from finetune.training import Course, Material, Score, plan_for, train
 from finetune.transforms import evaluation_view, pixels_needed, training_view
 from finetune.verdict import Rows, judge, verdict, write_run
@@ -68,7 +68,7 @@ def fit(
     backbone = Backbone(config.backbone, image_size=config.image_size)
     if config.unfreeze is not None:
         backbone.stage_index(config.unfreeze)  # wrong names are told before an hour of reading, not after
-    if config.strategy != "scratch":
+    if config.strategy == "auto" or STRATEGIES[config.strategy].start == "pretrained":
         load_pretrained(backbone, config.weights, display.say)
     backbone.to(fabric.device)
 

@@ -27,14 +27,37 @@ class Strategy:
     when: str
 
 
-HEAD = Strategy("head", "pretrained", True, "head", None, 1.0, "frozen", 0, "few pictures, like the backbone's own")
-PARTIAL = Strategy("partial", "pretrained", True, "top", 3e-4, 0.7, "frozen", 8, "few pictures, unlike its own")
-FULL = Strategy("full", "pretrained", True, "all", 3e-4, 0.7, "frozen", 8, "many pictures, like its own")
-TRAIN = Strategy("train", "pretrained", False, "all", 3e-4, 1.0, "trained", 10, "many pictures, unlike its own")
-SCRATCH = Strategy("scratch", "random", False, "all", 1e-3, 1.0, "trained", 30, "never: the baseline to beat")
+# fmt: off
+HEAD = Strategy(
+    name="head", start="pretrained", head_first=True, trains="head",
+    learning_rate=None, stage_decay=1.0, batch_norm="frozen", epochs=0,
+    when="few pictures, like the backbone's own",
+)
+PARTIAL = Strategy(
+    name="partial", start="pretrained", head_first=True, trains="top",
+    learning_rate=1e-4, stage_decay=0.7, batch_norm="frozen", epochs=8,
+    when="few pictures, unlike the backbone's own",
+)
+FULL = Strategy(
+    name="full", start="pretrained", head_first=True, trains="all",
+    learning_rate=1e-4, stage_decay=0.7, batch_norm="frozen", epochs=8,
+    when="many pictures, like the backbone's own",
+)
+TRAIN = Strategy(
+    name="train", start="pretrained", head_first=False, trains="all",
+    learning_rate=3e-4, stage_decay=1.0, batch_norm="trained", epochs=10,
+    when="many pictures, unlike the backbone's own",
+)
+SCRATCH = Strategy(
+    name="scratch", start="random", head_first=False, trains="all",
+    learning_rate=1e-3, stage_decay=1.0, batch_norm="trained", epochs=30,
+    when="never: the baseline that the others must beat",
+)
+# fmt: on
 
 STRATEGIES = {strategy.name: strategy for strategy in (HEAD, PARTIAL, FULL, TRAIN, SCRATCH)}
 
+# Training pictures per class between which "auto" takes `partial`.
 FEW, MANY = 20, 200
 
 

@@ -26,7 +26,7 @@ from finetune.strategy import Strategy
 from finetune.transforms import Preprocessing, view_seed
 
 # A run takes at least so many steps, few pictures or not, in at most so many epochs.
-LEAST_STEPS, MOST_EPOCHS = 400, 60
+LEAST_STEPS, MOST_EPOCHS = 400, 40
 
 # What SGD with momentum takes where AdamW takes 1, when neither is told its learning rate.
 SGD_RATE = 30
@@ -40,6 +40,7 @@ class Plan:
     """Every choice that the loop needs, made. lowest: position of the lowest stage that learns."""
 
     epochs: int
+    patience: int
     steps_per_epoch: int
     lr: float
     stage_decay: float
@@ -100,8 +101,11 @@ def plan_for(strategy: Strategy, config: Config, network: Network, n: int) -> Pl
     else:
         lowest = stages - max(1, round(stages / 4))
     steps_per_epoch = -(-n // config.batch_size)
+    epochs = config.epochs or epochs_for(strategy, steps_per_epoch)
     return Plan(
-        epochs=config.epochs or epochs_for(strategy, steps_per_epoch),
+        epochs=epochs,
+        # The best results come when the learning rate has fallen: a short run goes to its end.
+        patience=config.patience or max(8, math.ceil(epochs / 3)),
         steps_per_epoch=steps_per_epoch,
         lr=_default(config.lr, (strategy.learning_rate or 0.0) * (SGD_RATE if config.optimizer == "sgd" else 1)),
         stage_decay=_default(config.stage_decay, strategy.stage_decay),
@@ -152,7 +156,7 @@ def train(
         with display.bar("training", plan.epochs * len(material.indices)) as advance:
             advance(course.epoch * len(material.indices), "")
             batches = iter(loader)
-            while course.epoch < plan.epochs and course.since_best < config.patience:
+            while course.epoch < plan.epochs and course.since_best < plan.patience:
                 train_loss = _one_epoch(
                     learning, engine, optimizer, plan, config, material, course.epoch, batches, advance
                 )
