@@ -100,24 +100,30 @@ def locate(folder: Path | None = None) -> Path:
 def read_omniglot(folder: Path | None = None, sets: Sequence[str] = ("background", "evaluation")) -> Omniglot:
     """Every drawing of `sets`, found as `locate` says; both sets are 32,460 drawings of 1,623 characters, 358 MB.
 
-    What only learns needs no evaluation set: sets=("background",). InputError for an archive that is missing or damaged,
-    UnreadablePicture for a picture that cannot be decoded or is not 105 x 105.
+    What only learns needs no evaluation set: sets=("background",). InputError for an archive that is missing or
+    damaged, UnreadablePicture for a picture that cannot be decoded or is not 105 x 105.
     """
     if not sets or not set(sets) <= SETS.keys():
         raise InputError(f"the sets of Omniglot are {' and '.join(SETS)}, not {', '.join(sets) or 'none'}")
     place = locate(folder)
-    found: dict[tuple[Character, int], NDArray[np.uint8]] = {}
+    found: dict[tuple[Character, int], tuple[str, bytes]] = {}  # undecoded they are forty times smaller
     for archive in [SETS[name] for name in SETS if name in sets]:
         before = len(found)
-        for name, content in contents(place, archive):
+        path = _archive(place, archive)
+        for name, content in contents(path):
             if name.endswith(".png"):
                 key = _parsed(name)
                 if key in found:
-                    raise InputError(f"{name}: a second drawing of {key[0]} by drawer {key[1] + 1}; is a copy in it?")
-                found[key] = _ink(content, name)
+                    raise InputError(f"{name} draws what {found[key][0]} draws: {key[0]}, drawer {key[1] + 1}")
+                found[key] = name, content
         if len(found) == before:
-            raise InputError(f"{place / archive} holds no pictures ALPHABET/character01/0001_01.png")
-    return _assembled(found)
+            raise InputError(f"{path} holds no pictures ALPHABET/character01/0001_01.png")
+    keys = sorted(found)
+    pictures = torch.empty(len(keys), SIDE, SIDE, dtype=torch.uint8)
+    for row, key in zip(pictures.numpy(), keys, strict=True):
+        name, content = found[key]
+        row[:] = _ink(content, name)
+    return labelled(pictures, [character for character, _ in keys], torch.tensor([drawer for _, drawer in keys]))
 
 
 def lake_runs(folder: Path | None = None) -> list[Run]:
@@ -125,33 +131,35 @@ def lake_runs(folder: Path | None = None) -> list[Run]:
 
     InputError when the archive is missing or damaged, or holds anything but 20 runs of 20 questions.
     """
-    place = locate(folder)
+    path = _archive(locate(folder), ALL_RUNS)
     pictures: dict[str, Tensor] = {}
     keys: dict[str, dict[str, str]] = {}
-    for name, content in contents(place, ALL_RUNS):
+    for name, content in contents(path):
         inner = re.search(r"(run\d\d)/(?:class_labels\.txt|(?:test|training)/[^/]+\.png)$", name)
         if inner and name.endswith(".txt"):
             keys[inner[1]] = _answer_key(content, name)
         elif inner:
             pictures[inner[0]] = torch.from_numpy(_ink(content, name))
     if len(keys) != RUNS:
-        raise InputError(f"{place / ALL_RUNS} holds {len(keys)} runs with a class_labels.txt; {RUNS} are wanted")
+        raise InputError(f"{path} holds {len(keys)} runs with a class_labels.txt; {RUNS} are wanted")
     return [_run(name, keys[name], pictures) for name in sorted(keys)]
 
 
-def contents(place: Path, name: str) -> Iterator[tuple[str, bytes]]:
-    """Every file of the archive `name` in the folder `place`, as (name, content) in the order of the names.
+def contents(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Every file of an archive, a zip or a folder it was unpacked to, as (name, content) in the order of the names.
 
-    The zip is preferred to the unpacked folder, which may have been unpacked in part. Hidden files, and what macOS adds
-    to archives, are passed over. InputError for an archive that is missing, damaged or unsafe to unpack: nothing is
-    unpacked here, but such an archive is not the official one.
+    Hidden files, and what macOS adds to archives, are passed over. InputError when it is damaged, or a zip that would
+    be unsafe to unpack: nothing is unpacked here, but such a zip is not an official one.
     """
-    if (place / f"{name}.zip").is_file():
-        yield from _zipped(place / f"{name}.zip")
-    elif (place / name).is_dir():
-        yield from _unpacked(place / name)
-    else:
-        raise InputError(f"{place} holds neither {name}.zip nor the folder {name}")
+    return _unpacked(path) if path.is_dir() else _zipped(path)
+
+
+def _archive(place: Path, name: str) -> Path:
+    """The zip before the folder, which may have been unpacked in part."""
+    for path in (place / f"{name}.zip", place / name):
+        if path.exists():
+            return path
+    raise InputError(f"{place} holds neither {name}.zip nor the folder {name}")
 
 
 def _zipped(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -214,20 +222,12 @@ def _ink(content: bytes, name: str) -> NDArray[np.uint8]:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
             if picture.size != (SIDE, SIDE):
                 raise UnreadablePicture(name, f"{picture.width}x{picture.height}; Omniglot has {SIDE}x{SIDE}")
-            dark = np.asarray(picture.convert("L")) < 128
+            paper = np.asarray(picture.convert("1", dither=Image.Dither.NONE))
     except UnreadablePicture:
         raise
     except Exception as error:  # a damaged file makes Pillow's decoders raise anything
         raise UnreadablePicture(name, "not a PNG, or damaged") from error
-    return np.where(dark, np.uint8(255), np.uint8(0))
-
-
-def _assembled(found: dict[tuple[Character, int], NDArray[np.uint8]]) -> Omniglot:
-    keys = sorted(found)
-    pictures = torch.empty(len(keys), SIDE, SIDE, dtype=torch.uint8)
-    for row, key in enumerate(keys):
-        pictures[row] = torch.from_numpy(found.pop(key))  # popped: everything is in memory once, not twice
-    return labelled(pictures, [character for character, _ in keys], torch.tensor([drawer for _, drawer in keys]))
+    return ~paper * np.uint8(255)
 
 
 def labelled(pictures: Tensor, shown: Sequence[Character], drawer: Tensor) -> Omniglot:
