@@ -111,6 +111,12 @@ def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(view_seed(seed, epoch, "order")))
 
 
+def batches_per_epoch(pictures: int, batch_size: int) -> int:
+    """A last picture that would be alone joins the batch before it: batch norm has nothing to learn from one."""
+    alone = pictures % batch_size == 1 and pictures > batch_size > 1
+    return -(-pictures // batch_size) - alone
+
+
 @dataclass(frozen=True)
 class _Shuffle:
     seed: int
@@ -122,11 +128,13 @@ class _Shuffle:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for epoch in range(self.first_epoch, self.epochs):
             order = epoch_order(self.seed, epoch, len(self.indices)).tolist()
-            for start in range(0, len(order), self.batch_size):
-                yield [(epoch, self.indices[position]) for position in order[start : start + self.batch_size]]
+            batches = batches_per_epoch(len(order), self.batch_size)
+            for batch in range(batches):
+                stop = len(order) if batch == batches - 1 else (batch + 1) * self.batch_size
+                yield [(epoch, self.indices[position]) for position in order[batch * self.batch_size : stop]]
 
     def __len__(self) -> int:
-        return (self.epochs - self.first_epoch) * -(-len(self.indices) // self.batch_size)
+        return (self.epochs - self.first_epoch) * batches_per_epoch(len(self.indices), self.batch_size)
 
 
 def _loader(pictures: Pictures, batches: Iterable[list[tuple[int, int]]], workers: int) -> Iterable[Batch]:

@@ -19,7 +19,7 @@ from finetune.engine import engine_to_train
 from finetune.errors import TrainingDiverged
 from finetune.files import read_tensors_and_metadata, write_tensors
 from finetune.frozen import run_frozen
-from finetune.loader import Batch, Pictures, shuffled, worker_count
+from finetune.loader import Batch, Pictures, batches_per_epoch, shuffled, worker_count
 from finetune.metrics import accuracy, log_loss
 from finetune.progress import Advance, Display
 from finetune.strategy import Strategy
@@ -100,7 +100,7 @@ def plan_for(strategy: Strategy, config: Config, network: Network, n: int) -> Pl
         lowest = network.backbone.stage_index(config.unfreeze)
     else:
         lowest = stages - max(1, round(stages / 4))
-    steps_per_epoch = -(-n // config.batch_size)
+    steps_per_epoch = batches_per_epoch(n, config.batch_size)
     epochs = config.epochs or epochs_for(strategy, steps_per_epoch)
     return Plan(
         epochs=epochs,

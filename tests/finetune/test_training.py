@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from finetune.backbone import Backbone, Network
 from finetune.config import Config
-from finetune.loader import epoch_order
+from finetune.loader import _Shuffle, batches_per_epoch, epoch_order
 from finetune.strategy import FULL, PARTIAL, TRAIN
 from finetune.training import Plan, Score, _mixup, _optimizer, _schedule, epochs_for, plan_for
 from finetune.transforms import view_seed
@@ -70,6 +70,16 @@ def test_order_is_a_permutation_that_seed_and_epoch_decide(seed: int, epoch: int
     assert torch.equal(order, epoch_order(seed, epoch, n))
     if n > 20:
         assert not torch.equal(order, epoch_order(seed, epoch + 1, n))
+
+
+@given(st.integers(1, 300), st.integers(1, 40))
+def test_an_epoch_shows_every_picture_once_and_none_alone(n: int, batch_size: int) -> None:
+    batches = list(_Shuffle(seed=0, indices=range(100, 100 + n), batch_size=batch_size, first_epoch=2, epochs=3))
+    assert len(batches) == batches_per_epoch(n, batch_size)
+    assert sorted(index for batch in batches for _, index in batch) == list(range(100, 100 + n))
+    assert {epoch for batch in batches for epoch, _ in batch} == {2}
+    if batch_size > 1 and n > 1:
+        assert min(len(batch) for batch in batches) > 1
 
 
 def test_view_seeds_keep_their_parts_apart() -> None:
