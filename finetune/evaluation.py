@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +35,7 @@ def evaluate(
     served to choose in that run, else "test". InputError when a class of `folder` is not one of the run's, or nothing
     is left.
     """
+    started = time.monotonic()
     display = display or Display()
     classifier = load(run, device=device)
     listing = list_folder(Path(folder), to_train=False)
@@ -67,6 +69,7 @@ def evaluate(
         "strategy": classifier.metrics.get("strategy"),
         "left_out_trained_on": counts["train"],
         "unreadable": unreadable,
+        "seconds": round(time.monotonic() - started, 2),
     }
 
 
