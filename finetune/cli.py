@@ -181,7 +181,8 @@ def _print_json(value: Any) -> None:
 
 
 def _print_result(metrics: dict[str, Any], kept_in: str | None) -> None:
-    out = Console(highlight=False)
+    # Lines as long as they are: a path that is broken in two cannot be copied.
+    out = Console(highlight=False, soft_wrap=True)
     low, high = metrics["interval"]
     where = "test pictures" if metrics["split"] == "test" else "validation pictures, which also served to choose"
     out.print(f"[bold]accuracy {metrics['accuracy']:.1%}[/bold]  ({low:.1%} to {high:.1%} with 95 % confidence)")

@@ -18,7 +18,7 @@ def make_folder(tmp_path: Path) -> MakeFolder:
     """Writes `classes` (name -> number of pictures) below tmp_path: coloured noise, one hue a class, easy to learn."""
 
     def make(
-        name: str = "pictures", *, classes: dict[str, int], size: int = 40, seed: int = 0, noise: int = 40
+        name: str = "pictures", *, classes: dict[str, int], size: int = 40, seed: int = 0, noise: int = 15
     ) -> Path:
         folder = tmp_path / name
         random = np.random.default_rng(seed)
