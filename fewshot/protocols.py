@@ -2,46 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fewshot.omniglot import Run
+from fewshot.embedded import Embed, Embedded
+from fewshot.episodes import Episodes, Metric, Scores, arrange, deal, sample, score_episodes
+from fewshot.intervals import bootstrap_interval, class_interval, group_interval
+from fewshot.omniglot import Character, Run
+from fewshot.splits import LAKE, SPLITS, characters_of, leaks
+from fewshot.verification import best_threshold, curve, draw_pairs, similarity
 from finetune.errors import InputError
-from finetune.metrics import wilson_interval
 
 # Test pictures (n, 105, 105) and training pictures (m, 105, 105), uint8, ink 255 on 0, to (n, m): smaller is nearer.
 Distance = Callable[[Tensor, Tensor], Tensor]
 
-RESAMPLINGS = 10_000
+# So many that which episodes were drawn moves the accuracy less than which classes there are to draw from.
+EPISODES = 10_000
 
 
 @dataclass(frozen=True)
 class ProtocolResult:
-    """How often the nearest training picture was of the right class, as fractions.
+    """How often the nearest class was the right one, as fractions.
 
-    accuracy: the mean of `per_run`. interval: 95 %, for other runs like these; it knows nothing of other seeds of
-    training. seed: of the bootstrap.
+    accuracy: the mean of `per_run`, where there are runs. interval: 95 %, for other runs, classes or alphabets like
+    these, as the protocol says; it knows nothing of other seeds of training. trials: questions asked. seed: of all that
+    was drawn. tested: what the pictures are. leaking: how many of the characters tested were trained on; None where
+    the protocol was not told what was.
     """
 
     protocol: str
     accuracy: float
     interval: tuple[float, float]
-    per_run: tuple[float, ...]
+    way: int
+    shot: int
     trials: int
     seed: int
+    tested: str
+    leaking: int | None = None
+    per_run: tuple[float, ...] = ()
 
 
-def lake(distance: Distance, runs: Sequence[Run], *, seed: int = 0) -> ProtocolResult:
+@dataclass(frozen=True)
+class VerificationResult:
+    """How often two drawings were rightly called the same character or different ones, as fractions.
+
+    accuracy: at `threshold`, chosen where the validation pairs come out best, which they do at
+    `validation_accuracy`. auc, eer: area under the test pairs' ROC, and their equal error rate. The rest as in
+    `ProtocolResult`.
+    """
+
+    protocol: str
+    accuracy: float
+    interval: tuple[float, float]
+    auc: float
+    eer: float
+    threshold: float
+    validation_accuracy: float
+    trials: int
+    seed: int
+    tested: str
+    leaking: int | None = None
+
+
+def guard(trained_on: Collection[Character], tested_on: Collection[Character], allow: bool = False) -> int:
+    """How many characters are in both; InputError, which names the first of them, unless there are none or `allow`."""
+    both = leaks(trained_on, tested_on)
+    if both and not allow:
+        first = ", ".join(map(str, both[:3])) + (" and others" if len(both) > 3 else "")
+        raise InputError(
+            f"{len(both)} of {len(set(tested_on))} characters to test on were trained on: {first}. Test on others, or "
+            "allow it and say so beside the result"
+        )
+    return len(both)
+
+
+# --- Lake's runs ------------------------------------------------------------------------------------------------------
+
+
+def lake(
+    distance: Distance,
+    runs: Sequence[Run],
+    *,
+    seed: int = 0,
+    trained_on: Collection[Character] | None = None,
+    allow_leaks: bool = False,
+) -> ProtocolResult:
     """One-shot classification of Lake et al. (2015): 20 runs, each 20 questions among 20 characters of one alphabet.
 
-    Their papers give the error, 1 - accuracy. InputError where `distance` does not give (n_test, n_train) numbers.
+    Their papers give the error, 1 - accuracy. Which characters a run shows is not published with it: all of its ten
+    alphabets count as tested. InputError where `distance` does not give (n_test, n_train) numbers.
     """
     if not runs:
         raise InputError("no runs to measure; fewshot.omniglot.lake_runs reads them")
+    leaking = _leaking(trained_on, characters_of(LAKE), allow_leaks)
     credits = []
     for run in runs:
         with torch.inference_mode():
@@ -53,10 +110,27 @@ def lake(distance: Distance, runs: Sequence[Run], *, seed: int = 0) -> ProtocolR
         protocol="lake",
         accuracy=float(np.mean(per_run)),
         interval=bootstrap_interval(per_run, trials, seed),
-        per_run=per_run,
+        way=len(runs[0].train),
+        shot=1,
         trials=trials,
         seed=seed,
+        tested=f"{len(runs)} runs",
+        leaking=leaking,
+        per_run=per_run,
     )
+
+
+def distance_by(embed: Embed, metric: Metric = "cosine") -> Distance:
+    """A distance between pictures from an embedding of them, for `lake`."""
+
+    def distance(test: Tensor, train: Tensor) -> Tensor:
+        one, other = embed(test).double(), embed(train).double()
+        if metric == "euclidean":
+            return torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist")
+        unit = torch.nn.functional.normalize
+        return 1 - unit(one, dim=1) @ unit(other, dim=1).T
+
+    return distance
 
 
 def score(distances: Tensor, answers: Tensor, name: str = "distances") -> Tensor:
@@ -76,15 +150,175 @@ def score(distances: Tensor, answers: Tensor, name: str = "distances") -> Tensor
     return (right.double() / nearest.sum(1)).cpu()
 
 
-def bootstrap_interval(per_run: Sequence[float], trials: int, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean of `per_run`, resampling whole runs: questions of one run share pictures and alphabet.
+# --- episodes ---------------------------------------------------------------------------------------------------------
+# The generator is the CPU's, wherever the vectors are: a seed stands for the same episodes on every machine.
 
-    Where all runs are equal there is nothing to resample, and an accuracy of 1 would be certain; then it is Wilson's
-    interval for `trials` independent questions.
+
+def vinyals(
+    embedded: Embedded,
+    *,
+    way: int = 20,
+    shot: int = 1,
+    episodes: int = EPISODES,
+    metric: Metric = "cosine",
+    seed: int = 0,
+    trained_on: Collection[Character] | None = None,
+    allow_leaks: bool = False,
+) -> ProtocolResult:
+    """N-way K-shot classification of Vinyals et al. (2016): classes at random from all alphabets mixed, one query each.
+
+    The published figures are for 5- and 20-way, 1- and 5-shot, on the split `vinyals-test`, most of them with the four
+    turns of every character as classes of their own. The interval is for other classes like these.
     """
-    values = np.array(per_run)
-    if np.ptp(values) == 0:
-        return wilson_interval(round(float(values.mean()) * trials), trials)
-    drawn = np.random.default_rng(seed).integers(len(values), size=(RESAMPLINGS, len(values)))
-    low, high = np.quantile(values[drawn].mean(1), (0.025, 0.975))
-    return float(low), float(high)
+    leaking = _leaking(trained_on, embedded.characters, allow_leaks)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = sample(arrange(embedded.label), episodes, way=way, shot=shot, generator=generator)
+    scores = score_episodes(embedded.vectors, drawn, metric)
+    return _result(
+        "vinyals", embedded, drawn, scores, class_interval(scores, _character(embedded, drawn), seed), seed, leaking
+    )
+
+
+def within(
+    embedded: Embedded,
+    *,
+    way: int = 20,
+    shot: int = 1,
+    episodes: int = EPISODES,
+    metric: Metric = "cosine",
+    seed: int = 0,
+    trained_on: Collection[Character] | None = None,
+    allow_leaks: bool = False,
+) -> ProtocolResult:
+    """N-way K-shot classification inside one alphabet, as in Lake's runs, but with alphabets, characters and drawers
+    drawn at random, all alphabets being equally likely, one query a class.
+
+    Usual on the split `evaluation`. The interval is for other alphabets like these.
+    """
+    leaking = _leaking(trained_on, embedded.characters, allow_leaks)
+    pool = arrange(embedded.label, embedded.alphabet)
+    drawn = sample(pool, episodes, way=way, shot=shot, generator=torch.Generator().manual_seed(seed))
+    scores = score_episodes(embedded.vectors, drawn, metric)
+    alphabet = embedded.alphabet[drawn.support[:, 0, 0]]
+    return _result("within", embedded, drawn, scores, group_interval(scores, alphabet, seed), seed, leaking)
+
+
+def all_way(
+    embedded: Embedded,
+    *,
+    shot: int = 1,
+    draws: int = 20,
+    metric: Metric = "cosine",
+    seed: int = 0,
+    trained_on: Collection[Character] | None = None,
+    allow_leaks: bool = False,
+) -> ProtocolResult:
+    """Every class at once, `shot` supports of each drawn `draws` times, all its other drawings asked.
+
+    On the split `vinyals-test` it is 423-way (Ramalho & Garnelo 2019), on `evaluation` 659-way. The interval is for
+    other classes like these, as many. It is computed as a product of matrices, since an index that returns
+    the nearest neighbour does not tell which others are as near.
+    """
+    if draws < 1:
+        raise InputError(f"{draws} draws; at least 1 is wanted")
+    leaking = _leaking(trained_on, embedded.characters, allow_leaks)
+    pool = arrange(embedded.label)
+    drawn = deal(
+        pool,
+        torch.arange(len(pool.labels)).expand(draws, -1),
+        shot=shot,
+        queries=int(pool.sizes.min()) - shot,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    scores = score_episodes(embedded.vectors, drawn, metric)
+    return _result(
+        "all-way", embedded, drawn, scores, class_interval(scores, _character(embedded, drawn), seed), seed, leaking
+    )
+
+
+# --- verification -----------------------------------------------------------------------------------------------------
+
+
+def koch(
+    validation: Embedded,
+    test: Embedded,
+    *,
+    pairs: int = 10_000,
+    metric: Metric = "cosine",
+    seed: int = 0,
+    trained_on: Collection[Character] | None = None,
+    allow_leaks: bool = False,
+) -> VerificationResult:
+    """Verification of Koch et al. (2015): are two drawings of one character? Half of the pairs are.
+
+    The threshold comes from `pairs` validation pairs alone, and is then tested on as many test pairs; splits like the
+    paper's are `koch-like-val` and `koch-like-test`. The interval is for other alphabets like the tested ones.
+    InputError where the two share a character.
+    """
+    leaking = _leaking(trained_on, test.characters, allow_leaks)
+    guard(validation.characters, test.characters)
+    generator = torch.Generator().manual_seed(seed)
+    chosen_on, tested_on = (draw_pairs(part, pairs, generator) for part in (validation, test))
+    validated = similarity(validation.vectors, chosen_on.rows, metric)
+    scores = similarity(test.vectors, tested_on.rows, metric)
+    threshold = best_threshold(validated, chosen_on.same)
+    right = ((scores >= threshold) == tested_on.same).double()
+    shape = curve(scores, tested_on.same)
+    # The alphabets have equally many pairs, so that the mean of their means is the mean.
+    per_alphabet = [float(right[tested_on.alphabet == alphabet].mean()) for alphabet in tested_on.alphabet.unique()]
+    return VerificationResult(
+        protocol="koch",
+        accuracy=float(right.mean()),
+        interval=bootstrap_interval(per_alphabet, len(per_alphabet), seed),
+        auc=shape.auc,
+        eer=shape.eer,
+        threshold=threshold,
+        validation_accuracy=float(((validated >= threshold) == chosen_on.same).double().mean()),
+        trials=len(right),
+        seed=seed,
+        tested=describe(test),
+        leaking=leaking,
+    )
+
+
+# --- what they share --------------------------------------------------------------------------------------------------
+
+
+def describe(embedded: Embedded) -> str:
+    """What the vectors are of, like `evaluation: 659 classes, 20 drawers`."""
+    characters = frozenset(embedded.characters)
+    names = [name for name, split in SPLITS.items() if split.characters == characters]
+    turns = "" if len(embedded.turn.unique()) == 1 else f", {len(embedded.turn.unique())} turns"
+    drawers = len(embedded.drawer.unique())
+    return f"{names[0] if names else 'own'}: {len(embedded.label.unique())} classes, {drawers} drawers{turns}"
+
+
+def _character(embedded: Embedded, episodes: Episodes) -> Tensor:
+    """(episodes, way): the four turns of a character are made of the same drawings."""
+    return embedded.character[episodes.support[:, :, 0]]
+
+
+def _result(
+    protocol: str,
+    embedded: Embedded,
+    episodes: Episodes,
+    scores: Scores,
+    interval: tuple[float, float],
+    seed: int,
+    leaking: int | None,
+) -> ProtocolResult:
+    return ProtocolResult(
+        protocol=protocol,
+        accuracy=float(scores.credit.double().mean()),
+        interval=interval,
+        way=episodes.support.shape[1],
+        shot=episodes.support.shape[2],
+        trials=scores.credit.numel(),
+        seed=seed,
+        tested=describe(embedded),
+        leaking=leaking,
+    )
+
+
+def _leaking(trained_on: Collection[Character] | None, tested_on: Collection[Character], allow: bool) -> int | None:
+    return None if trained_on is None else guard(trained_on, tested_on, allow)

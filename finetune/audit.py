@@ -78,9 +78,6 @@ def audit(
     )
 
 
-# ---- listing -------------------------------------------------------------------------------------------------------
-
-
 def _check_fractions(val_fraction: float, test_fraction: float) -> None:
     for option, value in (("--val-fraction", val_fraction), ("--test-fraction", test_fraction)):
         if not 0 <= value < 1:

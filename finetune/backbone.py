@@ -42,15 +42,22 @@ class Backbone(nn.Module):
         self.name = name
         # What timm must be told beyond the name to build the same model again.
         self.options = _options(name, image_size)
-        self.model: Any = timm.create_model(name, pretrained=False, num_classes=0, **self.options)
+        try:
+            self.model: Any = timm.create_model(name, pretrained=False, num_classes=0, **self.options).eval()
+            self.preprocessing = _preprocessing(name, self.model, image_size)
+            size = self.preprocessing.size
+            with torch.inference_mode():
+                self.width = int(self.model(torch.zeros(1, 3, size, size)).shape[1])
+        # Each model refuses a size that does not suit it in its own way.
+        except (RuntimeError, ValueError, AssertionError) as error:
+            if image_size is None:
+                raise
+            raise InputError(
+                f"{name} cannot see pictures of --image-size {image_size} ({_first_line(error)})"
+            ) from error
         self.stages = _stages(self.model)
-        self.preprocessing = _preprocessing(name, self.model, image_size)
         self._lowest_trained = 0
         self._batch_norm_trains = True
-        with torch.inference_mode():
-            self.model.eval()
-            size = self.preprocessing.size
-            self.width = int(self.model(torch.zeros(1, 3, size, size)).shape[1])
         self.to(memory_format=torch.channels_last)
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -105,7 +112,14 @@ class Network(nn.Module):
         self.head = head
 
     def forward(self, pictures: Tensor) -> Tensor:
-        return self.head(self.backbone(pictures))  # type: ignore[no-any-return]
+        features = self.backbone(pictures)
+        # In float32 whatever surrounds it: as it was solved, and as the features are when they are kept.
+        with torch.autocast(pictures.device.type, enabled=False):
+            return self.head(features.float())  # type: ignore[no-any-return]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _options(name: str, image_size: int | None) -> dict[str, Any]:

@@ -70,6 +70,10 @@ class Classifier:
         self, pictures: Sequence[Picture], *, top: int = 5, display: Display | None = None
     ) -> list[Prediction | UnreadablePicture]:
         """One answer for each picture, in order: its prediction, or the error that says why it cannot be read."""
+        if isinstance(pictures, (str, Path)):
+            raise InputError(f"predict_all takes a list of pictures; for the one at {pictures} there is predict")
+        if top < 1:
+            raise InputError(f"top must be at least 1, not {top}")
         log_probabilities, index, contents = self.log_probabilities(pictures, display=display)
         names = [str(picture) if isinstance(picture, (str, Path)) else None for picture in pictures]
         answers: list[Prediction | UnreadablePicture] = [
@@ -132,10 +136,16 @@ def load(folder: str | Path, *, device: str = "auto", precision: str | None = No
     if "classes" not in saved:
         raise InputError(f"{folder} holds a run that has not finished; continue it with: finetune fit … --resume")
     if saved.get("format") != FORMAT:
-        raise InputError(f"{folder}/{CONFIG_FILE} has format {saved.get('format')}, this version reads {FORMAT}")
-    config = Config.from_dict(saved["config"])
+        raise InputError(f"{folder / CONFIG_FILE} has format {saved.get('format')}, this version reads {FORMAT}")
+    try:
+        config = Config.from_dict(saved["config"])
+        preprocessing = Preprocessing(**{name: _tuple(value) for name, value in saved["preprocessing"].items()})
+        classes = [str(name) for name in saved["classes"]]
+        evaluation_view(preprocessing)
+    except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{folder / CONFIG_FILE} is not as a run leaves it: {error}") from error
     backbone = Backbone(config.backbone, image_size=config.image_size)
-    network = Network(backbone, nn.Linear(backbone.width, len(saved["classes"])))
+    network = Network(backbone, nn.Linear(backbone.width, len(classes)))
     tensors = {
         name.replace("backbone.", "backbone.model.", 1): value
         for name, value in read_tensors(folder / WEIGHTS_FILE).items()
@@ -143,11 +153,9 @@ def load(folder: str | Path, *, device: str = "auto", precision: str | None = No
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        raise InputError(f"{folder / WEIGHTS_FILE} does not fit {folder / CONFIG_FILE}: {error}") from error
-    preprocessing = Preprocessing(**{name: _tuple(value) for name, value in saved["preprocessing"].items()})
-    classifier = Classifier(
-        network, saved["classes"], preprocessing, config, open_engine(device, precision or config.precision)
-    )
+        detail = " ".join(str(error).split())[:200]
+        raise InputError(f"{folder / WEIGHTS_FILE} does not fit {folder / CONFIG_FILE}: {detail}") from error
+    classifier = Classifier(network, classes, preprocessing, config, open_engine(device, precision or config.precision))
     if (folder / METRICS_FILE).exists():
         classifier.metrics = read_json(folder / METRICS_FILE)
     return classifier

@@ -167,6 +167,9 @@ def main() -> None:
     except FewtuneError as error:
         click.echo(f"finetune: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        click.echo(f"finetune: {error.filename or 'the system'}: {error.strerror or error}", err=True)
+        sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
         click.echo("finetune: interrupted; what the run had kept is there for --resume", err=True)
         sys.exit(INTERRUPTED)
@@ -177,7 +180,7 @@ def _display(quiet: bool) -> Display:
 
 
 def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value))
+    click.echo(json.dumps(value, allow_nan=False))
 
 
 def _print_result(metrics: dict[str, Any], kept_in: str | None) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,6 +67,8 @@ class Config:
     seed: int = _option(0, "of everything random", low=0, below=2**32)
 
     def __post_init__(self) -> None:
+        if isinstance(self.weights, os.PathLike):
+            object.__setattr__(self, "weights", os.fspath(self.weights))
         for option in dataclasses.fields(self):
             _check(option, getattr(self, option.name))
         if self.val_fraction + self.test_fraction >= 1:
@@ -102,11 +106,12 @@ def _check(option: dataclasses.Field[Any], value: Any) -> None:
     right = isinstance(value, (int, float) if expected is float else expected)
     if not right or (isinstance(value, bool) and expected is not bool):
         raise InputError(f"{flag(option.name)} must be of type {expected.__name__}, not {value!r}")
+    if expected is float and not math.isfinite(value):
+        raise InputError(f"{flag(option.name)} must be a finite number, not {value}")
     choices, low, below = (option.metadata[key] for key in ("choices", "low", "below"))
     if choices and value not in choices:
         raise InputError(f"{flag(option.name)} must be one of {', '.join(choices)}, not {value!r}")
-    # `not` rather than the opposite comparison: nan must not pass.
-    if low is not None and not value >= low:
+    if low is not None and value < low:
         raise InputError(f"{flag(option.name)} must be at least {low}, not {value}")
-    if below is not None and not value < below:
+    if below is not None and value >= below:
         raise InputError(f"{flag(option.name)} must be below {below}, not {value}")

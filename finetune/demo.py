@@ -23,6 +23,7 @@ def run_demo(out: Path, *, seed: int = 0, display: Display) -> list[dict[str, An
     A strategy whose run is there already, finished, is not fitted again.
     """
     folder = out / "digits"
+    Config(seed=seed)  # refuses what is no seed
     write_digits(folder, per_class=PER_CLASS, seed=seed)
     display.say(
         f"{folder}: handwritten digits, {PER_CLASS} pictures per class to learn from and {PER_CLASS} to choose on"
@@ -38,7 +39,10 @@ def run_demo(out: Path, *, seed: int = 0, display: Display) -> list[dict[str, An
             crop_scale=0.6,
             device="cpu",
         )
-        rows.append(fit(folder, out / name, config=config, resume=True, display=display).metrics)
+        metrics = fit(folder, out / name, config=config, resume=True, display=display).metrics
+        if metrics["interrupted"]:
+            raise KeyboardInterrupt
+        rows.append(metrics)
     if display.console is not None:
         _show(rows, out)
     return rows
@@ -53,7 +57,7 @@ def _show(rows: list[dict[str, Any]], out: Path) -> None:
     scratch = next(row for row in rows if row["strategy"] == "scratch")
     for row in rows:
         low, high = row["interval"]
-        share = (1 - row["accuracy"]) / (1 - scratch["accuracy"])
+        share = (1 - row["accuracy"]) / max(1 - scratch["accuracy"], 1 / row["n"])
         table.add_row(
             row["strategy"] + (" (kept: head)" if row["kept"] != row["strategy"] else ""),
             f"{row['accuracy']:.1%}",

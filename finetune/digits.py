@@ -27,7 +27,10 @@ def write_digits(folder: Path, *, per_class: int = 10, seed: int = 0) -> None:
         if _pictures_in(folder) == chosen.keys():
             return
         raise InputError(f"{folder} exists and holds something other than these digits; remove it or name another")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder.parent} cannot be made: {error.strerror}") from error
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         for name, index in chosen.items():

@@ -20,12 +20,16 @@ def open_engine(device: str = "auto", precision: str = "auto") -> Fabric:
     "auto" takes a GPU when there is one, and bfloat16 where the processor computes in it. InputError when a GPU is
     asked for and there is none.
     """
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device must be one of auto, cpu, cuda, not {device!r}")
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise InputError(f"--precision must be one of auto, float32, bfloat16, not {precision!r}")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
-        # Same seed, same numbers: cuBLAS and cuDNN otherwise pick kernels that add in a different order each time.
+        # As near to the same numbers for the same seed as speed allows: cuBLAS and cuDNN keep to one order of adding.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False

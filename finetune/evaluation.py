@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from finetune.audit import Unreadable
-from finetune.classifier import load
+from finetune.classifier import load, read_config
 from finetune.errors import InputError
 from finetune.folder import Sample, list_folder
 from finetune.metrics import summary
@@ -84,7 +84,12 @@ def _wanted(samples: tuple[Sample, ...], split: str | None, folder: Path) -> lis
 
 def _splits_by_content(run: Path) -> dict[str, str]:
     path = run / PICTURES_FILE
-    if not path.exists():  # a classifier saved through the API alone
-        return {}
+    if not path.exists():
+        if "folder" in read_config(run):
+            raise InputError(f"{path} is missing: without it, pictures that the run was trained on cannot be left out")
+        return {}  # a classifier saved through the API alone
     with path.open(newline="", encoding="utf-8") as file:
-        return {row["sha256"]: row["split"] for row in csv.DictReader(file)}
+        try:
+            return {row["sha256"]: row["split"] for row in csv.DictReader(file)}
+        except KeyError as error:
+            raise InputError(f"{path} has no column {error}; it may be damaged") from error

@@ -21,15 +21,21 @@ from finetune.errors import InputError
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file to write beside `path`, which it replaces at the end: a crash leaves the old file or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path.parent} cannot be made: {error.strerror}") from error
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be written: {error}; make room for it and go on with --resume") from error
     finally:
         temporary.unlink(missing_ok=True)
-    _sync(path.parent)
+    if os.name != "nt":  # Windows syncs no folders
+        _sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -39,7 +45,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -87,7 +93,7 @@ def read_tensors_and_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

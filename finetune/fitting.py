@@ -19,7 +19,7 @@ from finetune.errors import InputError
 from finetune.folder import Listing, list_folder
 from finetune.frozen import Outputs, in_memory, run_frozen
 from finetune.head import LinearHead, fit_head
-from finetune.loader import Pictures
+from finetune.loader import Batch, Pictures, check_unchanged
 from finetune.metrics import accuracy, log_loss
 from finetune.pretrained import load_pretrained
 from finetune.progress import Display
@@ -48,13 +48,16 @@ def fit(
     """Train a classifier on `folder`, one sub-folder of pictures for each class.
 
     out: run folder to leave it in, or None to keep it in memory. config, or its fields as keywords: see `Config`.
-    resume: continue the run in `out`, with the same final weights as if it had never stopped. What the run is worth
+    resume: continue the run in `out`, with the same final weights as if it had never stopped. Ctrl-C during training
+    returns the best so far, with `metrics["interrupted"]` true. What the run is worth
     stands in the returned classifier's `metrics`. Raises InputError for a folder, file or option that cannot be used,
     TrainingDiverged when the loss stops being finite.
     """
     started = time.monotonic()
     if config is not None and options:
         raise InputError(f"options are given twice, in config and by name: {', '.join(options)}")
+    if config is not None and not isinstance(config, Config):
+        raise InputError("config must be a finetune.Config; Config.from_dict makes one of a dictionary")
     config = config or Config.from_dict(options)
     display = display or Display()
     listing = list_folder(Path(folder))
@@ -91,7 +94,7 @@ def fit(
     network = Network(backbone, head.as_layer()).to(fabric.device)
     course = Course()
     if choice.strategy.trains != "head":
-        course = _train(fabric, network, head, choice.strategy, config, rows, class_weights, run, display)
+        course = _train(fabric, network, head, choice.strategy, config, rows, class_weights, run, resume, display)
 
     classifier = Classifier(network, found.classes, backbone.preprocessing, config, fabric)
     known = head if course.best_epoch == 0 and choice.strategy.head_first else None
@@ -128,6 +131,7 @@ def _train(
     rows: Rows,
     class_weights: Tensor | None,
     run: RunFolder | None,
+    resume: bool,
     display: Display,
 ) -> Course:
     """Train by gradient what the strategy says, from the solved head where it starts from that."""
@@ -142,7 +146,11 @@ def _train(
     paths = rows.paths()
     val_paths = [paths[index] for index in rows.folder.val]
     val_pictures = Pictures(val_paths, evaluation_view(preprocessing), preprocessing.shortest_side, config.max_pixels)
-    small = len(val_paths) * 3 * preprocessing.size**2 <= VALIDATION_MEMORY
+    val: Pictures | list[Batch] = val_pictures
+    if len(val_paths) * 3 * preprocessing.size**2 <= VALIDATION_MEMORY:
+        val = in_memory(fabric, val_pictures, config.workers)
+        for batch in val:
+            check_unchanged(batch, val_pictures, [rows.hashes[index] for index in rows.folder.val])
     material = Material(
         pictures=Pictures(
             paths,
@@ -153,10 +161,11 @@ def _train(
         ),
         indices=list(rows.folder.train),
         labels=rows.labels,
-        val=in_memory(fabric, val_pictures, config.workers) if small else val_pictures,
+        val=val,
         val_labels=val_labels,
         class_weights=class_weights,
         preprocessing=preprocessing,
+        hashes=rows.hashes,
     )
     return train(
         fabric,
@@ -166,6 +175,7 @@ def _train(
         material,
         start=start,
         checkpoint=None if run is None else run.checkpoint,
+        resume=resume,
         display=display,
     )
 

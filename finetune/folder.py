@@ -229,9 +229,6 @@ def _check_trainable(listing: Listing) -> None:
             )
 
 
-# ---- audit ---------------------------------------------------------------------------------------------------------
-
-
 def some(names: Sequence[str], shown: int = SHOWN_NAMES) -> str:
     more = len(names) - shown
     return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")

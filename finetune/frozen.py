@@ -105,6 +105,8 @@ def _on_cores(
         jobs = [partial(pictures.batch, every[start : start + CPU_BATCH]) for start in every[::CPU_BATCH]]
     else:
         jobs = [partial(_itself, batch) for batch in pictures]
+    # torch keeps the number that a thread was last told for every thread that starts later.
+    threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(
         max(1, cores() if workers is None else workers), initializer=torch.set_num_threads, initargs=(1,)
     )
@@ -112,6 +114,7 @@ def _on_cores(
         yield from pool.map(work, jobs)
     finally:
         pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 def _itself(batch: Batch) -> Batch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from finetune.audit import Content
-from finetune.errors import UnreadablePicture
+from finetune.errors import InputError, UnreadablePicture
 from finetune.images import Picture, read_content, read_image
 from finetune.transforms import View, view_seed
 
@@ -73,7 +74,7 @@ class Pictures(Dataset[Item]):
         if not self.view.random:
             return self.view(picture)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(view_seed(self.seed, epoch, index))
+            torch.default_generator.manual_seed(view_seed(self.seed, epoch, index))
             return self.view(picture)
 
 
@@ -89,6 +90,16 @@ def shuffled(
 ) -> Iterable[Batch]:
     """Every picture in `indices` once an epoch, in an order that depends on the seed and the epoch alone."""
     return _loader(pictures, _Shuffle(pictures.seed, indices, batch_size, first_epoch, epochs), workers)
+
+
+def check_unchanged(batch: Batch, pictures: Pictures, hashes: Sequence[str]) -> None:
+    """InputError when a picture is no longer what it was: hashes holds the sha256 of each, by index."""
+    for index, content in batch.contents.items():
+        if content.reason is not None or content.sha256 != hashes[index]:
+            why = f" ({content.reason})" if content.reason else ""
+            raise InputError(
+                f"{pictures.sources[index]!s} was changed while the run was under way{why}; start a new run"
+            )
 
 
 def worker_count(requested: int | None, pictures: int, *, beside_cpu: bool) -> int:
@@ -138,15 +149,18 @@ class _Shuffle:
 
 
 def _loader(pictures: Pictures, batches: Iterable[list[tuple[int, int]]], workers: int) -> Iterable[Batch]:
-    return DataLoader(
-        pictures,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=torch.cuda.is_available(),
-        # A worker's own generator is never used: every view draws from its own seed.
-        generator=torch.Generator().manual_seed(0),
-    )
+    with warnings.catch_warnings():
+        # torch advises against more workers than cores; who asks for them knows.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        return DataLoader(
+            pictures,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=torch.cuda.is_available(),
+            # A worker's own generator is never used: every view draws from its own seed.
+            generator=torch.Generator().manual_seed(0),
+        )
 
 
 def _collate(items: list[Item]) -> Batch:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.audit import Content
-from finetune.classifier import CONFIG_FILE, FORMAT, read_config
+from finetune.classifier import CONFIG_FILE, FORMAT, METRICS_FILE, WEIGHTS_FILE, read_config
 from finetune.config import Config, flag
 from finetune.errors import InputError
 from finetune.files import read_tensors_and_metadata, write_json, write_tensors
@@ -39,7 +39,8 @@ class RunFolder:
         request = {"format": FORMAT, "folder": str(folder.resolve()), "config": config.to_dict()}
         self._request = request
         if not (self.path / CONFIG_FILE).exists():
-            if self.path.is_dir() and any(self.path.iterdir()):
+            # What a write that was killed leaves behind begins with a dot and is nobody's.
+            if self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
                 raise InputError(f"{self.path} (--out) is not empty and holds no run; choose another folder")
             return False
         if not resume:
@@ -48,7 +49,8 @@ class RunFolder:
             )
         found = read_config(self.path)
         _same_request(self.path, found, request)
-        return "classes" in found and not (self.path / "state").exists()
+        finished = all((self.path / name).exists() for name in (WEIGHTS_FILE, METRICS_FILE))
+        return "classes" in found and finished and not (self.path / "state").exists()
 
     def keep_features(self, listing: Listing, outputs: Outputs) -> None:
         """From now on there is something to lose: say in config.json what run this is, and keep what was computed."""
@@ -70,7 +72,11 @@ class RunFolder:
         return Outputs(tensors["values"], tensors["index"], contents)
 
     def finish(self) -> None:
-        shutil.rmtree(self.path / "state", ignore_errors=True)
+        gone = self.path / ".state"
+        (self.path / "state").rename(gone)  # in one step: half a state would be taken for a whole one
+        shutil.rmtree(gone, ignore_errors=True)
+        for leftover in self.path.glob(".*.[0-9]*"):
+            leftover.unlink(missing_ok=True)
 
 
 def _same_request(path: Path, found: dict[str, Any], request: dict[str, Any]) -> None:

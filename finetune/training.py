@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from torch import Tensor, nn
 from finetune.backbone import Network
 from finetune.config import Config
 from finetune.engine import engine_to_train
-from finetune.errors import TrainingDiverged
+from finetune.errors import InputError, TrainingDiverged
 from finetune.files import read_tensors_and_metadata, write_tensors
 from finetune.frozen import run_frozen
-from finetune.loader import Batch, Pictures, batches_per_epoch, shuffled, worker_count
+from finetune.loader import Batch, Pictures, batches_per_epoch, check_unchanged, shuffled, worker_count
 from finetune.metrics import accuracy, log_loss
 from finetune.progress import Advance, Display
 from finetune.strategy import Strategy
@@ -56,7 +57,8 @@ class Plan:
 class Material:
     """What is learned from. indices: training pictures in `pictures`; labels (all pictures,) int64, by index.
 
-    val: the validation pictures in order, val_labels (m,) theirs. class_weights (classes,) or None.
+    val: the validation pictures in order, val_labels (m,) theirs. class_weights (classes,) or None. hashes: the sha256
+    of each picture when the run first read it, by index.
     """
 
     pictures: Pictures
@@ -66,6 +68,13 @@ class Material:
     val_labels: Tensor
     class_weights: Tensor | None
     preprocessing: Preprocessing
+    hashes: Sequence[str]
+
+    @property
+    def fingerprint(self) -> str:
+        """What is learned from, in one short text: which pictures, and their labels."""
+        learned = [(self.hashes[index], int(self.labels[index])) for index in self.indices]
+        return hashlib.sha256(json.dumps(learned).encode()).hexdigest()
 
 
 @dataclass
@@ -76,6 +85,8 @@ class Score:
     loss: float
 
     def beats(self, other: Score | None) -> bool:
+        if not math.isfinite(self.loss):
+            return False
         return other is None or (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
 
 
@@ -100,6 +111,10 @@ def plan_for(strategy: Strategy, config: Config, network: Network, n: int) -> Pl
         lowest = network.backbone.stage_index(config.unfreeze)
     else:
         lowest = stages - max(1, round(stages / 4))
+    if config.batch_size == 1 and strategy.batch_norm == "trained":
+        raise InputError(
+            f"--batch-size 1 leaves batch norm, which --strategy {strategy.name} trains, nothing to learn from"
+        )
     steps_per_epoch = batches_per_epoch(n, config.batch_size)
     epochs = config.epochs or epochs_for(strategy, steps_per_epoch)
     return Plan(
@@ -128,12 +143,13 @@ def train(
     *,
     start: Score | None,
     checkpoint: Path | None,
+    resume: bool,
     display: Display,
 ) -> Course:
     """Train `network`, leave in it the weights of the best validation result, and tell how it went.
 
     start: the score of the weights as given, which training must beat to replace them; None when they are worth
-    nothing. checkpoint: file to continue from when it is there, and to keep up to date after every epoch. Ctrl-C ends
+    nothing. checkpoint: file to keep up to date after every epoch, and with `resume` to continue from. Ctrl-C ends
     training early with the best weights so far. Raises TrainingDiverged when the loss stops being finite.
     """
     network.backbone.freeze_below(plan.lowest, batch_norm_trains=plan.batch_norm_trains)
@@ -141,8 +157,8 @@ def train(
     learning = engine_to_train(fabric, network, config.precision)
     engine, optimizer = learning.setup(network, optimizer)
     course, best = Course(best=start), _copy(network)
-    if checkpoint is not None and checkpoint.exists():
-        course, best = _restore(checkpoint, network, optimizer)
+    if resume and checkpoint is not None and checkpoint.exists():
+        course, best = _restore(checkpoint, network, optimizer, material)
 
     loader = shuffled(
         material.pictures,
@@ -158,9 +174,14 @@ def train(
             batches = iter(loader)
             while course.epoch < plan.epochs and course.since_best < plan.patience:
                 train_loss = _one_epoch(
-                    learning, engine, optimizer, plan, config, material, course.epoch, batches, advance
+                    learning, network, engine, optimizer, plan, config, material, course.epoch, batches, advance
                 )
                 score = _validate(fabric, network, config, material)
+                if not math.isfinite(score.loss):
+                    raise TrainingDiverged(
+                        f"the validation loss became {score.loss} after epoch {course.epoch + 1}: "
+                        f"the weights grew without bound; lower the learning rate (--lr, now {plan.lr:g})"
+                    )
                 course.epoch += 1
                 course.since_best += 1
                 if score.beats(course.best):
@@ -173,7 +194,7 @@ def train(
                 }
                 course.history.append(row)
                 if checkpoint is not None:
-                    _save(checkpoint, network, optimizer, course, best)
+                    _save(checkpoint, network, optimizer, material, course, best)
                 advance(0, f"epoch {course.epoch}/{plan.epochs}, validation {score.accuracy:.1%}")
     except KeyboardInterrupt:
         if course.best is None:
@@ -186,6 +207,7 @@ def train(
 
 def _one_epoch(
     fabric: Fabric,
+    network: Network,
     engine: nn.Module,
     optimizer: torch.optim.Optimizer,
     plan: Plan,
@@ -203,14 +225,19 @@ def _one_epoch(
     total = torch.zeros((), device=fabric.device)
     first = epoch * plan.steps_per_epoch
     for step, batch in zip(range(first, first + plan.steps_per_epoch), batches, strict=False):
+        check_unchanged(batch, material.pictures, material.hashes)
         _set_rates(optimizer, _schedule(step, plan.steps, round(config.warmup * plan.steps)))
         pixels = material.preprocessing.normalize(batch.pixels.to(fabric.device, non_blocking=True))
         targets = material.labels[batch.index].to(fabric.device)
+        # A picture counts by its class. The loss's own weights would weigh the smoothed share of each class by that
+        # class, and so teach a common picture the rare one.
+        counts = torch.ones(len(targets), device=fabric.device) if weights is None else weights[targets]
         if config.mixup:
-            pixels, targets = _mixup(pixels, targets, engine.module.head.out_features, config.mixup)  # type: ignore[union-attr, arg-type]
-        loss = nn.functional.cross_entropy(
-            engine(pixels).float(), targets, weight=weights, label_smoothing=config.label_smoothing
+            pixels, targets, counts = _mixup(pixels, targets, counts, len(network.head.bias), config.mixup)
+        losses_of_batch = nn.functional.cross_entropy(
+            engine(pixels).float(), targets, label_smoothing=config.label_smoothing, reduction="none"
         )
+        loss = (losses_of_batch * counts).sum() / counts.sum()
         fabric.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
@@ -225,6 +252,8 @@ def _one_epoch(
 
 def _validate(fabric: Fabric, network: Network, config: Config, material: Material) -> Score:
     outputs = run_frozen(fabric, network, material.preprocessing, material.val, workers=config.workers).values[:, 0]
+    if len(outputs) < len(material.val_labels):
+        raise InputError("validation pictures that could be read at the start of the run cannot now; start a new run")
     return Score(accuracy(outputs, material.val_labels), log_loss(outputs, material.val_labels, material.class_weights))
 
 
@@ -263,11 +292,12 @@ def _set_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
         group["lr"] = group["full_rate"] * share
 
 
-def _mixup(pixels: Tensor, labels: Tensor, classes: int, alpha: float) -> tuple[Tensor, Tensor]:
-    """Each picture blended with another of the batch, and its target likewise (Zhang et al. 2018, section 2)."""
+def _mixup(pixels: Tensor, labels: Tensor, counts: Tensor, classes: int, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Each picture blended with another of the batch, target and count likewise (Zhang et al. 2018, section 2)."""
     share = torch.distributions.Beta(alpha, alpha).sample().to(pixels.device)
     targets = nn.functional.one_hot(labels, classes).float()
-    return pixels.lerp(pixels.flip(0), 1 - share), targets.lerp(targets.flip(0), 1 - share)
+    pixels, targets, counts = (tensor.lerp(tensor.flip(0), 1 - share) for tensor in (pixels, targets, counts))
+    return pixels, targets, counts
 
 
 def _stop_unless_finite(losses: list[Tensor], last_step: int, plan: Plan, optimizer: torch.optim.Optimizer) -> None:
@@ -293,7 +323,9 @@ def _copy(network: Network) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
 
 
-def _save(path: Path, network: Network, optimizer: Any, course: Course, best: dict[str, Tensor]) -> None:
+def _save(
+    path: Path, network: Network, optimizer: Any, material: Material, course: Course, best: dict[str, Tensor]
+) -> None:
     """Weights, optimiser and course in one file, so that no crash can part them."""
     tensors = {f"now.{name}": tensor for name, tensor in network.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
@@ -301,11 +333,16 @@ def _save(path: Path, network: Network, optimizer: Any, course: Course, best: di
         for name, tensor in state.items():
             if tensor is not None:
                 tensors[f"optimizer.{position}.{name}"] = tensor
-    write_tensors(path, tensors, {"course": json.dumps(asdict(course))})
+    write_tensors(path, tensors, {"course": json.dumps(asdict(course)), "pictures": material.fingerprint})
 
 
-def _restore(path: Path, network: Network, optimizer: Any) -> tuple[Course, dict[str, Tensor]]:
-    tensors, metadata = read_tensors_and_metadata(path)
+def _restore(path: Path, network: Network, optimizer: Any, material: Material) -> tuple[Course, dict[str, Tensor]]:
+    try:
+        tensors, metadata = read_tensors_and_metadata(path)
+    except InputError as error:
+        raise InputError(f"{error}; remove it to train again from the start") from error
+    if metadata.get("pictures") != material.fingerprint:
+        raise InputError(f"{path} is of a run on other pictures; remove it to train again from the start")
     course = Course(**json.loads(metadata["course"]))
     course.best = None if course.best is None else Score(**course.best)  # type: ignore[arg-type]
     network.load_state_dict(_part(tensors, "now."))

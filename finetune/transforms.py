@@ -43,6 +43,10 @@ class Preprocessing:
         return pictures.div_(255).sub_(mean).div_(std)
 
 
+# Times as long as wide, beyond which only the middle of a picture is looked at.
+LONGEST = 16
+
+
 class View:
     """What is seen of a picture: RGB in, uint8 (3, size, size) out; (10, 3, size, size) for ten-crop.
 
@@ -64,10 +68,12 @@ def evaluation_view(preprocessing: Preprocessing, test_time: str = "plain") -> V
     """The centre crop of the resized picture, or with "ten-crop" its corners, centre and their mirror images."""
     mode = _interpolation(preprocessing)
     resize = v2.Resize(preprocessing.shortest_side, interpolation=mode, antialias=True)
+    # A strip of one pixel's width would be enlarged to thousands by its length before all but its middle is cut off.
+    trim = _Trim(LONGEST)
     if test_time == "ten-crop":
         crop: Any = v2.TenCrop(preprocessing.size)
-        return View(resize, crop, _stack)
-    return View(resize, v2.CenterCrop(preprocessing.size), v2.PILToTensor())
+        return View(trim, resize, crop, _stack)
+    return View(trim, resize, v2.CenterCrop(preprocessing.size), v2.PILToTensor())
 
 
 def training_view(preprocessing: Preprocessing, config: Config) -> View:
@@ -95,6 +101,21 @@ def pixels_needed(preprocessing: Preprocessing, config: Config) -> int:
 def view_seed(*parts: int | str) -> int:
     """A 63-bit seed that depends on every part and nothing else: the same view on every machine and in every order."""
     return int.from_bytes(hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()) >> 1
+
+
+class _Trim:
+    """The middle of a picture that is over `ratio` times as long as it is wide; others as they are."""
+
+    def __init__(self, ratio: int):
+        self.ratio = ratio
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        width, height = picture.size
+        longest = self.ratio * min(width, height)
+        if max(width, height) <= longest:
+            return picture
+        left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+        return picture.crop((left, top, left + min(width, longest), top + min(height, longest)))
 
 
 def _stack(crops: tuple[Image.Image, ...]) -> Tensor:

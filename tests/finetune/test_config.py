@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,10 @@ from finetune.strategy import STRATEGIES, choose
 def test_survives_json_unchanged() -> None:
     config = Config(strategy="partial", unfreeze="blocks.5", epochs=7, lr=1e-3, flip=False)
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_path_to_weights_is_taken_as_its_text() -> None:
+    assert Config(weights=Path("a") / "b.safetensors") == Config(weights=str(Path("a") / "b.safetensors"))  # type: ignore[arg-type]
 
 
 def test_is_frozen() -> None:
@@ -34,6 +39,8 @@ def test_unknown_key_is_an_error_that_names_it() -> None:
         ({"epochs": True}, "--epochs"),
         ({"lr": float("nan")}, "--lr"),
         ({"lr": -1.0}, "--lr"),
+        ({"lr": float("inf")}, "--lr"),
+        ({"mixup": float("inf")}, "--mixup"),
         ({"strategy": "everything"}, "--strategy"),
         ({"batch_size": "32"}, "--batch-size"),
         ({"label_smoothing": 1.0}, "--label-smoothing"),

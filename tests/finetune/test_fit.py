@@ -4,10 +4,12 @@ import csv
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import MakeFolder
 from hostile import hostile, state
 from killing import assert_same_weights, fit_until_killed
@@ -149,6 +151,95 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_where(make_folder: Make
         finetune.TrainingDiverged, match=r"at step \d+ of .*lower the learning rate \(--lr, now 1e\+30\)"
     ):
         finetune.fit(folder, tmp_path / "run", strategy="full", epochs=2, lr=1e30, optimizer="sgd", **SMALL)
+
+
+@pytest.mark.parametrize("strategy", ["train", "full"])
+def test_no_run_ends_with_weights_that_are_no_numbers(strategy: str, make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = make_folder(classes=THREE)
+    with pytest.raises(finetune.TrainingDiverged, match="--lr"):
+        finetune.fit(folder, tmp_path / "run", strategy=strategy, epochs=1, lr=1e36, **SMALL | {"batch_size": 64})
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_very_rare_class_does_not_swallow_the_common_one(make_folder: MakeFolder) -> None:
+    folder = make_folder(classes={"common": 200, "rare": 4})
+    metrics = finetune.fit(folder, strategy="train", epochs=6, label_smoothing=0.1, **SMALL).metrics
+    assert metrics["val"]["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_what_is_reported_is_what_the_saved_classifier_says(
+    precision: str, make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    folder = make_folder(classes=THREE, noise=150)
+    finetune.fit(folder, tmp_path / "run", strategy="head", precision=precision, **SMALL)
+    with (tmp_path / "run" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    answers = finetune.load(tmp_path / "run", device="cpu").predict_all([folder / row["path"] for row in rows])
+    assert [answer.label for answer in answers] == [row["predicted"] for row in rows]
+    for answer, row in zip(answers, rows, strict=True):
+        assert answer.probability == pytest.approx(float(row["probability"]), abs=2e-3)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_picture_changed_during_the_run_stops_it_by_name(split: str, make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder, run = make_folder(classes=THREE), tmp_path / "run"
+    options = {"strategy": "full", "epochs": 30, "patience": 30, **SMALL}
+    fit_until_killed(folder, run, options)
+    finetune.fit(folder, tmp_path / "other", strategy="head", **SMALL)  # splits the same pictures in the same way
+    with (tmp_path / "other" / "pictures.csv").open() as file:
+        name = next(row["path"] for row in csv.DictReader(file) if row["split"] == split)
+    (folder / name).write_bytes(bytes((folder / name).stat().st_size))
+    with pytest.raises(InputError, match=f"{name} was changed"):
+        finetune.fit(folder, run, resume=True, **options)
+
+
+def test_a_damaged_checkpoint_says_how_to_go_on(make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder, run = make_folder(classes=THREE), tmp_path / "run"
+    options = {"strategy": "full", "epochs": 30, "patience": 30, **SMALL}
+    fit_until_killed(folder, run, options)
+    checkpoint = run / "state" / "checkpoint.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(InputError, match="remove it to train again"):
+        finetune.fit(folder, run, resume=True, **options)
+
+
+def test_a_strip_of_a_picture_is_seen_by_its_middle(make_folder: MakeFolder) -> None:
+    classifier = finetune.fit(make_folder(classes=THREE), strategy="head", image_size=224, **SMALL)
+    strip = np.full((1, 20_000, 3), 216, dtype=np.uint8)
+    assert classifier.predict(strip).probability > 0
+
+
+@pytest.mark.parametrize("damage", ['{"format": 1, "classes": ["a"]}', '{"format": 1, "classes": 3, "config": []}'])
+def test_a_run_that_was_edited_badly_is_one_line(damage: str, make_folder: MakeFolder, tmp_path: Path) -> None:
+    finetune.fit(make_folder(classes=THREE), tmp_path / "run", strategy="head", **SMALL)
+    (tmp_path / "run" / "config.json").write_text(damage)
+    with pytest.raises(InputError, match=r"config\.json") as error:
+        finetune.load(tmp_path / "run")
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_without_its_list_of_pictures_is_not_evaluated(make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = make_folder(classes=THREE)
+    finetune.fit(folder, tmp_path / "run", strategy="head", **SMALL)
+    (tmp_path / "run" / "pictures.csv").unlink()
+    with pytest.raises(InputError, match=r"pictures\.csv is missing"):
+        finetune.evaluate(tmp_path / "run", folder, device="cpu")
+
+
+def test_threads_stay_as_they_were(make_folder: MakeFolder) -> None:
+    before = torch.get_num_threads()
+    finetune.fit(make_folder(classes=THREE), strategy="head", **SMALL)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == before == torch.get_num_threads()
+
+
+def test_options_that_do_not_suit_the_network_are_named(make_folder: MakeFolder) -> None:
+    folder = make_folder(classes=THREE)
+    with pytest.raises(InputError, match="--image-size 8"):
+        finetune.fit(folder, strategy="head", image_size=8, **SMALL)
+    with pytest.raises(InputError, match="--batch-size 1"):
+        finetune.fit(folder, strategy="scratch", **SMALL | {"batch_size": 1})
 
 
 def test_given_splits_are_honoured_and_test_is_made_from_train(make_folder: MakeFolder) -> None:

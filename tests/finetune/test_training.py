@@ -91,17 +91,19 @@ def test_a_score_is_beaten_by_more_right_or_by_less_loss_at_the_same() -> None:
     assert Score(0.9, 1.0).beats(Score(0.8, 0.1))
     assert Score(0.9, 0.5).beats(Score(0.9, 0.6))
     assert not Score(0.9, 0.5).beats(Score(0.9, 0.5))
-    assert not Score(0.9, math.nan).beats(Score(0.9, 0.5))
+    assert not Score(0.9, math.nan).beats(Score(0.1, 9.0))
+    assert not Score(0.9, math.nan).beats(None)
     assert Score(0.1, 9.0).beats(None)
 
 
 def test_mixup_blends_pictures_and_targets_alike() -> None:
     torch.manual_seed(0)
     pictures = torch.stack([torch.zeros(3, 2, 2), torch.ones(3, 2, 2)])
-    mixed, targets = _mixup(pictures, torch.tensor([0, 1]), 2, 1.0)
+    mixed, targets, counts = _mixup(pictures, torch.tensor([0, 1]), torch.tensor([1.0, 3.0]), 2, 1.0)
     share = float(mixed[1, 0, 0, 0])
     assert 0 < share < 1
     torch.testing.assert_close(targets, torch.tensor([[share, 1 - share], [1 - share, share]]))
+    torch.testing.assert_close(counts, torch.tensor([3 - 2 * share, 1 + 2 * share]))
 
 
 def test_a_plan_counts_its_steps() -> None:

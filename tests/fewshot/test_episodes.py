@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fewshot import episodes as module
+from fewshot.episodes import Episodes, Metric, arrange, deal, sample, score_episodes
+from finetune.errors import InputError
+
+METRICS: tuple[Metric, ...] = ("cosine", "euclidean")
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def drawn(classes: int, each: int, count: int, way: int, shot: int = 1, queries: int = 1, seed: int = 0) -> Episodes:
+    """Of rows whose class is row // each."""
+    pool = arrange(torch.arange(classes).repeat_interleave(each))
+    return sample(pool, count, way=way, shot=shot, queries=queries, generator=seeded(seed))
+
+
+def one_by_one(vectors: Tensor, episodes: Episodes, metric: Metric) -> list[list[list[float]]]:
+    """Snell et al. (2017), section 2, word by word, in float64."""
+    found = []
+    for support, query in zip(episodes.support.tolist(), episodes.query.tolist(), strict=True):
+        prototypes = []
+        for rows in support:
+            members = [vectors[row].double() for row in rows]
+            if metric == "cosine":
+                members = [member / member.norm() for member in members]
+            prototypes.append(torch.stack(members).mean(0))
+        credit = []
+        for place, rows in enumerate(query):
+            credit.append([])
+            for row in rows:
+                asked = vectors[row].double()
+                if metric == "cosine":
+                    distances = [1 - float(F.cosine_similarity(asked, prototype, dim=0)) for prototype in prototypes]
+                else:
+                    distances = [float((asked - prototype).square().sum()) for prototype in prototypes]
+                nearest = [other for other, distance in enumerate(distances) if distance <= min(distances) + 1e-9]
+                credit[-1].append(1 / len(nearest) if place in nearest else 0.0)
+        found.append(credit)
+    return found
+
+
+# --- drawing ----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    counts=st.lists(st.integers(6, 9), min_size=6, max_size=12),
+    way=st.integers(2, 6),
+    shot=st.integers(1, 3),
+    queries=st.integers(1, 3),
+    seed=st.integers(0, 2**32),
+)
+def test_an_episode_has_no_class_twice_and_no_row_twice(
+    counts: list[int], way: int, shot: int, queries: int, seed: int
+) -> None:
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)) * 7 - 3
+    labels = labels[torch.randperm(len(labels), generator=seeded(seed))]
+    pool = arrange(labels)
+    episodes = sample(pool, 20, way=way, shot=shot, queries=queries, generator=seeded(seed))
+    assert episodes.support.shape == (20, way, shot)
+    assert episodes.query.shape == (20, way, queries)
+    for classes, support, query in zip(episodes.classes, episodes.support, episodes.query, strict=True):
+        assert len(classes.unique()) == way
+        rows = torch.cat([support, query], 1)
+        assert len(rows.unique()) == way * (shot + queries)
+        assert torch.equal(labels[rows], pool.labels[classes][:, None].expand_as(rows))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32))
+def test_an_episode_lies_within_one_group(seed: int) -> None:
+    labels = torch.arange(12).repeat_interleave(3)
+    groups = torch.tensor([0, 1, 2]).repeat(4).repeat_interleave(3)
+    episodes = sample(arrange(labels, groups), 30, way=4, shot=1, generator=seeded(seed))
+    within = groups[torch.cat([episodes.support, episodes.query], 2)].flatten(1)
+    assert torch.equal(within, within[:, :1].expand_as(within))
+    assert set(within.flatten().tolist()) == {0, 1, 2}
+
+
+def test_every_class_row_and_place_is_as_likely() -> None:
+    many = 20_000
+    episodes = drawn(classes=6, each=4, count=many, way=3)
+    for place in range(3):
+        shares = episodes.classes[:, place].bincount(minlength=6) / many
+        assert shares.tolist() == pytest.approx([1 / 6] * 6, abs=0.015)
+    for rows in (episodes.support, episodes.query):
+        assert (rows.flatten().bincount(minlength=24) / (3 * many)).tolist() == pytest.approx([1 / 24] * 24, abs=0.005)
+    ordered = episodes.support[:, 0, 0] % 4 * 4 + episodes.query[:, 0, 0] % 4
+    shares = ordered.bincount(minlength=16).double() / many
+    assert shares.tolist() == pytest.approx([0 if pair % 5 == 0 else 1 / 12 for pair in range(16)], abs=0.015)
+
+
+def test_groups_are_equally_likely_whatever_their_size() -> None:
+    labels = torch.arange(12).repeat_interleave(2)
+    groups = (labels >= 3).long()
+    episodes = sample(arrange(labels, groups), 10_000, way=2, shot=1, generator=seeded())
+    assert float(groups[episodes.support[:, 0, 0]].double().mean()) == pytest.approx(0.5, abs=0.02)
+
+
+def test_the_same_seed_gives_the_same_episodes() -> None:
+    one, again, other = (drawn(30, 5, 50, 10, shot=2, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(one.support, again.support)
+    assert torch.equal(one.query, again.query)
+    assert not torch.equal(one.support, other.support)
+
+
+def test_what_cannot_be_drawn_is_refused() -> None:
+    labels = torch.arange(4).repeat_interleave(3)
+    pool = arrange(labels)
+    with pytest.raises(InputError, match="5-way: 1 of 1 groups have fewer classes, the smallest 4"):
+        sample(pool, 1, way=5, shot=1, generator=seeded())
+    with pytest.raises(InputError, match="needs 4 pictures of every class, and one has 3"):
+        sample(pool, 1, way=2, shot=3, generator=seeded())
+    with pytest.raises(InputError, match="0 episodes"):
+        sample(pool, 0, way=2, shot=1, generator=seeded())
+    with pytest.raises(InputError, match="at least 1 of each"):
+        sample(pool, 1, way=2, shot=0, generator=seeded())
+    with pytest.raises(InputError, match="class 3 is in two groups"):
+        arrange(labels, torch.tensor([0] * 11 + [1]))
+    with pytest.raises(InputError, match="2 groups for 12 labels"):
+        arrange(labels, torch.tensor([0, 1]))
+    with pytest.raises(InputError, match="one for each vector"):
+        arrange(labels[:0])
+
+
+# --- scoring ----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    metric=st.sampled_from(METRICS),
+    way=st.integers(2, 8),
+    shot=st.integers(1, 3),
+    queries=st.integers(1, 3),
+    at_once=st.sampled_from([1, 300, module.AT_ONCE]),
+    whole=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_scores_are_those_of_a_slow_loop(
+    metric: Metric, way: int, shot: int, queries: int, at_once: int, whole: bool, seed: int
+) -> None:
+    vectors = torch.randn(8 * 6, 5, generator=seeded(seed))
+    if whole:  # many ties, but no vector without a direction
+        vectors = vectors.round() + torch.tensor([3.0, 0, 0, 0, 0]) * (vectors.round().abs().sum(1) == 0)[:, None]
+    episodes = drawn(8, 6, 6, way, shot, queries, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "AT_ONCE", at_once)
+        scores = score_episodes(vectors, episodes, metric)
+    expected = torch.tensor(one_by_one(vectors, episodes, metric))
+    # Prototypes of directions may point nowhere, so that ties of their cosines hang on rounding; those are left out.
+    if not (whole and metric == "cosine" and shot > 1):
+        assert torch.allclose(scores.credit, expected, atol=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(METRICS), st.integers(2, 40), st.integers(1, 3), st.floats(-1e3, 1e3, width=32))
+def test_equal_vectors_score_exactly_as_chance(metric: Metric, way: int, shot: int, value: float) -> None:
+    vectors = torch.full((40 * 5, 37), value) * torch.linspace(-1, 1, 37)
+    scores = score_episodes(vectors, drawn(40, 5, 10, way, shot, 2), metric)
+    assert torch.equal(scores.credit, torch.full((10, way, 2), 1 / way))
+    # Each of the 2 (way - 1) other queries would have 1/(way - 1) for its 1/way.
+    assert torch.allclose(scores.taken, torch.full((10, way), 2 / way))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("shot", [1, 3])
+def test_one_vector_for_each_class_is_perfect(metric: Metric, shot: int) -> None:
+    vectors = torch.eye(30).repeat_interleave(5, 0)
+    scores = score_episodes(vectors, drawn(30, 5, 50, 20, shot, 2), metric)
+    assert torch.equal(scores.credit, torch.ones(50, 20, 2))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_random_vectors_score_about_as_chance(metric: Metric) -> None:
+    vectors = torch.randn(100 * 20, 16, generator=seeded())
+    credit = score_episodes(vectors, drawn(100, 20, 2000, 5), metric).credit
+    assert float(credit.mean()) == pytest.approx(0.2, abs=0.02)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.permutations(range(7)), st.sampled_from(METRICS))
+def test_the_places_of_the_classes_do_not_matter(order: list[int], metric: Metric) -> None:
+    vectors = torch.randn(7 * 4, 3, generator=seeded()).round()
+    vectors[:, 0] += 5
+    pool = arrange(torch.arange(7).repeat_interleave(4))
+    episodes = deal(pool, torch.arange(7).expand(9, -1), shot=2, queries=2, generator=seeded(1))
+    moved = Episodes(*(part[:, order] for part in (episodes.classes, episodes.support, episodes.query)))
+    scores, other = (score_episodes(vectors, part, metric) for part in (episodes, moved))
+    assert torch.allclose(other.credit, scores.credit[:, order])
+    assert torch.allclose(other.taken, scores.taken[:, order], atol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(3, 6), st.sampled_from(METRICS), st.integers(0, 2**32))
+def test_what_a_class_takes_is_what_others_have_more_of_without_it(way: int, metric: Metric, seed: int) -> None:
+    vectors = torch.randn(6 * 4, 3, generator=seeded(seed)).round()
+    vectors[:, 0] += 6
+    episodes = drawn(6, 4, 5, way, 1, 2, seed)
+    scores = score_episodes(vectors, episodes, metric)
+    for place in range(way):
+        others = [other for other in range(way) if other != place]
+        rest = Episodes(*(part[:, others] for part in (episodes.classes, episodes.support, episodes.query)))
+        more = score_episodes(vectors, rest, metric).credit - scores.credit[:, others]
+        assert torch.allclose(scores.taken[:, place], more.sum((1, 2)), atol=1e-5)
+
+
+def test_distances_far_from_the_origin_are_told_apart() -> None:
+    vectors = torch.randn(10 * 4, 8, generator=seeded())
+    episodes = drawn(10, 4, 50, 5)
+    far = score_episodes((vectors.double() + 1e5), episodes, "euclidean")
+    assert torch.equal(far.credit, score_episodes(vectors, episodes, "euclidean").credit)
+
+
+def test_the_cosine_does_not_see_lengths() -> None:
+    vectors = torch.randn(10 * 6, 8, generator=seeded())
+    episodes = drawn(10, 6, 50, 5, shot=3)
+    longer = vectors * torch.rand(60, 1, generator=seeded()).add(0.1) * 1e3
+    assert torch.equal(score_episodes(longer, episodes).credit, score_episodes(vectors, episodes).credit)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
+def test_vectors_that_are_not_finite_are_refused(bad: float) -> None:
+    vectors = torch.ones(10, 3)
+    vectors[4, 1] = bad
+    for metric in METRICS:
+        with pytest.raises(InputError, match="1 of 10 vectors have no finite length"):
+            score_episodes(vectors, drawn(5, 2, 1, 2), metric)
+    with pytest.raises(InputError, match="metric 'manhattan'"):
+        score_episodes(torch.ones(10, 3), drawn(5, 2, 1, 2), "manhattan")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"\(n, d\) is wanted"):
+        score_episodes(torch.ones(10), drawn(5, 2, 1, 2))
