@@ -9,7 +9,7 @@ import click
 @click.version_option(package_name="fewtune", prog_name="fewshot")
 @click.pass_context
 def main(context: click.Context) -> None:
-    """One-shot learning: not part of this version yet.
+    """One-shot learning: the command is not part of this version yet.
 
     It will train Siamese networks with a contrastive loss on Omniglot, measure them by every published N-way protocol,
     embed and search folders of pictures, and recognise a class from one example.

@@ -162,4 +162,4 @@ def test_fewshot_says_what_it_will_do() -> None:
     command = [sys.executable, "-c", "from fewshot.cli import main; main()"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 2
-    assert "not part of this version yet" in answer.stderr
+    assert "is not part of this version yet" in answer.stderr
