@@ -47,6 +47,8 @@ def cats_dogs(result: dict[str, Any]) -> str:
     rows = []
     for row in result["rows"]:
         name = row["strategy"] + (f" (kept: {row['kept']})" if row["kept"] != row["strategy"] else "")
+        if row.get("interrupted"):
+            name += f" (stopped after {row['epochs']} epochs)"
         minutes = f"{row['seconds'] / 60:.1f}"
         rows.append((name, with_interval(row["val"]), with_interval(row), minutes))
     headings = (

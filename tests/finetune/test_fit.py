@@ -136,7 +136,7 @@ def test_an_out_folder_with_other_things_in_it_is_left_alone(make_folder: MakeFo
 def test_a_strategy_that_starts_from_the_head_never_ends_below_it(
     strategy: str, make_folder: MakeFolder, tmp_path: Path
 ) -> None:
-    folder = make_folder(classes=THREE, noise=160)
+    folder = make_folder(classes=THREE)  # so easy that nothing beats the head by luck
     # A learning rate that ruins everything in the first steps and leaves it finite.
     ruined = finetune.fit(folder, strategy=strategy, epochs=2, lr=0.3, **SMALL).metrics
     head = finetune.fit(folder, strategy="head", **SMALL).metrics
