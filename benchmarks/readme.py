@@ -49,7 +49,7 @@ def cats_dogs(result: dict[str, Any]) -> str:
         name = row["strategy"] + (f" (kept: {row['kept']})" if row["kept"] != row["strategy"] else "")
         if row.get("interrupted"):
             name += f" (stopped after {row['epochs']} epochs)"
-        minutes = f"{row['seconds'] / 60:.1f}"
+        minutes = "not kept" if row["seconds"] is None else f"{row['seconds'] / 60:.1f}"
         rows.append((name, with_interval(row["val"]), with_interval(row), minutes))
     headings = (
         "strategy",
