@@ -47,8 +47,8 @@ def open_engine(device: str = "auto", precision: str = "auto") -> Fabric:
 def engine_to_train(fabric: Fabric, network: nn.Module, precision: str) -> Fabric:
     """`fabric`, or one in float32 where training in bfloat16 would be slower, when `precision` is "auto".
 
-    On CPUs the backward pass of grouped and depthwise convolutions has no fast kernel in bfloat16: measured on
-    EfficientNet-Lite0 0.65 of float32's pictures per second, while plain convolutions gain two to three times.
+    On CPUs the backward pass of grouped and depthwise convolutions has no fast kernel in bfloat16, while plain
+    convolutions gain.
     """
     grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules())
     if precision == "auto" and fabric.device.type == "cpu" and grouped:
@@ -68,7 +68,7 @@ def _cpu_has_bfloat16() -> bool:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc reuse large blocks rather than give each back: fresh, zeroed pages cost a pass half its time."""
+    """Let glibc reuse large blocks rather than give each back: fresh, zeroed pages cost a pass much of its time."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
         libc.mallopt(mmap_max, 0)

@@ -92,7 +92,7 @@ def _on_cores(
 ) -> Iterator[tuple[Batch, Tensor | None]]:
     """Each core takes a small batch from file to output by itself.
 
-    Half again as fast as one network on all cores beside processes that decode: no core waits for another at the end of
+    Faster than one network on all cores beside processes that decode: no core waits for another at the end of
     each layer, and what passes between layers stays in its cache.
     """
 
