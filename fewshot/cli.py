@@ -1,18 +1,87 @@
-"""The `fewshot` command."""
+"""The `fewshot` command: thin, no logic."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from typing import Any
+
 import click
 
+from fewshot.recipe import Recipe
+from finetune.commands import INTERRUPTED, as_json, display_for, hyper_parameters, print_json, run_command
+from finetune.errors import InputError
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+at_data = click.option(
+    "--data", type=click.Path(path_type=Path), help="folder that holds Omniglot; default: what FEWTUNE_DATA names"
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="fewtune", prog_name="fewshot")
-@click.pass_context
-def main(context: click.Context) -> None:
-    """One-shot learning: the command is not part of this version yet.
+def cli() -> None:
+    """One-shot learning: Siamese networks, and how good an embedding is by every published protocol."""
 
-    It will train Siamese networks with a contrastive loss on Omniglot, measure them by every published N-way protocol,
-    embed and search folders of pictures, and recognise a class from one example.
-    """
-    click.echo(context.get_help(), err=True)
-    context.exit(2)
+
+@cli.command()
+@click.argument("source", metavar="omniglot|FOLDER")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="run folder to leave the encoder in")
+@click.option(
+    "--split",
+    type=click.Choice(["lake", "lake-minimal", "vinyals", "koch"]),
+    help="what of Omniglot is learned from: what the protocol of that name allows; default: lake",
+)
+@click.option(
+    "--all", "everything", is_flag=True, help="learn from the validation characters too; keep the last weights"
+)
+@click.option("--examples", type=click.IntRange(1, 20), help="pictures of each of Omniglot's characters to learn from")
+@click.option("--self-supervised", is_flag=True, help="use no labels: every picture is a class of its own")
+@click.option("--resume", is_flag=True, help="continue the run in --out where it stopped")
+@at_data
+@hyper_parameters(Recipe)
+@as_json
+def train(
+    source: str,
+    out: Path,
+    split: str | None,
+    everything: bool,
+    examples: int | None,
+    self_supervised: bool,
+    resume: bool,
+    data: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Train a Siamese network on Omniglot, or on FOLDER: one sub-folder of pictures a class."""
+    from fewshot.learning import learn_folder, learn_omniglot, metrics_of
+
+    recipe, display = Recipe(**options), display_for(as_json)
+    if source == "omniglot":
+        learn_omniglot(
+            out,
+            split or "lake",
+            recipe=recipe,
+            everything=everything,
+            examples=examples,
+            self_supervised=self_supervised,
+            data=data,
+            resume=resume,
+            display=display,
+        )
+    else:
+        for name, given in (("--split", split), ("--all", everything), ("--examples", examples), ("--data", data)):
+            if given:
+                raise InputError(f"{name} goes with omniglot, not with the folder {source}")
+        learn_folder(Path(source), out, recipe=recipe, self_supervised=self_supervised, resume=resume, display=display)
+    metrics = metrics_of(out)
+    if as_json:
+        print_json(metrics)
+    else:
+        click.echo(f"in {out}: fewshot benchmark --model {out}")
+    if metrics["interrupted"]:
+        sys.exit(INTERRUPTED)
+
+
+def main() -> None:
+    """Entry point."""
+    run_command(cli, "fewshot")

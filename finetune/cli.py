@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,40 +11,23 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from finetune.config import Config, flag, kind
-from finetune.errors import FewtuneError
-from finetune.progress import Display
-
-INTERRUPTED = 130
+from finetune.commands import (
+    INTERRUPTED,
+    as_json,
+    display_for,
+    existing,
+    hyper_parameters,
+    on_device,
+    print_json,
+    run_command,
+)
+from finetune.config import Config
 
 BASELINES = {
     "majority_class": "majority class",
     "nearest_class_mean": "nearest class mean",
     "head": "linear head, frozen features",
 }
-
-as_json = click.option("--json", "as_json", is_flag=True, help="machine-readable result on stdout, nothing else there")
-on_device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-existing = click.Path(exists=True, path_type=Path)
-
-
-def hyper_parameters(command: Callable[..., Any]) -> Callable[..., Any]:
-    """One option for each field of `Config`, so that the command line can say what the API can."""
-    for option in reversed(dataclasses.fields(Config)):
-        about, choices = option.metadata["about"], option.metadata["choices"]
-        name = flag(option.name)
-        if kind(option) is bool:
-            name = f"{name}/{flag('no_' + option.name)}"
-        attach = click.option(
-            name,
-            option.name,
-            type=click.Choice(choices) if choices else None if kind(option) is bool else kind(option),
-            default=option.default,
-            show_default=option.default is not None,
-            help=about,
-        )
-        command = attach(command)
-    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -59,15 +40,15 @@ def cli() -> None:
 @click.argument("folder", type=existing)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="run folder to leave the classifier in")
 @click.option("--resume", is_flag=True, help="continue the run in --out where it stopped")
-@hyper_parameters
+@hyper_parameters(Config)
 @as_json
 def fit(folder: Path, out: Path, resume: bool, as_json: bool, **options: Any) -> None:
     """Train a classifier on FOLDER: one sub-folder of pictures per class, or the same below train/, val/, test/."""
     import finetune
 
-    classifier = finetune.fit(folder, out, config=Config(**options), resume=resume, display=_display(as_json))
+    classifier = finetune.fit(folder, out, config=Config(**options), resume=resume, display=display_for(as_json))
     if as_json:
-        _print_json(classifier.metrics)
+        print_json(classifier.metrics)
     else:
         _print_result(classifier.metrics, f"{out}: finetune predict {out} PICTURES…")
     if classifier.metrics["interrupted"]:
@@ -88,9 +69,9 @@ def evaluate(run: Path, folder: Path, split: str | None, device: str, as_json: b
     """Measure the classifier in RUN on the pictures in FOLDER; those it was trained on are left out."""
     import finetune
 
-    result = finetune.evaluate(run, folder, split=split, device=device, display=_display(as_json))
+    result = finetune.evaluate(run, folder, split=split, device=device, display=display_for(as_json))
     if as_json:
-        _print_json(result)
+        print_json(result)
     else:
         _print_result(result, None)
 
@@ -107,7 +88,7 @@ def predict(run: Path, pictures: tuple[Path, ...], top: int, device: str, as_jso
     from finetune.folder import list_unlabelled
 
     classifier = finetune.load(run, device=device)
-    answers = classifier.predict_all(list_unlabelled(pictures), top=top, display=_display(as_json))
+    answers = classifier.predict_all(list_unlabelled(pictures), top=top, display=display_for(as_json))
     failed = False
     for answer in answers:
         if isinstance(answer, finetune.UnreadablePicture):
@@ -145,42 +126,14 @@ def demo(out: Path, seed: int, as_json: bool) -> None:
     """Every strategy on handwritten digits, ten per class, with an encoder that ships with the package."""
     from finetune.demo import run_demo
 
-    rows = run_demo(out, seed=seed, display=_display(as_json))
+    rows = run_demo(out, seed=seed, display=display_for(as_json))
     if as_json:
-        _print_json(rows)
+        print_json(rows)
 
 
 def main() -> None:
-    """Entry point: the project's errors become one line on stderr and their exit code, Ctrl-C becomes 130."""
-    for stream in (sys.stdout, sys.stderr):
-        # A file name that is not UTF-8 must not be what stops a listing.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    try:
-        cli.main(prog_name="finetune", standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        hint = f" (see {context.command_path} --help)" if context else ""
-        click.echo(f"finetune: {' '.join(error.format_message().split())}{hint}", err=True)
-        sys.exit(error.exit_code)
-    except FewtuneError as error:
-        click.echo(f"finetune: {error}", err=True)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        click.echo(f"finetune: {error.filename or 'the system'}: {error.strerror or error}", err=True)
-        sys.exit(1)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("finetune: interrupted; what the run had kept is there for --resume", err=True)
-        sys.exit(INTERRUPTED)
-
-
-def _display(quiet: bool) -> Display:
-    return Display(None if quiet else Console(stderr=True))
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, allow_nan=False))
+    """Entry point."""
+    run_command(cli, "finetune")
 
 
 def _print_result(metrics: dict[str, Any], kept_in: str | None) -> None:

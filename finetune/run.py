@@ -11,11 +11,12 @@ from typing import Any
 
 from finetune.audit import Content
 from finetune.classifier import CONFIG_FILE, FORMAT, METRICS_FILE, WEIGHTS_FILE, read_config
-from finetune.config import Config, flag
+from finetune.config import Config
 from finetune.errors import InputError
 from finetune.files import read_tensors_and_metadata, write_json, write_tensors
 from finetune.folder import Listing
 from finetune.frozen import Outputs
+from finetune.options import flag
 
 
 class RunFolder:

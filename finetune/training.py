@@ -226,7 +226,7 @@ def _one_epoch(
     first = epoch * plan.steps_per_epoch
     for step, batch in zip(range(first, first + plan.steps_per_epoch), batches, strict=False):
         check_unchanged(batch, material.pictures, material.hashes)
-        _set_rates(optimizer, _schedule(step, plan.steps, round(config.warmup * plan.steps)))
+        _set_rates(optimizer, schedule(step, plan.steps, round(config.warmup * plan.steps)))
         pixels = material.preprocessing.normalize(batch.pixels.to(fabric.device, non_blocking=True))
         targets = material.labels[batch.index].to(fabric.device)
         # A picture counts by its class. The loss's own weights would weigh the smoothed share of each class by that
@@ -280,7 +280,7 @@ def _optimizer(network: Network, plan: Plan, config: Config) -> torch.optim.Opti
     return torch.optim.AdamW(groups, lr=plan.lr)
 
 
-def _schedule(step: int, steps: int, warmup: int) -> float:
+def schedule(step: int, steps: int, warmup: int) -> float:
     """Share of the full learning rate: a straight rise over `warmup` steps, then half a cosine down to nothing."""
     if step < warmup:
         return (step + 1) / warmup

@@ -12,14 +12,14 @@ from finetune.backbone import Backbone, Network
 from finetune.config import Config
 from finetune.loader import _Shuffle, batches_per_epoch, epoch_order
 from finetune.strategy import FULL, PARTIAL, TRAIN
-from finetune.training import Plan, Score, _mixup, _optimizer, _schedule, epochs_for, plan_for
+from finetune.training import Plan, Score, _mixup, _optimizer, epochs_for, plan_for, schedule
 from finetune.transforms import view_seed
 
 
 @given(st.integers(2, 500), st.floats(0, 0.9))
 def test_schedule_rises_to_one_then_falls_to_nearly_nothing(steps: int, share: float) -> None:
     warmup = round(share * steps)
-    rates = [_schedule(step, steps, warmup) for step in range(steps)]
+    rates = [schedule(step, steps, warmup) for step in range(steps)]
     assert max(rates) == pytest.approx(1)
     assert all(a < b for a, b in itertools.pairwise(rates[:warmup]))
     assert all(a > b for a, b in itertools.pairwise(rates[max(0, warmup - 1) :] if warmup == 0 else rates[warmup:]))

@@ -1,0 +1,202 @@
+"""The embedding API: pictures in, unit vectors out, by an encoder that ships, or that a run has left."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+import fewshot.networks  # noqa: F401  registers the encoders with timm
+from fewshot.framing import Framed, frame_drawings, frame_whole, render
+from fewshot.omniglot import SIDE, Character
+from finetune.engine import open_engine
+from finetune.errors import InputError
+from finetune.files import read_json, read_tensors, write_json, write_tensors
+from finetune.images import Picture, read_image
+
+FORMAT = 1
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+SHIPPED = {"omniglot": Path(__file__).parent / "weights" / "omniglot"}
+
+_AT_ONCE = 512  # pictures
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What an encoder is, but for its weights: a timm name, and how it must be shown pictures.
+
+    framing: "drawing", one channel, ink light on 0, in the window that the ink fills; or "whole", the picture squeezed
+    into a square, three channels. side: of the square that the network sees, in pixels.
+    """
+
+    network: str
+    side: int
+    framing: Literal["drawing", "whole"]
+
+    @property
+    def channels(self) -> int:
+        return 1 if self.framing == "drawing" else 3
+
+
+class Embedder:
+    """An encoder with its preprocessing. trained_on: Omniglot's characters that it learned from; empty for others."""
+
+    def __init__(self, network: nn.Module, spec: Spec, *, trained_on: Collection[Character] = (), device: str = "auto"):
+        self.fabric = open_engine(device, "float32")
+        self.network = network.to(self.fabric.device).to(memory_format=torch.channels_last).eval()
+        self.spec = spec
+        self.trained_on = frozenset(trained_on)
+
+    @classmethod
+    def load(cls, source: str | Path, *, device: str = "auto") -> Embedder:
+        """`source`: "omniglot", the encoder that ships with this package, or the folder of a finished run.
+
+        InputError when there is no such folder, or it holds no finished run.
+        """
+        folder = SHIPPED.get(str(source), Path(source))
+        if not (folder / CONFIG_FILE).is_file():
+            raise InputError(
+                f"{source} is no encoder: give {', '.join(SHIPPED)} or the folder of a run of fewshot train"
+            )
+        config = read_json(folder / CONFIG_FILE)
+        if config.get("format") != FORMAT or "recipe" not in config:
+            raise InputError(f"{folder / CONFIG_FILE} is not of a run of fewshot train that this version can read")
+        if "spec" not in config or not (folder / WEIGHTS_FILE).is_file():
+            raise InputError(f"the run in {folder} has not finished; go on with --resume")
+        spec = Spec(**config["spec"])
+        network = create(spec)
+        tensors = {
+            name: tensor.float() if tensor.is_floating_point() else tensor
+            for name, tensor in read_tensors(folder / WEIGHTS_FILE).items()
+        }
+        try:
+            network.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise InputError(f"{folder / WEIGHTS_FILE} does not fit {spec.network}; it may be damaged") from error
+        return cls(network, spec, trained_on=characters_from(config["trained_on"]), device=device)
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hexadecimal digits of what the vectors depend on: weights, network and preprocessing."""
+        found = hashlib.sha256(repr(sorted(asdict(self.spec).items())).encode())
+        for name, tensor in sorted(self.network.state_dict().items()):
+            found.update(name.encode())
+            found.update(tensor.cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()[:12]
+
+    def embed(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
+        """(n, d) float32 unit vectors of pictures: paths, contents of files, arrays or PIL images, in order.
+
+        UnreadablePicture for the first that cannot be read.
+        """
+        if isinstance(pictures, (str, Path)):
+            raise InputError(f"embed takes a list of pictures: [{str(pictures)!r}]")
+        vectors = [self.vectors(self.framed(pictures[at : at + _AT_ONCE])) for at in range(0, len(pictures), _AT_ONCE)]
+        return torch.cat(vectors).cpu().numpy() if vectors else np.empty((0, self.width), np.float32)
+
+    def embed_drawings(self, drawings: Tensor) -> Tensor:
+        """(n, 105, 105) uint8, ink 255 on 0, to (n, d) unit vectors on the encoder's device, for the protocols."""
+        if self.spec.framing == "drawing":
+            return self.vectors(frame_drawings(drawings.to(self.fabric.device), self.spec.side))
+        return self.vectors(frame_whole((255 - drawings)[:, None].expand(-1, 3, -1, -1).to(self.fabric.device)))
+
+    @property
+    def width(self) -> int:
+        """Numbers in a vector."""
+        return width_of(self.network, self.spec)
+
+    def framed(self, pictures: Sequence[Picture]) -> Framed:
+        """Pictures read and framed as the encoder was taught to see them."""
+        images = [read_image(picture, at_least=SIDE) for picture in pictures]
+        if self.spec.framing == "drawing":
+            return frame_drawings(torch.stack([_drawing(image) for image in images]), self.spec.side)
+        size = (2 * self.spec.side,) * 2
+        squares = [np.asarray(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2)) for image in images]
+        return frame_whole(torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2))
+
+    @torch.inference_mode()
+    def vectors(self, framed: Framed) -> Tensor:
+        """(n, d) float32 unit vectors of pictures that are framed already."""
+        pictures = [self.network(render(part.to(self.fabric.device), self.spec.side)) for part in _parts(framed)]
+        return F.normalize(torch.cat(pictures).float(), dim=1)
+
+    def save(self, folder: Path, **about: Any) -> None:
+        """model.safetensors and config.json in `folder`; `about`: more entries for config.json.
+
+        Matrices and filters are kept in half precision: load gives what was saved, so an encoder that was rounded
+        before (`rounded`) comes back bit for bit.
+        """
+        write_tensors(
+            folder / WEIGHTS_FILE, {name: _half(tensor) for name, tensor in self.network.state_dict().items()}
+        )
+        config = {"format": FORMAT, "spec": asdict(self.spec), "fingerprint": self.fingerprint}
+        write_json(folder / CONFIG_FILE, config | about | {"trained_on": characters_to(self.trained_on)})
+
+
+def create(spec: Spec) -> nn.Module:
+    """The network of `spec` with random weights. InputError for a name that timm does not know."""
+    if not timm.is_model(spec.network):
+        raise InputError(f"timm knows no network {spec.network!r}")
+    return timm.create_model(spec.network, pretrained=False, num_classes=0, in_chans=spec.channels)
+
+
+def width_of(network: nn.Module, spec: Spec) -> int:
+    """Numbers that the network gives for a picture."""
+    device = next(network.parameters()).device
+    with torch.inference_mode():
+        return int(network.eval()(torch.zeros(1, spec.channels, spec.side, spec.side, device=device)).shape[1])
+
+
+def rounded(network: nn.Module) -> None:
+    """Matrices and filters to numbers that half precision holds, in place: what is measured is then what is kept."""
+    network.load_state_dict({name: _half(tensor).to(tensor.dtype) for name, tensor in network.state_dict().items()})
+
+
+def characters_to(characters: Collection[Character]) -> dict[str, list[int]]:
+    """As JSON holds them: alphabet -> numbers."""
+    found: dict[str, list[int]] = {}
+    for alphabet, number in sorted(characters):
+        found.setdefault(alphabet, []).append(number)
+    return found
+
+
+def characters_from(saved: dict[str, list[int]]) -> frozenset[Character]:
+    """What characters_to was given."""
+    return frozenset(Character(alphabet, number) for alphabet, numbers in saved.items() for number in numbers)
+
+
+def _half(tensor: Tensor) -> Tensor:
+    """Norms, biases and statistics stay as they are: they are few, and variances can be too small for it."""
+    return tensor.half() if tensor.is_floating_point() and tensor.ndim > 1 else tensor
+
+
+def _parts(framed: Framed) -> list[Framed]:
+    return [framed[slice(at, at + _AT_ONCE)] for at in range(0, len(framed), _AT_ONCE)]
+
+
+def _drawing(image: Image.Image) -> Tensor:
+    """(105, 105) uint8, ink light on 0: dark ink on light paper, or the reverse where most of the rim is dark."""
+    grey = image.convert("L")
+    scale = SIDE / max(grey.size)
+    width, height = (max(1, round(length * scale)) for length in grey.size)
+    small = np.asarray(
+        grey.resize((width, height), Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC), np.float32
+    )
+    rim = np.concatenate([small[0], small[-1], small[:, 0], small[:, -1]])
+    ink = small if np.median(rim) < 128 else 255 - small
+    ink = ink - np.median(rim if np.median(rim) < 128 else 255 - rim)
+    ink = np.clip(ink / max(float(ink.max()), 1.0) * 255, 0, 255)
+    page = np.zeros((SIDE, SIDE), np.uint8)
+    top, left = (SIDE - ink.shape[0]) // 2, (SIDE - ink.shape[1]) // 2
+    page[top : top + ink.shape[0], left : left + ink.shape[1]] = ink.round()
+    return torch.from_numpy(page)

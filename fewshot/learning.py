@@ -1,0 +1,246 @@
+"""The main job of training: what is learned from, the network, so many steps, and the run folder that remains."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from lightning_fabric import Fabric
+
+from fewshot.augment import SYMMETRIES
+from fewshot.embedder import CONFIG_FILE, FORMAT, WEIGHTS_FILE, Embedder, Spec, create, rounded, width_of
+from fewshot.losses import siamese
+from fewshot.material import TRAINED, Material, folder_material, omniglot_material
+from fewshot.omniglot import read_omniglot
+from fewshot.recipe import Recipe
+from fewshot.siamese import Course, Study, seconds_per_step, train
+from fewshot.splits import BACKGROUND, SPLITS
+from finetune.engine import describe, open_engine
+from finetune.errors import InputError
+from finetune.files import read_json, write_csv, write_json
+from finetune.options import flag
+from finetune.progress import Display
+
+METRICS_FILE, HISTORY_FILE = "metrics.json", "history.csv"
+STATE = "state"  # what only a continuation needs
+MINUTES = 10.0  # of training, where neither minutes nor epochs are given
+
+
+def learn_omniglot(
+    out: Path,
+    split: str = "lake",
+    *,
+    recipe: Recipe | None = None,
+    everything: bool = False,
+    examples: int | None = None,
+    self_supervised: bool = False,
+    data: Path | None = None,
+    resume: bool = False,
+    display: Display | None = None,
+) -> Embedder:
+    """Train an encoder on Omniglot and leave it in `out`; `split`: what of it, "lake", "lake-minimal", "vinyals" or
+    "koch".
+
+    everything: learn also from what weights would be chosen by, and keep the last ones. examples: pictures of each
+    character that are learned from. self_supervised: without labels, every picture a class. data: as in
+    fewshot.omniglot.locate. InputError for what cannot be used, before anything is written.
+    """
+    if split not in TRAINED:
+        raise InputError(f"--split must be one of {', '.join(TRAINED)}, not {split!r}")
+    request: dict[str, Any] = {
+        "source": "omniglot",
+        "split": split,
+        "everything": everything,
+        "examples": examples,
+        "self_supervised": self_supervised,
+    }
+
+    def material(side: int) -> Material:
+        needed = [SPLITS[name] for name in TRAINED[split] if name is not None]
+        background = all(character.alphabet in BACKGROUND for part in needed for character in part.characters)
+        omniglot = read_omniglot(data, ("background",) if background else ("background", "evaluation"))
+        return omniglot_material(
+            omniglot, split, side, everything=everything, examples=examples, labels=not self_supervised
+        )
+
+    return _learn(out, request, "drawing", material, recipe or Recipe(), resume, display or Display())
+
+
+def learn_folder(
+    folder: Path,
+    out: Path,
+    *,
+    recipe: Recipe | None = None,
+    self_supervised: bool = False,
+    resume: bool = False,
+    display: Display | None = None,
+) -> Embedder:
+    """Train an encoder on a folder of pictures, one sub-folder a class, and leave it in `out`.
+
+    self_supervised: any folder will do; a picture is pulled towards its own distorted copies and parts, and the others
+    are pushed away. InputError for what cannot be used, before anything is written.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give one with pictures, or omniglot")
+    display = display or Display()
+
+    def material(side: int) -> Material:
+        found, unreadable = folder_material(folder, side, labels=not self_supervised)
+        for line in unreadable:
+            display.say(f"left out: {line}")
+        return found
+
+    request = {"source": str(folder.resolve()), "self_supervised": self_supervised}
+    recipe = recipe or Recipe()
+    if recipe.network == "fewtune_drawing" and recipe.side is None:
+        recipe = replace(recipe, side=64)  # a photograph shows more than a drawing
+    return _learn(out, request, "whole", material, recipe, resume, display)
+
+
+def _learn(
+    out: Path,
+    request: dict[str, Any],
+    framing: Literal["drawing", "whole"],
+    read: Callable[[int], Material],
+    recipe: Recipe,
+    resume: bool,
+    display: Display,
+) -> Embedder:
+    request = {"format": FORMAT, **request, "recipe": recipe.to_dict()}
+    kept = _begin(out, request, resume)
+    if kept is not None and (out / WEIGHTS_FILE).exists() and not (out / STATE).exists():
+        display.say(f"{out}: this run has finished already")
+        return Embedder.load(out, device=recipe.device)
+    torch.manual_seed(recipe.seed)
+    spec = Spec(recipe.network, recipe.side or _usual_side(recipe.network), framing)
+    network = create(spec)
+    material = read(spec.side)
+    labels = len(material.groups) * SYMMETRIES
+    study = Study(
+        siamese(
+            network,
+            width_of(network, spec),
+            labels,
+            loss=recipe.loss,
+            margin=recipe.margin,
+            hardest=recipe.hardest,
+            miner=recipe.miner,
+            distance=recipe.distance,
+        ),
+        material,
+        recipe,
+        spec.side,
+        steps=1,
+    )
+    fabric = open_engine(recipe.device, recipe.precision)
+    steps = _steps(fabric, study) if kept is None else int(kept["steps"])
+    study = replace(study, steps=steps)
+    if kept is None:
+        # From here on there is something to lose.
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / CONFIG_FILE, request | {"steps": steps})
+    display.say(
+        f"{len(material.pictures):,} pictures, {len(material.groups):,} classes, {steps:,} steps of up to "
+        f"{study.batch_size} pictures"
+        + (f"; weights chosen by {material.judged_by} on held-out alphabets" if material.judge else "")
+    )
+    encoder, course = train(
+        fabric, study, checkpoint=out / STATE / "checkpoint.safetensors", resume=kept is not None, display=display
+    )
+    return _finish(out, request, spec, material, study, encoder, course, fabric, display)
+
+
+def _finish(
+    out: Path,
+    request: dict[str, Any],
+    spec: Spec,
+    material: Material,
+    study: Study,
+    encoder: torch.nn.Module,
+    course: Course,
+    fabric: Fabric,
+    display: Display,
+) -> Embedder:
+    rounded(encoder)
+    embedder = Embedder(encoder, spec, trained_on=material.trained_on, device=study.recipe.device)
+    if course.history:
+        write_csv(out / HISTORY_FILE, list(course.history[0]), [list(row.values()) for row in course.history])
+    metrics = {
+        "steps": course.step,
+        "seconds": round(course.seconds, 1),
+        "waiting": round(course.waiting, 4),
+        "validation": None if course.best is None else {"of": material.judged_by, "accuracy": course.best},
+        "kept_step": course.best_step or course.step,
+        "interrupted": course.interrupted,
+    }
+    write_json(out / METRICS_FILE, metrics)
+    embedder.save(out, **request, steps=study.steps, engine=describe(fabric))
+    # Last, because a run without its state is a finished run.
+    if not course.interrupted:
+        gone = out / f".{STATE}"
+        (out / STATE).rename(gone)  # in one step: half a state would be taken for a whole one
+        shutil.rmtree(gone, ignore_errors=True)
+    minutes, rate = course.seconds / 60, course.step * study.batch_size / max(course.seconds, 1e-9)
+    chosen = "" if course.best is None else f"; {material.judged_by} {course.best:.1%} at step {course.best_step:,}"
+    display.say(
+        f"{course.step:,} steps in {minutes:.1f} min, about {rate:,.0f} pictures/s, {course.waiting:.1%} of the time "
+        f"not in the network{chosen}"
+    )
+    return embedder
+
+
+def _begin(out: Path, request: dict[str, Any], resume: bool) -> dict[str, Any] | None:
+    """The configuration of the run that `out` holds and that is to go on, None for a new one.
+
+    InputError, changing nothing, when there is something else, or a run that was asked for otherwise.
+    """
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"{out} (--out) cannot be written to")
+    if not (out / CONFIG_FILE).exists():
+        # What a write that was killed leaves behind begins with a dot and is nobody's.
+        if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
+            raise InputError(f"{out} (--out) is not empty and holds no run; choose another folder")
+        return None
+    if not resume:
+        raise InputError(f"{out} (--out) already holds a run; continue it with --resume or choose another folder")
+    found: dict[str, Any] = read_json(out / CONFIG_FILE)
+    for name, value in request.items():
+        before = found.get(name)
+        if name != "recipe" and before != value:
+            raise InputError(
+                f"the run in {out} was started with {flag(name)} {before}, not {value}; choose another --out"
+            )
+    for name, value in request["recipe"].items():
+        before = found["recipe"].get(name)
+        if before != value:
+            raise InputError(
+                f"the run in {out} was started with {flag(name)} {before}, not {value}; --resume goes on with the same "
+                "options only"
+            )
+    return found
+
+
+def _steps(fabric: Fabric, study: Study) -> int:
+    """As many as the recipe says, or as fit in its minutes on this machine as it is now."""
+    if study.recipe.epochs is not None:
+        return max(1, round(study.recipe.epochs * len(study.material.pictures) / study.batch_size))
+    minutes = MINUTES if study.recipe.minutes is None else study.recipe.minutes
+    return max(1, round(minutes * 60 / seconds_per_step(fabric, study)))
+
+
+def _usual_side(network: str) -> int:
+    """The side that timm knows for the network."""
+    found = timm.get_pretrained_cfg(network)
+    return int(found.input_size[-1]) if found is not None else 64
+
+
+def metrics_of(out: Path) -> dict[str, Any]:
+    """How the training of the run in `out` went."""
+    return read_json(out / METRICS_FILE)  # type: ignore[no-any-return]

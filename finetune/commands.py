@@ -1,0 +1,83 @@
+"""What the commands share: options made from dataclasses, errors as one line and an exit code, results as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from finetune.errors import FewtuneError
+from finetune.options import Options, flag, kind
+from finetune.progress import Display
+
+INTERRUPTED = 130
+
+as_json = click.option("--json", "as_json", is_flag=True, help="machine-readable result on stdout, nothing else there")
+on_device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+existing = click.Path(exists=True, path_type=Path)
+
+Command = Callable[..., Any]
+
+
+def hyper_parameters(options: type[Options]) -> Callable[[Command], Command]:
+    """One option for each field of `options`, so that the command line can say what the API can."""
+
+    def attached(command: Command) -> Command:
+        for option in reversed(dataclasses.fields(options)):  # type: ignore[arg-type]
+            about, choices = option.metadata["about"], option.metadata["choices"]
+            name = flag(option.name)
+            if kind(option) is bool:
+                name = f"{name}/{flag('no_' + option.name)}"
+            attach = click.option(
+                name,
+                option.name,
+                type=click.Choice(choices) if choices else None if kind(option) is bool else kind(option),
+                default=option.default,
+                show_default=option.default is not None,
+                help=about,
+            )
+            command = attach(command)
+        return command
+
+    return attached
+
+
+def run_command(cli: click.Command, name: str) -> None:
+    """Run a command: the project's errors become one line on stderr and their exit code, Ctrl-C becomes 130."""
+    for stream in (sys.stdout, sys.stderr):
+        # A file name that is not UTF-8 must not be what stops a listing.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        cli.main(prog_name=name, standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f" (see {context.command_path} --help)" if context else ""
+        click.echo(f"{name}: {' '.join(error.format_message().split())}{hint}", err=True)
+        sys.exit(error.exit_code)
+    except FewtuneError as error:
+        click.echo(f"{name}: {error}", err=True)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        click.echo(f"{name}: {error.filename or 'the system'}: {error.strerror or error}", err=True)
+        sys.exit(1)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo(f"{name}: interrupted; what the run had kept is there for --resume", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def display_for(quiet: bool) -> Display:
+    """On stderr, or nowhere."""
+    return Display(None if quiet else Console(stderr=True))
+
+
+def print_json(value: Any) -> None:
+    """One line on stdout."""
+    click.echo(json.dumps(value, allow_nan=False))
