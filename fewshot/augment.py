@@ -54,6 +54,10 @@ DISTORTIONS: Mapping[str, Distortion] = {
 }
 
 
+# What the further views of a picture that is embedded differ by.
+VIEWS = Distortion(rotation=10, stretch=(0.85, 1.15), shear=0.1, shift=0.06)
+
+
 def distort(framed: Framed, symmetry: Tensor, distortion: Distortion, side: int, generator: torch.Generator) -> Tensor:
     """Every picture laid as `symmetry` (n,) says, 0 to 7, and distorted at random: (n, channels, side, side) float32.
 
@@ -69,6 +73,18 @@ def distort(framed: Framed, symmetry: Tensor, distortion: Distortion, side: int,
     if distortion.light:
         pictures = _lit(pictures, distortion.light, generator)
     return pictures
+
+
+def view(framed: Framed, side: int, number: int) -> Tensor:
+    """Every picture in the same way: as it is for number 0, slightly turned, stretched and moved for the others, always
+    the same of each number: (n, channels, side, side) float32."""
+    if number == 0:
+        return render(framed, side)
+    generator = torch.Generator().manual_seed(number)
+    linear = _linear(1, VIEWS, generator)
+    shift = _drawn(1, -VIEWS.shift, VIEWS.shift, VIEWS.present, generator, width=2)
+    warp = torch.cat([linear, shift[:, :, None]], 2).expand(len(framed), -1, -1)
+    return render(framed, side, warp.to(framed.pictures.device))
 
 
 def _symmetries() -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from fewshot.recipe import Recipe
-from finetune.commands import INTERRUPTED, as_json, display_for, hyper_parameters, print_json, run_command
+from finetune.commands import INTERRUPTED, as_json, display_for, hyper_parameters, on_device, print_json, run_command
 from finetune.errors import InputError
 
 at_data = click.option(
@@ -80,6 +80,59 @@ def train(
         click.echo(f"in {out}: fewshot benchmark --model {out}")
     if metrics["interrupted"]:
         sys.exit(INTERRUPTED)
+
+
+@cli.command()
+@click.option(
+    "--protocol",
+    "protocols",
+    multiple=True,
+    default=("all",),
+    show_default=True,
+    help="by name, again for more of them; all: those that the model may be measured by",
+)
+@click.option(
+    "--model", default="omniglot", show_default=True, help="omniglot, pixels, hausdorff, affine or a run folder"
+)
+@click.option("--against", help="another model, asked the same questions, for a paired test")
+@click.option(
+    "--views", type=click.IntRange(1), default=1, show_default=True, help="distorted views averaged into a vector"
+)
+@click.option("--allow-leaks", is_flag=True, help="measure even on characters that were trained on, and say so")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="of the episodes and pairs")
+@at_data
+@on_device
+@as_json
+def benchmark(
+    protocols: tuple[str, ...],
+    model: str,
+    against: str | None,
+    views: int,
+    allow_leaks: bool,
+    seed: int,
+    data: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Measure a model by the published protocols on Omniglot, each figure with its 95 % interval."""
+    from fewshot.benchmarking import benchmark as measured
+    from fewshot.benchmarking import print_report
+
+    report = measured(
+        model,
+        protocols,
+        against=against,
+        views=views,
+        allow_leaks=allow_leaks,
+        seed=seed,
+        data=data,
+        device=device,
+        display=display_for(as_json),
+    )
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        print_report(report)
 
 
 def main() -> None:

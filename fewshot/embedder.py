@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 import fewshot.networks  # noqa: F401  registers the encoders with timm
-from fewshot.framing import Framed, frame_drawings, frame_whole, render
+from fewshot.augment import view
+from fewshot.framing import Framed, frame_drawings, frame_whole
 from fewshot.omniglot import SIDE, Character
 from finetune.engine import open_engine
 from finetune.errors import InputError
@@ -51,16 +52,26 @@ class Spec:
 class Embedder:
     """An encoder with its preprocessing. trained_on: Omniglot's characters that it learned from; empty for others."""
 
-    def __init__(self, network: nn.Module, spec: Spec, *, trained_on: Collection[Character] = (), device: str = "auto"):
+    def __init__(
+        self,
+        network: nn.Module,
+        spec: Spec,
+        *,
+        trained_on: Collection[Character] = (),
+        views: int = 1,
+        device: str = "auto",
+    ):
         self.fabric = open_engine(device, "float32")
         self.network = network.to(self.fabric.device).to(memory_format=torch.channels_last).eval()
         self.spec = spec
         self.trained_on = frozenset(trained_on)
+        self.views = views
 
     @classmethod
-    def load(cls, source: str | Path, *, device: str = "auto") -> Embedder:
+    def load(cls, source: str | Path, *, views: int = 1, device: str = "auto") -> Embedder:
         """`source`: "omniglot", the encoder that ships with this package, or the folder of a finished run.
 
+        views: how many a vector is the mean of, the picture itself and slightly turned and stretched ones.
         InputError when there is no such folder, or it holds no finished run.
         """
         folder = SHIPPED.get(str(source), Path(source))
@@ -83,7 +94,7 @@ class Embedder:
             network.load_state_dict(tensors)
         except RuntimeError as error:
             raise InputError(f"{folder / WEIGHTS_FILE} does not fit {spec.network}; it may be damaged") from error
-        return cls(network, spec, trained_on=characters_from(config["trained_on"]), device=device)
+        return cls(network, spec, trained_on=characters_from(config["trained_on"]), views=views, device=device)
 
     @property
     def fingerprint(self) -> str:
@@ -127,8 +138,12 @@ class Embedder:
     @torch.inference_mode()
     def vectors(self, framed: Framed) -> Tensor:
         """(n, d) float32 unit vectors of pictures that are framed already."""
-        pictures = [self.network(render(part.to(self.fabric.device), self.spec.side)) for part in _parts(framed)]
-        return F.normalize(torch.cat(pictures).float(), dim=1)
+        parts = []
+        for at in range(0, len(framed), _AT_ONCE):
+            part = framed[slice(at, at + _AT_ONCE)].to(self.fabric.device)
+            seen = [self.network(view(part, self.spec.side, number)).float() for number in range(self.views)]
+            parts.append(F.normalize(torch.stack([F.normalize(vectors, dim=1) for vectors in seen]).mean(0), dim=1))
+        return torch.cat(parts)
 
     def save(self, folder: Path, **about: Any) -> None:
         """model.safetensors and config.json in `folder`; `about`: more entries for config.json.
@@ -178,10 +193,6 @@ def characters_from(saved: dict[str, list[int]]) -> frozenset[Character]:
 def _half(tensor: Tensor) -> Tensor:
     """Norms, biases and statistics stay as they are: they are few, and variances can be too small for it."""
     return tensor.half() if tensor.is_floating_point() and tensor.ndim > 1 else tensor
-
-
-def _parts(framed: Framed) -> list[Framed]:
-    return [framed[slice(at, at + _AT_ONCE)] for at in range(0, len(framed), _AT_ONCE)]
 
 
 def _drawing(image: Image.Image) -> Tensor:

@@ -28,8 +28,19 @@ def bootstrap_interval(per_run: Sequence[float], trials: int, seed: int = 0) -> 
     return float(low), float(high)
 
 
-def class_interval(scores: Scores, owner: Tensor, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean credit, for other classes like these: resamples the owners of the classes.
+def parts_interval(parts: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the mean of `parts`, as class_parts and group_parts give them, resampling them.
+
+    Where there is no difference it is Wilson's interval for as many questions as there are parts: further ones would
+    not be independent.
+    """
+    low, high = bootstrap_interval(parts, len(parts), seed)
+    return max(0.0, low), min(1.0, high)
+
+
+def class_parts(scores: Scores, owner: Tensor) -> tuple[float, ...]:
+    """What each owner of classes contributes to the mean credit, which is the mean of these; an interval that resamples
+    them is one for other classes like these.
 
     owner: (episodes, way), what the class at each place belongs to: itself, or the character it is a turn of.
 
@@ -48,28 +59,27 @@ def class_interval(scores: Scores, owner: Tensor, seed: int = 0) -> tuple[float,
     queries = scores.credit.shape[2]
     earned = scores.credit.double().sum(2)
     accuracy = float(earned.mean()) / queries
-    return _interval(earned - scores.taken.double(), torch.full(owner.shape, queries), owner, accuracy, seed)
+    return _parts(earned - scores.taken.double(), torch.full(owner.shape, queries), owner, accuracy)
 
 
-def group_interval(scores: Scores, group: Tensor, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean credit, for other groups like these: resamples groups, with all that lies in them.
+def group_parts(scores: Scores, group: Tensor) -> tuple[float, ...]:
+    """What each group contributes to the mean credit, with all that lies in it.
 
-    group: (episodes,), where each lies. With ten groups it is about a tenth too narrow, as any bootstrap of so few.
+    group: (episodes,), where each lies. With ten groups an interval that resamples these is about a tenth too narrow,
+    as any bootstrap of so few.
     """
     earned = scores.credit.double().sum((1, 2))
     asked = torch.full(group.shape, scores.credit[0].numel())
-    return _interval(earned, asked, group, float(scores.credit.double().mean()), seed)
+    return _parts(earned, asked, group, float(scores.credit.double().mean()))
 
 
-def _interval(parts: Tensor, asked: Tensor, owner: Tensor, accuracy: float, seed: int) -> tuple[float, float]:
+def _parts(parts: Tensor, asked: Tensor, owner: Tensor, accuracy: float) -> tuple[float, ...]:
     """Of the ratio of sums, parts by asked, linear in the owners: each as it departs from what it should have had."""
     total, share = _sums(parts, owner), _sums(asked, owner)
     total, share = total[share > 0], share[share > 0]
     values = accuracy + (total - total.sum() / share.sum() * share) / share.mean()
-    # Sums in another order differ in the last bits; that must not pass for a difference. Where there is none, it is
-    # Wilson's interval for as many questions as there are owners: further ones would not be independent.
-    low, high = bootstrap_interval(values.numpy().round(12).tolist(), len(values), seed)
-    return max(0.0, low), min(1.0, high)
+    # Sums in another order differ in the last bits; that must not pass for a difference.
+    return tuple(values.numpy().round(12).tolist())
 
 
 def _sums(values: Tensor, owner: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class Material:
     """Pictures, the class of each (n,), numbered from 0, and the group of each class (classes,).
 
     A batch takes its classes group by group: those of one are the harder to tell apart. trained_on: Omniglot's
-    characters among them. judge: None where nothing is held out; then the last weights are kept.
+    characters that are learned from or judged by. judge: None where nothing is held out: the last weights are kept.
     """
 
     pictures: Framed
@@ -83,6 +83,7 @@ def omniglot_material(
     """
     train, val = TRAINED[split]
     wanted = SPLITS[train]
+    known = wanted.characters | (SPLITS[val].characters if val is not None else frozenset())
     if everything and val is not None:
         if split == "koch":
             raise InputError("--all: the validation alphabets of --split koch choose its threshold; leave them out")
@@ -100,7 +101,7 @@ def omniglot_material(
         framing="drawing",
         symmetries=8,
         distortion="drawing" if labels and examples != 1 else "drawing-strong",
-        trained_on=wanted.characters,
+        trained_on=known,
         judge=None if val is None or not labels else _judge(select(omniglot, SPLITS[val]), split),
         judged_by="same or different" if split == "koch" else "20-way 1-shot",
     )

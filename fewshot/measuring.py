@@ -1,38 +1,41 @@
-"""An embedding measured by the published protocols on their published splits, every drawing embedded once."""
+"""A model measured by the published protocols on their published splits, every drawing embedded once."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import TypedDict
 
-from fewshot.embedded import ALL_TURNS, UPRIGHT, Embed, Embedded, embed_once, joined
-from fewshot.episodes import Metric
+from fewshot.embedded import ALL_TURNS, UPRIGHT, Embedded, embed_once, joined
+from fewshot.models import Model
 from fewshot.omniglot import Character, Omniglot, Run
 from fewshot.protocols import (
     ProtocolResult,
     VerificationResult,
     all_way,
-    distance_by,
     guard,
     koch,
     lake,
     vinyals,
     within,
 )
-from fewshot.splits import LAKE, SPLITS, Split, characters_of, select
+from fewshot.splits import LAKE, MINIMAL_1, SPLITS, Split, characters_of, select
 from finetune.errors import InputError
 
-# Protocol -> the splits that it needs; the last is the one tested on. `vinyals` is with the four turns of every
-# character, `vinyals-upright` without.
+# Protocol -> the splits that it needs; the last is the one tested on. `vinyals` and `all-way-1692` are with the four
+# turns of every character, the others upright. `lake-minimal` is `lake` after training on one of the minimal sets.
 NEEDED: dict[str, tuple[str, ...]] = {
     "lake": (),
+    "lake-minimal": (),
     "within": ("evaluation",),
-    "all-way": ("evaluation",),
     "koch": ("koch-like-val", "koch-like-test"),
     "vinyals": ("vinyals-test",),
     "vinyals-upright": ("vinyals-test",),
-    "vinyals-all-way": ("vinyals-test",),
+    "all-way-423": ("vinyals-test",),
+    "all-way-659": ("evaluation",),
+    "all-way-1692": ("vinyals-test",),
 }
+TURNED = ("vinyals", "all-way-1692")
 GRID = ((5, 1), (5, 5), (20, 1), (20, 5))  # way and shot, as in most papers' tables
 
 Result = ProtocolResult | VerificationResult
@@ -45,51 +48,67 @@ class _Options(TypedDict):
 
 
 def measure(
-    embed: Embed,
-    omniglot: Omniglot,
+    model: Model,
+    omniglot: Omniglot | None,
     runs: Sequence[Run] = (),
     *,
-    protocols: Sequence[str] = ("within", "all-way", "koch"),
-    metric: Metric = "cosine",
+    protocols: Sequence[str],
     seed: int = 0,
-    trained_on: Collection[Character] | None = None,
     allow_leaks: bool = False,
 ) -> list[Result]:
     """The results of `protocols`, names in NEEDED, in their order; `within` and `vinyals` give one for each of GRID.
 
-    runs: Lake's, for the protocol `lake` alone. trained_on: the characters that `embed` learned from or was chosen by;
-    where one of them is tested on it is an InputError, before anything is embedded, unless `allow_leaks`. Trained on
-    `background`, an embedding may be tested by all of them; trained on `vinyals-train`, by the last three alone.
+    omniglot: both sets, for all protocols but `lake` and `lake-minimal`, which need Lake's `runs`. Where a character to
+    be tested on was trained on it is an InputError, before anything is embedded, unless `allow_leaks`; so it is where
+    the model is none that the protocol is for.
     """
-    unknown = [name for name in protocols if name not in NEEDED]
-    if unknown:
-        raise InputError(f"no protocol {unknown[0]!r}; there are {', '.join(NEEDED)}")
     for name in protocols:
-        tested = characters_of(LAKE) if name == "lake" else SPLITS[NEEDED[name][-1]].characters
-        guard(trained_on or (), tested, allow_leaks)
-    options: _Options = {"seed": seed, "trained_on": trained_on, "allow_leaks": allow_leaks}
-    have = _embedded(embed, omniglot, protocols)
+        reason = refused(model, name, allow_leaks)
+        if reason:
+            raise InputError(reason)
+    options: _Options = {"seed": seed, "trained_on": model.trained_on, "allow_leaks": allow_leaks}
+    have = _embedded(model, omniglot, [name for name in protocols if NEEDED[name]])
     results: list[Result] = []
     for name in protocols:
-        if name == "lake":
-            results.append(lake(distance_by(embed, metric), runs, **options))
+        if not NEEDED[name]:
+            results.append(replace(lake(model.distance, runs, **options), protocol=name))
             continue
-        turns = ALL_TURNS if name == "vinyals" else UPRIGHT
-        parts = [have.only(SPLITS[split], turns) for split in NEEDED[name]]
+        parts = [have.only(SPLITS[split], ALL_TURNS if name in TURNED else UPRIGHT) for split in NEEDED[name]]
         if name == "koch":
-            results.append(koch(parts[0], parts[1], metric=metric, **options))
-        elif name.endswith("all-way"):
-            results.append(all_way(parts[0], metric=metric, **options))
+            results.append(koch(parts[0], parts[1], **options))
+        elif name.startswith("all-way"):
+            results.append(replace(all_way(parts[0], **options), protocol=name))
         else:
             protocol = within if name == "within" else vinyals
-            results += [protocol(parts[0], way=way, shot=shot, metric=metric, **options) for way, shot in GRID]
+            results += [replace(protocol(parts[0], way=way, shot=shot, **options), protocol=name) for way, shot in GRID]
     return results
 
 
-def _embedded(embed: Embed, omniglot: Omniglot, protocols: Sequence[str]) -> Embedded:
-    """What `protocols` need, upright, and turned what `vinyals` alone needs turned."""
+def refused(model: Model, protocol: str, allow_leaks: bool = False) -> str | None:
+    """Why `model` cannot be measured by `protocol`, in one line; None where it can."""
+    if protocol not in NEEDED:
+        return f"no protocol {protocol!r}; there are {', '.join(NEEDED)}"
+    if NEEDED[protocol] and model.embed is None:
+        return f"{model.name} is a distance between pictures, no embedding; it can be measured by lake alone"
+    tested = SPLITS[NEEDED[protocol][-1]].characters if NEEDED[protocol] else characters_of(LAKE)
+    try:
+        guard(model.trained_on, tested, allow_leaks)
+    except InputError as error:
+        return f"{protocol}: {error}"
+    if protocol == "lake-minimal" and not (model.trained_on and model.trained_on <= SPLITS["minimal-1"].characters):
+        return f"lake-minimal is for what was trained on {', '.join(MINIMAL_1)} alone, which {model.name} was not"
+    return None
+
+
+def _embedded(model: Model, omniglot: Omniglot | None, protocols: Sequence[str]) -> Embedded:
+    """What `protocols` need, upright, and what they need turned."""
+    if not protocols:
+        return joined([])
+    if omniglot is None or model.embed is None:
+        raise InputError(f"{protocols[0]} needs Omniglot's drawings and an embedding of them")
+    upright = [name for name in protocols if name not in TURNED]
     needed = frozenset[Character]().union(*(SPLITS[split].characters for name in protocols for split in NEEDED[name]))
-    parts = [embed_once(select(omniglot, Split(needed)), embed)] if needed else []
-    if "vinyals" in protocols:
-        parts.append(embed_once(select(omniglot, SPLITS["vinyals-test"]), embed, turns=ALL_TURNS[1:]))
+    parts = [embed_once(select(omniglot, Split(needed)), model.embed)]
+    if len(upright) < len(protocols):
+        parts.append(embed_once(select(omniglot, SPLITS["vinyals-test"]), model.embed, turns=ALL_TURNS[1:]))
     return joined(parts)

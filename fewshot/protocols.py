@@ -11,10 +11,10 @@ from torch import Tensor
 
 from fewshot.embedded import Embed, Embedded
 from fewshot.episodes import Episodes, Metric, Scores, arrange, deal, sample, score_episodes
-from fewshot.intervals import bootstrap_interval, class_interval, group_interval
+from fewshot.intervals import bootstrap_interval, class_parts, group_parts, parts_interval
 from fewshot.omniglot import Character, Run
 from fewshot.splits import LAKE, SPLITS, characters_of, leaks
-from fewshot.verification import best_threshold, curve, draw_pairs, similarity
+from fewshot.verification import best_threshold, curve, curve_intervals, draw_pairs, similarity
 from finetune.errors import InputError
 
 # Test pictures (n, 105, 105) and training pictures (m, 105, 105), uint8, ink 255 on 0, to (n, m): smaller is nearer.
@@ -28,7 +28,8 @@ EPISODES = 10_000
 class ProtocolResult:
     """How often the nearest class was the right one, as fractions.
 
-    accuracy: the mean of `per_run`, where there are runs. interval: 95 %, for other runs, classes or alphabets like
+    accuracy: the mean of `parts`, of which each run, character or alphabet contributes one; they are what the interval
+    resamples, and what two models are compared by. interval: 95 %, for other runs, characters or alphabets like
     these, as the protocol says; it knows nothing of other seeds of training. trials: questions asked. seed: of all that
     was drawn. tested: what the pictures are. leaking: how many of the characters tested were trained on; None where
     the protocol was not told what was.
@@ -43,7 +44,7 @@ class ProtocolResult:
     seed: int
     tested: str
     leaking: int | None = None
-    per_run: tuple[float, ...] = ()
+    parts: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,21 +52,24 @@ class VerificationResult:
     """How often two drawings were rightly called the same character or different ones, as fractions.
 
     accuracy: at `threshold`, chosen where the validation pairs come out best, which they do at
-    `validation_accuracy`. auc, eer: area under the test pairs' ROC, and their equal error rate. The rest as in
-    `ProtocolResult`.
+    `validation_accuracy`. auc, eer: area under the test pairs' ROC, and their equal error rate, with their intervals.
+    The rest as in `ProtocolResult`.
     """
 
     protocol: str
     accuracy: float
     interval: tuple[float, float]
     auc: float
+    auc_interval: tuple[float, float]
     eer: float
+    eer_interval: tuple[float, float]
     threshold: float
     validation_accuracy: float
     trials: int
     seed: int
     tested: str
     leaking: int | None = None
+    parts: tuple[float, ...] = ()
 
 
 def guard(trained_on: Collection[Character], tested_on: Collection[Character], allow: bool = False) -> int:
@@ -116,7 +120,7 @@ def lake(
         seed=seed,
         tested=f"{len(runs)} runs",
         leaking=leaking,
-        per_run=per_run,
+        parts=per_run,
     )
 
 
@@ -174,9 +178,8 @@ def vinyals(
     generator = torch.Generator().manual_seed(seed)
     drawn = sample(arrange(embedded.label), episodes, way=way, shot=shot, generator=generator)
     scores = score_episodes(embedded.vectors, drawn, metric)
-    return _result(
-        "vinyals", embedded, drawn, scores, class_interval(scores, _character(embedded, drawn), seed), seed, leaking
-    )
+    parts = class_parts(scores, _character(embedded, drawn))
+    return _result("vinyals", embedded, drawn, scores, parts, seed, leaking)
 
 
 def within(
@@ -200,7 +203,7 @@ def within(
     drawn = sample(pool, episodes, way=way, shot=shot, generator=torch.Generator().manual_seed(seed))
     scores = score_episodes(embedded.vectors, drawn, metric)
     alphabet = embedded.alphabet[drawn.support[:, 0, 0]]
-    return _result("within", embedded, drawn, scores, group_interval(scores, alphabet, seed), seed, leaking)
+    return _result("within", embedded, drawn, scores, group_parts(scores, alphabet), seed, leaking)
 
 
 def all_way(
@@ -215,9 +218,9 @@ def all_way(
 ) -> ProtocolResult:
     """Every class at once, `shot` supports of each drawn `draws` times, all its other drawings asked.
 
-    On the split `vinyals-test` it is 423-way (Ramalho & Garnelo 2019), on `evaluation` 659-way. The interval is for
-    other classes like these, as many. It is computed as a product of matrices, since an index that returns
-    the nearest neighbour does not tell which others are as near.
+    On the split `vinyals-test` it is 423-way (Ramalho & Garnelo 2019), 1692-way with the turned; on `evaluation`
+    659-way. The interval is for other classes like these, as many. It is computed as a product of matrices, since an
+    index that returns the nearest neighbour does not tell which others are as near.
     """
     if draws < 1:
         raise InputError(f"{draws} draws; at least 1 is wanted")
@@ -231,9 +234,8 @@ def all_way(
         generator=torch.Generator().manual_seed(seed),
     )
     scores = score_episodes(embedded.vectors, drawn, metric)
-    return _result(
-        "all-way", embedded, drawn, scores, class_interval(scores, _character(embedded, drawn), seed), seed, leaking
-    )
+    parts = class_parts(scores, _character(embedded, drawn))
+    return _result("all-way", embedded, drawn, scores, parts, seed, leaking)
 
 
 # --- verification -----------------------------------------------------------------------------------------------------
@@ -265,19 +267,24 @@ def koch(
     right = ((scores >= threshold) == tested_on.same).double()
     shape = curve(scores, tested_on.same)
     # The alphabets have equally many pairs, so that the mean of their means is the mean.
-    per_alphabet = [float(right[tested_on.alphabet == alphabet].mean()) for alphabet in tested_on.alphabet.unique()]
+    inside = [tested_on.alphabet == alphabet for alphabet in tested_on.alphabet.unique()]
+    per_alphabet = tuple(float(right[pairs_of].mean()) for pairs_of in inside)
+    auc_interval, eer_interval = curve_intervals([(scores[rows], tested_on.same[rows]) for rows in inside], seed)
     return VerificationResult(
         protocol="koch",
         accuracy=float(right.mean()),
-        interval=bootstrap_interval(per_alphabet, len(per_alphabet), seed),
+        interval=parts_interval(per_alphabet, seed),
         auc=shape.auc,
+        auc_interval=auc_interval,
         eer=shape.eer,
+        eer_interval=eer_interval,
         threshold=threshold,
         validation_accuracy=float(((validated >= threshold) == chosen_on.same).double().mean()),
         trials=len(right),
         seed=seed,
         tested=describe(test),
         leaking=leaking,
+        parts=per_alphabet,
     )
 
 
@@ -303,20 +310,21 @@ def _result(
     embedded: Embedded,
     episodes: Episodes,
     scores: Scores,
-    interval: tuple[float, float],
+    parts: tuple[float, ...],
     seed: int,
     leaking: int | None,
 ) -> ProtocolResult:
     return ProtocolResult(
         protocol=protocol,
         accuracy=float(scores.credit.double().mean()),
-        interval=interval,
+        interval=parts_interval(parts, seed),
         way=episodes.support.shape[1],
         shot=episodes.support.shape[2],
         trials=scores.credit.numel(),
         seed=seed,
         tested=describe(embedded),
         leaking=leaking,
+        parts=parts,
     )
 
 

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -32,6 +32,8 @@ from finetune.transforms import view_seed
 LOOKS, LEAST_BETWEEN = 30, 50
 # Every so many steps the loss is looked at and the parts of a step are timed: both wait for the device.
 LOOK_EVERY = 16
+# Share of the steps that are at the early side, where there is one.
+EARLY = 0.7
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +50,11 @@ class Study:
     def batch_size(self) -> int:
         """Pictures of a step, at most: an alphabet may have fewer characters than are wanted."""
         return self.recipe.alphabets * self.recipe.ways * self.recipe.shots
+
+    def side_at(self, step: int) -> int:
+        """Of the pictures learned from at `step`, in pixels."""
+        early = self.recipe.early_side
+        return early if early is not None and step < EARLY * self.steps else self.side
 
 
 @dataclass
@@ -117,12 +124,19 @@ def train(
 
 
 def seconds_per_step(fabric: Fabric, study: Study, steps: int = 16) -> float:
-    """What a step takes on this machine as it is now, of a copy that is thrown away."""
-    loop, clock = _Loop(fabric, copy.deepcopy(study)), _Clock(fabric.device)
-    for step in range(steps):
-        # The first ones set things up.
-        loop.step(step, clock if step >= steps // 4 else None)
-    return sum(clock.seconds.values()) / (steps - steps // 4)
+    """What a step takes on this machine as it is now, of a copy that is thrown away; the mean over all of training."""
+    stages = [(study.side, 1.0)] if study.recipe.early_side is None else [(study.recipe.early_side, EARLY)]
+    if study.recipe.early_side is not None:
+        stages.append((study.side, 1 - EARLY))
+    mean = 0.0
+    for side, share in stages:
+        tried = replace(copy.deepcopy(study), side=side, recipe=replace(study.recipe, early_side=None))
+        loop, clock = _Loop(fabric, tried), _Clock(fabric.device)
+        for step in range(steps):
+            # The first ones set things up.
+            loop.step(step, clock if step >= steps // 4 else None)
+        mean += share * sum(clock.seconds.values()) / (steps - steps // 4)
+    return mean
 
 
 class _Loop:
@@ -170,7 +184,7 @@ class _Loop:
         )
         distortion = DISTORTIONS[recipe.distortion or material.distortion]
         chosen = self.pictures[drawn.rows.to(self.fabric.device)]
-        pictures = distort(chosen, drawn.symmetry, distortion, self.study.side, generator)
+        pictures = distort(chosen, drawn.symmetry, distortion, self.study.side_at(step), generator)
         return pictures.contiguous(memory_format=torch.channels_last), drawn.labels.to(self.fabric.device)
 
     def accuracy(self) -> float | None:

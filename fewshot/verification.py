@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import Tensor
 from fewshot.embedded import Embedded
 from fewshot.episodes import METRICS, Metric
 from finetune.errors import InputError
+
+CURVES = 500  # resampled for an interval; each is a sort of all pairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +101,19 @@ def curve(scores: Tensor, same: Tensor) -> Curve:
     after = int((excess >= 0).argmax())
     step = excess[after - 1] / (excess[after - 1] - excess[after])
     return Curve(float(auc(false, true)), float(false[after - 1] + step * (false[after] - false[after - 1])))
+
+
+def curve_intervals(
+    groups: Sequence[tuple[Tensor, Tensor]], seed: int = 0
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """95 % intervals of AUC and EER for other groups like these, resampled whole: (scores, same) of each group."""
+    random, found = np.random.default_rng(seed), []
+    for _ in range(CURVES):
+        drawn = [groups[i] for i in random.integers(len(groups), size=len(groups))]
+        shape = curve(torch.cat([scores for scores, _ in drawn]), torch.cat([same for _, same in drawn]))
+        found.append((shape.auc, shape.eer))
+    (low_auc, low_eer), (high_auc, high_eer) = np.quantile(np.array(found), (0.025, 0.975), axis=0)
+    return (float(low_auc), float(high_auc)), (float(low_eer), float(high_eer))
 
 
 def _roc(scores: Tensor, same: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fewshot.embedded import ALL_TURNS, Embedded, embed_once, joined, turned
 from fewshot.episodes import Scores, arrange, sample, score_episodes
-from fewshot.intervals import class_interval, group_interval
-from fewshot.measuring import measure
+from fewshot.intervals import class_parts, group_parts, parts_interval
+from fewshot.measuring import NEEDED, measure
+from fewshot.models import Model, by_embedding
 from fewshot.omniglot import Character, Omniglot, Run, labelled
 from fewshot.protocols import all_way, bootstrap_interval, distance_by, guard, koch, lake, score, vinyals, within
 from fewshot.splits import SPLITS, Split, characters_of
@@ -39,7 +40,7 @@ def apart(test: Tensor, train: Tensor) -> Tensor:
 def test_a_perfect_distance_scores_one_and_is_not_certain() -> None:
     result = lake(apart, numbered())
     assert result.accuracy == 1
-    assert result.per_run == (1.0,) * 4
+    assert result.parts == (1.0,) * 4
     assert result.trials == 20
     assert result.interval == wilson_interval(20, 20)
     assert result.interval[0] < 1
@@ -199,7 +200,7 @@ def test_turns_of_one_character_are_resampled_together() -> None:
     owner = torch.arange(800).expand(3, -1)
     credit = (owner // 4 % 2).float()[:, :, None]
     nothing = torch.zeros(3, 800)
-    apart, together = (class_interval(Scores(credit, nothing), who) for who in (owner, owner // 4))
+    apart, together = (parts_interval(class_parts(Scores(credit, nothing), who)) for who in (owner, owner // 4))
     # Four that are alike tell no more than one: a standard error of twice the size.
     assert together[1] - together[0] == pytest.approx(2 * (apart[1] - apart[0]), rel=0.1)
 
@@ -210,7 +211,7 @@ def test_the_class_interval_counts_errors_in_a_class_s_name() -> None:
     thief = owner == 0
     credit = torch.where(thief.flip(1), 0.0, 1.0)[:, :, None]
     accuracy = float(credit.mean())
-    low, high = class_interval(Scores(credit, thief.float()), owner)
+    low, high = parts_interval(class_parts(Scores(credit, thief.float()), owner))
     # By their own queries alone, all others are as good as equal, and nothing would be uncertain.
     assert accuracy == pytest.approx(0.9, abs=0.02)
     assert low < 0.75
@@ -226,7 +227,7 @@ def test_the_class_interval_is_as_wide_as_accuracies_spread() -> None:
         vectors = vectors + 0.6 * torch.randn(360, 6, generator=generator)
         drawn = sample(arrange(owner), 500, way=5, shot=1, generator=generator)
         scores = score_episodes(vectors, drawn, "euclidean")
-        low, high = class_interval(scores, drawn.classes)
+        low, high = parts_interval(class_parts(scores, drawn.classes))
         accuracies.append(float(scores.credit.mean()))
         widths.append(high - low)
     spread = 2 * 1.96 * float(torch.tensor(accuracies).std())
@@ -238,7 +239,7 @@ def test_the_class_interval_is_as_wide_as_accuracies_spread() -> None:
 def test_group_intervals_are_shares_that_hold_the_accuracy(episodes: list[tuple[int, float]]) -> None:
     credit = torch.tensor([value for _, value in episodes]).view(-1, 1, 1)
     group = torch.tensor([number for number, _ in episodes])
-    low, high = group_interval(Scores(credit, credit[:, :, 0]), group)
+    low, high = parts_interval(group_parts(Scores(credit, credit[:, :, 0]), group))
     assert 0 <= low <= high <= 1
     assert low - 0.5 / len(group.unique()) <= float(credit.mean()) <= high + 0.5 / len(group.unique())
 
@@ -381,11 +382,11 @@ def test_every_protocol_measures_and_every_picture_is_embedded_once() -> None:
         seen.append(pictures)
         return pictures.flatten(1).float() - 128
 
-    protocols = ("within", "all-way", "koch", "vinyals", "vinyals-all-way")
-    results = measure(embed, omniglot, protocols=protocols, trained_on=[])
+    protocols = ("within", "all-way-659", "koch", "vinyals", "all-way-423", "all-way-1692")
+    results = measure(by_embedding("pixel", embed), omniglot, protocols=protocols)
     assert sum(map(len, seen)) == len(omniglot) + 3 * 423 * 20
     assert [result.protocol for result in results] == [
-        *["within"] * 4, "all-way", "koch", *["vinyals"] * 4, "all-way",
+        *["within"] * 4, "all-way-659", "koch", *["vinyals"] * 4, "all-way-423", "all-way-1692",
     ]  # fmt: skip
     assert all(result.accuracy == 1 for result in results if result.protocol != "koch")
     assert {result.tested for result in results} == {
@@ -401,9 +402,10 @@ def test_lake_s_runs_are_asked_through_the_embedding() -> None:
     def embed(pictures: Tensor) -> Tensor:
         return torch.eye(5)[pictures.flatten().long()]
 
+    (result,) = measure(by_embedding("number", embed), None, numbered(), protocols=["lake"])
+    assert result.accuracy == 1
     for metric in ("cosine", "euclidean"):
-        (result,) = measure(embed, tiny(frozenset(NAMES)), numbered(), protocols=["lake"], metric=metric)
-        assert result.accuracy == 1
+        assert lake(distance_by(embed, metric), numbered()).accuracy == 1
         assert float(distance_by(embed, metric)(torch.tensor([[[1]]]), torch.tensor([[[1]]]))) == pytest.approx(0)
 
 
@@ -411,10 +413,33 @@ def test_leaks_are_refused_before_anything_is_embedded() -> None:
     def embed(pictures: Tensor) -> Tensor:
         raise AssertionError("embedded")
 
+    def knowing(split: str) -> Model:
+        return by_embedding(split, embed, SPLITS[split].characters)
+
     omniglot = tiny(frozenset(NAMES))
-    with pytest.raises(InputError, match="of 659 characters to test on were trained on"):
-        measure(embed, omniglot, protocols=["vinyals", "within"], trained_on=SPLITS["vinyals-train"].characters)
+    with pytest.raises(InputError, match=r"within: .* of 659 characters to test on were trained on"):
+        measure(knowing("vinyals-train"), omniglot, protocols=["vinyals", "within"])
     with pytest.raises(InputError, match="382 of 382"):
-        measure(embed, omniglot, protocols=["lake"], trained_on=SPLITS["evaluation"].characters)
-    with pytest.raises(InputError, match="no protocol 'santoro'; there are lake, within"):
-        measure(embed, omniglot, protocols=["santoro"])
+        measure(knowing("evaluation"), omniglot, protocols=["lake"])
+    with pytest.raises(InputError, match="no protocol 'santoro'; there are lake, lake-minimal, within"):
+        measure(knowing("background"), omniglot, protocols=["santoro"])
+
+
+def test_lake_minimal_is_for_what_learned_from_five_alphabets() -> None:
+    def embed(pictures: Tensor) -> Tensor:
+        return torch.eye(5)[pictures.flatten().long()]
+
+    minimal = by_embedding("five", embed, SPLITS["minimal-1"].characters)
+    (result,) = measure(minimal, None, numbered(), protocols=["lake-minimal"])
+    assert (result.protocol, result.accuracy, result.leaking) == ("lake-minimal", 1, 0)
+    for more in (frozenset[Character](), SPLITS["background"].characters):
+        with pytest.raises(InputError, match="lake-minimal is for what was trained on Balinese, Early_Aramaic"):
+            measure(by_embedding("more", embed, more), None, numbered(), protocols=["lake-minimal"])
+
+
+def test_a_distance_without_an_embedding_is_measured_by_lake_alone() -> None:
+    (result,) = measure(Model("apart", apart), None, numbered(), protocols=["lake"])
+    assert result.accuracy == 1
+    for protocol in set(NEEDED) - {"lake", "lake-minimal"}:
+        with pytest.raises(InputError, match="apart is a distance between pictures, no embedding"):
+            measure(Model("apart", apart), tiny(frozenset(NAMES)), protocols=[protocol])

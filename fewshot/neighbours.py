@@ -1,0 +1,82 @@
+"""Exact nearest neighbours by cosine: FAISS on the CPU or a GPU, or a plain product of matrices, with one answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from finetune.errors import InputError
+
+Vectors = NDArray[np.float32]
+Found = tuple[NDArray[np.float32], NDArray[np.int64]]
+
+# What two similarities may differ by and still tie: each engine adds up a product in its own order.
+ROUNDING = 1e-6
+
+
+def nearest(gallery: Vectors, queries: Vectors, k: int, engine: str = "faiss-cpu") -> Found:
+    """Similarities to, and rows in, `gallery` (n, d) of the k most similar to each of `queries` (m, d), both (m, k), the
+    most similar first. Unit vectors are wanted. engine: a name in ENGINES.
+
+    InputError for k out of range, other shapes, vectors that are not of length 1, and an engine that is not here.
+    """
+    if engine not in ENGINES:
+        raise InputError(f"no engine {engine!r}; there are {', '.join(ENGINES)}")
+    if gallery.ndim != 2 or queries.ndim != 2 or gallery.shape[1] != queries.shape[1]:
+        raise InputError(f"a gallery of shape {gallery.shape} cannot be asked by queries of shape {queries.shape}")
+    if not 1 <= k <= len(gallery):
+        raise InputError(f"{k} neighbours of {len(gallery)}; from 1 to as many as there are can be asked for")
+    for name, vectors in (("gallery", gallery), ("queries", queries)):
+        if not np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3):
+            raise InputError(f"{name}: vectors of length 1 are wanted; is one of them not a number, or not normalised?")
+    return ENGINES[engine](np.ascontiguousarray(gallery, np.float32), np.ascontiguousarray(queries, np.float32), k)
+
+
+def disagreements(one: Found, other: Found) -> int:
+    """How many queries' neighbours differ, ties aside: at some place the similarities differ by more than rounding
+    does, or another row stands there though no other is as similar."""
+    (first, rows), (second, others) = one, other
+    apart = np.abs(first - second) > ROUNDING * np.maximum(1, np.abs(first))
+    # A row may change places with those that tie with it; past the last place there is nothing to compare with.
+    tied = np.zeros(first.shape, bool)
+    close = np.abs(np.diff(first, axis=1)) <= 2 * ROUNDING
+    tied[:, 1:] |= close
+    tied[:, :-1] |= close
+    tied[:, -1] = True
+    return int((apart | ((rows != others) & ~tied)).any(1).sum())
+
+
+def _torch(gallery: Vectors, queries: Vectors, k: int) -> Found:
+    similarity = torch.from_numpy(queries) @ torch.from_numpy(gallery).T
+    values, rows = similarity.topk(k, dim=1)
+    return values.numpy(), rows.numpy()
+
+
+def _faiss_cpu(gallery: Vectors, queries: Vectors, k: int) -> Found:
+    import faiss  # here, because it takes a second to import
+
+    index = faiss.IndexFlatIP(gallery.shape[1])
+    index.add(gallery)
+    values, rows = index.search(queries, k)
+    return values, rows
+
+
+def _faiss_gpu(gallery: Vectors, queries: Vectors, k: int) -> Found:
+    import faiss
+
+    if not hasattr(faiss, "StandardGpuResources") or not faiss.get_num_gpus():
+        raise InputError("faiss-gpu: FAISS sees no GPU here")
+    index = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), gallery.shape[1])
+    index.add(gallery)
+    values, rows = index.search(queries, k)
+    return values, rows
+
+
+ENGINES: Mapping[str, Callable[[Vectors, Vectors, int], Found]] = {
+    "torch": _torch,
+    "faiss-cpu": _faiss_cpu,
+    "faiss-gpu": _faiss_gpu,
+}
