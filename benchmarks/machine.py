@@ -10,7 +10,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("fewtune", "torch", "torchvision", "timm", "scikit-learn", "lightning-fabric", "pillow")
+PACKAGES = (
+    "fewtune",
+    "torch",
+    "torchvision",
+    "timm",
+    "scikit-learn",
+    "lightning-fabric",
+    "pillow",
+    "pytorch-metric-learning",
+)
 
 
 def provenance() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fewshot.published import PUBLISHED, WITHOUT_LABELS, Published
 from finetune.files import read_json, write_text
 
 ROOT = Path(__file__).parent.parent
@@ -20,8 +21,15 @@ RESULTS = ROOT / "benchmarks" / "results"
 def main() -> None:
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    for name, table in (("demo", demo), ("cats_dogs", cats_dogs), ("head_speed", head_speed)):
-        path = RESULTS / f"{name}.json"
+    tables = (
+        ("demo", "demo", demo),
+        ("cats_dogs", "cats_dogs", cats_dogs),
+        ("head_speed", "head_speed", head_speed),
+        ("lake", "omniglot", lake),
+        ("omniglot", "omniglot", omniglot),
+    )
+    for name, result, table in tables:
+        path = RESULTS / f"{result}.json"
         if path.exists():
             text = put(text, name, table(read_json(path)))
     write_text(readme, text)
@@ -72,6 +80,61 @@ def head_speed(result: dict[str, Any]) -> str:
         ("accuracy on val, `--strategy head`", f"{fitted:.1%}"),
     ]
     return markdown(("`finetune fit cats-dogs --strategy head`", ""), rows)
+
+
+# Row of benchmarks/omniglot.py -> what the table calls it.
+MEASURED = {
+    "background": "**contrastive embedding, nearest neighbour**",
+    "background-views": "**the same, several views of each picture averaged**",
+    "affine": "affine alignment, this project's",
+    "hausdorff": "modified Hausdorff distance",
+    "koch2015": "the network of Koch et al. 2015, trained here for so long",
+    "fully-connected": "Siamese network, fully connected",
+    "pixels": "nearest neighbour in pixels",
+}
+
+
+def lake(result: dict[str, Any]) -> str:
+    """The lecture table: what was measured among what was published, best first."""
+    rows = [(row.accuracy, row.name, f"{row.accuracy:.1%}", row.source) for row in PUBLISHED["lake", 20, 1]]
+    for key, name in MEASURED.items():
+        if key in result["rows"]:
+            (found,) = [each for each in result["rows"][key]["results"] if each["protocol"] == "lake"]
+            spent = trained_for(result["rows"][key])
+            rows.append((found["accuracy"], name, with_interval(found), "measured" + spent))
+    ordered = sorted(rows, key=lambda row: -row[0])
+    return markdown(("20-way one-shot, Lake's 20 runs", "accuracy", "source"), [row[1:] for row in ordered])
+
+
+# Row, protocol, way, shot -> what is told of it.
+OTHERS = (
+    ("minimal", "lake-minimal", 20, 1),
+    *(("vinyals", "vinyals", way, shot) for way, shot in ((5, 1), (5, 5), (20, 1), (20, 5))),
+    ("koch", "koch", 2, 1),
+    ("vinyals", "all-way-423", 423, 1),
+    ("background", "all-way-659", 659, 1),
+    ("vinyals", "all-way-1692", 1692, 1),
+    ("one-example", "vinyals", 20, 1),
+)
+
+
+def omniglot(result: dict[str, Any]) -> str:
+    rows = []
+    for key, protocol, way, shot in OTHERS:
+        for found in result["rows"].get(key, {"results": []})["results"]:
+            if (found["protocol"], found.get("way", 2), found.get("shot", 1)) != (protocol, way, shot):
+                continue
+            known: Sequence[Published] = PUBLISHED.get((protocol, way, shot), ())
+            name = f"`{protocol}` {way}-way {shot}-shot" if "way" in found else f"`{protocol}` verification"
+            if key == "one-example":
+                name, known = f"{name}, learned from one picture of each character", WITHOUT_LABELS
+            published = "; ".join(f"{row.name} {row.accuracy:.2%}" for row in known) or "none found"
+            rows.append((name, with_interval(found), published))
+    return markdown(("protocol", "plain nearest neighbour (95 % interval)", "published"), rows)
+
+
+def trained_for(row: dict[str, Any]) -> str:
+    return f", {row['training']['seconds'] / 60:.0f} minutes of training" if "training" in row else ""
 
 
 def with_interval(row: dict[str, Any]) -> str:

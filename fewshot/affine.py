@@ -18,9 +18,9 @@ BLURS = (0.5, 0.35, 0.25)
 STEPS = 3
 # How much likelier two pieces of stroke explain each other when parallel than when perpendicular: exp(2 DIRECTION^2).
 DIRECTION = 2.0
-# Likelihood of ink that nothing in the other drawing explains, where ink on all of its ink would have 1.
+# Added to how likely ink is, which is 1 where all of the other drawing's ink is: of ink that nothing explains, all.
 UNEXPLAINED = 0.0003
-# Strength of the prior on warps, against the log likelihood of a drawing.
+# Strength of the prior on warps, against the mean log likelihood of a drawing's ink.
 PRIOR = 0.4
 # BLURS, DIRECTION, UNEXPLAINED and PRIOR were chosen on runs made like Lake's of the alphabets in splits.VALIDATION.
 
@@ -52,7 +52,8 @@ def affine_alignment(test: Tensor, train: Tensor) -> Tensor:
     version of the affine model that Lake et al. (2013) compare with, not theirs. InputError without ink.
     """
     one, other = _ink(test, "test"), _ink(train, "training")
-    return ((_costs(one, other) + _costs(other, one).T) / 2).double()
+    distances: Tensor = (_costs(one, other) + _costs(other, one).T) / 2
+    return distances.double()
 
 
 # --- from pixels to points --------------------------------------------------------------------------------------------
@@ -95,15 +96,17 @@ def _stroke(around: Tensor) -> Tensor:
 
 
 def _costs(moved: _Ink, fixed: _Ink) -> Tensor:
-    """(moved, fixed): the cost of every pair after the best warp of the first. One of `moved` at a time, for which the
-    points of all pairs fit a processor's cache."""
-    return torch.stack(
-        [
-            _cost(_Ink(*(part[row].expand(len(fixed), *part.shape[1:]) for part in parts)), fixed)
-            for parts in [(moved.place, moved.weight, moved.stroke)]
-            for row in range(len(moved))
-        ]
+    """(moved, fixed): what every pair costs after the best warp of the first.
+
+    One of `moved` at a time against all of `fixed`: what a step then works on stays in a processor's cache.
+    """
+    n = len(fixed)
+    rows = zip(moved.place, moved.weight, moved.stroke, strict=True)
+    inks = (
+        _Ink(place.expand(n, -1, -1), weight.expand(n, -1), stroke.expand(n, -1, -1, -1))
+        for place, weight, stroke in rows
     )
+    return torch.stack([_cost(ink, fixed) for ink in inks])
 
 
 def _cost(moved: _Ink, fixed: _Ink) -> Tensor:

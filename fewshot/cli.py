@@ -135,6 +135,30 @@ def benchmark(
         print_report(report)
 
 
+@cli.command()
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="folder for pictures"
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@as_json
+def demo(out: Path, seed: int, as_json: bool) -> None:
+    """Handwritten digits told apart from one example of each, by the encoder that ships with the package."""
+    from fewshot.demo import run_demo
+
+    rows = run_demo(out, seed=seed, display=display_for(as_json))
+    if as_json:
+        print_json(rows)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def download(folder: Path) -> None:
+    """Fetch Omniglot's official archives into FOLDER, checksums verified."""
+    from fewshot.download import download as fetched
+
+    fetched(folder, announce=click.echo)
+
+
 def main() -> None:
     """Entry point."""
     run_command(cli, "fewshot")

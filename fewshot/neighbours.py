@@ -18,8 +18,8 @@ ROUNDING = 1e-6
 
 
 def nearest(gallery: Vectors, queries: Vectors, k: int, engine: str = "faiss-cpu") -> Found:
-    """Similarities to, and rows in, `gallery` (n, d) of the k most similar to each of `queries` (m, d), both (m, k), the
-    most similar first. Unit vectors are wanted. engine: a name in ENGINES.
+    """The k most similar to each of `queries` (m, d) in `gallery` (n, d), the most similar first: how similar they are,
+    and their rows, both (m, k). Unit vectors are wanted. engine: a name in ENGINES.
 
     InputError for k out of range, other shapes, vectors that are not of length 1, and an engine that is not here.
     """

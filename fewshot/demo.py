@@ -1,0 +1,80 @@
+"""One-shot learning on what ships with the packages: handwritten digits told apart from one example of each."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from fewshot.embedder import Embedder
+from fewshot.episodes import arrange, deal, score_episodes
+from fewshot.intervals import bootstrap_interval
+from finetune.digits import write_digits
+from finetune.images import read_image
+from finetune.progress import Display
+
+DRAWS = 20  # of the examples, each asked about all other digits
+SHOTS = (1, 5)
+
+
+@dataclass(frozen=True)
+class Row:
+    """accuracy: mean over the draws; interval: 95 %, for other examples of the digits."""
+
+    vectors: str
+    shots: int
+    accuracy: float
+    interval: tuple[float, float]
+
+
+def run_demo(out: Path, *, seed: int = 0, display: Display) -> list[dict[str, Any]]:
+    """Write the digits to `out`/digits, embed them by the encoder that ships, which has never seen a digit, and show
+    and return how often the nearest example is of the right digit, beside pixels compared as they are."""
+    folder = out / "digits"
+    write_digits(folder, seed=seed)
+    paths = sorted((folder / "test").rglob("*.png"))
+    labels = torch.tensor([int(path.parent.name) for path in paths])
+    display.say(f"{folder}: {len(paths):,} handwritten digits; one of each is learned from, the others are asked about")
+    embedder = Embedder.load("omniglot", device="cpu")
+    pixels = torch.from_numpy(
+        np.stack([255 - np.asarray(read_image(path).convert("L"), np.float32).ravel() for path in paths])
+    )
+    rows = []
+    for name, vectors in (
+        ("pixels", pixels),
+        (f"encoder of Omniglot's characters ({embedder.fingerprint})", torch.from_numpy(embedder.embed(paths))),
+    ):
+        rows += [_measured(name, vectors, labels, shot, seed) for shot in SHOTS]
+    if display.console is not None:
+        _show(rows)
+    return [asdict(row) for row in rows]
+
+
+def _measured(name: str, vectors: Tensor, labels: Tensor, shot: int, seed: int) -> Row:
+    pool = arrange(labels)
+    drawn = deal(
+        pool,
+        torch.arange(len(pool.labels)).expand(DRAWS, -1),
+        shot=shot,
+        queries=int(pool.sizes.min()) - shot,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    per_draw = score_episodes(vectors, drawn).credit.double().mean((1, 2))
+    interval = bootstrap_interval(per_draw.tolist(), drawn.query.numel(), seed)
+    return Row(name, shot, float(per_draw.mean()), interval)
+
+
+def _show(rows: list[Row]) -> None:
+    table = Table(title=f"handwritten digits, examples drawn {DRAWS} times", title_justify="left")
+    for heading in ("vectors", "examples of each digit", "accuracy", "95 % interval"):
+        table.add_column(heading, justify="left" if heading == "vectors" else "right")
+    for row in rows:
+        low, high = row.interval
+        table.add_row(row.vectors, str(row.shots), f"{row.accuracy:.1%}", f"{low:.1%} to {high:.1%}")
+    Console().print(table)
