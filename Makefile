@@ -14,6 +14,7 @@ install: .venv/.installed
 
 demo: install
 	$(BIN)/finetune demo
+	$(BIN)/fewshot demo
 
 test: install
 	$(BIN)/python -m pytest

@@ -89,7 +89,8 @@ def _stroke(around: Tensor) -> Tensor:
     y, x = y / mass, x / mass
     # 1/12, the second moment of a pixel's own area, so that a lone pixel has no direction.
     yy, yx, xx = yy / mass - y * y + 1 / 12, yx / mass - y * x, xx / mass - x * x + 1 / 12
-    return torch.stack([yy, yx, yx, xx], -1).unflatten(-1, (2, 2)) / (yy + xx)[..., None, None]
+    moments: Tensor = torch.stack([yy, yx, yx, xx], -1).unflatten(-1, (2, 2))
+    return moments / (yy + xx)[..., None, None]
 
 
 # --- alignment --------------------------------------------------------------------------------------------------------
@@ -137,13 +138,13 @@ def _far(linear: Tensor) -> Tensor:
     """(n,): squared deviation from the identity of n matrices (n, 2, 2) and of their inverses, summed."""
     trace, lengths = linear.diagonal(dim1=1, dim2=2).sum(1), linear.square().sum((1, 2))
     # By the closed form, which is infinite for a singular matrix rather than an error.
-    inverse = torch.linalg.det(linear).reciprocal()
-    return (lengths - 2 * trace + 2) + (lengths * inverse.square() - 2 * trace * inverse + 2)
+    inverse: Tensor = torch.linalg.det(linear).reciprocal()
+    return lengths - 2 * trace + (lengths * inverse - 2 * trace) * inverse + 4
 
 
 def _explained(moved: _Ink, fixed: _Ink, warp: Tensor, blur: float) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """How near each point of n drawings, warped, is to each of n others, (n, points, others), and how well each point
-    of either is explained by all of the other, (n, points) and (n, others); both from 0 to 1."""
+    """How near the points of n drawings, warped, are to those of n others, 0 to 1, (n, points, others); and how likely
+    each is, given all of the other drawing, (n, points) and (n, others)."""
     linear = warp[:, :2]
     turned = linear.mT[:, None] @ moved.stroke @ linear[:, None]
     one = torch.cat([(moved.place @ linear + warp[:, 2:]) / blur, DIRECTION * _direction(turned)], 2)

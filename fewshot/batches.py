@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.augment import SYMMETRIES
+from fewshot.distortions import SYMMETRIES
 from fewshot.episodes import Pool
 
 

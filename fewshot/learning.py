@@ -13,7 +13,7 @@ import timm
 import torch
 from lightning_fabric import Fabric
 
-from fewshot.augment import SYMMETRIES
+from fewshot.distortions import SYMMETRIES
 from fewshot.embedder import CONFIG_FILE, FORMAT, WEIGHTS_FILE, Embedder, Spec, create, rounded, width_of
 from fewshot.losses import siamese
 from fewshot.material import TRAINED, Material, folder_material, omniglot_material

@@ -10,10 +10,6 @@ from torch import Tensor, nn
 
 from finetune.errors import InputError
 
-LOSSES = ("contrastive", "triplet", "multi-similarity", "supcon", "arcface")
-MINERS = ("none", "batch-hard", "multi-similarity", "pair-margin")
-DISTANCES = ("euclidean", "cosine", "signal-to-noise")
-
 # Added under the root: the slope of a distance is infinite where it is 0.
 _TINY = 1e-6
 

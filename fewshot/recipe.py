@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fewshot.augment import DISTORTIONS, SYMMETRIES
-from fewshot.losses import DISTANCES, LOSSES, MINERS
+from fewshot.distortions import DISTORTIONS, SYMMETRIES
 from finetune.errors import InputError
 from finetune.options import Options, option
+
+# By the contrastive loss of fewshot.losses, or by pytorch-metric-learning.
+LOSSES = ("contrastive", "triplet", "multi-similarity", "supcon", "arcface")
+MINERS = ("none", "batch-hard", "multi-similarity", "pair-margin")
+DISTANCES = ("euclidean", "cosine", "signal-to-noise")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from fewshot.augment import DISTORTIONS, distort
+from fewshot.augment import distort
 from fewshot.batches import draw
+from fewshot.distortions import DISTORTIONS
 from fewshot.episodes import arrange
 from fewshot.framing import frame_drawings, render
 from fewshot.losses import Siamese
