@@ -11,7 +11,7 @@ from torch import Tensor
 from finetune.errors import InputError
 
 # Ink is gathered in cells of so many pixels both ways; the direction of a stroke is that of the ink in 3 x 3 of them.
-CELL = 4
+CELL = 5
 # Standard deviations of the ink about the other drawing's, coarse to fine, in units of a drawing's size (see `_Ink`).
 BLURS = (0.5, 0.35, 0.25)
 # Steps of alignment at each blur.
@@ -22,7 +22,7 @@ DIRECTION = 2.0
 UNEXPLAINED = 0.0003
 # Strength of the prior on warps, against the mean log likelihood of a drawing's ink.
 PRIOR = 0.4
-# BLURS, DIRECTION, UNEXPLAINED and PRIOR were chosen on runs made like Lake's of the alphabets in splits.VALIDATION.
+# CELL, BLURS, DIRECTION, UNEXPLAINED and PRIOR were chosen on runs like Lake's, of the alphabets in splits.VALIDATION.
 
 
 @dataclass(frozen=True, eq=False)
