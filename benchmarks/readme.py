@@ -86,6 +86,7 @@ def head_speed(result: dict[str, Any]) -> str:
 MEASURED = {
     "background": "**contrastive embedding, nearest neighbour**",
     "background-views": "**the same, several views of each picture averaged**",
+    "background-reranked": "**the same, the 5 nearest compared again by affine alignment**",
     "affine": "affine alignment, this project's",
     "hausdorff": "modified Hausdorff distance",
     "koch2015": "the network of Koch et al. 2015, trained here for so long",

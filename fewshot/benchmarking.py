@@ -43,6 +43,7 @@ def benchmark(
     *,
     against: str | None = None,
     views: int = 1,
+    rerank: bool = False,
     allow_leaks: bool = False,
     seed: int = 0,
     data: Path | None = None,
@@ -50,13 +51,14 @@ def benchmark(
     display: Display | None = None,
 ) -> Report:
     """Measure the model `source` (as open_model takes it) by `protocols`, names in NEEDED or "all", which leaves out
-    those that it was trained on characters of, or is not made for.
+    those that it was trained on characters of, or is not made for. views and rerank are of `source`, as in open_model;
+    `against` is measured plain.
 
     InputError for a protocol that is asked for by name and refused, and as read_omniglot and open_model raise it.
     """
     display = display or Display()
-    model = open_model(source, views=views, device=device)
-    other = None if against is None else open_model(against, views=views, device=device)
+    model = open_model(source, views=views, rerank=rerank, device=device)
+    other = None if against is None else open_model(against, device=device)
     models = [model] if other is None else [model, other]
     names, skipped = _chosen(models, protocols, allow_leaks)
     for line in skipped.values():

@@ -98,6 +98,7 @@ def train(
 @click.option(
     "--views", type=click.IntRange(1), default=1, show_default=True, help="distorted views averaged into a vector"
 )
+@click.option("--rerank", is_flag=True, help="compare the few nearest again by affine alignment (lake)")
 @click.option("--allow-leaks", is_flag=True, help="measure even on characters that were trained on, and say so")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="of the episodes and pairs")
 @at_data
@@ -108,6 +109,7 @@ def benchmark(
     model: str,
     against: str | None,
     views: int,
+    rerank: bool,
     allow_leaks: bool,
     seed: int,
     data: Path | None,
@@ -123,6 +125,7 @@ def benchmark(
         protocols,
         against=against,
         views=views,
+        rerank=rerank,
         allow_leaks=allow_leaks,
         seed=seed,
         data=data,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +14,8 @@ from fewshot.embedded import Embed
 from fewshot.embedder import Embedder
 from fewshot.omniglot import Character
 from fewshot.protocols import Distance, distance_by
+from fewshot.reranking import reranked
+from finetune.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,16 +37,24 @@ def by_embedding(
     return Model(name, distance_by(embed), embed, trained_on, fingerprint)
 
 
-def open_model(source: str, *, views: int = 1, device: str = "auto") -> Model:
+def open_model(source: str, *, views: int = 1, rerank: bool = False, device: str = "auto") -> Model:
     """`source`: "pixels", "hausdorff" or "affine", "omniglot" for the encoder that ships, or a run's folder.
 
-    views: what the vector of a picture is averaged over, 1 being the picture alone. InputError for anything else.
+    views: what the vector of a picture is averaged over, 1 being the picture alone. rerank: the few nearest are
+    compared again by affine alignment; then there are distances between pictures, and no embedding, so that lake alone
+    can measure it. InputError for anything else.
     """
     if source in BASELINES:
+        if rerank or views > 1:
+            raise InputError(f"--views and --rerank are for encoders; {source} has learned nothing")
         return BASELINES[source]()
     embedder = Embedder.load(source, views=views, device=device)
     name = source if views == 1 else f"{source}, {views} views"
-    return by_embedding(name, embedder.embed_drawings, embedder.trained_on, embedder.fingerprint)
+    plain = by_embedding(name, embedder.embed_drawings, embedder.trained_on, embedder.fingerprint)
+    if not rerank:
+        return plain
+    again = reranked(plain.distance, affine_alignment)
+    return replace(plain, name=f"{name}, re-ranked by affine alignment", distance=again, embed=None)
 
 
 def _pixels(drawings: Tensor) -> Tensor:

@@ -1,0 +1,34 @@
+"""The few nearest looked at again: a slow comparison of pictures added where a fast one has narrowed the choice."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fewshot.protocols import Distance
+from finetune.errors import InputError
+
+# Chosen on 50 runs made like Lake's of the alphabets in splits.VALIDATION, by an encoder that was not trained on them.
+# From 2 to 8 nearest and from 0.1 to 0.2 it hardly matters.
+NEAREST, WEIGHT = 5, 0.15
+
+
+def reranked(fast: Distance, slow: Distance, *, nearest: int = NEAREST, weight: float = WEIGHT) -> Distance:
+    """`fast`, with `weight` times `slow` added for the `nearest` training pictures of each test picture; those stay
+    before all others, whatever comes out.
+
+    The defaults are for the cosine distance of an encoder and for fewshot.affine.affine_alignment.
+    """
+    if nearest < 1:
+        raise InputError(f"{nearest} nearest to look at again; at least 1 is wanted")
+
+    def distance(test: Tensor, train: Tensor) -> Tensor:
+        first = fast(test, train).double().cpu()
+        rows = first.topk(min(nearest, len(train)), largest=False).indices
+        again = torch.cat([slow(test[i : i + 1], train[rows[i]]) for i in range(len(test))]).double().cpu()
+        sums = first.gather(1, rows) + weight * again
+        # Further ones begin after the last of these, in their own order.
+        gap = (sums.max(1, keepdim=True).values - first.min(1, keepdim=True).values).clamp_min(0) + 1
+        return (first + gap).scatter(1, rows, sums)
+
+    return distance
