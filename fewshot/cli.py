@@ -32,7 +32,7 @@ def cli() -> None:
     help="what of Omniglot is learned from: what the protocol of that name allows; default: lake",
 )
 @click.option(
-    "--all", "everything", is_flag=True, help="learn from the validation characters too; keep the last weights"
+    "--all", "everything", is_flag=True, help="learn from what weights would be chosen by, too; keep the last"
 )
 @click.option("--examples", type=click.IntRange(1, 20), help="pictures of each of Omniglot's characters to learn from")
 @click.option("--self-supervised", is_flag=True, help="use no labels: every picture is a class of its own")
@@ -69,15 +69,24 @@ def train(
             display=display,
         )
     else:
-        for name, given in (("--split", split), ("--all", everything), ("--examples", examples), ("--data", data)):
+        for name, given in (("--split", split), ("--examples", examples), ("--data", data)):
             if given:
                 raise InputError(f"{name} goes with omniglot, not with the folder {source}")
-        learn_folder(Path(source), out, recipe=recipe, self_supervised=self_supervised, resume=resume, display=display)
+        learn_folder(
+            Path(source),
+            out,
+            recipe=recipe,
+            everything=everything,
+            self_supervised=self_supervised,
+            resume=resume,
+            display=display,
+        )
     metrics = metrics_of(out)
     if as_json:
         print_json(metrics)
     else:
-        click.echo(f"in {out}: fewshot benchmark --model {out}")
+        use = f"fewshot benchmark --model {out}" if source == "omniglot" else f'fewshot.Embedder.load("{out}")'
+        click.echo(f"in {out}: {use}")
     if metrics["interrupted"]:
         sys.exit(INTERRUPTED)
 

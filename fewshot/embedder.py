@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import fewshot.networks  # noqa: F401  registers the encoders with timm
+import finetune.conv4  # noqa: F401  so does this
 from fewshot.augment import view
 from fewshot.framing import Framed, frame_drawings, frame_whole
 from fewshot.omniglot import SIDE, Character
@@ -30,6 +31,8 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 SHIPPED = {"omniglot": Path(__file__).parent / "weights" / "omniglot"}
 
 _AT_ONCE = 512  # pictures
+# Of 255 levels: a page whose darkest and lightest are nearer is blank, but for noise.
+FAINTEST = 32
 
 
 @dataclass(frozen=True)
@@ -75,16 +78,20 @@ class Embedder:
         InputError when there is no such folder, or it holds no finished run.
         """
         folder = SHIPPED.get(str(source), Path(source))
-        if not (folder / CONFIG_FILE).is_file():
+        path = folder / CONFIG_FILE
+        if not path.is_file():
             raise InputError(
                 f"{source} is no encoder: give {', '.join(SHIPPED)} or the folder of a run of fewshot train"
             )
-        config = read_json(folder / CONFIG_FILE)
-        if config.get("format") != FORMAT or "recipe" not in config:
-            raise InputError(f"{folder / CONFIG_FILE} is not of a run of fewshot train that this version can read")
+        config = read_json(path)
+        if not isinstance(config, dict) or config.get("format") != FORMAT or "recipe" not in config:
+            raise InputError(f"{path} is not of a run of fewshot train that this version can read")
         if "spec" not in config or not (folder / WEIGHTS_FILE).is_file():
             raise InputError(f"the run in {folder} has not finished; go on with --resume")
-        spec = Spec(**config["spec"])
+        try:
+            spec, trained_on = Spec(**config["spec"]), characters_from(config["trained_on"])
+        except (TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"{path} is not of a run of fewshot train that this version can read") from error
         network = create(spec)
         tensors = {
             name: tensor.float() if tensor.is_floating_point() else tensor
@@ -94,7 +101,10 @@ class Embedder:
             network.load_state_dict(tensors)
         except RuntimeError as error:
             raise InputError(f"{folder / WEIGHTS_FILE} does not fit {spec.network}; it may be damaged") from error
-        return cls(network, spec, trained_on=characters_from(config["trained_on"]), views=views, device=device)
+        embedder = cls(network, spec, trained_on=trained_on, views=views, device=device)
+        if embedder.fingerprint != config.get("fingerprint"):
+            raise InputError(f"{folder / WEIGHTS_FILE} is not what {path} was written with; one of them may be damaged")
+        return embedder
 
     @property
     def fingerprint(self) -> str:
@@ -110,8 +120,8 @@ class Embedder:
 
         UnreadablePicture for the first that cannot be read.
         """
-        if isinstance(pictures, (str, Path)):
-            raise InputError(f"embed takes a list of pictures: [{str(pictures)!r}]")
+        if isinstance(pictures, (str, Path, bytes, Image.Image)):
+            raise InputError(f"embed takes a list of pictures, not one {type(pictures).__name__}")
         vectors = [self.vectors(self.framed(pictures[at : at + _AT_ONCE])) for at in range(0, len(pictures), _AT_ONCE)]
         return torch.cat(vectors).cpu().numpy() if vectors else np.empty((0, self.width), np.float32)
 
@@ -128,12 +138,10 @@ class Embedder:
 
     def framed(self, pictures: Sequence[Picture]) -> Framed:
         """Pictures read and framed as the encoder was taught to see them."""
-        images = [read_image(picture, at_least=SIDE) for picture in pictures]
         if self.spec.framing == "drawing":
-            return frame_drawings(torch.stack([_drawing(image) for image in images]), self.spec.side)
-        size = (2 * self.spec.side,) * 2
-        squares = [np.asarray(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2)) for image in images]
-        return frame_whole(torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2))
+            drawings = [_drawing(read_image(picture, at_least=SIDE)) for picture in pictures]
+            return frame_drawings(torch.stack(drawings), self.spec.side)
+        return frame_whole(torch.stack([read_square(picture, self.spec.side) for picture in pictures]))
 
     @torch.inference_mode()
     def vectors(self, framed: Framed) -> Tensor:
@@ -160,16 +168,30 @@ class Embedder:
 
 def create(spec: Spec) -> nn.Module:
     """The network of `spec` with random weights. InputError for a name that timm does not know."""
-    if not timm.is_model(spec.network):
-        raise InputError(f"timm knows no network {spec.network!r}")
-    return timm.create_model(spec.network, pretrained=False, num_classes=0, in_chans=spec.channels)
+    try:
+        return timm.create_model(spec.network, pretrained=False, num_classes=0, in_chans=spec.channels)
+    except RuntimeError as error:
+        raise InputError(f"timm knows no network {spec.network!r}") from error
+
+
+def read_square(picture: Picture, side: int) -> Tensor:
+    """(3, 2 side, 2 side) uint8: the whole picture, squeezed; at twice the side so that a part can be shown enlarged.
+
+    UnreadablePicture where it cannot be read.
+    """
+    image = read_image(picture, at_least=2 * side).resize((2 * side, 2 * side), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def width_of(network: nn.Module, spec: Spec) -> int:
-    """Numbers that the network gives for a picture."""
-    device = next(network.parameters()).device
-    with torch.inference_mode():
-        return int(network.eval()(torch.zeros(1, spec.channels, spec.side, spec.side, device=device)).shape[1])
+    """Numbers that the network gives for a picture. InputError where it takes no pictures of the side."""
+    blank = torch.zeros(1, spec.channels, spec.side, spec.side, device=next(network.parameters()).device)
+    try:
+        with torch.inference_mode():
+            return int(network.eval()(blank).shape[1])
+    # Each network refuses a size that does not suit it in its own way.
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise InputError(f"--side {spec.side}: {spec.network} takes no pictures of this size") from error
 
 
 def rounded(network: nn.Module) -> None:
@@ -203,6 +225,8 @@ def _drawing(image: Image.Image) -> Tensor:
     width, height = (max(1, round(length * scale)) for length in grey.size)
     small = np.asarray(grey.resize((width, height), Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC))
     middle = (int(small.min()) + int(small.max())) / 2
+    if int(small.max()) - int(small.min()) < FAINTEST:
+        return torch.zeros(SIDE, SIDE, dtype=torch.uint8)
     rim = np.concatenate([small[0], small[-1], small[:, 0], small[:, -1]])
     ink = small > middle if np.median(rim) <= middle else small < middle
     page = np.zeros((SIDE, SIDE), np.uint8)

@@ -45,6 +45,12 @@ def frame_drawings(drawings: Tensor, side: int) -> Framed:
     size, smoothed: of a fine line that is looked up at far places only, parts would be missed.
     """
     height, width = drawings.shape[1:]
+    if height != width:
+        # A square page, so that one unit is as long both ways; moved by an even number of pixels, as pixels are halved.
+        across, down = max(height - width, 0), max(width - height, 0)
+        left, top = across // 4 * 2, down // 4 * 2
+        drawings = F.pad(drawings, (left, across - left, top, down - top))
+        height = width = max(height, width)
     window = _ink_window(drawings)
     if 3 * side > 2 * max(height, width):
         return Framed(drawings[:, None], window)

@@ -77,12 +77,14 @@ def learn_folder(
     out: Path,
     *,
     recipe: Recipe | None = None,
+    everything: bool = False,
     self_supervised: bool = False,
     resume: bool = False,
     display: Display | None = None,
 ) -> Embedder:
     """Train an encoder on a folder of pictures, one sub-folder a class, and leave it in `out`.
 
+    everything: learn also from the classes that weights would be chosen by, and keep the last ones.
     self_supervised: any folder will do; a picture is pulled towards its own distorted copies and parts, and the others
     are pushed away. InputError for what cannot be used, before anything is written.
     """
@@ -91,12 +93,16 @@ def learn_folder(
     display = display or Display()
 
     def material(side: int) -> Material:
-        found, unreadable = folder_material(folder, side, labels=not self_supervised)
+        found, unreadable = folder_material(folder, side, labels=not self_supervised, everything=everything)
         for line in unreadable:
             display.say(f"left out: {line}")
         return found
 
-    request = {"source": str(folder.resolve()), "self_supervised": self_supervised}
+    request = {
+        "source": str(folder.resolve()),
+        "everything": everything,
+        "self_supervised": self_supervised,
+    }
     recipe = recipe or Recipe()
     if recipe.network == "fewtune_drawing" and recipe.side is None:
         recipe = replace(recipe, side=64)  # a photograph shows more than a drawing
@@ -120,12 +126,15 @@ def _learn(
     torch.manual_seed(recipe.seed)
     spec = Spec(recipe.network, recipe.side or _usual_side(recipe.network), framing)
     network = create(spec)
+    width = width_of(network, spec)
+    if recipe.early_side is not None:
+        width_of(network, replace(spec, side=recipe.early_side))
     material = read(spec.side)
     labels = len(material.groups) * SYMMETRIES
     study = Study(
         siamese(
             network,
-            width_of(network, spec),
+            width,
             labels,
             loss=recipe.loss,
             margin=recipe.margin,
@@ -146,9 +155,9 @@ def _learn(
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / CONFIG_FILE, request | {"steps": steps})
     display.say(
-        f"{len(material.pictures):,} pictures, {len(material.groups):,} classes, {steps:,} steps of up to "
-        f"{study.batch_size} pictures"
-        + (f"; weights chosen by {material.judged_by} on held-out alphabets" if material.judge else "")
+        f"{len(material.pictures):,} pictures, {len(material.groups):,} classes, {steps:,} steps of about "
+        f"{study.batch_size:.0f} pictures"
+        + (f"; weights chosen by {material.judged_by} on what is held out" if material.judge else "")
     )
     encoder, course = train(
         fabric, study, checkpoint=out / STATE / "checkpoint.safetensors", resume=kept is not None, display=display
@@ -214,9 +223,8 @@ def _begin(out: Path, request: dict[str, Any], resume: bool) -> dict[str, Any] |
     for name, value in request.items():
         before = found.get(name)
         if name != "recipe" and before != value:
-            raise InputError(
-                f"the run in {out} was started with {flag(name)} {before}, not {value}; choose another --out"
-            )
+            option = "" if name == "source" else f" with {'--all' if name == 'everything' else flag(name)}"
+            raise InputError(f"the run in {out} was started{option} {before}, not {value}; choose another --out")
     for name, value in request["recipe"].items():
         before = found["recipe"].get(name)
         if before != value:
@@ -237,7 +245,10 @@ def _steps(fabric: Fabric, study: Study) -> int:
 
 def _usual_side(network: str) -> int:
     """The side that timm knows for the network."""
-    found = timm.get_pretrained_cfg(network)
+    try:
+        found = timm.get_pretrained_cfg(network)
+    except RuntimeError as error:
+        raise InputError(f"timm knows no network {network!r}") from error
     return int(found.input_size[-1]) if found is not None else 64
 
 

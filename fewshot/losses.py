@@ -43,8 +43,9 @@ class Contrastive(nn.Module):
             else:
                 different = distance[(~alike).triu(1)]
         short = (self.margin - different).clamp_min(0)
-        counted = short.numel() if self.hardest and pairs is None else int((short > 0).sum())
-        return (same.square().sum() / max(1, len(same)) + short.square().sum() / max(1, counted)) / 2
+        # Of the hardest all count that there are; of all pairs, those that are pushed.
+        counted = different.isfinite() if self.hardest and pairs is None else short > 0
+        return (same.square().sum() / max(1, len(same)) + short.square().sum() / counted.sum().clamp_min(1)) / 2
 
 
 class Siamese(nn.Module):

@@ -7,27 +7,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from fewshot.embedded import ALL_TURNS, Embed, embed_once
+from fewshot.embedded import ALL_TURNS, UPRIGHT, embed_once
+from fewshot.embedder import read_square
 from fewshot.episodes import arrange, sample, score_episodes
 from fewshot.framing import Framed, frame_drawings, frame_whole
-from fewshot.omniglot import Character, Omniglot
+from fewshot.omniglot import DRAWERS, Character, Omniglot
 from fewshot.splits import SPLITS, Split, select
 from fewshot.verification import best_threshold, draw_pairs, similarity
 from finetune.errors import InputError
 from finetune.folder import list_folder, list_unlabelled
-from finetune.images import read_image
 
-# What is measured on the way: accuracy from an embedding of drawings, on validation pictures alone.
-Judge = Callable[[Embed], float]
+# What is measured on the way: accuracy of an encoder, framed pictures to vectors (n, d), on validation pictures alone.
+Judge = Callable[[Callable[[Framed], Tensor]], float]
 
-# A folder's pictures are kept with twice the side that the network sees, so that a part of one can be shown enlarged.
-KEPT = 2
 _JUDGED_EPISODES = 4000
+# Of a folder's classes every fifth is held out to judge by, where there are so many at least.
+_HELD_OUT, _CLASSES_TO_HOLD_OUT = 5, 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +79,12 @@ def omniglot_material(
     examples: pictures of each character, by its first drawers; all where None. labels: False makes every picture a
     class of its own.
     """
+    if examples is not None and not 1 <= examples <= DRAWERS:
+        raise InputError(f"--examples must be from 1 to {DRAWERS}, not {examples}")
     train, val = TRAINED[split]
     wanted = SPLITS[train]
-    known = wanted.characters | (SPLITS[val].characters if val is not None else frozenset())
+    judged = SPLITS[val].characters if val is not None and (labels or everything) else frozenset[Character]()
+    known = wanted.characters | judged
     if everything and val is not None:
         if split == "koch":
             raise InputError("--all: the validation alphabets of --split koch choose its threshold; leave them out")
@@ -102,41 +103,57 @@ def omniglot_material(
         symmetries=8,
         distortion="drawing" if labels and examples != 1 else "drawing-strong",
         trained_on=known,
-        judge=None if val is None or not labels else _judge(select(omniglot, SPLITS[val]), split),
+        judge=None if val is None or not labels else _judge(select(omniglot, SPLITS[val]), split, side),
         judged_by="same or different" if split == "koch" else "20-way 1-shot",
     )
 
 
-def folder_material(folder: Path, side: int, *, labels: bool) -> tuple[Material, list[str]]:
+def folder_material(folder: Path, side: int, *, labels: bool, everything: bool = False) -> tuple[Material, list[str]]:
     """Pictures of a folder, one sub-folder a class, or with `labels` False every picture a class; and the unreadable.
 
+    Of ten classes or more every fifth, by name, is held out to choose weights by, unless `everything` is learned from.
     InputError where there are fewer than two classes, or no picture that can be read.
     """
     paths, names = _listed(folder, labels)
     kept, of, unreadable = [], [], []
     for path, name in zip(paths, names, strict=True):
         try:
-            image = read_image(path, at_least=KEPT * side).resize((KEPT * side,) * 2, Image.Resampling.BILINEAR)
+            kept.append(read_square(path, side))
         except InputError as error:
             unreadable.append(str(error))
             continue
-        kept.append(torch.from_numpy(np.array(image)).permute(2, 0, 1))
         of.append(name)
-    if len(set(of)) < 2:
+    known = sorted(set(of))
+    if len(known) < 2:
         what = "classes with pictures" if labels else "pictures"
-        raise InputError(f"{folder} holds {len(set(of))} {what} that can be read; at least 2 are wanted")
-    numbers = {name: number for number, name in enumerate(sorted(set(of)))}
+        raise InputError(f"{folder} holds {len(known)} {what} that can be read; at least 2 are wanted")
+    pictures = frame_whole(torch.stack(kept))
+    held_out = set(known[::_HELD_OUT]) if labels and not everything and len(known) >= _CLASSES_TO_HOLD_OUT else set()
+    judged = {name for name in held_out if of.count(name) > 1}
+    judge, judged_by = None, ""
+    if len(judged) > 1:
+        judge, judged_by = _judge_pictures(*_chosen(pictures, of, judged)), f"{len(judged)}-way 1-shot"
+    learned, classes = _chosen(pictures, of, set(known) - held_out if judge is not None else set(known))
     return (
         Material(
-            pictures=frame_whole(torch.stack(kept)),
-            classes=torch.tensor([numbers[name] for name in of]),
-            groups=torch.zeros(len(numbers), dtype=torch.int64),
+            pictures=learned,
+            classes=classes,
+            groups=torch.zeros(int(classes.max()) + 1, dtype=torch.int64),
             framing="whole",
             symmetries=1,
             distortion="photo",
+            judge=judge,
+            judged_by=judged_by,
         ),
         unreadable,
     )
+
+
+def _chosen(pictures: Framed, of: list[str], names: set[str]) -> tuple[Framed, Tensor]:
+    """The pictures of the classes `names`, and their classes, numbered from 0 in the order of their names."""
+    numbers = {name: number for number, name in enumerate(sorted(names))}
+    rows = torch.tensor([row for row, name in enumerate(of) if name in names])
+    return pictures[rows], torch.tensor([numbers[of[row]] for row in rows.tolist()])
 
 
 def _listed(folder: Path, labels: bool) -> tuple[list[Path], list[str]]:
@@ -148,15 +165,33 @@ def _listed(folder: Path, labels: bool) -> tuple[list[Path], list[str]]:
     return [folder / sample.path for sample in samples], [sample.label for sample in samples]
 
 
-def _judge(drawn: Omniglot, split: str) -> Judge:
-    def accuracy(embed: Embed) -> float:
-        embedded = embed_once(drawn, embed, turns=ALL_TURNS if split == "vinyals" else (0,))
+def _judge(drawn: Omniglot, split: str, side: int) -> Judge:
+    def accuracy(vectors: Callable[[Framed], Tensor]) -> float:
+        embedded = embed_once(
+            drawn,
+            lambda drawings: vectors(frame_drawings(drawings, side)),
+            turns=ALL_TURNS if split == "vinyals" else UPRIGHT,
+        )
         if split == "koch":
             pairs = draw_pairs(embedded, _JUDGED_EPISODES, torch.Generator().manual_seed(0))
             scores = similarity(embedded.vectors, pairs.rows)
             return float(((scores >= best_threshold(scores, pairs.same)) == pairs.same).float().mean())
-        pool = arrange(embedded.label, embedded.alphabet if split == "lake" else None)
-        episodes = sample(pool, _JUDGED_EPISODES, way=20, shot=1, generator=torch.Generator().manual_seed(0))
-        return float(score_episodes(embedded.vectors, episodes).credit.mean())
+        return _one_shot(embedded.vectors, embedded.label, embedded.alphabet if split == "lake" else None)
 
     return accuracy
+
+
+def _judge_pictures(pictures: Framed, classes: Tensor) -> Judge:
+    def accuracy(vectors: Callable[[Framed], Tensor]) -> float:
+        parts = [vectors(pictures[slice(at, at + 512)]) for at in range(0, len(pictures), 512)]
+        return _one_shot(torch.cat(parts), classes, None)
+
+    return accuracy
+
+
+def _one_shot(vectors: Tensor, labels: Tensor, groups: Tensor | None) -> float:
+    """20-way 1-shot, or of as many classes as there are."""
+    pool = arrange(labels, groups)
+    way = min(20, int(pool.member_sizes.min()))
+    episodes = sample(pool, _JUDGED_EPISODES, way=way, shot=1, generator=torch.Generator().manual_seed(0))
+    return float(score_episodes(vectors, episodes).credit.mean())

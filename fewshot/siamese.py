@@ -19,7 +19,7 @@ from fewshot.augment import distort
 from fewshot.batches import draw
 from fewshot.distortions import DISTORTIONS
 from fewshot.episodes import arrange
-from fewshot.framing import frame_drawings, render
+from fewshot.framing import Framed, render
 from fewshot.losses import Siamese
 from fewshot.material import Material
 from fewshot.recipe import Recipe
@@ -48,9 +48,11 @@ class Study:
     steps: int
 
     @property
-    def batch_size(self) -> int:
-        """Pictures of a step, at most: an alphabet may have fewer characters than are wanted."""
-        return self.recipe.alphabets * self.recipe.ways * self.recipe.shots
+    def batch_size(self) -> float:
+        """Pictures of a step, on average: a group may have fewer classes than are wanted of it."""
+        sizes = torch.bincount(self.material.groups).float()
+        ways = float((sizes * sizes.clamp_max(self.recipe.ways)).sum() / sizes.sum())
+        return self.recipe.alphabets * ways * self.recipe.shots
 
     def side_at(self, step: int) -> int:
         """Of the pictures learned from at `step`, in pixels."""
@@ -91,12 +93,12 @@ def train(
     began = time.monotonic() - course.seconds
     clock, losses, total = _Clock(fabric.device), list[Tensor](), list[float]()
     try:
-        with display.bar("training", study.steps * study.batch_size) as advance:
-            advance(course.step * study.batch_size, "")
+        with display.bar("training", round(study.steps * study.batch_size)) as advance:
+            advance(round(course.step * study.batch_size), "")
             while course.step < study.steps:
                 losses.append(loop.step(course.step, clock if course.step % LOOK_EVERY == 0 else None))
                 course.step += 1
-                advance(study.batch_size, "")
+                advance(loop.batch_size, "")
                 if len(losses) == LOOK_EVERY or course.step in looks:
                     total += _finite(losses, course.step, study.recipe)
                     losses.clear()
@@ -153,12 +155,14 @@ class _Loop:
         material = study.material
         self.pictures = material.pictures.to(fabric.device)
         self.pool = arrange(material.classes, material.groups[material.classes])
+        self.batch_size = 0  # of the last step
 
     def step(self, step: int, clock: _Clock | None = None) -> Tensor:
         """One batch learned from; the loss, detached."""
         recipe = self.study.recipe
         with _part(clock, "batch"):
             pictures, labels = self.batch(step)
+        self.batch_size = len(labels)
         with _part(clock, "network"):
             share = schedule(step, self.study.steps, round(recipe.warmup * self.study.steps))
             for group in self.optimizer.param_groups:
@@ -191,11 +195,11 @@ class _Loop:
     def accuracy(self) -> float | None:
         """Of the averaged weights, on what judges."""
         judge = self.study.material.judge
-        return None if judge is None else judge(self._embed)
+        return None if judge is None else judge(self._vectors)
 
     @torch.no_grad()
-    def _embed(self, drawings: Tensor) -> Tensor:
-        seen = render(frame_drawings(drawings.to(self.fabric.device), self.study.side), self.study.side)
+    def _vectors(self, framed: Framed) -> Tensor:
+        seen = render(framed.to(self.fabric.device), self.study.side)
         with self.fabric.autocast():
             return F.normalize(self.averaged(seen.contiguous(memory_format=torch.channels_last)).float(), dim=1)
 
@@ -253,7 +257,7 @@ def _finite(losses: list[Tensor], step: int, recipe: Recipe) -> list[float]:
         first = int((~values.isfinite()).nonzero()[0])
         raise TrainingDiverged(
             f"the training loss became {float(values[first])} at step {step - len(losses) + first + 1}: lower the "
-            f"learning rate (--lr, now {recipe.lr:g}), or try --precision float32"
+            f"learning rate (--lr, now {recipe.lr:g}), or try --precision float32, in another --out"
         )
     return [float(value) for value in values]
 

@@ -156,10 +156,3 @@ def test_help_lists_every_command_and_option() -> None:
     fit = finetune("fit", "--help").stdout
     for option in ("--strategy", "--weights", "--resume", "--no-flip", "--max-bad", "--seed", "--json"):
         assert option in fit
-
-
-def test_fewshot_says_what_it_will_do() -> None:
-    command = [sys.executable, "-c", "from fewshot.cli import main; main()"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert answer.returncode == 2
-    assert "is not part of this version yet" in answer.stderr

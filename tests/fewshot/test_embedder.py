@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from drawings import character, folder_of, small
+from numpy.typing import NDArray
+from PIL import Image
+
+from fewshot.embedder import Embedder, Spec, create, rounded
+from fewshot.learning import learn_folder
+from fewshot.omniglot import Character
+from finetune.errors import InputError, UnreadablePicture
+
+
+def untrained(framing: str = "drawing", side: int = 32, **options: object) -> Embedder:
+    torch.manual_seed(0)
+    spec = Spec("fewtune_drawing" if framing == "drawing" else "fewtune_conv4", side, framing)  # type: ignore[arg-type]
+    network = create(spec)
+    rounded(network)
+    return Embedder(network, spec, device="cpu", **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Embedder]:
+    """A run and what its training returned."""
+    place = tmp_path_factory.mktemp("embedder")
+    folder = folder_of(place / "pictures", classes=3, each=3)
+    return place / "run", learn_folder(folder, place / "run", recipe=small(alphabets=1, ways=2, epochs=3))
+
+
+@pytest.fixture
+def run(trained: tuple[Path, Embedder], tmp_path: Path) -> Path:
+    """A copy of the run, to be damaged."""
+    return shutil.copytree(trained[0], tmp_path / "copy")
+
+
+def paper(count: int = 4) -> list[NDArray[np.uint8]]:
+    """Dark ink on white."""
+    return [255 - character(number) for number in range(count)]
+
+
+def close(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Cosine of each row with that of the other."""
+    return np.asarray((one * other).sum(1))
+
+
+# --- saved and loaded -------------------------------------------------------------------------------------------------
+
+
+def test_a_run_loads_as_what_its_training_returned(trained: tuple[Path, Embedder]) -> None:
+    run, returned = trained
+    loaded = Embedder.load(run, device="cpu")
+    assert loaded.fingerprint == returned.fingerprint
+    assert loaded.spec == returned.spec
+    assert np.array_equal(loaded.embed(paper()), returned.embed(paper()))
+
+
+def test_what_was_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    embedder = untrained(trained_on=[Character("Latin", 3), Character("Greek", 1), Character("Latin", 1)])
+    embedder.save(tmp_path, recipe={}, note="mine")
+    loaded = Embedder.load(str(tmp_path), device="cpu")
+    assert loaded.fingerprint == embedder.fingerprint
+    assert loaded.trained_on == embedder.trained_on
+    assert np.array_equal(loaded.embed(paper()), embedder.embed(paper()))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["trained_on"] == {"Greek": [1], "Latin": [1, 3]}
+    assert config["note"] == "mine"
+
+
+def test_the_fingerprint_is_of_weights_and_preprocessing() -> None:
+    embedder, same, smaller, other = untrained(), untrained(), untrained(side=16), untrained()
+    with torch.no_grad():
+        next(other.network.parameters())[0] += 1
+    assert embedder.fingerprint == same.fingerprint
+    assert len({embedder.fingerprint, smaller.fingerprint, other.fingerprint}) == 3
+
+
+def test_every_encoder_of_the_project_is_known_without_importing_anything_else() -> None:
+    script = (
+        "from fewshot.embedder import Spec, create\n"
+        "for name in ('fewtune_conv4', 'fewtune_drawing'): create(Spec(name, 16, 'whole'))"
+    )
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+
+
+# --- vectors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("framing", ["drawing", "whole"])
+def test_vectors_are_of_unit_length_float32_and_in_order(framing: str) -> None:
+    embedder = untrained(framing)
+    vectors = embedder.embed(paper(5))
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (5, embedder.width)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(embedder.embed(paper(5)[::-1])[::-1], vectors, atol=1e-5)
+    for one, picture in zip(vectors, paper(5), strict=True):
+        np.testing.assert_allclose(embedder.embed([picture])[0], one, atol=1e-5)
+    assert len(np.unique(vectors.round(3), axis=0)) == 5
+
+
+def test_more_pictures_than_fit_at_once_are_all_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder = untrained()
+    whole = embedder.embed(paper(7))
+    monkeypatch.setattr("fewshot.embedder._AT_ONCE", 3)
+    np.testing.assert_allclose(embedder.embed(paper(7)), whole, atol=1e-5)
+
+
+def test_no_pictures_have_no_vectors() -> None:
+    embedder = untrained()
+    assert embedder.embed([]).shape == (0, embedder.width) == (0, 256)
+    assert embedder.embed([]).dtype == np.float32
+
+
+@pytest.mark.parametrize("framing", ["drawing", "whole"])
+def test_a_path_its_contents_an_array_and_an_image_are_one_picture(framing: str, tmp_path: Path) -> None:
+    embedder, path, pixels = untrained(framing), tmp_path / "one.png", paper(1)[0]
+    Image.fromarray(pixels).save(path)
+    one, *others = embedder.embed([path, str(path), path.read_bytes(), pixels, Image.open(path)])
+    for other in others:
+        np.testing.assert_allclose(other, one, atol=1e-6)
+
+
+def test_ink_may_be_dark_on_light_or_light_on_dark() -> None:
+    embedder = untrained()
+    dark, light = embedder.embed(paper(6)), embedder.embed([255 - picture for picture in paper(6)])
+    assert close(dark, light).min() > 0.9999
+    # Grey paper and pale ink as well.
+    pale = embedder.embed([(picture // 3 + 120).astype(np.uint8) for picture in paper(6)])
+    assert close(dark, pale).min() > 0.999
+
+
+def test_pictures_of_a_drawing_are_embedded_as_the_drawing() -> None:
+    embedder = untrained()
+    drawn = torch.from_numpy(np.stack([character(number) for number in range(6)]))
+    vectors = embedder.embed_drawings(drawn).cpu().numpy()
+    assert close(embedder.embed(paper(6)), vectors).min() > 0.9999
+    larger = [picture.repeat(3, 0).repeat(3, 1) for picture in paper(6)]
+    assert close(embedder.embed(larger), vectors).min() > 0.999
+    whole = untrained("whole")
+    assert close(whole.embed(paper(6)), whole.embed_drawings(drawn).cpu().numpy()).min() > 0.99
+
+
+def test_where_a_drawing_stands_on_its_sheet_hardly_matters() -> None:
+    embedder = untrained()
+    sheet = np.full((210, 210), 255, np.uint8)
+    moved = []
+    for picture in paper(6):
+        moved.append(sheet.copy())
+        moved[-1][90:195, 10:115] = picture
+    centred = [np.pad(picture, ((52, 53), (52, 53)), constant_values=255) for picture in paper(6)]
+    vectors = embedder.embed(centred)
+    own, others = close(embedder.embed(moved), vectors), close(vectors[1:], vectors[:-1])
+    assert own.min() > 0.95
+    assert (1 - own).mean() < 0.5 * (1 - others).mean()
+
+
+@pytest.mark.parametrize("shape", [(300, 40), (40, 300), (1, 500), (500, 1), (1, 1)])
+def test_pictures_of_any_shape_have_vectors(shape: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    for framing in ("drawing", "whole"):
+        assert np.isfinite(untrained(framing).embed([pixels])).all()
+
+
+def test_blank_pictures_have_finite_vectors() -> None:
+    for value in (0, 128, 255):
+        assert np.isfinite(untrained().embed([np.full((50, 50), value, np.uint8)])).all()
+
+
+@pytest.mark.parametrize("side", [64, 224])
+def test_a_large_jpeg_is_seen_as_sharply_as_its_pixels(side: int, tmp_path: Path) -> None:
+    """A JPEG may be decoded at a reduced scale, but not at one below what the network is shown."""
+    fine = np.random.default_rng(0).integers(0, 256, (440, 440, 3), dtype=np.uint8).repeat(2, 0).repeat(2, 1)
+    Image.fromarray(fine).save(tmp_path / "fine.jpg", quality=95)
+    with Image.open(tmp_path / "fine.jpg") as image:
+        pixels = np.asarray(image)
+    embedder = untrained("whole", side)
+    by_path, by_pixels = (embedder.framed([given]).pictures.float() for given in (tmp_path / "fine.jpg", pixels))
+    assert float((by_path - by_pixels).abs().mean()) < 8
+
+
+def test_more_views_are_other_vectors_of_the_same_pictures(trained: tuple[Path, Embedder]) -> None:
+    run, one = trained
+    three = Embedder.load(run, views=3, device="cpu")
+    vectors = three.embed(paper(6))
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert not np.allclose(vectors, one.embed(paper(6)), atol=1e-3)
+    assert close(vectors, one.embed(paper(6))).min() > 0.7
+    assert np.array_equal(vectors, three.embed(paper(6)))
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_one_path_in_place_of_a_list_is_named() -> None:
+    with pytest.raises(InputError, match="embed takes a list of pictures, not one str"):
+        untrained().embed("a.png")
+
+
+def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(UnreadablePicture, match=r"text\.png: not a picture"):
+        untrained().embed([paper(1)[0], tmp_path / "text.png"])
+
+
+def refused(folder: Path, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        Embedder.load(folder, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_without_an_encoder_are_refused(tmp_path: Path) -> None:
+    refused(tmp_path / "missing", "missing is no encoder: give omniglot or the folder of a run")
+    refused(tmp_path, "is no encoder")
+    (tmp_path / "config.json").write_text('{"format": 1}')
+    refused(tmp_path, "not of a run of fewshot train")
+    (tmp_path / "config.json").write_text("{")
+    refused(tmp_path, "not valid JSON")
+
+
+def test_a_damaged_weights_file_is_named(run: Path) -> None:
+    weights = run / "model.safetensors"
+    whole = weights.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", whole[:100], b"junk" * 100):
+        weights.write_bytes(damaged)
+        refused(run, "model.safetensors")
+    weights.unlink()
+    refused(run, "has not finished")
+
+
+def change(run: Path, **entries: object) -> None:
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | entries))
+
+
+def test_weights_of_another_network_are_refused(run: Path) -> None:
+    for network, message in (("fewtune_drawing", "does not fit fewtune_drawing"), ("resnot", "knows no network")):
+        change(run, spec={"network": network, "side": 16, "framing": "whole"})
+        refused(run, message)
+    change(run, spec={"network": "fewtune_conv4", "side": 16, "framing": "drawing"})
+    refused(run, "does not fit fewtune_conv4")
+
+
+@pytest.mark.parametrize("entries", [{"format": 2}, {"spec": {"network": "fewtune_conv4"}}, {"trained_on": None}])
+def test_a_configuration_that_is_not_of_this_version_is_refused(entries: dict[str, object], run: Path) -> None:
+    change(run, **entries)
+    refused(run, "config.json")
+
+
+def test_an_unfinished_run_is_refused(run: Path) -> None:
+    config = json.loads((run / "config.json").read_text())
+    del config["spec"]
+    (run / "config.json").write_text(json.dumps(config))
+    refused(run, "has not finished; go on with --resume")

@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from drawings import character, folder_of, omniglot_of, small
+from killing import assert_same_weights
+from PIL import Image
+
+import fewshot.siamese
+from fewshot.embedder import Embedder, Spec, create
+from fewshot.learning import learn_folder, learn_omniglot, metrics_of
+from fewshot.material import TRAINED
+from fewshot.splits import SPLITS, Split, characters_of
+from fewshot.verification import curve
+from finetune.errors import InputError, TrainingDiverged
+from finetune.files import read_json, read_tensors
+
+TRAIN, VAL = {"Tagalog": 3}, {"Hebrew": 2}  # alphabets and drawers; Hebrew has the 20 characters that are judged by
+TINY = {"alphabets": 1, "ways": 2}
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fewshot.siamese, "LEAST_BETWEEN", 10)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder_of(tmp_path_factory.mktemp("pictures") / "folder")
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return omniglot_of(tmp_path_factory.mktemp("omniglot"), TRAIN | VAL)
+
+
+@pytest.fixture
+def splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published splits in small."""
+    for train, val in TRAINED.values():
+        monkeypatch.setitem(SPLITS, train, Split(characters_of(TRAIN)))  # type: ignore[misc]
+        if val is not None:
+            monkeypatch.setitem(SPLITS, val, Split(characters_of(VAL)))  # type: ignore[misc]
+
+
+def told_apart(embedder: Embedder, classes: range, each: int = 8) -> float:
+    """How often two pictures of one character are nearer than two of two; all are turned and moved by chance."""
+    random, drawn = np.random.default_rng(0), []
+    for number in classes:
+        for hand in range(each):
+            page = Image.fromarray(character(number, 50 + hand, width=8))
+            moved = page.rotate(random.uniform(-20, 20), translate=tuple(random.integers(-8, 9, 2).tolist()))
+            drawn.append(255 - np.asarray(moved))
+    vectors = torch.from_numpy(embedder.embed(drawn))
+    one, other = torch.triu_indices(len(drawn), len(drawn), 1)
+    same = one // each == other // each
+    return curve((vectors[one] * vectors[other]).sum(1), same).auc
+
+
+def history_of(run: Path) -> list[dict[str, str]]:
+    with (run / "history.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# --- what is learned --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("self_supervised", [False, True])
+def test_learning_a_folder_lowers_the_loss_and_beats_random_weights(
+    self_supervised: bool, pictures: Path, tmp_path: Path
+) -> None:
+    recipe = small(epochs=40, side=24)
+    embedder = learn_folder(pictures, tmp_path / "run", recipe=recipe, self_supervised=self_supervised)
+    losses = [float(row["loss"]) for row in history_of(tmp_path / "run")]
+    assert len(losses) > 1
+    assert losses[-1] < 0.8 * losses[0]
+    torch.manual_seed(0)
+    untrained = Embedder(create(embedder.spec), embedder.spec, device="cpu")
+    assert embedder.spec == Spec("fewtune_conv4", 24, "whole")
+    assert told_apart(embedder, range(6)) > told_apart(untrained, range(6)) + 0.02
+    assert embedder.trained_on == frozenset()
+
+
+@pytest.mark.usefixtures("splits")
+def test_learning_omniglot_lowers_the_loss_and_keeps_what_its_validation_alphabets_chose(
+    archives: Path, tmp_path: Path
+) -> None:
+    embedder = learn_omniglot(tmp_path / "run", "lake", recipe=small(epochs=25), data=archives)
+    losses = [float(row["loss"]) for row in history_of(tmp_path / "run")]
+    assert losses[-1] < 0.9 * losses[0]
+    accuracies = [float(row["accuracy"]) for row in history_of(tmp_path / "run")]
+    metrics = metrics_of(tmp_path / "run")
+    assert metrics["validation"] == {"of": "20-way 1-shot", "accuracy": max(accuracies)}
+    best = next(row for row in history_of(tmp_path / "run") if float(row["accuracy"]) == max(accuracies))
+    assert metrics["kept_step"] == int(best["step"])
+    assert embedder.spec.framing == "drawing"
+    assert embedder.trained_on >= characters_of(TRAIN)
+
+
+@pytest.mark.usefixtures("splits")
+@pytest.mark.parametrize(("split", "judged_by"), [("vinyals", "20-way 1-shot"), ("koch", "same or different")])
+def test_every_split_is_judged_by_what_its_protocol_measures(
+    split: str, judged_by: str, archives: Path, tmp_path: Path
+) -> None:
+    learn_omniglot(tmp_path / "run", split, recipe=small(**TINY), data=archives)
+    validation = metrics_of(tmp_path / "run")["validation"]
+    assert validation["of"] == judged_by
+    assert 0 < validation["accuracy"] <= 1
+
+
+@pytest.mark.usefixtures("splits")
+@pytest.mark.parametrize(
+    ("split", "options"),
+    [("lake-minimal", {}), ("lake", {"everything": True}), ("lake", {"self_supervised": True})],
+)
+def test_nothing_judges_where_nothing_is_held_out(
+    split: str, options: dict[str, bool], archives: Path, tmp_path: Path
+) -> None:
+    embedder = learn_omniglot(tmp_path / "run", split, recipe=small(**TINY), data=archives, **options)  # type: ignore[arg-type]
+    metrics = metrics_of(tmp_path / "run")
+    assert metrics["validation"] is None
+    assert metrics["kept_step"] == metrics["steps"]
+    assert {row["accuracy"] for row in history_of(tmp_path / "run")} == {""}
+    assert embedder.trained_on == characters_of(TRAIN | VAL if "everything" in options else TRAIN)
+
+
+@pytest.mark.usefixtures("splits")
+def test_learning_from_one_example_of_each_character(archives: Path, tmp_path: Path) -> None:
+    recipe = small(epochs=8, **TINY)
+    learn_omniglot(tmp_path / "run", "lake", recipe=recipe, data=archives, examples=1)
+    assert read_json(tmp_path / "run" / "config.json")["steps"] == round(8 * 17 / 4)
+
+
+@pytest.mark.usefixtures("splits")
+@pytest.mark.parametrize("examples", [0, -1])
+def test_no_examples_at_all_are_refused(examples: int, archives: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--examples"):
+        learn_omniglot(tmp_path / "run", "lake", recipe=small(**TINY), data=archives, examples=examples)
+
+
+@pytest.mark.usefixtures("splits")
+def test_what_chooses_koch_s_threshold_is_not_learned_from(archives: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--all: the validation alphabets of --split koch"):
+        learn_omniglot(tmp_path / "run", "koch", recipe=small(), data=archives, everything=True)
+    with pytest.raises(InputError, match=r"--split must be one of lake, .*, not 'santoro'"):
+        learn_omniglot(tmp_path / "run", "santoro", recipe=small(), data=archives)
+    assert not (tmp_path / "run").exists()
+
+
+# --- what a run leaves ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_says_what_it_did(pictures: Path, tmp_path: Path) -> None:
+    embedder = learn_folder(pictures, tmp_path / "run", recipe=small(epochs=10))
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "config.json", "history.csv", "metrics.json", "model.safetensors",
+    }  # fmt: skip
+    config, metrics = read_json(tmp_path / "run" / "config.json"), metrics_of(tmp_path / "run")
+    assert config["recipe"] == small(epochs=10).to_dict()
+    assert config["source"] == str(pictures.resolve())
+    assert config["self_supervised"] is False
+    assert config["steps"] == metrics["steps"] == 15  # ten times 24 pictures, 16 at a time
+    assert config["spec"] == {"network": "fewtune_conv4", "side": 16, "framing": "whole"}
+    assert config["fingerprint"] == embedder.fingerprint
+    assert config["trained_on"] == {}
+    assert config["engine"]["device"] == "cpu"
+    assert metrics["interrupted"] is False
+    assert metrics["seconds"] >= 0
+    assert 0 <= metrics["waiting"] <= 1
+    (row,) = history_of(tmp_path / "run")
+    assert row.keys() == {"step", "loss", "accuracy", "seconds"}
+    assert (row["step"], row["accuracy"]) == ("15", "")
+    assert float(row["loss"]) > 0
+
+
+def test_epochs_count_the_pictures_that_batches_really_hold(tmp_path: Path) -> None:
+    """Two classes cannot fill a batch of four ways; an epoch still shows as many pictures as there are."""
+    folder = folder_of(tmp_path / "two", classes=2, each=8)
+    learn_folder(folder, tmp_path / "run", recipe=small(epochs=2, alphabets=1, ways=4, shots=2))
+    assert metrics_of(tmp_path / "run")["steps"] == 2 * 16 / (2 * 2)
+
+
+def test_the_seed_decides_every_bit_of_the_weights(pictures: Path, tmp_path: Path) -> None:
+    for name, seed in (("one", 5), ("same", 5), ("other", 6)):
+        learn_folder(pictures, tmp_path / name, recipe=small(seed=seed, **TINY))
+    assert_same_weights(tmp_path / "one", tmp_path / "same")
+    one, other = (read_tensors(tmp_path / name / "model.safetensors") for name in ("one", "other"))
+    assert not torch.equal(one["blocks.0.0.weight"], other["blocks.0.0.weight"])
+
+
+def test_a_finished_run_that_is_continued_is_left_as_it_is(pictures: Path, tmp_path: Path) -> None:
+    embedder = learn_folder(pictures, tmp_path / "run", recipe=small(**TINY))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    again = learn_folder(pictures, tmp_path / "run", recipe=small(**TINY), resume=True)
+    assert again.fingerprint == embedder.fingerprint
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_pictures_that_cannot_be_read_are_left_out(pictures: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(pictures, tmp_path / "folder")
+    (folder / "class00" / "text.png").write_text("hello")
+    learn_folder(folder, tmp_path / "run", recipe=small(**TINY))
+    learn_folder(pictures, tmp_path / "clean", recipe=small(**TINY))
+    assert_same_weights(tmp_path / "run", tmp_path / "clean")
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_in_use_is_not_written_to(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"\(--out\) is not empty and holds no run"):
+        learn_folder(pictures, tmp_path / "full", recipe=small())
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="--out"):
+        learn_folder(pictures, tmp_path / "file", recipe=small())
+    learn_folder(pictures, tmp_path / "run", recipe=small(**TINY))
+    with pytest.raises(InputError, match="already holds a run; continue it with --resume"):
+        learn_folder(pictures, tmp_path / "run", recipe=small(**TINY))
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
+
+
+def test_a_run_goes_on_with_the_same_options_only(pictures: Path, tmp_path: Path) -> None:
+    learn_folder(pictures, tmp_path / "run", recipe=small(**TINY))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(InputError, match=r"started with --lr 0\.002, not 0\.01"):
+        learn_folder(pictures, tmp_path / "run", recipe=small(lr=0.01, **TINY), resume=True)
+    with pytest.raises(InputError, match="started with --weight-decay"):
+        learn_folder(pictures, tmp_path / "run", recipe=small(weight_decay=0.1, **TINY), resume=True)
+    with pytest.raises(InputError, match="started with --self-supervised"):
+        learn_folder(pictures, tmp_path / "run", recipe=small(**TINY), self_supervised=True, resume=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+@pytest.mark.usefixtures("splits")
+def test_a_flag_that_changed_is_named_as_it_is_spelt(archives: Path, tmp_path: Path) -> None:
+    learn_omniglot(tmp_path / "run", "lake-minimal", recipe=small(**TINY), data=archives)
+    for flag, options in (("--all", {"everything": True}), ("--examples", {"examples": 2})):
+        with pytest.raises(InputError, match=f"started with {flag} "):
+            learn_omniglot(
+                tmp_path / "run", "lake-minimal", recipe=small(**TINY), data=archives, resume=True, **options
+            )
+    with pytest.raises(InputError, match="started with --split lake-minimal, not lake"):
+        learn_omniglot(tmp_path / "run", "lake", recipe=small(**TINY), data=archives, resume=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"network": "resnot"},
+        {"network": "resnot", "side": None},
+        {"network": "resnet18.nowhere", "side": None},
+        {"network": "fewtune_koch2015", "side": 16},
+        {"network": "fewtune_fully_connected", "side": 16},
+        {"side": 8},
+    ],
+)
+def test_networks_that_there_are_not_or_that_the_side_does_not_fit_are_refused(
+    options: dict[str, object], pictures: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as caught:
+        learn_folder(pictures, tmp_path / "run", recipe=small(**{**TINY, **options}))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_folders_that_nothing_can_be_learned_from_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    one = folder_of(tmp_path / "one", classes=1, each=3)
+    broken = folder_of(tmp_path / "broken", classes=2, each=1)
+    (broken / "class00" / "00.png").write_text("hello")
+    for folder in (tmp_path / "empty", one, broken, tmp_path / "missing"):
+        with pytest.raises(InputError, match=folder.name):
+            learn_folder(folder, tmp_path / "run", recipe=small())
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_absurd_learning_rate_is_named(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingDiverged, match=r"--lr, now 1e\+30"):
+        learn_folder(pictures, tmp_path / "run", recipe=small(lr=1e30, epochs=10))
+    with pytest.raises(InputError, match="has not finished"):
+        Embedder.load(tmp_path / "run")
+
+
+# --- killed -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_was_killed_ends_with_the_same_weights(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the other process looks as often as is usual, and what is averaged depends on nothing else
+    options = {"epochs": 17, **TINY}  # 102 steps, kept at 51 and at the end
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[3]); from pathlib import Path; from drawings import small; "
+        "from fewshot.learning import learn_folder; "
+        f"learn_folder(Path(sys.argv[1]), Path(sys.argv[2]), recipe=small(**{options!r}))"
+    )
+    run, tests = tmp_path / "killed", Path(__file__).parents[1]
+    process = subprocess.Popen([sys.executable, "-c", script, pictures, run, tests])
+    checkpoint, deadline = run / "state" / "checkpoint.safetensors", time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    with pytest.raises(InputError, match="has not finished; go on with --resume"):
+        Embedder.load(run)
+    learn_folder(pictures, run, recipe=small(**options), resume=True)
+    learn_folder(pictures, tmp_path / "whole", recipe=small(**options))
+    assert_same_weights(run, tmp_path / "whole")
+    assert not (run / "state").exists()
+    steps = [[row["step"] for row in history_of(folder)] for folder in (run, tmp_path / "whole")]
+    assert steps[0] == steps[1]
+    assert json.loads((run / "config.json").read_text()) == json.loads((tmp_path / "whole/config.json").read_text())
