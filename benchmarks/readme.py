@@ -1,4 +1,4 @@
-"""Put the tables that benchmarks/results/*.json hold into README.md, between their markers.
+"""Put the tables that benchmarks/results/*.json hold into README.md and the model card, between their markers.
 
 python benchmarks/readme.py
 """
@@ -33,6 +33,10 @@ def main() -> None:
         if path.exists():
             text = put(text, name, table(read_json(path)))
     write_text(readme, text)
+    card = ROOT / "fewshot" / "weights" / "README.md"
+    if (RESULTS / "omniglot.json").exists():
+        result = read_json(RESULTS / "omniglot.json")
+        write_text(card, put(card.read_text(encoding="utf-8"), "card", shipped(result)))
 
 
 def put(text: str, name: str, table: str) -> str:
@@ -132,6 +136,23 @@ def omniglot(result: dict[str, Any]) -> str:
             published = "; ".join(f"{row.name} {row.accuracy:.2%}" for row in known) or "none found"
             rows.append((name, with_interval(found), published))
     return markdown(("protocol", "plain nearest neighbour (95 % interval)", "published"), rows)
+
+
+def shipped(result: dict[str, Any]) -> str:
+    """Every figure of the encoder that ships."""
+    rows = []
+    for key in ("background", "background-views", "background-reranked"):
+        for found in result["rows"].get(key, {"results": []})["results"]:
+            shape = f"{found['way']}-way {found['shot']}-shot" if "way" in found else "verification"
+            rows.append((f"`{found['protocol']}` {shape}", HOW[key], with_interval(found), found["tested"]))
+    return markdown(("protocol", "by", "accuracy (95 % interval)", "tested on"), rows)
+
+
+HOW = {
+    "background": "nearest neighbour",
+    "background-views": "nearest neighbour, 9 views averaged",
+    "background-reranked": "nearest neighbour, the 5 nearest compared again by affine alignment",
+}
 
 
 def trained_for(row: dict[str, Any]) -> str:
