@@ -106,7 +106,7 @@ def lake(result: dict[str, Any]) -> str:
         if key in result["rows"]:
             (found,) = [each for each in result["rows"][key]["results"] if each["protocol"] == "lake"]
             spent = trained_for(result["rows"][key])
-            rows.append((found["accuracy"], name, with_interval(found), "measured" + spent))
+            rows.append((found["accuracy"], name, with_interval(found, 2), "measured" + spent))
     ordered = sorted(rows, key=lambda row: -row[0])
     return markdown(("20-way one-shot, Lake's 20 runs", "accuracy", "source"), [row[1:] for row in ordered])
 
@@ -134,7 +134,7 @@ def omniglot(result: dict[str, Any]) -> str:
             if key == "one-example":
                 name, known = f"{name}, learned from one picture of each character", WITHOUT_LABELS
             published = "; ".join(f"{row.name} {row.accuracy:.2%}" for row in known) or "none found"
-            rows.append((name, with_interval(found), published))
+            rows.append((name, with_interval(found, 2), published))
     return markdown(("protocol", "plain nearest neighbour (95 % interval)", "published"), rows)
 
 
@@ -144,7 +144,7 @@ def shipped(result: dict[str, Any]) -> str:
     for key in ("background", "background-views", "background-reranked"):
         for found in result["rows"].get(key, {"results": []})["results"]:
             shape = f"{found['way']}-way {found['shot']}-shot" if "way" in found else "verification"
-            rows.append((f"`{found['protocol']}` {shape}", HOW[key], with_interval(found), found["tested"]))
+            rows.append((f"`{found['protocol']}` {shape}", HOW[key], with_interval(found, 2), found["tested"]))
     return markdown(("protocol", "by", "accuracy (95 % interval)", "tested on"), rows)
 
 
@@ -159,9 +159,9 @@ def trained_for(row: dict[str, Any]) -> str:
     return f", {row['training']['seconds'] / 60:.0f} minutes of training" if "training" in row else ""
 
 
-def with_interval(row: dict[str, Any]) -> str:
+def with_interval(row: dict[str, Any], digits: int = 1) -> str:
     low, high = row["interval"]
-    return f"{row['accuracy']:.1%} ({low:.1%} to {high:.1%})"
+    return f"{row['accuracy']:.{digits}%} ({low:.1%} to {high:.1%})"
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

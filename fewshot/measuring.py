@@ -6,10 +6,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TypedDict
 
+import torch
+from torch import Tensor
+
 from fewshot.embedded import ALL_TURNS, UPRIGHT, Embedded, embed_once, joined
 from fewshot.models import Model
 from fewshot.omniglot import Character, Omniglot, Run
 from fewshot.protocols import (
+    PairScore,
     ProtocolResult,
     VerificationResult,
     all_way,
@@ -19,7 +23,9 @@ from fewshot.protocols import (
     vinyals,
     within,
 )
+from fewshot.reranking import WEIGHT, PairDistance
 from fewshot.splits import LAKE, MINIMAL_1, SPLITS, Split, characters_of, select
+from fewshot.verification import similarity
 from finetune.errors import InputError
 
 # Protocol -> the splits that it needs; the last is the one tested on. `vinyals` and `all-way-1692` are with the four
@@ -36,6 +42,8 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "all-way-1692": ("vinyals-test",),
 }
 TURNED = ("vinyals", "all-way-1692")
+# Those that a slow comparison of pictures can be part of.
+OF_FEW_COMPARISONS = ("lake", "lake-minimal", "koch")
 GRID = ((5, 1), (5, 5), (20, 1), (20, 5))  # way and shot, as in most papers' tables
 
 Result = ProtocolResult | VerificationResult
@@ -75,7 +83,8 @@ def measure(
             continue
         parts = [have.only(SPLITS[split], ALL_TURNS if name in TURNED else UPRIGHT) for split in NEEDED[name]]
         if name == "koch":
-            results.append(koch(parts[0], parts[1], **options))
+            score = _compared_again(model.again, omniglot) if model.again is not None and omniglot is not None else None
+            results.append(koch(parts[0], parts[1], score=score, **options))
         elif name.startswith("all-way"):
             results.append(replace(all_way(parts[0], **options), protocol=name))
         else:
@@ -90,6 +99,10 @@ def refused(model: Model, protocol: str, allow_leaks: bool = False) -> str | Non
         return f"no protocol {protocol!r}; there are {', '.join(NEEDED)}"
     if NEEDED[protocol] and model.embed is None:
         return f"{model.name} is a distance between pictures, no embedding; it can be measured by lake alone"
+    if model.again is not None and protocol not in OF_FEW_COMPARISONS:
+        return (
+            f"{model.name}: {protocol} asks for too many comparisons; {', '.join(OF_FEW_COMPARISONS)} can be measured"
+        )
     tested = SPLITS[NEEDED[protocol][-1]].characters if NEEDED[protocol] else characters_of(LAKE)
     try:
         guard(model.trained_on, tested, allow_leaks)
@@ -98,6 +111,20 @@ def refused(model: Model, protocol: str, allow_leaks: bool = False) -> str | Non
     if protocol == "lake-minimal" and not (model.trained_on and model.trained_on <= SPLITS["minimal-1"].characters):
         return f"lake-minimal is for what was trained on {', '.join(MINIMAL_1)} alone, which {model.name} was not"
     return None
+
+
+def _compared_again(again: PairDistance, omniglot: Omniglot) -> PairScore:
+    """The cosine of the vectors, less what a comparison of the pictures says, as much as it counts when re-ranking."""
+    shown = zip(omniglot.character.tolist(), omniglot.drawer.tolist(), strict=True)
+    row_of = {(omniglot.characters[character], drawer): row for row, (character, drawer) in enumerate(shown)}
+
+    def score(embedded: Embedded, rows: Tensor) -> Tensor:
+        shown = zip(embedded.character.tolist(), embedded.drawer.tolist(), strict=True)
+        picture = torch.tensor([row_of[embedded.characters[character], drawer] for character, drawer in shown])
+        one, other = (omniglot.pictures[picture[rows[:, side]]] for side in (0, 1))
+        return similarity(embedded.vectors, rows) - WEIGHT * again(one, other)
+
+    return score
 
 
 def _embedded(model: Model, omniglot: Omniglot | None, protocols: Sequence[str]) -> Embedded:

@@ -8,26 +8,28 @@ from dataclasses import dataclass, replace
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewshot.affine import affine_alignment
+from fewshot.affine import affine_alignment, affine_alignment_of_pairs
 from fewshot.baselines import modified_hausdorff, pixel_distance
 from fewshot.embedded import Embed
 from fewshot.embedder import Embedder
 from fewshot.omniglot import Character
 from fewshot.protocols import Distance, distance_by
-from fewshot.reranking import reranked
+from fewshot.reranking import PairDistance, reranked
 from finetune.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
     """distance: between pictures, for Lake's runs. embed: for everything else; None for a distance that comes from no
-    embedding. trained_on: the characters it learned from. fingerprint: of its weights; None without any."""
+    embedding. trained_on: the characters it learned from. fingerprint: of its weights; None without any. again: what
+    the pictures of few pairs are compared by besides their vectors; `distance` makes use of it already."""
 
     name: str
     distance: Distance
     embed: Embed | None = None
     trained_on: frozenset[Character] = frozenset()
     fingerprint: str | None = None
+    again: PairDistance | None = None
 
 
 def by_embedding(
@@ -41,8 +43,8 @@ def open_model(source: str, *, views: int = 1, rerank: bool = False, device: str
     """`source`: "pixels", "hausdorff" or "affine", "omniglot" for the encoder that ships, or a run's folder.
 
     views: what the vector of a picture is averaged over, 1 being the picture alone. rerank: the few nearest are
-    compared again by affine alignment; then there are distances between pictures, and no embedding, so that lake alone
-    can measure it. InputError for anything else.
+    compared again by affine alignment, which protocols of few comparisons alone can measure. InputError for anything
+    else.
     """
     if source in BASELINES:
         if rerank or views > 1:
@@ -53,8 +55,12 @@ def open_model(source: str, *, views: int = 1, rerank: bool = False, device: str
     plain = by_embedding(name, embedder.embed_drawings, embedder.trained_on, embedder.fingerprint)
     if not rerank:
         return plain
-    again = reranked(plain.distance, affine_alignment)
-    return replace(plain, name=f"{name}, re-ranked by affine alignment", distance=again, embed=None)
+    return replace(
+        plain,
+        name=f"{name}, compared again by affine alignment",
+        distance=reranked(plain.distance, affine_alignment_of_pairs),
+        again=affine_alignment_of_pairs,
+    )
 
 
 def _pixels(drawings: Tensor) -> Tensor:

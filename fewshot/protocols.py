@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from finetune.errors import InputError
 
 # Test pictures (n, 105, 105) and training pictures (m, 105, 105), uint8, ink 255 on 0, to (n, m): smaller is nearer.
 Distance = Callable[[Tensor, Tensor], Tensor]
+
+# Vectors with what they are of, and pairs (n, 2) of rows, to how alike they are, (n,) float64.
+PairScore = Callable[[Embedded, Tensor], Tensor]
 
 # So many that which episodes were drawn moves the accuracy less than which classes there are to draw from.
 EPISODES = 10_000
@@ -247,6 +251,7 @@ def koch(
     *,
     pairs: int = 10_000,
     metric: Metric = "cosine",
+    score: PairScore | None = None,
     seed: int = 0,
     trained_on: Collection[Character] | None = None,
     allow_leaks: bool = False,
@@ -255,14 +260,16 @@ def koch(
 
     The threshold comes from `pairs` validation pairs alone, and is then tested on as many test pairs; splits like the
     paper's are `koch-like-val` and `koch-like-test`. The interval is for other alphabets like the tested ones.
+    score: how alike pairs (n, 2) of rows are, (n,), larger for more alike; `metric` of their vectors where not given.
     InputError where the two share a character.
     """
     leaking = _leaking(trained_on, test.characters, allow_leaks)
     guard(validation.characters, test.characters)
     generator = torch.Generator().manual_seed(seed)
     chosen_on, tested_on = (draw_pairs(part, pairs, generator) for part in (validation, test))
-    validated = similarity(validation.vectors, chosen_on.rows, metric)
-    scores = similarity(test.vectors, tested_on.rows, metric)
+    if score is None:
+        score = partial(_similarity, metric=metric)
+    validated, scores = score(validation, chosen_on.rows), score(test, tested_on.rows)
     threshold = best_threshold(validated, chosen_on.same)
     right = ((scores >= threshold) == tested_on.same).double()
     shape = curve(scores, tested_on.same)
@@ -286,6 +293,10 @@ def koch(
         leaking=leaking,
         parts=per_alphabet,
     )
+
+
+def _similarity(embedded: Embedded, rows: Tensor, metric: Metric) -> Tensor:
+    return similarity(embedded.vectors, rows, metric)
 
 
 # --- what they share --------------------------------------------------------------------------------------------------

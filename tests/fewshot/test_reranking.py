@@ -15,7 +15,7 @@ def first(test: Tensor, train: Tensor) -> Tensor:
 
 
 def second(test: Tensor, train: Tensor) -> Tensor:
-    return (test[:, 0, 1, None] - train[:, 0, 1]).abs().double()
+    return (test[:, 0, 1] - train[:, 0, 1]).abs().double()
 
 
 def test_the_slow_distance_decides_among_the_nearest_alone() -> None:
