@@ -56,9 +56,11 @@ class Row:
 
 
 USUAL: dict[str, Any] = {"side": 40, "early_side": 32}
-OF_BACKGROUND = ("lake", "within", "all-way-659")
+OF_BACKGROUND = ("lake", "within", "all-way-659", "koch")
 BACKGROUND: dict[str, Any] = {"split": "lake", "everything": True}
 BACKGROUND_RECIPE = USUAL | {"minutes": 70.0}
+KOCH: dict[str, Any] = {"split": "koch"}
+KOCH_RECIPE = USUAL | {"epochs": 120}
 OF_VINYALS = ("vinyals", "vinyals-upright", "all-way-423", "all-way-1692")
 
 ROWS: dict[str, Row] = {
@@ -73,8 +75,9 @@ ROWS: dict[str, Row] = {
     "background-views": Row(OF_BACKGROUND, BACKGROUND, BACKGROUND_RECIPE, run="background", views=9),
     "background-reranked": Row(("lake",), BACKGROUND, BACKGROUND_RECIPE, run="background", rerank=True),
     "minimal": Row(("lake-minimal",), {"split": "lake-minimal"}, USUAL | {"minutes": 8.0}),
-    "koch": Row(("koch",), {"split": "koch"}, USUAL | {"minutes": 12.0}),
-    "vinyals": Row(OF_VINYALS, {"split": "vinyals", "everything": True}, USUAL | {"minutes": 22.0}),
+    "koch": Row(("koch",), KOCH, KOCH_RECIPE),
+    "koch-again": Row(("koch",), KOCH, KOCH_RECIPE, run="koch", rerank=True),
+    "vinyals": Row(OF_VINYALS, {"split": "vinyals", "everything": True}, USUAL | {"epochs": 70}),
     "one-example": Row(
         OF_VINYALS,
         {"split": "vinyals", "everything": True, "examples": 1, "self_supervised": True},

@@ -80,6 +80,9 @@ def benchmark(
 
 def _chosen(models: Sequence[Model], protocols: Sequence[str], allow_leaks: bool) -> tuple[list[str], dict[str, str]]:
     if "all" not in protocols:
+        for reason in (refused(model, name, allow_leaks) for name in protocols for model in models):
+            if reason:
+                raise InputError(reason)
         return list(dict.fromkeys(protocols)), {}
     names, skipped = [], {}
     for name in NEEDED:

@@ -21,6 +21,7 @@ import finetune.conv4  # noqa: F401  so does this
 from fewshot.augment import view
 from fewshot.framing import Framed, frame_drawings, frame_whole
 from fewshot.omniglot import SIDE, Character
+from fewshot.strokes import usual_width
 from finetune.engine import open_engine
 from finetune.errors import InputError
 from finetune.files import read_json, read_tensors, write_json, write_tensors
@@ -33,6 +34,8 @@ SHIPPED = {"omniglot": Path(__file__).parent / "weights" / "omniglot"}
 _AT_ONCE = 512  # pictures
 # Of 255 levels: a page whose darkest and lightest are nearer is blank, but for noise.
 FAINTEST = 32
+# Share of the way from paper to the strongest ink from where on it is ink, its soft edges too.
+INK_FROM = 0.4
 
 
 @dataclass(frozen=True)
@@ -218,18 +221,21 @@ def _half(tensor: Tensor) -> Tensor:
 
 
 def _drawing(image: Image.Image) -> Tensor:
-    """(105, 105) uint8, ink 255 on 0, the middle between lightest and darkest being the border: all that was trained on
-    is ink or paper. What most of the rim shows is paper, be it light or dark."""
+    """(105, 105) uint8, ink 255 on 0, with strokes of the usual width: all that was trained on is fine ink or paper.
+
+    What most of the rim shows is paper, be it light or dark; ink is what is clearly otherwise.
+    """
     grey = image.convert("L")
     scale = SIDE / max(grey.size)
     width, height = (max(1, round(length * scale)) for length in grey.size)
     small = np.asarray(grey.resize((width, height), Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC))
-    middle = (int(small.min()) + int(small.max())) / 2
-    if int(small.max()) - int(small.min()) < FAINTEST:
-        return torch.zeros(SIDE, SIDE, dtype=torch.uint8)
-    rim = np.concatenate([small[0], small[-1], small[:, 0], small[:, -1]])
-    ink = small > middle if np.median(rim) <= middle else small < middle
     page = np.zeros((SIDE, SIDE), np.uint8)
-    top, left = (SIDE - height) // 2, (SIDE - width) // 2
-    page[top : top + height, left : left + width] = ink * np.uint8(255)
+    lightest, darkest = int(small.max()), int(small.min())
+    if lightest - darkest >= FAINTEST:
+        rim = np.median(np.concatenate([small[0], small[-1], small[:, 0], small[:, -1]]))
+        light_paper = rim > (lightest + darkest) / 2
+        departure = lightest - small.astype(int) if light_paper else small.astype(int) - darkest
+        top, left = (SIDE - height) // 2, (SIDE - width) // 2
+        ink = departure > INK_FROM * (lightest - darkest)
+        page[top : top + height, left : left + width] = usual_width(ink) * np.uint8(255)
     return torch.from_numpy(page)

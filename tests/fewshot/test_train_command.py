@@ -13,7 +13,6 @@ import pytest
 from drawings import folder_of
 from killing import assert_same_weights
 
-from fewshot.cli import main
 from fewshot.embedder import Embedder
 
 COMMAND = [sys.executable, "-c", "from fewshot.cli import main; main()"]
@@ -23,28 +22,6 @@ FAST = (
     "--device", "cpu", "--precision", "float32",
 )
 # fmt: on
-
-
-class Answer:
-    """Exit code, stdout and stderr of the command run in this process."""
-
-    def __init__(self, code: int, out: str, err: str):
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
-    def called(*words: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["fewshot", *map(str, words)])
-        capfd.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return Answer(code, *capfd.readouterr())
-
-    return called
 
 
 @pytest.fixture
