@@ -44,14 +44,13 @@ MOST_DIMENSIONS = (64, 128, 256)
 class Row:
     """A line of the table. train: what learn_omniglot is told, None for what is not trained here; recipe: what departs
     from the usual one; model: what is measured where nothing is trained; run: the row whose encoder it is, where it is
-    another's. views, rerank: as in fewshot.models.open_model."""
+    another's. rerank: as in fewshot.models.open_model."""
 
     protocols: tuple[str, ...]
     train: dict[str, Any] | None = None
     recipe: dict[str, Any] | None = None
     model: str | None = None
     run: str | None = None
-    views: int = 1
     rerank: bool = False
 
 
@@ -70,9 +69,12 @@ ROWS: dict[str, Row] = {
     "fully-connected": Row(
         ("lake",), {"split": "lake", "everything": True}, {"network": "fewtune_fully_connected", "minutes": 5.0}
     ),
-    "koch2015": Row(("lake",), {"split": "lake", "everything": True}, {"network": "fewtune_koch2015", "minutes": 20.0}),
+    "koch2015": Row(
+        ("lake",),
+        {"split": "lake", "everything": True},
+        {"network": "fewtune_koch2015", "alphabets": 2, "lr": 3e-4, "minutes": 10.0},
+    ),
     "background": Row(OF_BACKGROUND, BACKGROUND, BACKGROUND_RECIPE),
-    "background-views": Row(OF_BACKGROUND, BACKGROUND, BACKGROUND_RECIPE, run="background", views=9),
     "background-reranked": Row(("lake",), BACKGROUND, BACKGROUND_RECIPE, run="background", rerank=True),
     "minimal": Row(("lake-minimal",), {"split": "lake-minimal"}, USUAL | {"minutes": 8.0}),
     "koch": Row(("koch",), KOCH, KOCH_RECIPE),
@@ -120,7 +122,6 @@ def row(name: str, wanted: Row, args: argparse.Namespace, display: Display) -> d
     report = benchmark(
         model,
         wanted.protocols,
-        views=wanted.views,
         rerank=wanted.rerank,
         seed=args.seed,
         data=args.data,

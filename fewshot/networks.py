@@ -12,7 +12,7 @@ GRID = 4  # the last map of the default encoder is kept as 4 x 4 places: where a
 
 
 class DrawingNet(nn.Module):
-    """The default encoder: pictures (n, in_chans, h, w) to (n, dim), of any size from 16; made for 32 x 32.
+    """The default encoder: pictures (n, in_chans, h, w) to (n, dim), of any size from 16; made for 40 x 40.
 
     A convolution and pooling, then residual blocks (He et al. 2016, section 3) that grow wider as the maps shrink: most
     of the weights work where maps are small and cheap. Places are not averaged away: the last map, 4 x 4, is laid flat
@@ -120,7 +120,7 @@ def _cfg(side: int, first_conv: str) -> dict[str, Any]:
 
 default_cfgs = generate_default_cfgs(
     {
-        "fewtune_drawing.untrained": _cfg(32, "stem.0"),
+        "fewtune_drawing.untrained": _cfg(40, "stem.0"),
         "fewtune_koch2015.untrained": _cfg(105, "features.0"),
         "fewtune_fully_connected.untrained": _cfg(35, "layers.0"),
     }
