@@ -89,7 +89,7 @@ def head_speed(result: dict[str, Any]) -> str:
 # Row of benchmarks/omniglot.py -> what the table calls it.
 MEASURED = {
     "background": "**contrastive embedding, nearest neighbour**",
-    "background-reranked": "**the same, the 5 nearest compared again by affine alignment**",
+    "background-reranked": "**contrastive embedding, the 5 nearest compared again by affine alignment**",
     "affine": "affine alignment with stroke directions, this project's",
     "hausdorff": "modified Hausdorff distance",
     "koch2015": "the network of Koch et al. 2015, trained here for so long",
