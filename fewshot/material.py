@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from finetune.folder import list_folder, list_unlabelled
 # What is measured on the way: accuracy of an encoder, framed pictures to vectors (n, d), on validation pictures alone.
 Judge = Callable[[Callable[[Framed], Tensor]], float]
 
-_JUDGED_EPISODES = 4000
+_JUDGED_EPISODES, _MOST_WAYS = 4000, 20
 # Of a folder's classes every fifth is held out to judge by, where there are so many at least.
 _HELD_OUT, _CLASSES_TO_HOLD_OUT = 5, 10
 
@@ -39,7 +40,6 @@ class Material:
     pictures: Framed
     classes: Tensor
     groups: Tensor
-    framing: str
     symmetries: int
     distortion: str
     trained_on: frozenset[Character] = frozenset()
@@ -99,7 +99,6 @@ def omniglot_material(
         classes=classes,
         # Without labels alphabets are not known either.
         groups=alphabet_of if labels else torch.zeros_like(alphabet_of),
-        framing="drawing",
         symmetries=8,
         distortion="drawing" if labels and examples != 1 else "drawing-strong",
         trained_on=known,
@@ -129,17 +128,17 @@ def folder_material(folder: Path, side: int, *, labels: bool, everything: bool =
         raise InputError(f"{folder} holds {len(known)} {what} that can be read; at least 2 are wanted")
     pictures = frame_whole(torch.stack(kept))
     held_out = set(known[::_HELD_OUT]) if labels and not everything and len(known) >= _CLASSES_TO_HOLD_OUT else set()
-    judged = {name for name in held_out if of.count(name) > 1}
+    sizes = Counter(of)
+    judged = {name for name in held_out if sizes[name] > 1}
     judge, judged_by = None, ""
     if len(judged) > 1:
-        judge, judged_by = _judge_pictures(*_chosen(pictures, of, judged)), f"{len(judged)}-way 1-shot"
+        judge, judged_by = _judge_pictures(*_chosen(pictures, of, judged)), f"{min(_MOST_WAYS, len(judged))}-way 1-shot"
     learned, classes = _chosen(pictures, of, set(known) - held_out if judge is not None else set(known))
     return (
         Material(
             pictures=learned,
             classes=classes,
             groups=torch.zeros(int(classes.max()) + 1, dtype=torch.int64),
-            framing="whole",
             symmetries=1,
             distortion="photo",
             judge=judge,
@@ -192,6 +191,6 @@ def _judge_pictures(pictures: Framed, classes: Tensor) -> Judge:
 def _one_shot(vectors: Tensor, labels: Tensor, groups: Tensor | None) -> float:
     """20-way 1-shot, or of as many classes as there are."""
     pool = arrange(labels, groups)
-    way = min(20, int(pool.member_sizes.min()))
+    way = min(_MOST_WAYS, int(pool.member_sizes.min()))
     episodes = sample(pool, _JUDGED_EPISODES, way=way, shot=1, generator=torch.Generator().manual_seed(0))
     return float(score_episodes(vectors, episodes).credit.mean())

@@ -13,8 +13,8 @@ from finetune.errors import InputError
 Vectors = NDArray[np.float32]
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 
-# What two similarities may differ by and still tie. Each engine adds up a product of unit vectors in its own order, with
-# an error about as large as float32's 6e-8 times the root of the width, 1e-6 at 256.
+# What two similarities may differ by and still tie. Each engine adds up a product of unit vectors in its own order,
+# with an error of about float32's 6e-8 times the root of the width: 1e-6 at 256.
 ROUNDING = 2e-6
 
 

@@ -45,7 +45,6 @@ def material(classes: int = 10, each: int = 4, judge: Judge | None = None) -> Ma
         pictures=frame_drawings(torch.from_numpy(drawn), SIDE),
         classes=torch.arange(classes).repeat_interleave(each),
         groups=torch.arange(classes) % 2,
-        framing="drawing",
         symmetries=8,
         distortion="drawing",
         judge=judge,
