@@ -19,6 +19,9 @@ from fewshot.published import PUBLISHED, Published
 from finetune.errors import InputError
 from finetune.progress import Display
 
+# What stands for several protocols, and how their names begin.
+SEVERAL = {"all": "", "all-way": "all-way-"}
+
 
 @dataclass(frozen=True)
 class Report:
@@ -50,9 +53,9 @@ def benchmark(
     device: str = "auto",
     display: Display | None = None,
 ) -> Report:
-    """Measure the model `source` (as open_model takes it) by `protocols`, names in NEEDED or "all", which leaves out
-    those that it was trained on characters of, or is not made for. views and rerank are of `source`, as in open_model;
-    `against` is measured plain.
+    """Measure the model `source` (as open_model takes it) by `protocols`: names in NEEDED, or "all" or "all-way", which
+    leave out those that it was trained on characters of, or is not made for. views and rerank are of `source`, as in
+    open_model; `against` is measured plain.
 
     InputError for a protocol that is asked for by name and refused, and as read_omniglot and open_model raise it.
     """
@@ -79,21 +82,22 @@ def benchmark(
 
 
 def _chosen(models: Sequence[Model], protocols: Sequence[str], allow_leaks: bool) -> tuple[list[str], dict[str, str]]:
-    if "all" not in protocols:
-        for reason in (refused(model, name, allow_leaks) for name in protocols for model in models):
-            if reason:
-                raise InputError(reason)
-        return list(dict.fromkeys(protocols)), {}
-    names, skipped = [], {}
-    for name in NEEDED:
-        reasons = [reason for model in models if (reason := refused(model, name, allow_leaks))]
-        if reasons:
-            skipped[name] = reasons[0]
-        else:
-            names.append(name)
+    """The protocols to measure by; and of those that "all" or "all-way" stand for, the refused, with the reason."""
+    names: list[str] = []
+    skipped: dict[str, str] = {}
+    for asked in protocols:
+        several = [name for name in NEEDED if asked in SEVERAL and name.startswith(SEVERAL[asked])]
+        for name in several or [asked]:
+            reasons = [reason for model in models if (reason := refused(model, name, allow_leaks))]
+            if not reasons:
+                names.append(name)
+            elif several:
+                skipped[name] = reasons[0]
+            else:
+                raise InputError(reasons[0])
     if not names:
         raise InputError(f"no protocol may measure this model: {next(iter(skipped.values()))}")
-    return names, skipped
+    return list(dict.fromkeys(names)), skipped
 
 
 def published_for(result: Result) -> tuple[Published, ...]:

@@ -98,7 +98,7 @@ def train(
     multiple=True,
     default=("all",),
     show_default=True,
-    help="by name, again for more of them; all: those that the model may be measured by",
+    help="by name, again for more; all, or all-way: those of them that may measure the model",
 )
 @click.option(
     "--model", default="omniglot", show_default=True, help="omniglot, pixels, hausdorff, affine or a run folder"

@@ -61,7 +61,7 @@ def test_the_published_rows_are_printed_as_published(call, data: Path) -> None: 
 
 
 def test_two_models_are_compared_on_the_same_questions(call, data: Path) -> None:  # type: ignore[no-untyped-def]
-    words = ("--model", "affine", "--against", "pixels", "--protocol", "lake", "--data", data)
+    words = ("--model", "pixels", "--against", "hausdorff", "--protocol", "lake", "--data", data)
     report = json.loads(call("benchmark", *words, "--json").out)
     (one,), (other,), (difference,) = report["results"], report["against_results"], report["differences"]
     assert difference["difference"] == pytest.approx(one["accuracy"] - other["accuracy"])
@@ -113,6 +113,10 @@ def test_a_leak_is_refused_unless_allowed_and_then_it_is_labelled(call, data: Pa
         (["--model", "pixels", "--views", "3"], "--views and --rerank"),
         (["--model", "omniglot", "--rerank", "--protocol", "within"], "too many comparisons"),
         (["--model", "pixels", "--protocol", "lake", "--data", "{empty}"], "holds no Omniglot"),
+        (
+            ["--model", "hausdorff", "--protocol", "all-way"],
+            "no protocol may measure this model: hausdorff is a distance",
+        ),
         (["--model", "omniglot", "--protocol", "lake-minimal"], "lake-minimal is for what was trained on Balinese"),
         (["--views", "0"], "--views"),
     ],
