@@ -21,6 +21,7 @@ from finetune.progress import Display
 
 # What stands for several protocols, and how their names begin.
 SEVERAL = {"all": "", "all-way": "all-way-"}
+LOG_WIDTH = 150
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,8 @@ def print_report(report: Report) -> None:
                 "", f"{row.name} ({row.source})", f"{100 * row.accuracy:.1f}", "as published", "", style="dim"
             )
     console = Console(soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(soft_wrap=True, width=LOG_WIDTH)  # a file has no width that lines would have to be broken at
     console.print(table)
     for result in report.results:
         if isinstance(result, VerificationResult):

@@ -20,6 +20,7 @@ class Published:
 PUBLISHED: Mapping[tuple[str, int, int], tuple[Published, ...]] = {
     ("lake", 20, 1): (
         Published("ConvARC", 0.985, "Shyam et al. 2017", "compares pairs in the context of all supports; no embedding"),
+        Published("Bayesian program learning", 0.967, "Lake et al. 2015", "learns from strokes"),
         Published("humans", 0.955, "Lake et al. 2015"),
         Published("hierarchical Bayesian program learning", 0.952, "Koch et al. 2015, table 2", "learns from strokes"),
         Published("convolutional Siamese network", 0.920, "Koch et al. 2015, table 2", "trained on 40 alphabets"),

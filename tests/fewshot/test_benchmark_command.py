@@ -55,7 +55,7 @@ def test_the_published_rows_are_printed_as_published(call, data: Path) -> None: 
     assert answer.code == 0, answer.err
     assert "nothing learned" in answer.out
     assert "lake 20-way 1-shot" in answer.out
-    assert answer.out.count("as published") == 11
+    assert answer.out.count("as published") == 12
     assert "humans" in answer.out
     assert "95.5" in answer.out
 
