@@ -23,9 +23,7 @@ class Recipe(Options):
 
     network: str = option("fewtune_drawing", "encoder, any timm model by name, trained from random weights")
     side: int | None = option(None, "side of the square that the network sees, in pixels", low=8)
-    early_side: int | None = option(
-        None, "side during the first 70 % of the steps: smaller pictures first cost less, and cost no accuracy", low=8
-    )
+    early_side: int | None = option(None, "side during the first 70 % of the steps: smaller pictures cost less", low=8)
     loss: str = option("contrastive", "what is minimised over the pairs of a batch", choices=LOSSES)
     margin: float = option(1.0, "of the contrastive loss, in distance between unit vectors, 0 to 2", low=0, below=2.01)
     hardest: int = option(
