@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from called import Answer, caller
 from conftest import MakeFolder
 
 from finetune import load
@@ -23,26 +25,9 @@ def finetune(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-class Answer:
-    """Exit code, stdout and stderr of the command run in this process."""
-
-    def __init__(self, code: int, out: str, err: str):
-        self.code, self.out, self.err = code, out, err
-
-
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
-    def call(*words: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["finetune", *map(str, words)])
-        capfd.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return Answer(code, *capfd.readouterr())
-
-    return call
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    return caller(main, "finetune", monkeypatch, capfd)
 
 
 def test_fit_evaluate_and_predict_print_json_and_nothing_else(run, make_folder: MakeFolder, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
