@@ -1,62 +1,64 @@
-"""The embedding API: pictures in, unit vectors out, by an encoder that ships, or that a run has left."""
+"""The embedding API: pictures in, unit vectors out, in order, as fast as the machine can."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
+from rich.console import Console
 from torch import Tensor, nn
 
-import fewshot.networks  # noqa: F401  registers the encoders with timm
-import finetune.conv4  # noqa: F401  so does this
 from fewshot.augment import view
+from fewshot.encoders import Normalized, Sight, Spec, halved, sight_of, width_of
 from fewshot.framing import Framed, frame_drawings, frame_whole
-from fewshot.omniglot import SIDE, Character
-from fewshot.strokes import usual_width
+from fewshot.omniglot import Character
 from finetune.engine import open_engine
-from finetune.errors import InputError
-from finetune.files import read_json, read_tensors, write_json, write_tensors
-from finetune.images import Picture, read_image
+from finetune.errors import InputError, UnreadablePicture
+from finetune.files import write_json, write_tensors
+from finetune.folder import list_unlabelled, some
+from finetune.frozen import CPU_BATCH, GPU_BATCH, run_over
+from finetune.images import MAX_PIXELS, Picture
+from finetune.loader import Pictures
+from finetune.progress import Display
+from finetune.runtime import TOLERANCE, Chosen, Run, accelerated
 
 FORMAT = 1
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-SHIPPED = {"omniglot": Path(__file__).parent / "weights" / "omniglot"}
 
-_AT_ONCE = 512  # pictures
-# Of 255 levels: a page whose darkest and lightest are nearer is blank, but for noise.
-FAINTEST = 32
-# Share of the way from paper to the strongest ink from where on it is ink, its soft edges too.
-INK_FROM = 0.4
+# A bar is shown, on a terminal, for so many pictures and more.
+LONG = 256
+
+_AT_ONCE = 512  # drawings, of the protocols
 
 
 @dataclass(frozen=True)
-class Spec:
-    """What an encoder is, but for its weights: a timm name, and how it must be shown pictures.
+class Embeddings:
+    """vectors: (n, d) float32, of unit length, in the order of the pictures; NaN for one that cannot be read.
 
-    framing: "drawing", one channel, ink light on 0, in the window that the ink fills; or "whole", the picture squeezed
-    into a square, three channels. side: of the square that the network sees, in pixels.
+    unreadable: why, by position. sha256: of each file, by position; empty for a picture that was no file.
     """
 
-    network: str
-    side: int
-    framing: Literal["drawing", "whole"]
-
-    @property
-    def channels(self) -> int:
-        return 1 if self.framing == "drawing" else 3
+    vectors: NDArray[np.float32]
+    unreadable: Mapping[int, str]
+    sha256: tuple[str, ...]
 
 
 class Embedder:
-    """An encoder with its preprocessing. trained_on: Omniglot's characters that it learned from; empty for others."""
+    """An encoder with its preprocessing. trained_on: Omniglot's characters that it learned from; empty for others.
+
+    source, weights: what `load` was given, folders and files as absolute paths; None for one that was made otherwise.
+    verification: the thresholds that the encoder carries, as calibration leaves them; None without any.
+    """
 
     def __init__(
         self,
@@ -65,96 +67,132 @@ class Embedder:
         *,
         trained_on: Collection[Character] = (),
         views: int = 1,
+        tolerance: float = TOLERANCE,
         device: str = "auto",
     ):
+        if not 0 < tolerance <= 1:
+            raise InputError(f"tolerance is a cosine, above 0 and at most 1, not {tolerance}")
+        if views > 1 and spec.framing == "crop":
+            raise InputError(
+                f"--views are for encoders that fewshot trained; {spec.network} sees each picture as it is"
+            )
         self.fabric = open_engine(device, "float32")
         self.network = network.to(self.fabric.device).to(memory_format=torch.channels_last).eval()
         self.spec = spec
         self.trained_on = frozenset(trained_on)
         self.views = views
+        self.tolerance = tolerance
+        self.source: str | None = None
+        self.weights: str | None = None
+        self.verification: dict[str, Any] | None = None
+        self._sight: Sight = sight_of(spec)
+        self._module = network if spec.preprocessing is None else Normalized(network, spec.preprocessing).eval()
+        self._chosen: dict[int, Chosen] = {}  # for each size of batch, once a collection was worth converting for
 
     @classmethod
-    def load(cls, source: str | Path, *, views: int = 1, device: str = "auto") -> Embedder:
-        """`source`: "omniglot", the encoder that ships with this package, or the folder of a finished run.
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        weights: str | Path | None = None,
+        views: int = 1,
+        tolerance: float = TOLERANCE,
+        device: str = "auto",
+        display: Display | None = None,
+    ) -> Embedder:
+        """`source`: "omniglot", the encoder that ships with this package; the folder of a finished run of `fewshot
+        train` or of `finetune fit`; or the name of any timm model, with its published weights or those in `weights`.
 
-        views: how many a vector is the mean of, the picture itself and slightly turned and stretched ones.
-        InputError when there is no such folder, or it holds no finished run.
+        views: how many a vector is the mean of, the picture itself and slightly turned and stretched ones. tolerance:
+        cosine that vectors keep with those of the network in plain float32, which allows for a faster way to run it;
+        1 for exactly these. display: what is told of a download, on stderr when None. InputError when there is no
+        such source, or it holds no finished run.
         """
-        folder = SHIPPED.get(str(source), Path(source))
-        path = folder / CONFIG_FILE
-        if not path.is_file():
-            raise InputError(
-                f"{source} is no encoder: give {', '.join(SHIPPED)} or the folder of a run of fewshot train"
-            )
-        config = read_json(path)
-        if not isinstance(config, dict) or config.get("format") != FORMAT or "recipe" not in config:
-            raise InputError(f"{path} is not of a run of fewshot train that this version can read")
-        if "spec" not in config or not (folder / WEIGHTS_FILE).is_file():
-            raise InputError(f"the run in {folder} has not finished; go on with --resume")
-        try:
-            spec, trained_on = Spec(**config["spec"]), characters_from(config["trained_on"])
-        except (TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"{path} is not of a run of fewshot train that this version can read") from error
-        network = create(spec)
-        tensors = {
-            name: tensor.float() if tensor.is_floating_point() else tensor
-            for name, tensor in read_tensors(folder / WEIGHTS_FILE).items()
-        }
-        try:
-            network.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise InputError(f"{folder / WEIGHTS_FILE} does not fit {spec.network}; it may be damaged") from error
-        embedder = cls(network, spec, trained_on=trained_on, views=views, device=device)
-        if embedder.fingerprint != config.get("fingerprint"):
-            raise InputError(f"{folder / WEIGHTS_FILE} is not what {path} was written with; one of them may be damaged")
-        return embedder
+        from fewshot.sources import open_source  # here: sources makes embedders
+
+        told = display or Display(Console(stderr=True))
+        return open_source(cls, source, weights=weights, told=told.say, views=views, tolerance=tolerance, device=device)
 
     @property
     def fingerprint(self) -> str:
         """12 hexadecimal digits of what the vectors depend on: weights, network and preprocessing."""
-        found = hashlib.sha256(repr(sorted(asdict(self.spec).items())).encode())
+        found = hashlib.sha256(repr(sorted(self.spec.to_dict().items())).encode())
         for name, tensor in sorted(self.network.state_dict().items()):
             found.update(name.encode())
             found.update(tensor.cpu().contiguous().numpy().tobytes())
         return found.hexdigest()[:12]
-
-    def embed(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
-        """(n, d) float32 unit vectors of pictures: paths, contents of files, arrays or PIL images, in order.
-
-        UnreadablePicture for the first that cannot be read.
-        """
-        if isinstance(pictures, (str, Path, bytes, Image.Image)):
-            raise InputError(f"embed takes a list of pictures, not one {type(pictures).__name__}")
-        vectors = [self.vectors(self.framed(pictures[at : at + _AT_ONCE])) for at in range(0, len(pictures), _AT_ONCE)]
-        return torch.cat(vectors).cpu().numpy() if vectors else np.empty((0, self.width), np.float32)
-
-    def embed_drawings(self, drawings: Tensor) -> Tensor:
-        """(n, 105, 105) uint8, ink 255 on 0, to (n, d) unit vectors on the encoder's device, for the protocols."""
-        if self.spec.framing == "drawing":
-            return self.vectors(frame_drawings(drawings.to(self.fabric.device), self.spec.side))
-        return self.vectors(frame_whole((255 - drawings)[:, None].expand(-1, 3, -1, -1).to(self.fabric.device)))
 
     @property
     def width(self) -> int:
         """Numbers in a vector."""
         return width_of(self.network, self.spec)
 
-    def framed(self, pictures: Sequence[Picture]) -> Framed:
-        """Pictures read and framed as the encoder was taught to see them."""
-        if self.spec.framing == "drawing":
-            drawings = [_drawing(read_image(picture, at_least=SIDE)) for picture in pictures]
-            return frame_drawings(torch.stack(drawings), self.spec.side)
-        return frame_whole(torch.stack([read_square(picture, self.spec.side) for picture in pictures]))
+    def embed(
+        self,
+        pictures: Sequence[Picture | Tensor] | NDArray[Any] | Tensor | str | Path,
+        *,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        display: Display | None = None,
+    ) -> NDArray[np.float32]:
+        """(n, d) float32 unit vectors of pictures, in order.
 
-    @torch.inference_mode()
-    def vectors(self, framed: Framed) -> Tensor:
-        """(n, d) float32 unit vectors of pictures that are framed already."""
-        parts = []
-        for at in range(0, len(framed), _AT_ONCE):
-            part = framed[slice(at, at + _AT_ONCE)].to(self.fabric.device)
-            seen = [self.network(view(part, self.spec.side, number)).float() for number in range(self.views)]
-            parts.append(F.normalize(torch.stack([F.normalize(vectors, dim=1) for vectors in seen]).mean(0), dim=1))
-        return torch.cat(parts)
+        pictures: a list of paths, contents of files, arrays (h, w) or (h, w, 1, 3 or 4), tensors (h, w) or (1, 3 or 4,
+        h, w) or PIL images; an array (n, h, w, 3) or a tensor (n, 3, h, w); or a folder, for all pictures below it in
+        the order of their paths. batch_size: pictures at once; workers: threads on a CPU, processes that decode beside
+        a GPU; None for what suits the machine. display: shows a bar; on a terminal, long work shows one without.
+
+        UnreadablePicture, naming all of them by position, when some cannot be read; `embed_all` goes on without them.
+        """
+        found = self.embed_all(pictures, batch_size=batch_size, workers=workers, display=display)
+        if found.unreadable:
+            first, *others = found.unreadable
+            more = f"; nor can {some([str(other) for other in others])}" if others else ""
+            named = _listed(pictures)[first]
+            name = f" ({named})" if isinstance(named, (str, Path)) else ""
+            raise UnreadablePicture(f"picture {first}{name}", f"{found.unreadable[first]}{more}")
+        return found.vectors
+
+    def embed_all(
+        self,
+        pictures: Sequence[Picture | Tensor] | NDArray[Any] | Tensor | str | Path,
+        *,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        display: Display | None = None,
+    ) -> Embeddings:
+        """As `embed`, but pictures that cannot be read are told of beside the vectors of the others."""
+        if batch_size is not None and batch_size < 1:
+            raise InputError(f"--batch-size must be at least 1, not {batch_size}")
+        listed = [_as_picture(picture) for picture in _listed(pictures)]
+        batch_size = batch_size or (CPU_BATCH if self.fabric.device.type == "cpu" else GPU_BATCH)
+        display = display or _display_for(len(listed))
+        seen = Pictures(listed, self._sight.view, self._sight.at_least, MAX_PIXELS)
+        run = self._fastest(seen, batch_size, display)
+        with display.bar("embedding", len(listed)) as advance:
+            outputs = run_over(
+                self.fabric.device,
+                partial(self._unit, run),
+                seen,
+                batch_size=batch_size,
+                workers=workers,
+                advance=advance,
+            )
+        vectors = np.full((len(listed), self.width), np.nan, np.float32)
+        if len(outputs.index):
+            vectors[outputs.index.numpy()] = outputs.values.numpy()
+        contents = [outputs.contents[position] for position in range(len(listed))]
+        reasons = {position: content.reason for position, content in enumerate(contents) if content.reason is not None}
+        return Embeddings(vectors, reasons, tuple(content.sha256 for content in contents))
+
+    def embed_drawings(self, drawings: Tensor) -> Tensor:
+        """(n, 105, 105) uint8, ink 255 on 0, to (n, d) unit vectors on the encoder's device, for the protocols."""
+        if self.spec.framing == "drawing":
+            return self._framed_vectors(frame_drawings(drawings.to(self.fabric.device), self.spec.side))
+        if self.spec.framing == "whole":
+            paper = (255 - drawings)[:, None].expand(-1, 3, -1, -1)
+            return self._framed_vectors(frame_whole(paper.to(self.fabric.device)))
+        return torch.from_numpy(self.embed(list(255 - drawings), display=Display())).to(self.fabric.device)
 
     def save(self, folder: Path, **about: Any) -> None:
         """model.safetensors and config.json in `folder`; `about`: more entries for config.json.
@@ -163,43 +201,49 @@ class Embedder:
         before (`rounded`) comes back bit for bit.
         """
         write_tensors(
-            folder / WEIGHTS_FILE, {name: _half(tensor) for name, tensor in self.network.state_dict().items()}
+            folder / WEIGHTS_FILE, {name: halved(tensor) for name, tensor in self.network.state_dict().items()}
         )
-        config = {"format": FORMAT, "spec": asdict(self.spec), "fingerprint": self.fingerprint}
+        config = {"format": FORMAT, "spec": self.spec.to_dict(), "fingerprint": self.fingerprint}
+        if self.verification is not None:
+            config["verification"] = self.verification
         write_json(folder / CONFIG_FILE, config | about | {"trained_on": characters_to(self.trained_on)})
 
+    def _fastest(self, pictures: Pictures, batch_size: int, display: Display) -> Run:
+        """How the network is run over `pictures`: found once for each size of batch, by the first large collection."""
+        if batch_size not in self._chosen:
+            readable = pictures.batch(range(min(batch_size, len(pictures)))).pixels.to(self.fabric.device)
+            chosen = accelerated(
+                self._module,
+                self._sight.shown(readable, 0) if len(readable) else readable,
+                batch_size=batch_size,
+                pictures=len(pictures),
+                tolerance=self.tolerance,
+                announce=display.say,
+            )
+            if not chosen.lasting:
+                return chosen.run
+            self._chosen[batch_size] = chosen
+        return self._chosen[batch_size].run
 
-def create(spec: Spec) -> nn.Module:
-    """The network of `spec` with random weights. InputError for a name that timm does not know."""
-    try:
-        return timm.create_model(spec.network, pretrained=False, num_classes=0, in_chans=spec.channels)
-    except RuntimeError as error:
-        raise InputError(f"timm knows no network {spec.network!r}") from error
+    @torch.inference_mode()
+    def _unit(self, run: Run, pixels: Tensor) -> Tensor:
+        """(n, d) float32 unit vectors on the CPU of pictures as their view left them."""
+        pixels = pixels.to(self.fabric.device, non_blocking=True)
+        return self._mean([run(self._sight.shown(pixels, number)) for number in range(self.views)]).cpu()
 
+    @torch.inference_mode()
+    def _framed_vectors(self, framed: Framed) -> Tensor:
+        parts = []
+        for at in range(0, len(framed), _AT_ONCE):
+            part = framed[slice(at, at + _AT_ONCE)]
+            parts.append(
+                self._mean([self.network(view(part, self.spec.side, number)).float() for number in range(self.views)])
+            )
+        return torch.cat(parts)
 
-def read_square(picture: Picture, side: int) -> Tensor:
-    """(3, 2 side, 2 side) uint8: the whole picture, squeezed; at twice the side so that a part can be shown enlarged.
-
-    UnreadablePicture where it cannot be read.
-    """
-    image = read_image(picture, at_least=2 * side).resize((2 * side, 2 * side), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def width_of(network: nn.Module, spec: Spec) -> int:
-    """Numbers that the network gives for a picture. InputError where it takes no pictures of the side."""
-    blank = torch.zeros(1, spec.channels, spec.side, spec.side, device=next(network.parameters()).device)
-    try:
-        with torch.inference_mode():
-            return int(network.eval()(blank).shape[1])
-    # Each network refuses a size that does not suit it in its own way.
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise InputError(f"--side {spec.side}: {spec.network} takes no pictures of this size") from error
-
-
-def rounded(network: nn.Module) -> None:
-    """Matrices and filters to numbers that half precision holds, in place: what is measured is then what is kept."""
-    network.load_state_dict({name: _half(tensor).to(tensor.dtype) for name, tensor in network.state_dict().items()})
+    @staticmethod
+    def _mean(of_views: list[Tensor]) -> Tensor:
+        return F.normalize(torch.stack([F.normalize(vectors, dim=1) for vectors in of_views]).mean(0), dim=1)
 
 
 def characters_to(characters: Collection[Character]) -> dict[str, list[int]]:
@@ -215,27 +259,30 @@ def characters_from(saved: dict[str, list[int]]) -> frozenset[Character]:
     return frozenset(Character(alphabet, number) for alphabet, numbers in saved.items() for number in numbers)
 
 
-def _half(tensor: Tensor) -> Tensor:
-    """Norms, biases and statistics stay as they are: they are few, and variances can be too small for it."""
-    return tensor.half() if tensor.is_floating_point() and tensor.ndim > 1 else tensor
+def _listed(pictures: Sequence[Picture | Tensor] | NDArray[Any] | Tensor | str | Path) -> Sequence[Picture | Tensor]:
+    if isinstance(pictures, (str, Path)) and Path(pictures).is_dir():
+        return list_unlabelled([Path(pictures)])
+    if isinstance(pictures, (str, Path, bytes, Image.Image)):
+        raise InputError(f"embed takes a folder or a list of pictures, not one {type(pictures).__name__}; put it in []")
+    if isinstance(pictures, (np.ndarray, Tensor)):
+        if pictures.ndim != 4:
+            raise InputError(
+                f"one {type(pictures).__name__} of shape {tuple(pictures.shape)} may mean one picture or several: "
+                "give a list of pictures, an array (n, h, w, 3) or a tensor (n, 3, h, w)"
+            )
+        return list(pictures)
+    return pictures
 
 
-def _drawing(image: Image.Image) -> Tensor:
-    """(105, 105) uint8, ink 255 on 0, with strokes of the usual width: all that was trained on is fine ink or paper.
+def _as_picture(picture: Picture | Tensor) -> Picture:
+    """A tensor as an array with its channels last; whatever else as it is."""
+    if not isinstance(picture, Tensor):
+        return picture
+    array = picture.detach().cpu()
+    if array.dtype in (torch.bfloat16, torch.float16):
+        array = array.float()
+    return (array.movedim(0, -1) if array.ndim == 3 else array).numpy()
 
-    What most of the rim shows is paper, be it light or dark; ink is what is clearly otherwise.
-    """
-    grey = image.convert("L")
-    scale = SIDE / max(grey.size)
-    width, height = (max(1, round(length * scale)) for length in grey.size)
-    small = np.asarray(grey.resize((width, height), Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC))
-    page = np.zeros((SIDE, SIDE), np.uint8)
-    lightest, darkest = int(small.max()), int(small.min())
-    if lightest - darkest >= FAINTEST:
-        rim = np.median(np.concatenate([small[0], small[-1], small[:, 0], small[:, -1]]))
-        light_paper = rim > (lightest + darkest) / 2
-        departure = lightest - small.astype(int) if light_paper else small.astype(int) - darkest
-        top, left = (SIDE - height) // 2, (SIDE - width) // 2
-        ink = departure > INK_FROM * (lightest - darkest)
-        page[top : top + height, left : left + width] = usual_width(ink) * np.uint8(255)
-    return torch.from_numpy(page)
+
+def _display_for(pictures: int) -> Display:
+    return Display(Console(stderr=True)) if pictures >= LONG and sys.stderr.isatty() else Display()

@@ -14,7 +14,8 @@ import torch
 from lightning_fabric import Fabric
 
 from fewshot.distortions import SYMMETRIES
-from fewshot.embedder import CONFIG_FILE, FORMAT, WEIGHTS_FILE, Embedder, Spec, create, rounded, width_of
+from fewshot.embedder import CONFIG_FILE, FORMAT, WEIGHTS_FILE, Embedder
+from fewshot.encoders import Spec, create, rounded, width_of
 from fewshot.losses import siamese
 from fewshot.material import TRAINED, Material, folder_material, omniglot_material
 from fewshot.omniglot import read_omniglot

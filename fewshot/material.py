@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fewshot.embedded import ALL_TURNS, UPRIGHT, embed_once
-from fewshot.embedder import read_square
+from fewshot.encoders import read_square
 from fewshot.episodes import arrange, sample, score_episodes
 from fewshot.framing import Framed, frame_drawings, frame_whole
 from fewshot.omniglot import DRAWERS, Character, Omniglot

@@ -14,7 +14,11 @@ from torch import Tensor, nn
 from finetune.audit import Content
 from finetune.loader import Batch, Pictures, cores, in_order, worker_count
 from finetune.progress import Advance
+from finetune.runtime import Run, plain
 from finetune.transforms import Preprocessing
+
+# The readable pictures of a batch, (n, ...) uint8 as their view made them, to outputs (n, ...) float32 on the CPU.
+See = Callable[[Tensor], Tensor]
 
 # Pictures at once: on a CPU so few that what passes between layers stays in the cache of a core.
 CPU_BATCH, GPU_BATCH = 16, 256
@@ -49,18 +53,34 @@ def run_frozen(
     """
     was_training = module.training
     module.eval()
-    see = partial(_see, fabric, module, preprocessing, test_time)
-    values, indices, contents = [], [], {}
     try:
-        for batch, seen in _on_each(fabric, pictures, workers, see):
-            contents.update(batch.contents)
-            if seen is not None:
-                values.append(seen)
-                indices.append(batch.index)
-            if advance is not None:
-                advance(len(batch), "")
+        see = partial(_see, fabric, plain(fabric, module), preprocessing, test_time)
+        return run_over(fabric.device, see, pictures, workers=workers, advance=advance)
     finally:
         module.train(was_training)
+
+
+def run_over(
+    device: torch.device,
+    see: See,
+    pictures: Pictures | Sequence[Batch],
+    *,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    advance: Advance | None = None,
+) -> Outputs:
+    """What `see` makes of every one of `pictures`; workers as for run_frozen.
+
+    batch_size: pictures at once; None for what suits the device.
+    """
+    values, indices, contents = [], [], {}
+    for batch, seen in _on_each(device, pictures, batch_size, workers, lambda batch: _seen(see, batch)):
+        contents.update(batch.contents)
+        if seen is not None:
+            values.append(seen)
+            indices.append(batch.index)
+        if advance is not None:
+            advance(len(batch), "")
     empty = torch.empty(0, 1, 0), torch.empty(0, dtype=torch.int64)
     found = (torch.cat(values), torch.cat(indices)) if values else empty
     return Outputs(*found, contents)
@@ -68,19 +88,23 @@ def run_frozen(
 
 def in_memory(fabric: Fabric, pictures: Pictures, workers: int | None) -> list[Batch]:
     """The batches of `pictures`, read once, for several runs over them."""
-    return [batch for batch, _ in _on_each(fabric, pictures, workers, lambda batch: None)]
+    return [batch for batch, _ in _on_each(fabric.device, pictures, None, workers, lambda batch: None)]
 
 
 def _on_each(
-    fabric: Fabric, pictures: Pictures | Sequence[Batch], workers: int | None, see: Callable[[Batch], Tensor | None]
+    device: torch.device,
+    pictures: Pictures | Sequence[Batch],
+    batch_size: int | None,
+    workers: int | None,
+    see: Callable[[Batch], Tensor | None],
 ) -> Iterator[tuple[Batch, Tensor | None]]:
-    if fabric.device.type == "cpu":
-        yield from _on_cores(pictures, workers, see)
+    if device.type == "cpu":
+        yield from _on_cores(pictures, batch_size or CPU_BATCH, workers, see)
         return
     batches: Iterable[Batch]
     if isinstance(pictures, Pictures):
         processes = worker_count(workers, len(pictures), beside_cpu=False)
-        batches = in_order(pictures, batch_size=GPU_BATCH, workers=processes)
+        batches = in_order(pictures, batch_size=batch_size or GPU_BATCH, workers=processes)
     else:
         batches = pictures
     for batch in batches:
@@ -88,7 +112,7 @@ def _on_each(
 
 
 def _on_cores(
-    pictures: Pictures | Sequence[Batch], workers: int | None, see: Callable[[Batch], Tensor | None]
+    pictures: Pictures | Sequence[Batch], batch_size: int, workers: int | None, see: Callable[[Batch], Tensor | None]
 ) -> Iterator[tuple[Batch, Tensor | None]]:
     """Each core takes a small batch from file to output by itself.
 
@@ -102,7 +126,7 @@ def _on_cores(
 
     if isinstance(pictures, Pictures):
         every = range(len(pictures))
-        jobs = [partial(pictures.batch, every[start : start + CPU_BATCH]) for start in every[::CPU_BATCH]]
+        jobs = [partial(pictures.batch, every[start : start + batch_size]) for start in every[::batch_size]]
     else:
         jobs = [partial(_itself, batch) for batch in pictures]
     # torch keeps the number that a thread was last told for every thread that starts later.
@@ -121,17 +145,16 @@ def _itself(batch: Batch) -> Batch:
     return batch
 
 
-def _see(
-    fabric: Fabric, module: nn.Module, preprocessing: Preprocessing, test_time: str, batch: Batch
-) -> Tensor | None:
-    """(n, views, width) float32 on the CPU for the n readable pictures of `batch`, None when there are none."""
-    if len(batch.index) == 0:
-        return None
-    pixels = batch.pixels.to(fabric.device, non_blocking=True)
+def _seen(see: See, batch: Batch) -> Tensor | None:
+    return see(batch.pixels) if len(batch.index) else None
+
+
+def _see(fabric: Fabric, run: Run, preprocessing: Preprocessing, test_time: str, pixels: Tensor) -> Tensor:
+    """(n, views, width) float32 on the CPU for n pictures, or n times ten crops."""
+    pixels = pixels.to(fabric.device, non_blocking=True)
     views = pixels.unsqueeze(1) if pixels.ndim == 4 else pixels
     if test_time == "flip":
         views = torch.cat([views, views.flip(-1)], dim=1)
-    with torch.no_grad(), fabric.autocast():
-        outputs = module(preprocessing.normalize(views.flatten(0, 1)))
-    shaped: Tensor = outputs.float().unflatten(0, views.shape[:2])
+    outputs = run(preprocessing.normalize(views.flatten(0, 1)))
+    shaped: Tensor = outputs.unflatten(0, views.shape[:2])
     return shaped.cpu()

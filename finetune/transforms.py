@@ -43,6 +43,12 @@ class Preprocessing:
         return pictures.div_(255).sub_(mean).div_(std)
 
 
+_SMOOTH = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
 # Times as long as wide, beyond which only the middle of a picture is looked at.
 LONGEST = 16
 
@@ -73,6 +79,9 @@ def evaluation_view(preprocessing: Preprocessing, test_time: str = "plain") -> V
     if test_time == "ten-crop":
         crop: Any = v2.TenCrop(preprocessing.size)
         return View(trim, resize, crop, _stack)
+    # Which neighbour is nearest hangs on the last bit of a coordinate, so that one is resized whole.
+    if preprocessing.shortest_side >= preprocessing.size and preprocessing.interpolation in _SMOOTH:
+        return View(trim, _CenterResized(preprocessing), v2.PILToTensor())
     return View(trim, resize, v2.CenterCrop(preprocessing.size), v2.PILToTensor())
 
 
@@ -116,6 +125,24 @@ class _Trim:
             return picture
         left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
         return picture.crop((left, top, left + min(width, longest), top + min(height, longest)))
+
+
+class _CenterResized:
+    """The centre crop of the resized picture, only that part of it being computed: half of the work is spared."""
+
+    def __init__(self, preprocessing: Preprocessing):
+        self.size, self.shortest_side = preprocessing.size, preprocessing.shortest_side
+        self.resample = _SMOOTH[preprocessing.interpolation]
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        # Lengths and places are rounded as torchvision's Resize and CenterCrop do.
+        shorter = min(picture.size)
+        whole = [length * self.shortest_side // shorter for length in picture.size]
+        start = [round((length - self.size) / 2) for length in whole]
+        scale = [before / after for before, after in zip(picture.size, whole, strict=True)]
+        left, top = (place * ratio for place, ratio in zip(start, scale, strict=True))
+        right, bottom = ((place + self.size) * ratio for place, ratio in zip(start, scale, strict=True))
+        return picture.resize((self.size, self.size), self.resample, box=(left, top, right, bottom))
 
 
 def _stack(crops: tuple[Image.Image, ...]) -> Tensor:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import fewshot.embedder
-from fewshot.embedder import Embedder, Spec, create, rounded
+from fewshot.embedder import Embedder
+from fewshot.encoders import Spec, create, read_square, rounded
 from fewshot.learning import learn_folder
 from fewshot.omniglot import Character, lake_runs
 from fewshot.protocols import distance_by, lake
@@ -87,7 +88,7 @@ def test_the_fingerprint_is_of_weights_and_preprocessing() -> None:
 
 def test_every_encoder_of_the_project_is_known_without_importing_anything_else() -> None:
     script = (
-        "from fewshot.embedder import Spec, create\n"
+        "from fewshot.encoders import Spec, create\n"
         "for name in ('fewtune_conv4', 'fewtune_drawing'): create(Spec(name, 16, 'whole'))"
     )
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -113,8 +114,10 @@ def test_vectors_are_of_unit_length_float32_and_in_order(framing: str) -> None:
 def test_more_pictures_than_fit_at_once_are_all_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
     embedder = untrained()
     whole = embedder.embed(paper(7))
+    np.testing.assert_allclose(embedder.embed(paper(7), batch_size=3, workers=2), whole, atol=1e-5)
+    drawings = torch.from_numpy(255 - np.stack(paper(7)))
     monkeypatch.setattr("fewshot.embedder._AT_ONCE", 3)
-    np.testing.assert_allclose(embedder.embed(paper(7)), whole, atol=1e-5)
+    np.testing.assert_allclose(embedder.embed_drawings(drawings).numpy(), whole, atol=1e-5)
 
 
 def test_no_pictures_have_no_vectors() -> None:
@@ -185,8 +188,7 @@ def test_a_large_jpeg_is_seen_as_sharply_as_its_pixels(side: int, tmp_path: Path
     Image.fromarray(fine).save(tmp_path / "fine.jpg", quality=95)
     with Image.open(tmp_path / "fine.jpg") as image:
         pixels = np.asarray(image)
-    embedder = untrained("whole", side)
-    by_path, by_pixels = (embedder.framed([given]).pictures.float() for given in (tmp_path / "fine.jpg", pixels))
+    by_path, by_pixels = (read_square(given, side).float() for given in (tmp_path / "fine.jpg", pixels))
     assert float((by_path - by_pixels).abs().mean()) < 8
 
 
@@ -204,13 +206,13 @@ def test_more_views_are_other_vectors_of_the_same_pictures(trained: tuple[Path, 
 
 
 def test_one_path_in_place_of_a_list_is_named() -> None:
-    with pytest.raises(InputError, match="embed takes a list of pictures, not one str"):
+    with pytest.raises(InputError, match="embed takes a folder or a list of pictures, not one str"):
         untrained().embed("a.png")
 
 
 def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
-    with pytest.raises(UnreadablePicture, match=r"text\.png: not a picture"):
+    with pytest.raises(UnreadablePicture, match=r"picture 1 \(.*text\.png\): not a picture"):
         untrained().embed([paper(1)[0], tmp_path / "text.png"])
 
 
@@ -221,10 +223,10 @@ def refused(folder: Path, message: str) -> None:
 
 
 def test_folders_without_an_encoder_are_refused(tmp_path: Path) -> None:
-    refused(tmp_path / "missing", "missing is no encoder: give omniglot or the folder of a run")
+    refused(tmp_path / "missing", "missing is no encoder: give omniglot, the folder of a run")
     refused(tmp_path, "is no encoder")
     (tmp_path / "config.json").write_text('{"format": 1}')
-    refused(tmp_path, "not of a run of fewshot train")
+    refused(tmp_path, "not of a run")
     (tmp_path / "config.json").write_text("{")
     refused(tmp_path, "not valid JSON")
 

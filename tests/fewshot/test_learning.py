@@ -17,7 +17,8 @@ from killing import assert_same_weights
 from PIL import Image
 
 import fewshot.siamese
-from fewshot.embedder import Embedder, Spec, create
+from fewshot.embedder import Embedder
+from fewshot.encoders import Spec, create
 from fewshot.learning import learn_folder, learn_omniglot, metrics_of
 from fewshot.material import TRAINED
 from fewshot.splits import SPLITS, Split, characters_of

@@ -1,0 +1,86 @@
+"""Where encoders come from: this package, the folder of a run of either command, timm."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import timm
+
+from fewshot.embedder import CONFIG_FILE, FORMAT, WEIGHTS_FILE, characters_from
+from fewshot.encoders import Spec, create
+from finetune.backbone import Backbone
+from finetune.classifier import load as load_classifier
+from finetune.errors import InputError
+from finetune.files import read_json, read_tensors
+from finetune.pretrained import load_pretrained
+
+if TYPE_CHECKING:
+    from fewshot.embedder import Embedder
+
+SHIPPED = {"omniglot": Path(__file__).parent / "weights" / "omniglot"}
+
+
+def open_source(
+    made: type[Embedder], source: str | Path, *, weights: str | Path | None, told: Callable[[str], None], **options: Any
+) -> Embedder:
+    """What `Embedder.load` says. made: the class of what is returned; options: as its constructor takes them."""
+    name = str(source)
+    folder = SHIPPED.get(name, Path(source))
+    if (folder / CONFIG_FILE).is_file():
+        if weights is not None:
+            raise InputError(f"--weights are for timm's models; {source} has its own")
+        embedder = _of_run(made, folder, source, options)
+        embedder.source = name if name in SHIPPED else os.path.abspath(folder)
+        return embedder
+    if folder.exists() or not timm.is_model(name):
+        raise InputError(
+            f"{source} is no encoder: give {', '.join(SHIPPED)}, the folder of a run of fewshot train or finetune fit, "
+            "or a model that timm knows"
+        )
+    backbone = Backbone(name)
+    load_pretrained(backbone, None if weights is None else str(weights), told)
+    embedder = made(backbone, _crop(name, backbone), **options)
+    embedder.source, embedder.weights = name, None if weights is None else os.path.abspath(weights)
+    return embedder
+
+
+def _of_run(made: type[Embedder], folder: Path, source: str | Path, options: dict[str, Any]) -> Embedder:
+    config = read_json(folder / CONFIG_FILE)
+    if isinstance(config, dict) and "backbone" in (config.get("config") or {}):
+        backbone = load_classifier(folder, device="cpu", precision="float32").network.backbone
+        return made(backbone, _crop(backbone.name, backbone), **options)
+    return _of_training(made, folder, config, options)
+
+
+def _crop(name: str, backbone: Backbone) -> Spec:
+    return Spec(name, backbone.preprocessing.size, "crop", backbone.preprocessing)
+
+
+def _of_training(made: type[Embedder], folder: Path, config: Any, options: dict[str, Any]) -> Embedder:
+    """What a run of `fewshot train` has left."""
+    path = folder / CONFIG_FILE
+    if not isinstance(config, dict) or config.get("format") != FORMAT or "recipe" not in config:
+        raise InputError(f"{path} is not of a run that this version can read")
+    if "spec" not in config or not (folder / WEIGHTS_FILE).is_file():
+        raise InputError(f"the run in {folder} has not finished; go on with --resume")
+    try:
+        spec, trained_on = Spec(**config["spec"]), characters_from(config["trained_on"])
+    except (TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} is not of a run that this version can read") from error
+    network = create(spec)
+    tensors = {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in read_tensors(folder / WEIGHTS_FILE).items()
+    }
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{folder / WEIGHTS_FILE} does not fit {spec.network}; it may be damaged") from error
+    embedder = made(network, spec, trained_on=trained_on, **options)
+    if embedder.fingerprint != config.get("fingerprint"):
+        raise InputError(f"{folder / WEIGHTS_FILE} is not what {path} was written with; one of them may be damaged")
+    embedder.verification = config.get("verification")
+    return embedder

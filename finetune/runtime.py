@@ -1,0 +1,177 @@
+"""A frozen network run faster than it is: by an inference runtime on a CPU, in half precision on a GPU, and checked."""
+
+from __future__ import annotations
+
+import io
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from finetune.loader import cores
+
+# Converting takes seconds, in which as many pictures as these have gone through the network as it is.
+WORTH_CONVERTING = 400
+# torch.compile takes longer, and a GPU does more meanwhile.
+WORTH_COMPILING = 20_000
+
+# Cosine that each output keeps with that of plain float32.
+TOLERANCE = 0.999
+# The check sees a few pictures of many: what it allows is so much nearer to 1.
+_CAUTION = 2.0
+
+
+class Run(Protocol):
+    """A network as it is called: one batch, on the network's device, to float32 outputs (n, width) there."""
+
+    def __call__(self, batch: Tensor, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """How a network runs. name: in a few words. closeness: the smallest cosine with plain float32 that was seen.
+
+    lasting: whether it holds for more pictures than it was chosen for.
+    """
+
+    run: Run
+    name: str
+    closeness: float = 1.0
+    lasting: bool = True
+
+
+def plain(fabric: Fabric, network: nn.Module) -> Run:
+    """The network as it is, in evaluation mode and in the precision of `fabric`."""
+
+    def run(batch: Tensor) -> Tensor:
+        with torch.no_grad(), fabric.autocast():
+            return network(batch).float()  # type: ignore[no-any-return]
+
+    return run
+
+
+def accelerated(
+    network: nn.Module,
+    example: Tensor,
+    *,
+    batch_size: int,
+    pictures: int,
+    tolerance: float = TOLERANCE,
+    announce: Callable[[str], None],
+) -> Chosen:
+    """The fastest way to run `network`, which is in evaluation mode, whose outputs keep to `tolerance`.
+
+    example: a batch of what it will see, on its device, by which each way is checked against plain float32.
+    batch_size: the most that will come at once. pictures: how many will come in all; few are not worth converting for.
+    tolerance: cosine that each output must keep with plain float32's; 1 for exactly that. announce: told, once, when a
+    network cannot be converted.
+    """
+    exact = Chosen(_exact(network), "plain float32")
+    on_cpu = example.device.type == "cpu"
+    if tolerance >= 1:
+        return exact
+    if not len(example) or (on_cpu and pictures < WORTH_CONVERTING):
+        return replace(exact, lasting=False)
+    wanted = exact.run(example)
+    try:
+        for name, run in (_on_cpu if on_cpu else _on_gpu)(network, example, batch_size, pictures):
+            closeness = _closeness(run(example), wanted)
+            if closeness >= 1 - (1 - tolerance) / _CAUTION:
+                return Chosen(run, name, closeness)
+    # Converters stop at what they do not know in any way they like; the network as it is remains.
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        announce(f"the network runs as it is, more slowly: it cannot be converted ({reason[:200]})")
+    return exact
+
+
+def _exact(network: nn.Module) -> Run:
+    def run(batch: Tensor) -> Tensor:
+        with torch.no_grad():
+            return network(batch).float()  # type: ignore[no-any-return]
+
+    return run
+
+
+def _closeness(found: Tensor, wanted: Tensor) -> float:
+    """The smallest cosine of two rows; -1 where something is not finite."""
+    if not found.isfinite().all():
+        return -1.0
+    return float(F.cosine_similarity(found.double(), wanted.double()).min())
+
+
+# --- on a CPU: OpenVINO -----------------------------------------------------------------------------------------------
+
+
+def _on_cpu(network: nn.Module, example: Tensor, batch_size: int, pictures: int) -> Iterator[tuple[str, Run]]:
+    """The ways to run it on a CPU, the fastest first."""
+    import openvino  # here, because it takes a while to import
+
+    core = openvino.Core()
+    model = core.read_model(_onnx(network, _filled(example, batch_size)))
+    precisions = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    for precision, hint in (("BF16", "bf16"), ("FP32", "f32")):
+        if precision in precisions:
+            options = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": cores(), "INFERENCE_NUM_THREADS": cores()}
+            yield f"OpenVINO {hint}", _Compiled(core.compile_model(model, "CPU", options), batch_size)
+
+
+def _onnx(network: nn.Module, batch: Tensor) -> bytes:
+    """The network for batches of one size, weights included."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own ways
+        program: Any = torch.onnx.export(network, (batch,), dynamo=True, verbose=False)
+    program.save(file)
+    return file.getvalue()
+
+
+class _Compiled:
+    """A compiled model that several threads may call: each has a request of its own, and each request one core."""
+
+    def __init__(self, model: Any, batch_size: int):
+        self._model = model
+        self._batch_size = batch_size
+        self._of_thread = threading.local()
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        if not hasattr(self._of_thread, "request"):
+            self._of_thread.request = self._model.create_infer_request()
+        found = self._of_thread.request.infer([_filled(batch, self._batch_size).numpy()])[0]
+        return torch.from_numpy(np.array(found[: len(batch)], np.float32))  # a copy: the request reuses its own
+
+
+def _filled(batch: Tensor, size: int) -> Tensor:
+    """A batch of `size`, filled up with zeros: no picture's output depends on its neighbours in evaluation mode."""
+    missing = batch.new_zeros((size - len(batch), *batch.shape[1:]))
+    return torch.cat([batch, missing]).contiguous() if len(missing) else batch.contiguous()
+
+
+# --- on a GPU: half precision -----------------------------------------------------------------------------------------
+
+
+def _on_gpu(network: nn.Module, example: Tensor, batch_size: int, pictures: int) -> Iterator[tuple[str, Run]]:
+    """The ways to run it on a GPU, the fastest first. float16 before bfloat16: as fast, and eight times as fine."""
+    network = network.to(memory_format=torch.channels_last)
+    for name, precision in (("float16", torch.float16), ("bfloat16", torch.bfloat16)):
+        if pictures >= WORTH_COMPILING:
+            yield f"compiled, {name}", _half(torch.compile(network), precision, batch_size)
+        yield name, _half(network, precision, None)
+
+
+def _half(network: Callable[[Tensor], Tensor], precision: torch.dtype, fill: int | None) -> Run:
+    """fill: the one size of batch that a compiled network is compiled for."""
+
+    def run(batch: Tensor) -> Tensor:
+        seen = batch if fill is None else _filled(batch, fill)
+        with torch.no_grad(), torch.autocast("cuda", precision):
+            return network(seen)[: len(batch)].float()
+
+    return run
