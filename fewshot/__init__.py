@@ -1,19 +1,55 @@
-"""One-shot learning: embeddings, Siamese training, the published protocols."""
+"""One-shot learning: embeddings, nearest neighbours, recognition from one example, Siamese training."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from fewshot.embedder import Embedder
+from finetune.errors import FewtuneError, InputError, UnreadablePicture
 
-__all__ = ["Embedder"]
+if TYPE_CHECKING:
+    from fewshot.calibration import Calibration, calibrate
+    from fewshot.embedder import Embedder
+    from fewshot.estimators import EmbeddingTransformer, RecognizerClassifier
+    from fewshot.index import Index
+    from fewshot.openset import open_set
+    from fewshot.recognizer import Recognition, Recognizer
+    from fewshot.verifier import Verification, Verifier
+
+__all__ = [
+    "Calibration",
+    "Embedder",
+    "EmbeddingTransformer",
+    "FewtuneError",
+    "Index",
+    "InputError",
+    "Recognition",
+    "Recognizer",
+    "RecognizerClassifier",
+    "UnreadablePicture",
+    "Verification",
+    "Verifier",
+    "calibrate",
+    "open_set",
+]
+
+_ROOMS = {
+    "Calibration": "calibration",
+    "Embedder": "embedder",
+    "EmbeddingTransformer": "estimators",
+    "Index": "index",
+    "Recognition": "recognizer",
+    "Recognizer": "recognizer",
+    "RecognizerClassifier": "estimators",
+    "Verification": "verifier",
+    "Verifier": "verifier",
+    "calibrate": "calibration",
+    "open_set": "openset",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Imported when first asked for: torch takes seconds, which `fewshot --help` need not wait."""
-    if name == "Embedder":
-        from fewshot.embedder import Embedder
-
-        return Embedder
+    if name in _ROOMS:
+        return getattr(import_module(f"fewshot.{_ROOMS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from fewshot.picture_commands import embed, enrol, forget, info, recognize, search, verify
 from fewshot.recipe import Recipe
 from finetune.commands import INTERRUPTED, as_json, display_for, hyper_parameters, on_device, print_json, run_command
 from finetune.errors import InputError
@@ -20,7 +21,7 @@ at_data = click.option(
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="fewtune", prog_name="fewshot")
 def cli() -> None:
-    """One-shot learning: Siamese networks, and how good an embedding is by every published protocol."""
+    """One-shot learning: pictures found and recognised by their likeness, Siamese networks, the published protocols."""
 
 
 @cli.command()
@@ -169,6 +170,10 @@ def download(folder: Path) -> None:
     from fewshot.download import download as fetched
 
     fetched(folder, announce=click.echo)
+
+
+for command in (embed, search, enrol, forget, recognize, verify, info):
+    cli.add_command(command)
 
 
 def main() -> None:

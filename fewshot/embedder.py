@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from finetune.folder import list_unlabelled, some
 from finetune.frozen import CPU_BATCH, GPU_BATCH, run_over
 from finetune.images import MAX_PIXELS, Picture
 from finetune.loader import Pictures
-from finetune.progress import Display
+from finetune.progress import Advance, Display
 from finetune.runtime import TOLERANCE, Chosen, Run, accelerated
 
 FORMAT = 1
@@ -113,16 +114,29 @@ class Embedder:
         told = display or Display(Console(stderr=True))
         return open_source(cls, source, weights=weights, told=told.say, views=views, tolerance=tolerance, device=device)
 
-    @property
-    def fingerprint(self) -> str:
-        """12 hexadecimal digits of what the vectors depend on: weights, network and preprocessing."""
-        found = hashlib.sha256(repr(sorted(self.spec.to_dict().items())).encode())
-        for name, tensor in sorted(self.network.state_dict().items()):
-            found.update(name.encode())
-            found.update(tensor.cpu().contiguous().numpy().tobytes())
-        return found.hexdigest()[:12]
+    @classmethod
+    def of_origin(cls, origin: Any, *, device: str = "auto") -> Embedder:
+        """The embedder whose `origin` this was. InputError where it had none, or is there no more."""
+        if not isinstance(origin, dict) or set(origin) != {"source", "weights", "views", "tolerance"}:
+            raise InputError("nothing says which embedder this was made with; give it")
+        return cls.load(**origin, device=device)
 
     @property
+    def origin(self) -> dict[str, Any] | None:
+        """What `load` makes this embedder of again, as JSON values; None for one that was made otherwise."""
+        if self.source is None:
+            return None
+        named = {"source": self.source, "weights": self.weights}
+        return named | {"views": self.views, "tolerance": self.tolerance}
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hexadecimal digits of what the vectors depend on: weights, network, preprocessing and views."""
+        if self.views == 1:
+            return fingerprint_of(self.network, self.spec)
+        return hashlib.sha256(f"{fingerprint_of(self.network, self.spec)} {self.views}".encode()).hexdigest()[:12]
+
+    @cached_property
     def width(self) -> int:
         """Numbers in a vector."""
         return width_of(self.network, self.spec)
@@ -160,8 +174,12 @@ class Embedder:
         batch_size: int | None = None,
         workers: int | None = None,
         display: Display | None = None,
+        advance: Advance | None = None,
     ) -> Embeddings:
-        """As `embed`, but pictures that cannot be read are told of beside the vectors of the others."""
+        """As `embed`, but pictures that cannot be read are told of beside the vectors of the others.
+
+        advance: a bar of the caller's own, shown instead of one of `display`.
+        """
         if batch_size is not None and batch_size < 1:
             raise InputError(f"--batch-size must be at least 1, not {batch_size}")
         listed = [_as_picture(picture) for picture in _listed(pictures)]
@@ -169,14 +187,14 @@ class Embedder:
         display = display or _display_for(len(listed))
         seen = Pictures(listed, self._sight.view, self._sight.at_least, MAX_PIXELS)
         run = self._fastest(seen, batch_size, display)
-        with display.bar("embedding", len(listed)) as advance:
+        with nullcontext(advance) if advance else display.bar("embedding", len(listed)) as shown:
             outputs = run_over(
                 self.fabric.device,
                 partial(self._unit, run),
                 seen,
                 batch_size=batch_size,
                 workers=workers,
-                advance=advance,
+                advance=shown,
             )
         vectors = np.full((len(listed), self.width), np.nan, np.float32)
         if len(outputs.index):
@@ -188,10 +206,10 @@ class Embedder:
     def embed_drawings(self, drawings: Tensor) -> Tensor:
         """(n, 105, 105) uint8, ink 255 on 0, to (n, d) unit vectors on the encoder's device, for the protocols."""
         if self.spec.framing == "drawing":
-            return self._framed_vectors(frame_drawings(drawings.to(self.fabric.device), self.spec.side))
+            return self.framed_vectors(frame_drawings(drawings.to(self.fabric.device), self.spec.side))
         if self.spec.framing == "whole":
             paper = (255 - drawings)[:, None].expand(-1, 3, -1, -1)
-            return self._framed_vectors(frame_whole(paper.to(self.fabric.device)))
+            return self.framed_vectors(frame_whole(paper.to(self.fabric.device)))
         return torch.from_numpy(self.embed(list(255 - drawings), display=Display())).to(self.fabric.device)
 
     def save(self, folder: Path, **about: Any) -> None:
@@ -203,7 +221,7 @@ class Embedder:
         write_tensors(
             folder / WEIGHTS_FILE, {name: halved(tensor) for name, tensor in self.network.state_dict().items()}
         )
-        config = {"format": FORMAT, "spec": self.spec.to_dict(), "fingerprint": self.fingerprint}
+        config = {"format": FORMAT, "spec": self.spec.to_dict(), "fingerprint": fingerprint_of(self.network, self.spec)}
         if self.verification is not None:
             config["verification"] = self.verification
         write_json(folder / CONFIG_FILE, config | about | {"trained_on": characters_to(self.trained_on)})
@@ -211,10 +229,10 @@ class Embedder:
     def _fastest(self, pictures: Pictures, batch_size: int, display: Display) -> Run:
         """How the network is run over `pictures`: found once for each size of batch, by the first large collection."""
         if batch_size not in self._chosen:
-            readable = pictures.batch(range(min(batch_size, len(pictures)))).pixels.to(self.fabric.device)
             chosen = accelerated(
                 self._module,
-                self._sight.shown(readable, 0) if len(readable) else readable,
+                lambda: self._example(pictures, batch_size),
+                device=self.fabric.device,
                 batch_size=batch_size,
                 pictures=len(pictures),
                 tolerance=self.tolerance,
@@ -225,6 +243,11 @@ class Embedder:
             self._chosen[batch_size] = chosen
         return self._chosen[batch_size].run
 
+    def _example(self, pictures: Pictures, batch_size: int) -> Tensor:
+        """The readable ones of the first `pictures`, as the network is shown them."""
+        readable = pictures.batch(range(min(batch_size, len(pictures)))).pixels.to(self.fabric.device)
+        return self._sight.shown(readable, 0) if len(readable) else readable
+
     @torch.inference_mode()
     def _unit(self, run: Run, pixels: Tensor) -> Tensor:
         """(n, d) float32 unit vectors on the CPU of pictures as their view left them."""
@@ -232,10 +255,11 @@ class Embedder:
         return self._mean([run(self._sight.shown(pixels, number)) for number in range(self.views)]).cpu()
 
     @torch.inference_mode()
-    def _framed_vectors(self, framed: Framed) -> Tensor:
+    def framed_vectors(self, framed: Framed) -> Tensor:
+        """(n, d) unit vectors of pictures that are framed already, on the encoder's device."""
         parts = []
         for at in range(0, len(framed), _AT_ONCE):
-            part = framed[slice(at, at + _AT_ONCE)]
+            part = framed[slice(at, at + _AT_ONCE)].to(self.fabric.device)
             parts.append(
                 self._mean([self.network(view(part, self.spec.side, number)).float() for number in range(self.views)])
             )
@@ -244,6 +268,15 @@ class Embedder:
     @staticmethod
     def _mean(of_views: list[Tensor]) -> Tensor:
         return F.normalize(torch.stack([F.normalize(vectors, dim=1) for vectors in of_views]).mean(0), dim=1)
+
+
+def fingerprint_of(network: nn.Module, spec: Spec) -> str:
+    """12 hexadecimal digits of weights, network and preprocessing."""
+    found = hashlib.sha256(repr(sorted(spec.to_dict().items())).encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:12]
 
 
 def characters_to(characters: Collection[Character]) -> dict[str, list[int]]:

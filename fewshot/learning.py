@@ -13,6 +13,7 @@ import timm
 import torch
 from lightning_fabric import Fabric
 
+from fewshot.calibration import calibrate
 from fewshot.distortions import SYMMETRIES
 from fewshot.embedder import CONFIG_FILE, FORMAT, WEIGHTS_FILE, Embedder
 from fewshot.encoders import Spec, create, rounded, width_of
@@ -179,6 +180,8 @@ def _finish(
 ) -> Embedder:
     rounded(encoder)
     embedder = Embedder(encoder, spec, trained_on=material.trained_on, device=study.recipe.device)
+    if material.pairs is not None:
+        embedder.verification = calibrate(*material.pairs(embedder.framed_vectors)).to_dict()
     if course.history:
         write_csv(out / HISTORY_FILE, list(course.history[0]), [list(row.values()) for row in course.history])
     metrics = {

@@ -17,12 +17,15 @@ from fewshot.episodes import arrange, sample, score_episodes
 from fewshot.framing import Framed, frame_drawings, frame_whole
 from fewshot.omniglot import DRAWERS, Character, Omniglot
 from fewshot.splits import SPLITS, Split, select
-from fewshot.verification import best_threshold, draw_pairs, similarity
+from fewshot.verification import best_threshold, draw_pairs, labelled_pairs, similarity
 from finetune.errors import InputError
 from finetune.folder import list_folder, list_unlabelled
 
 # What is measured on the way: accuracy of an encoder, framed pictures to vectors (n, d), on validation pictures alone.
 Judge = Callable[[Callable[[Framed], Tensor]], float]
+
+# Similarities (n,) of pairs of pictures that nothing was learned from, and whether each pair shows one class (n,).
+Pairing = Callable[[Callable[[Framed], Tensor]], tuple[Tensor, Tensor]]
 
 _JUDGED_EPISODES, _MOST_WAYS = 4000, 20
 # Of a folder's classes every fifth is held out to judge by, where there are so many at least.
@@ -35,6 +38,7 @@ class Material:
 
     A batch takes its classes group by group: those of one are the harder to tell apart. trained_on: Omniglot's
     characters that are learned from or judged by. judge: None where nothing is held out: the last weights are kept.
+    pairs: of what is held out, what thresholds can be chosen by.
     """
 
     pictures: Framed
@@ -45,6 +49,7 @@ class Material:
     trained_on: frozenset[Character] = frozenset()
     judge: Judge | None = None
     judged_by: str = ""
+    pairs: Pairing | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -103,6 +108,7 @@ def omniglot_material(
         distortion="drawing" if labels and examples != 1 else "drawing-strong",
         trained_on=known,
         judge=None if val is None or not labels else _judge(select(omniglot, SPLITS[val]), split, side),
+        pairs=None if val is None or not labels else _drawn_pairs(select(omniglot, SPLITS[val]), side),
         judged_by="same or different" if split == "koch" else "20-way 1-shot",
     )
 
@@ -130,9 +136,11 @@ def folder_material(folder: Path, side: int, *, labels: bool, everything: bool =
     held_out = set(known[::_HELD_OUT]) if labels and not everything and len(known) >= _CLASSES_TO_HOLD_OUT else set()
     sizes = Counter(of)
     judged = {name for name in held_out if sizes[name] > 1}
-    judge, judged_by = None, ""
+    judge, judged_by, pairs = None, "", None
     if len(judged) > 1:
-        judge, judged_by = _judge_pictures(*_chosen(pictures, of, judged)), f"{min(_MOST_WAYS, len(judged))}-way 1-shot"
+        chosen = _chosen(pictures, of, judged)
+        judge, pairs = _judge_pictures(*chosen), _paired_pictures(*chosen)
+        judged_by = f"{min(_MOST_WAYS, len(judged))}-way 1-shot"
     learned, classes = _chosen(pictures, of, set(known) - held_out if judge is not None else set(known))
     return (
         Material(
@@ -143,6 +151,7 @@ def folder_material(folder: Path, side: int, *, labels: bool, everything: bool =
             distortion="photo",
             judge=judge,
             judged_by=judged_by,
+            pairs=pairs,
         ),
         unreadable,
     )
@@ -180,12 +189,29 @@ def _judge(drawn: Omniglot, split: str, side: int) -> Judge:
     return accuracy
 
 
-def _judge_pictures(pictures: Framed, classes: Tensor) -> Judge:
-    def accuracy(vectors: Callable[[Framed], Tensor]) -> float:
-        parts = [vectors(pictures[slice(at, at + 512)]) for at in range(0, len(pictures), 512)]
-        return _one_shot(torch.cat(parts), classes, None)
+def _drawn_pairs(drawn: Omniglot, side: int) -> Pairing:
+    def scores(vectors: Callable[[Framed], Tensor]) -> tuple[Tensor, Tensor]:
+        embedded = embed_once(drawn, lambda drawings: vectors(frame_drawings(drawings, side)))
+        rows, same = labelled_pairs(embedded.label)
+        return similarity(embedded.vectors, rows), same
 
-    return accuracy
+    return scores
+
+
+def _judge_pictures(pictures: Framed, classes: Tensor) -> Judge:
+    return lambda vectors: _one_shot(_in_parts(pictures, vectors), classes, None)
+
+
+def _paired_pictures(pictures: Framed, classes: Tensor) -> Pairing:
+    def scores(vectors: Callable[[Framed], Tensor]) -> tuple[Tensor, Tensor]:
+        rows, same = labelled_pairs(classes)
+        return similarity(_in_parts(pictures, vectors), rows), same
+
+    return scores
+
+
+def _in_parts(pictures: Framed, vectors: Callable[[Framed], Tensor]) -> Tensor:
+    return torch.cat([vectors(pictures[slice(at, at + 512)]) for at in range(0, len(pictures), 512)])
 
 
 def _one_shot(vectors: Tensor, labels: Tensor, groups: Tensor | None) -> float:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import timm
 
-from fewshot.embedder import CONFIG_FILE, FORMAT, WEIGHTS_FILE, characters_from
+from fewshot.embedder import CONFIG_FILE, FORMAT, WEIGHTS_FILE, characters_from, fingerprint_of
 from fewshot.encoders import Spec, create
 from finetune.backbone import Backbone
 from finetune.classifier import load as load_classifier
 from finetune.errors import InputError
 from finetune.files import read_json, read_tensors
 from finetune.pretrained import load_pretrained
+from finetune.transforms import Preprocessing
 
 if TYPE_CHECKING:
     from fewshot.embedder import Embedder
@@ -42,21 +43,23 @@ def open_source(
         )
     backbone = Backbone(name)
     load_pretrained(backbone, None if weights is None else str(weights), told)
-    embedder = made(backbone, _crop(name, backbone), **options)
+    embedder = made(backbone, _crop(name, backbone.preprocessing), **options)
     embedder.source, embedder.weights = name, None if weights is None else os.path.abspath(weights)
     return embedder
 
 
 def _of_run(made: type[Embedder], folder: Path, source: str | Path, options: dict[str, Any]) -> Embedder:
     config = read_json(folder / CONFIG_FILE)
-    if isinstance(config, dict) and "backbone" in (config.get("config") or {}):
-        backbone = load_classifier(folder, device="cpu", precision="float32").network.backbone
-        return made(backbone, _crop(backbone.name, backbone), **options)
+    if isinstance(config, dict) and isinstance(config.get("config"), dict) and "backbone" in config["config"]:
+        classifier = load_classifier(folder, device="cpu", precision="float32")
+        backbone = classifier.network.backbone
+        # The run's own preprocessing: a later timm may give its model another.
+        return made(backbone, _crop(backbone.name, classifier.preprocessing), **options)
     return _of_training(made, folder, config, options)
 
 
-def _crop(name: str, backbone: Backbone) -> Spec:
-    return Spec(name, backbone.preprocessing.size, "crop", backbone.preprocessing)
+def _crop(name: str, preprocessing: Preprocessing) -> Spec:
+    return Spec(name, preprocessing.size, "crop", preprocessing)
 
 
 def _of_training(made: type[Embedder], folder: Path, config: Any, options: dict[str, Any]) -> Embedder:
@@ -80,7 +83,7 @@ def _of_training(made: type[Embedder], folder: Path, config: Any, options: dict[
     except RuntimeError as error:
         raise InputError(f"{folder / WEIGHTS_FILE} does not fit {spec.network}; it may be damaged") from error
     embedder = made(network, spec, trained_on=trained_on, **options)
-    if embedder.fingerprint != config.get("fingerprint"):
+    if fingerprint_of(network, spec) != config.get("fingerprint"):
         raise InputError(f"{folder / WEIGHTS_FILE} is not what {path} was written with; one of them may be damaged")
     embedder.verification = config.get("verification")
     return embedder

@@ -1,8 +1,8 @@
-"""Same or different: pairs of drawings drawn and scored, the threshold, the ROC and its equal error rate."""
+"""Same or different: pairs drawn and scored, the threshold, the ROC and its equal error rate."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from fewshot.embedded import Embedded
 from fewshot.episodes import METRICS, Metric
 from finetune.errors import InputError
 
+AT_ONCE = 65_536  # pairs scored, so that memory does not grow with their number
 CURVES = 500  # resampled for an interval; each is a sort of all pairs
 
 
@@ -64,6 +65,39 @@ def draw_pairs(embedded: Embedded, pairs: int, generator: torch.Generator) -> Pa
     )
 
 
+def labelled_pairs(labels: Sequence[Hashable] | Tensor, *, most: int = 100_000, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Pairs of a labelled set: rows (n, 2) int64, no pair twice, and same (n,) bool, whether both have one label.
+
+    labels: (pictures,). All pairs where there are no more than `most`. Else a sample of `most`: the pairs of one label
+    are all kept as long as they are half of it or the pairs of different labels leave room, so that few of them do not
+    drown; rates of each kind stay unbiased. A class of many pictures has many pairs, and counts accordingly.
+
+    InputError where one of the two kinds is missing, or for `most` below 2.
+    """
+    if most < 2:
+        raise InputError(f"most is {most}; one pair of each kind takes 2")
+    number: dict[Hashable, int] = {}
+    classes = [number.setdefault(label, len(number)) for label in _plain(labels)]
+    order = np.argsort(classes, kind="stable")
+    place = np.arange(len(order))
+    # In that order a picture is alike with those between the start of its class and itself, and unlike those before.
+    sizes = np.bincount(classes, minlength=1)
+    start = np.repeat(sizes.cumsum() - sizes, sizes)
+    alike, unlike = int((place - start).sum()), int(start.sum())
+    if not alike or not unlike:
+        missing = "no two pictures of one class" if not alike else "no pictures of different classes"
+        raise InputError(f"{len(order)} pictures make no pairs to calibrate on: {missing}")
+    wanted = min(alike, max(most // 2, most - unlike))
+    random = np.random.default_rng(seed)
+    rows = np.concatenate(
+        [
+            _some_pairs(place - start, start, wanted, random),
+            _some_pairs(start, np.zeros_like(start), min(unlike, most - wanted), random),
+        ]
+    )
+    return torch.from_numpy(order[rows]), torch.arange(len(rows)) < wanted
+
+
 @torch.inference_mode()
 def similarity(vectors: Tensor, rows: Tensor, metric: Metric = "cosine") -> Tensor:
     """How alike the vectors (n, d) of each pair (pairs, 2) are, (pairs,) float64 on the CPU: larger is more alike.
@@ -72,8 +106,7 @@ def similarity(vectors: Tensor, rows: Tensor, metric: Metric = "cosine") -> Tens
     """
     if metric not in METRICS:
         raise InputError(f"metric {metric!r}; there are {' and '.join(METRICS)}")
-    one, other = (vectors[rows[:, side].to(vectors.device)].double() for side in (0, 1))
-    scores = F.cosine_similarity(one, other) if metric == "cosine" else -(one - other).square().sum(1).sqrt()
+    scores = torch.cat([_similarity(vectors, part.to(vectors.device), metric) for part in rows.split(AT_ONCE)])
     bad = int((~scores.isfinite()).sum())
     if bad:
         raise InputError(f"{bad} of {len(scores)} pairs have no finite similarity; are the weights finite?")
@@ -83,7 +116,7 @@ def similarity(vectors: Tensor, rows: Tensor, metric: Metric = "cosine") -> Tens
 def best_threshold(scores: Tensor, same: Tensor) -> float:
     """What to be at or above to be called the same, for the most right answers on these pairs: choose it on pairs that
     are not tested on. Half-way to the next score below, which the nearest of other pairs may fall short of."""
-    false, true, thresholds = _roc(scores, same)
+    false, true, thresholds = roc(scores, same)
     positives = int(same.sum())
     right = true * positives + (1 - false) * (len(same) - positives)
     best = int(right.argmax())
@@ -96,7 +129,7 @@ def curve(scores: Tensor, same: Tensor) -> Curve:
     """AUC and EER of scores (n,), larger for the same; between two points the ROC is a straight line."""
     from sklearn.metrics import auc  # here, because it takes a second to import
 
-    false, true, _ = _roc(scores, same)
+    false, true, _ = roc(scores, same)
     excess = false - (1 - true)  # grows from -1 to 1 along the curve
     after = int((excess >= 0).argmax())
     step = excess[after - 1] / (excess[after - 1] - excess[after])
@@ -116,11 +149,34 @@ def curve_intervals(
     return (float(low_auc), float(high_auc)), (float(low_eer), float(high_eer))
 
 
-def _roc(scores: Tensor, same: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """False and true accepts as shares, and the falling thresholds, the first of which nothing reaches."""
+def roc(scores: Tensor, same: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """False and true accepts as shares, and the falling thresholds, the first of which nothing reaches.
+
+    One of each for every score that occurs, and the first. InputError for pairs of one kind alone.
+    """
     from sklearn.metrics import roc_curve
 
     if same.all() or not same.any():
         raise InputError("pairs of the same and of different classes are wanted, not of one kind alone")
     false, true, thresholds = roc_curve(same.numpy(), scores.numpy(), drop_intermediate=False)
     return false, true, thresholds
+
+
+def _plain(labels: Sequence[Hashable] | Tensor) -> Sequence[Hashable]:
+    return labels.tolist() if isinstance(labels, Tensor) else labels  # tensors with one value are different keys
+
+
+def _some_pairs(
+    partners: NDArray[np.int64], first: NDArray[np.int64], wanted: int, random: np.random.Generator
+) -> NDArray[np.int64]:
+    """`wanted` pairs, (wanted, 2), where picture i has `partners[i]` partners, counted from `first[i]`."""
+    end = partners.cumsum()
+    total = int(end[-1])
+    rank = np.arange(total) if wanted == total else np.sort(random.choice(total, wanted, replace=False, shuffle=False))
+    one = np.searchsorted(end, rank, side="right")
+    return np.stack([first[one] + rank - (end - partners)[one], one], axis=1)
+
+
+def _similarity(vectors: Tensor, rows: Tensor, metric: Metric) -> Tensor:
+    one, other = (vectors[rows[:, side]].double() for side in (0, 1))
+    return F.cosine_similarity(one, other) if metric == "cosine" else -(one - other).square().sum(1).sqrt()

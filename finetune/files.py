@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,11 +32,34 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync(temporary)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be written: {error}; make room for it and go on with --resume") from error
+        raise InputError(f"{path} cannot be written: {error}; make room for it and start again") from error
     finally:
         temporary.unlink(missing_ok=True)
     if os.name != "nt":  # Windows syncs no folders
         _sync(path.parent)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """`folder`, which is made where it is missing, for this process alone; others wait. On Windows nobody waits.
+
+    The lock goes with the process, and leaves no file. InputError where the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made: {error.strerror}") from error
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:

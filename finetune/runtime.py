@@ -59,8 +59,9 @@ def plain(fabric: Fabric, network: nn.Module) -> Run:
 
 def accelerated(
     network: nn.Module,
-    example: Tensor,
+    example: Callable[[], Tensor],
     *,
+    device: torch.device,
     batch_size: int,
     pictures: int,
     tolerance: float = TOLERANCE,
@@ -68,21 +69,21 @@ def accelerated(
 ) -> Chosen:
     """The fastest way to run `network`, which is in evaluation mode, whose outputs keep to `tolerance`.
 
-    example: a batch of what it will see, on its device, by which each way is checked against plain float32.
-    batch_size: the most that will come at once. pictures: how many will come in all; few are not worth converting for.
-    tolerance: cosine that each output must keep with plain float32's; 1 for exactly that. announce: told, once, when a
-    network cannot be converted.
+    example: gives a batch of what it will see, on `device`, by which each way is checked against plain float32; not
+    called where nothing is to be checked. batch_size: the most that will come at once. pictures: how many will come in
+    all; few are not worth converting for. tolerance: cosine that each output must keep with plain float32's; 1 for
+    exactly that. announce: told, once, when a network cannot be converted.
     """
     exact = Chosen(_exact(network), "plain float32")
-    on_cpu = example.device.type == "cpu"
+    on_cpu = device.type == "cpu"
     if tolerance >= 1:
         return exact
-    if not len(example) or (on_cpu and pictures < WORTH_CONVERTING):
+    if (on_cpu and pictures < WORTH_CONVERTING) or not len(seen := example()):
         return replace(exact, lasting=False)
-    wanted = exact.run(example)
+    wanted = exact.run(seen)
     try:
-        for name, run in (_on_cpu if on_cpu else _on_gpu)(network, example, batch_size, pictures):
-            closeness = _closeness(run(example), wanted)
+        for name, run in (_on_cpu if on_cpu else _on_gpu)(network, seen, batch_size, pictures):
+            closeness = _closeness(run(seen), wanted)
             if closeness >= 1 - (1 - tolerance) / _CAUTION:
                 return Chosen(run, name, closeness)
     # Converters stop at what they do not know in any way they like; the network as it is remains.

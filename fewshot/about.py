@@ -1,0 +1,63 @@
+"""What an index, a gallery or an encoder is, told in a few entries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fewshot.embedder import Embedder
+from fewshot.index import Index
+from fewshot.index_folder import ABOUT_FILE
+from fewshot.recognizer import GALLERY_FILE, Recognizer
+
+
+def about(path: str) -> dict[str, Any]:
+    """`path`: an index's or a gallery's folder, or what Embedder.load takes. InputError for anything else."""
+    folder = Path(path)
+    if (folder / ABOUT_FILE).is_file():
+        return _of_index(folder)
+    if (folder / GALLERY_FILE).is_file():
+        return _of_gallery(folder)
+    return _of_embedder(Embedder.load(path, device="cpu"))
+
+
+def _of_index(folder: Path) -> dict[str, Any]:
+    index = Index.load(folder, memory_mapped=True, device="cpu")
+    return {
+        "what": "index",
+        "pictures": len(index),
+        "width": index.width,
+        "structure": index.structure,
+        "recall_of_10_nearest": index.recall,
+        "pictures_below": index.about.get("folder"),
+        "embedder": index.about.get("embedder"),
+        "fingerprint": index.fingerprint,
+    }
+
+
+def _of_gallery(folder: Path) -> dict[str, Any]:
+    recognizer = Recognizer.load(folder, device="cpu")
+    gallery = recognizer.gallery
+    return {
+        "what": "gallery",
+        "classes": gallery.counts,
+        "background_pictures": len(gallery.background),
+        "false_accept_rate": gallery.false_accept_rate,
+        "threshold": gallery.threshold if gallery.labels else None,
+        "embedder": recognizer.embedder.origin,
+        "fingerprint": recognizer.embedder.fingerprint,
+    }
+
+
+def _of_embedder(embedder: Embedder) -> dict[str, Any]:
+    calibration = embedder.verification
+    return {
+        "what": "encoder",
+        "network": embedder.spec.network,
+        "width": embedder.width,
+        "side": embedder.spec.side,
+        "parameters": sum(tensor.numel() for tensor in embedder.network.parameters()),
+        "fingerprint": embedder.fingerprint,
+        "learned_from_characters": len(embedder.trained_on),
+        "same_from_similarity": None if calibration is None else calibration["threshold"],
+    }

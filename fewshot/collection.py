@@ -1,0 +1,165 @@
+"""A folder of pictures kept as an index: embedded once, and again where content is new; and searched by pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewshot.embedder import Embedder
+from fewshot.index import Index, Neighbour
+from fewshot.sheet import Row, Tile
+from finetune.errors import InputError, UnreadablePicture
+from finetune.folder import list_unlabelled
+from finetune.images import read_content
+from finetune.progress import Display
+
+# Pictures embedded between two looks at the clock, and seconds after which what there is is saved.
+AT_ONCE = 2048
+SAVE_EVERY = 60.0
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What became of a folder's pictures: how many were embedded, moved (known content under another name), unchanged,
+    and removed from the index because they are no longer there. unreadable: why, by path below the folder."""
+
+    embedded: int
+    moved: int
+    unchanged: int
+    removed: int
+    unreadable: Mapping[str, str]
+
+
+def keep_index(
+    folder: Path,
+    out: Path,
+    embedder: Embedder,
+    *,
+    kind: str = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    display: Display | None = None,
+) -> tuple[Index, Kept]:
+    """Bring the index in `out`, which is made where there is none, up to date with the pictures below `folder`.
+
+    Keys are paths below the folder, with "/". Contents decide: a picture that was moved is not embedded again, one that
+    changed is. What was embedded is saved now and then, and when it is interrupted, so that the next call goes on
+    there. kind: as for Index, of one that is made. InputError where `out` was made with another embedder or of another
+    folder.
+    """
+    display = display or Display()
+    paths = {path.relative_to(folder).as_posix(): path for path in list_unlabelled([folder])}
+    index = _opened(folder, out, embedder, kind)
+    known = {key: str(index.metadata(key).get("sha256")) for key in index.keys}
+    contents, unreadable = _contents(paths, display)
+    gone = [key for key in known if key not in contents]
+    moved = _moved(known, contents)
+    wanted = [key for key, digest in contents.items() if known.get(key) != digest and key not in moved]
+    _put(index, list(moved), [contents[key] for key in moved], index.vectors(list(moved.values())))
+    index.remove(gone)
+    embedded = 0
+    try:
+        saved = time.monotonic()
+        with display.bar("embedding", len(wanted)) as advance:
+            for at in range(0, len(wanted), AT_ONCE):
+                part = wanted[at : at + AT_ONCE]
+                found = embedder.embed_all(
+                    [paths[key] for key in part], batch_size=batch_size, workers=workers, advance=advance
+                )
+                good = [number for number in range(len(part)) if number not in found.unreadable]
+                unreadable |= {part[number]: reason for number, reason in found.unreadable.items()}
+                _put(index, [part[i] for i in good], [found.sha256[i] for i in good], found.vectors[good])
+                embedded += len(good)
+                if time.monotonic() - saved > SAVE_EVERY:
+                    index.save(out)
+                    saved = time.monotonic()
+    finally:
+        # Ctrl-C too leaves what was embedded.
+        index.save(out)
+    return index, Kept(
+        embedded, len(moved), len(contents) - len(wanted) - len(moved), len(gone), dict(sorted(unreadable.items()))
+    )
+
+
+def open_index(
+    folder: Path, embedder: Embedder | None = None, *, memory_mapped: bool = False, device: str = "auto"
+) -> tuple[Index, Embedder]:
+    """The index in `folder`, and the embedder that it was made with, or `embedder`. InputError when that is another."""
+    fingerprint = None if embedder is None else embedder.fingerprint
+    index = Index.load(folder, fingerprint=fingerprint, memory_mapped=memory_mapped, device=device)
+    if embedder is None:
+        embedder = Embedder.of_origin(index.about.get("embedder"), device=device)
+        if embedder.fingerprint != index.fingerprint:
+            raise InputError(
+                f"{folder} was made with the embedder {index.fingerprint}; {embedder.source} is {embedder.fingerprint} "
+                "now: embed again into another --out"
+            )
+    return index, embedder
+
+
+def search_pictures(
+    index: Index, embedder: Embedder, queries: Sequence[Path], *, k: int = 10, at_least: float | None = None
+) -> tuple[list[tuple[Path, list[Neighbour]]], dict[str, str]]:
+    """The neighbours of every picture at `queries`, files and folders, the most similar first; and the unreadable."""
+    paths = list_unlabelled(queries)
+    found = embedder.embed_all(paths)
+    good = [row for row in range(len(paths)) if row not in found.unreadable]
+    near = index.search(found.vectors[good], k, at_least=at_least)
+    answers = [(paths[row], neighbours) for row, neighbours in zip(good, near, strict=True)]
+    return answers, {str(paths[row]): reason for row, reason in found.unreadable.items()}
+
+
+def sheet_rows(index: Index, found: Sequence[tuple[Path, list[Neighbour]]]) -> list[Row]:
+    """A contact sheet's rows of what `search_pictures` found. InputError where the index does not know its folder."""
+    folder = index.about.get("folder")
+    if folder is None:
+        raise InputError("this index does not say where its pictures are; a sheet of them cannot be drawn")
+    return [
+        Row(Tile(query, query.name), [Tile(Path(folder) / each.key, each.key, each.similarity) for each in near])
+        for query, near in found
+    ]
+
+
+def _opened(folder: Path, out: Path, embedder: Embedder, kind: str) -> Index:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        about = {"embedder": embedder.origin, "folder": str(folder.absolute())}
+        return Index(embedder.width, kind=kind, fingerprint=embedder.fingerprint, about=about)
+    index = Index.load(out, fingerprint=embedder.fingerprint)
+    of = index.about.get("folder")
+    if of is not None and of != str(folder.absolute()):
+        raise InputError(f"{out} is the index of {of}; name another --out for {folder}")
+    return index
+
+
+def _contents(paths: Mapping[str, Path], display: Display) -> tuple[dict[str, str], dict[str, str]]:
+    """sha256 of every file that can be read, and why others cannot."""
+    digests, unreadable = {}, {}
+    with display.bar("reading", len(paths)) as advance:
+        for key, path in paths.items():
+            try:
+                digests[key] = hashlib.sha256(read_content(path)).hexdigest()
+            except UnreadablePicture as error:
+                unreadable[key] = error.reason
+            advance(1, "")
+    return digests, unreadable
+
+
+def _moved(known: Mapping[str, str], contents: Mapping[str, str]) -> dict[str, str]:
+    """New key -> the key under which the index has a picture of the same content, for those that it has."""
+    holder = {digest: key for key, digest in known.items()}
+    return {key: holder[digest] for key, digest in contents.items() if known.get(key) != digest and digest in holder}
+
+
+def _put(index: Index, keys: Sequence[str], digests: Sequence[str], vectors: NDArray[np.float32]) -> None:
+    """Add those keys that are new, replace the others."""
+    about = [{"sha256": digest} for digest in digests]
+    for put, wanted in ((index.replace, True), (index.add, False)):
+        rows = [row for row, key in enumerate(keys) if (key in index) is wanted]
+        if rows:
+            put([keys[row] for row in rows], vectors[rows], [about[row] for row in rows])

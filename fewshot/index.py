@@ -1,0 +1,402 @@
+"""Nearest neighbours by cosine among vectors that have names: added, removed, searched through FAISS, saved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fewshot.index_engines import Approximate, Engine, Exact, Structure, build, on_gpu, restore
+from fewshot.index_folder import Entry, read_folder, write_folder
+from fewshot.neighbours import Vectors
+from finetune.errors import InputError
+
+Kind = Literal["auto", "exact", "ivf", "hnsw"]
+Metadata = Mapping[str, Any]  # of what JSON holds
+
+# Vectors from which "auto" tries inverted lists, and the share of them that a search may compare to reach the recall:
+# where it takes more, exact search stays. Both are far past where benchmarks/search.py finds the lists faster.
+AUTO_FROM = 200_000
+AUTO_SHARE = 1 / 8
+_SQUARED_WITHIN = 2e-3  # of 1: lengths of 0.999 to 1.001
+
+
+class Neighbour(NamedTuple):
+    """One of those found. similarity: cosine, 1 for the same direction."""
+
+    key: str
+    similarity: float
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """What a search found, the most similar first; iterating gives a list of Neighbour for each query.
+
+    similarity: (m, k) float32. keys: (m, k) str objects. Where `at_least` left a place empty: -inf and None.
+    """
+
+    similarity: NDArray[np.float32]
+    keys: NDArray[np.object_]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, query: int) -> list[Neighbour]:
+        found = zip(self.keys[query].tolist(), self.similarity[query].tolist(), strict=True)
+        return [Neighbour(key, similarity) for key, similarity in found if key is not None]
+
+    def __iter__(self) -> Iterator[list[Neighbour]]:
+        return (self[query] for query in range(len(self)))
+
+
+class Index:
+    """Vectors of length 1 by key, and the most similar of them to others.
+
+    width: numbers in a vector. kind: "exact" compares every vector; "ivf" (inverted lists) and "hnsw" (a graph) compare
+    some, as many as it takes for `recall`, measured on the index's own vectors; "auto" is exact until a collection is
+    so large that inverted lists gain much. fingerprint: of the embedder that made the vectors; about: whatever else is
+    to be saved with them, JSON values by name. device: "auto", "cpu" or "cuda"; with a GPU exact search happens there,
+    and "auto" stays exact. least_recall: of an approximate kind, in (0, 1].
+
+    An approximate index is built anew by the change that doubles it, or that removes more than is left: this one takes
+    long. compact() does it when it suits.
+
+    Searches may run in several threads at once; a change may not run beside anything else. What raises an InputError
+    has changed nothing.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        kind: str = "auto",
+        fingerprint: str | None = None,
+        about: Metadata | None = None,
+        device: str = "auto",
+        least_recall: float = 0.95,
+    ):
+        if width < 1:
+            raise InputError(f"an index of vectors of {width} numbers; at least 1 is wanted")
+        if kind not in get_args(Kind):
+            raise InputError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
+        if not 0 < least_recall <= 1:
+            raise InputError(f"least_recall is a share above 0 and up to 1, not {least_recall}")
+        self.width = width
+        self.kind = cast(Kind, kind)
+        self.fingerprint = fingerprint
+        self.about = dict(about or {})
+        self.least_recall = least_recall
+        self._gpu = on_gpu(device)
+        self._read_only = False
+        empty = np.empty((0, width), np.float32)
+        self._take(build(self._structure_for(0), empty, floor=least_recall, gpu=self._gpu), [])
+
+    def _take(self, engine: Engine, entries: Sequence[Entry]) -> None:
+        """Hold what `engine` has in its rows, by key."""
+        self._engine = engine
+        self._rows = {entry.key: entry.row for entry in entries}
+        self._metadata = {entry.key: entry.metadata for entry in entries if entry.metadata is not None}
+        self._keys = np.full(engine.faiss_index.ntotal, None, object)  # by row; None where there is none any more
+        self._keys[list(self._rows.values())] = list(self._rows)
+        self._built_at = len(self._rows)  # vectors there when the engine was built
+        self._changed = 0  # vectors added and removed since
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._rows
+
+    def __repr__(self) -> str:
+        recall = "" if self.structure == "exact" else f", recall {self.recall:.3f}"
+        return f"Index({len(self)} x {self.width}, {self.structure}{recall})"
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """In the order of adding; one that was replaced keeps its place."""
+        return tuple(self._rows)
+
+    @property
+    def structure(self) -> Structure:
+        """What is searched with now: "exact", "ivf" or "hnsw"."""
+        return self._engine.structure
+
+    @property
+    def recall(self) -> float:
+        """Share of the 10 nearest that a search finds, as last measured with vectors of this index before they were in
+        it; 1 when exact."""
+        return self._engine.recall
+
+    def add(
+        self, keys: Sequence[str], vectors: NDArray[np.float32], metadata: Sequence[Metadata] | None = None
+    ) -> None:
+        """keys: n of them, new. vectors: (n, width), of length 1. metadata: for each key, what JSON can hold.
+
+        InputError for keys that are not str, empty, twice in `keys` or there already, and for other vectors.
+        """
+        self._refuse_if_read_only()
+        self._check_keys(keys)
+        for key in keys:
+            if key in self._rows:
+                raise InputError(f"key {key!r} is in the index already; use replace for another vector")
+        self._add(keys, self._checked(vectors, keys), _as_json(keys, metadata))
+
+    def _add(self, keys: Sequence[str], vectors: Vectors, metadata: Mapping[str, str]) -> None:
+        self._changed += len(keys)
+        if self._outgrown(len(self) + len(keys)):
+            self._rebuild([*self.keys, *keys], np.concatenate([self.vectors(self.keys), vectors]), metadata)
+            return
+        first = self._engine.faiss_index.ntotal
+        self._engine.add(vectors)
+        self._name(first, keys)
+        self._metadata.update(metadata)
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """InputError for one that is not there. An approximate index keeps the vectors, unseen, until `compact`, which
+        comes by itself when more are removed than are left."""
+        self._refuse_if_read_only()
+        rows = self._rows_of(keys)
+        moved = self._engine.remove(rows)
+        self._keys[rows] = None
+        for key in keys:
+            del self._rows[key]
+            self._metadata.pop(key, None)
+        for source, target in moved:
+            key = self._keys[source]
+            self._keys[source], self._keys[target], self._rows[key] = None, key, target
+        self._settle(len(keys))
+
+    def replace(
+        self, keys: Sequence[str], vectors: NDArray[np.float32], metadata: Sequence[Metadata] | None = None
+    ) -> None:
+        """Other vectors for keys that are there. metadata: None keeps what they have. InputError as for add."""
+        self._refuse_if_read_only()
+        rows = self._rows_of(keys)
+        checked, texts = self._checked(vectors, keys), _as_json(keys, metadata)
+        if isinstance(self._engine, Exact):
+            self._engine.replace(rows, checked)
+        else:
+            first = self._engine.faiss_index.ntotal
+            self._engine.add(checked)
+            self._engine.remove(rows)
+            self._keys[rows] = None
+            self._name(first, keys)
+        if metadata is not None:
+            for key in keys:
+                self._metadata.pop(key, None)
+            self._metadata.update(texts)
+        self._settle(2 * len(keys))
+
+    def merge(self, other: Index) -> None:
+        """Add all that `other` holds. InputError where widths or fingerprints differ, or a key is in both."""
+        self._refuse_if_read_only()
+        if other.width != self.width:
+            raise InputError(f"vectors of {other.width} numbers do not merge with vectors of {self.width}")
+        if other.fingerprint != self.fingerprint:
+            raise InputError(
+                f"vectors of embedder {other.fingerprint} do not compare with those of {self.fingerprint}: embed again"
+            )
+        for key in other.keys:
+            if key in self._rows:
+                raise InputError(f"key {key!r} is in both indexes; remove it from one of them")
+        self._add(other.keys, other.vectors(other.keys), other._metadata)
+
+    def compact(self) -> None:
+        """Build anew from what is there: frees what was removed, chooses and tunes again, measures the recall."""
+        self._refuse_if_read_only()
+        self._rebuild(self.keys, self.vectors(self.keys), {})
+
+    def vectors(self, keys: Sequence[str]) -> NDArray[np.float32]:
+        """(n, width) of keys, as they were added. InputError for a key that is not there."""
+        return self._engine.vectors(self._rows_of(keys))
+
+    def metadata(self, key: str) -> dict[str, Any]:
+        """A copy of the key's metadata, {} where it has none. InputError for a key that is not there."""
+        self._rows_of([key])
+        found: dict[str, Any] = json.loads(self._metadata.get(key, "{}"))
+        return found
+
+    def search(self, vectors: NDArray[np.float32], k: int = 10, *, at_least: float | None = None) -> Neighbours:
+        """The k most similar to each of `vectors`, (m, width) of length 1; all where the index holds fewer than k, so
+        none where it is empty. at_least: leave out those that are less similar.
+
+        InputError for k below 1, and for other vectors.
+        """
+        if k < 1:
+            raise InputError(f"{k} neighbours; at least 1 can be asked for")
+        if at_least is not None and not -np.inf <= at_least <= np.inf:
+            raise InputError(f"at_least is a similarity, not {at_least}")
+        queries = self._checked(vectors)
+        k = min(k, len(self))
+        if not k or not len(queries):
+            return Neighbours(np.empty((len(queries), k), np.float32), np.empty((len(queries), k), object))
+        similarity, rows = self._engine.search(queries, k)
+        keys = self._keys[rows]
+        if at_least is not None:
+            below = similarity < at_least
+            similarity[below], keys[below] = -np.inf, None
+        return Neighbours(similarity, keys)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the index into a folder, new, empty or an index's. A crash at any moment leaves the old or the new.
+
+        InputError where the folder holds something else, or cannot be written.
+        """
+        entries = (Entry(key, row, self._metadata.get(key)) for key, row in self._rows.items())
+        about = {
+            "width": self.width,
+            "vectors": len(self),
+            "kind": self.kind,
+            "structure": self.structure,
+            "fingerprint": self.fingerprint,
+            "about": self.about,
+            "recall": self.recall,
+            "least_recall": self.least_recall,
+            "effort": self._engine.effort,
+            "rows": self._engine.faiss_index.ntotal,
+            "built_at": self._built_at,
+            "changed": self._changed,
+        }
+        write_folder(Path(folder), about, self._engine.faiss_index, entries)
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, *, fingerprint: str | None = None, memory_mapped: bool = False, device: str = "auto"
+    ) -> Index:
+        """A saved index. fingerprint: of the embedder that will make the queries.
+
+        memory_mapped: leave the vectors in the file, for indexes larger than memory; such an index cannot be changed,
+        is searched on the CPU, and the checksum of its vectors is not looked at.
+        InputError where there is no index, it is damaged or of a newer format, or of another embedder.
+        """
+        about, faiss_index, entries = read_folder(Path(folder), memory_mapped)
+        if fingerprint is not None and fingerprint != about.get("fingerprint"):
+            raise InputError(
+                f"{folder} holds vectors of embedder {about.get('fingerprint')}, not of {fingerprint}: embed again, or "
+                "open it with the embedder it was made with"
+            )
+        try:
+            index = cls(
+                about["width"],
+                kind=about["kind"],
+                fingerprint=about["fingerprint"],
+                about=about["about"],
+                device="cpu" if memory_mapped else device,
+                least_recall=about["least_recall"],
+            )
+            index._restore(about, faiss_index, entries)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{folder}: index.json, the vectors and the keys are not of one index ({error}); it is damaged"
+            ) from error
+        index._read_only = memory_mapped
+        return index
+
+    def _restore(self, about: Mapping[str, Any], faiss_index: Any, entries: Sequence[Entry]) -> None:
+        found = (faiss_index.d, faiss_index.ntotal, len(entries), len({entry.key for entry in entries}))
+        if found != (about["width"], about["rows"], about["vectors"], about["vectors"]):
+            raise ValueError("another width or number of vectors")
+        rows, effort, recall = [entry.row for entry in entries], about["effort"], about["recall"]
+        self._take(restore(about["structure"], faiss_index, rows, effort=effort, recall=recall, gpu=self._gpu), entries)
+        self._built_at, self._changed = int(about["built_at"]), int(about["changed"])
+
+    def _name(self, first: int, keys: Sequence[str]) -> None:
+        """Give the rows from `first` on their keys."""
+        end = first + len(keys)
+        if end > len(self._keys):
+            self._keys = np.concatenate([self._keys, np.full(max(end, 2 * first) - len(self._keys), None, object)])
+        self._keys[first:end] = keys
+        self._rows.update(zip(keys, range(first, end), strict=True))
+
+    def _settle(self, changed: int) -> None:
+        self._changed += changed
+        if self._outgrown(len(self)):
+            self.compact()
+
+    def _outgrown(self, n: int) -> bool:
+        """Whether `n` vectors ask for another engine: as much has changed as there was when this one was built and its
+        recall measured, or more is removed than left."""
+        if self.structure == "exact":
+            return self._structure_for(n) != "exact" and n >= 2 * self._built_at
+        return self._changed > self._built_at or self._engine.removed > n
+
+    def _structure_for(self, n: int) -> Structure:
+        if self.kind == "auto":
+            return "ivf" if n >= AUTO_FROM and not self._gpu else "exact"
+        return self.kind
+
+    def _rebuild(self, keys: Sequence[str], vectors: Vectors, metadata: Mapping[str, str]) -> None:
+        """Hold `keys` with `vectors` in an engine that suits their number. metadata: of those that are new."""
+        structure = self._structure_for(len(keys))
+        order = np.random.default_rng(0).permutation(len(keys)) if structure != "exact" else np.arange(len(keys))
+        engine = build(structure, vectors[order], floor=self.least_recall, gpu=self._gpu)
+        if self.kind == "auto" and isinstance(engine, Approximate) and engine.share_compared() > AUTO_SHARE:
+            engine, order = Exact.of(vectors), np.arange(len(keys))
+        texts, rows = self._metadata | dict(metadata), np.argsort(order).tolist()
+        self._take(engine, [Entry(key, row, texts.get(key)) for key, row in zip(keys, rows, strict=True)])
+
+    def _rows_of(self, keys: Sequence[str]) -> list[int]:
+        self._check_keys(keys)
+        try:
+            return [self._rows[key] for key in keys]
+        except KeyError as error:
+            raise InputError(f"key {error.args[0]!r} is not in the index") from error
+
+    def _check_keys(self, keys: Sequence[str]) -> None:
+        if isinstance(keys, str):
+            raise InputError(f"a list of keys is wanted, not the one key {keys!r}")
+        seen: set[str] = set()
+        for at, key in enumerate(keys):
+            if not isinstance(key, str) or not key:
+                raise InputError(f"key {at} is {key!r}; a key is a str, and not empty")
+            if key in seen:
+                raise InputError(f"key {key!r} is given twice; name each once")
+            seen.add(key)
+
+    def _checked(self, vectors: ArrayLike, keys: Sequence[str] | None = None) -> Vectors:
+        """As FAISS takes them. InputError unless (n, width), one for each of `keys`, and each of length 1."""
+        given = np.asarray(vectors)
+        if given.ndim != 2 or given.shape[1] != self.width or given.dtype.kind not in "fiu":
+            shape = f"{given.dtype} of shape {given.shape}"
+            raise InputError(f"vectors: numbers of shape (n, {self.width}) are wanted, not {shape}")
+        if keys is not None and len(given) != len(keys):
+            raise InputError(f"{len(given)} vectors for {len(keys)} keys; give one for each")
+        with np.errstate(over="ignore"):  # what overflows is refused
+            checked = np.ascontiguousarray(given, np.float32)
+            squared = np.einsum("ij,ij->i", checked, checked)
+        good = np.abs(squared - 1) <= _SQUARED_WITHIN
+        if not good.all():
+            at = int(np.argmin(good))
+            length = float(np.sqrt(squared[at]))
+            name = f"vector {at}" if keys is None else f"vector {at}, of key {keys[at]!r},"
+            what = f"is of length {length:.6g}" if np.isfinite(length) else "holds what is not a finite number"
+            raise InputError(f"{name} {what}; vectors of length 1 are wanted: divide each by its length")
+        return checked
+
+    def _refuse_if_read_only(self) -> None:
+        if self._read_only:
+            raise InputError("this index is memory-mapped and cannot be changed; load it without memory_mapped")
+
+
+def _as_json(keys: Sequence[str], metadata: Sequence[Metadata] | None) -> dict[str, str]:
+    """key -> JSON text of its metadata, where it has any."""
+    if metadata is None:
+        return {}
+    if len(metadata) != len(keys):
+        raise InputError(f"{len(metadata)} entries of metadata for {len(keys)} keys; give one for each")
+    texts = {}
+    for key, entry in zip(keys, metadata, strict=True):
+        if not isinstance(entry, Mapping):
+            raise InputError(f"metadata of key {key!r}: a mapping is wanted, not {type(entry).__name__}")
+        try:
+            text = json.dumps(dict(entry), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"metadata of key {key!r} is not what JSON can hold: {error}") from error
+        if entry:
+            texts[key] = text
+    return texts

@@ -1,0 +1,194 @@
+"""The folder of a saved index: a small JSON that names the files of its current state, and these files.
+
+index.json              format, width, kind, fingerprint, ..., and the current files with their sizes and checksums
+vectors-<token>.faiss   the vectors, as FAISS writes them
+keys-<token>.sqlite     a table of keys, their rows in the FAISS file and metadata, in the order of adding
+
+A save writes both files under a new token, replaces index.json, and then deletes the older files: whoever opens the
+folder at any moment, or after a crash at any moment, finds one whole state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import sqlite3
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from fewshot.index_engines import import_faiss
+from finetune.errors import InputError
+from finetune.files import locked, read_json, replacing, write_json
+
+FORMAT = 1
+ABOUT_FILE = "index.json"
+_MADE_BY = "fewtune index"
+_OURS = re.compile(r"\.?(?:vectors-[0-9a-f]{16}\.faiss|keys-[0-9a-f]{16}\.sqlite)(?:\.\d+)?|\.index\.json\.\d+")
+
+
+class Entry(NamedTuple):
+    """A key with its row among the vectors and its metadata as JSON text, None where there is none."""
+
+    key: str
+    row: int
+    metadata: str | None
+
+
+def write_folder(folder: Path, about: dict[str, Any], faiss_index: Any, entries: Iterable[Entry]) -> None:
+    """Save; `about` goes into index.json. Writers take turns, but on Windows, where only one may save into a folder.
+
+    InputError where the folder holds something else than an index, or cannot be written; what was there stays.
+    """
+    _refuse_paths_faiss_cannot_open(folder)
+    with locked(folder):
+        _refuse_what_is_no_index(folder)
+        token = secrets.token_hex(8)
+        vectors, keys = folder / f"vectors-{token}.faiss", folder / f"keys-{token}.sqlite"
+        try:
+            _write_vectors(vectors, faiss_index)
+            _write_entries(keys, entries)
+            files = {path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in (vectors, keys)}
+            current = {"made_by": _MADE_BY, "format": FORMAT, "token": token, "files": files}
+            write_json(folder / ABOUT_FILE, current | about)
+        finally:
+            _delete_what_is_not_current(folder)
+
+
+def read_folder(folder: Path, memory_mapped: bool) -> tuple[dict[str, Any], Any, list[Entry]]:
+    """What write_folder was given: `about`, the FAISS index, the entries.
+
+    memory_mapped: the vectors stay in their file, whose checksum is then not looked at, since that reads all of it.
+    InputError where there is no index, one of a newer format, or a file is missing or damaged: it is named.
+    """
+    _refuse_paths_faiss_cannot_open(folder)
+    while True:
+        about = _read_about(folder)
+        try:
+            return about, *_read_files(folder, about, memory_mapped)
+        except InputError:
+            # A writer may have replaced the files while they were read.
+            if _read_about(folder)["token"] == about["token"]:
+                raise
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    path = folder / ABOUT_FILE
+    if not path.is_file():
+        raise InputError(f"{folder} is no index: there is no {ABOUT_FILE} in it")
+    about = read_json(path)
+    if not isinstance(about, dict) or about.get("made_by") != _MADE_BY:
+        raise InputError(f"{path} is not of an index")
+    if about.get("format") != FORMAT:
+        raise InputError(
+            f"{path} has format {about.get('format')!r}, this version reads {FORMAT}: upgrade fewtune, or embed again"
+        )
+    if not isinstance(about.get("token"), str) or not isinstance(about.get("files"), dict):
+        raise InputError(f"{path} does not say which files are current; it may be damaged")
+    return about
+
+
+def _read_files(folder: Path, about: dict[str, Any], memory_mapped: bool) -> tuple[Any, list[Entry]]:
+    vectors, keys = folder / f"vectors-{about['token']}.faiss", folder / f"keys-{about['token']}.sqlite"
+    _check(vectors, about["files"].get(vectors.name), by_digest=not memory_mapped)
+    _check(keys, about["files"].get(keys.name), by_digest=True)
+    return _read_vectors(vectors, memory_mapped), _read_entries(keys)
+
+
+def _check(path: Path, expected: Any, by_digest: bool) -> None:
+    """InputError unless the file is there as it was saved."""
+    try:
+        size = path.stat().st_size
+        if not isinstance(expected, dict) or size != expected.get("bytes"):
+            raise InputError(f"{path} is not as long as it was saved; it is damaged")
+        if by_digest and _digest(path) != expected.get("sha256"):
+            raise InputError(f"{path} is not what was saved; it is damaged")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; the index is not whole") from error
+
+
+def _write_vectors(path: Path, faiss_index: Any) -> None:
+    faiss = import_faiss()
+    with replacing(path) as temporary:
+        try:
+            faiss.write_index(faiss_index, str(temporary))
+        except RuntimeError as error:  # FAISS's only kind, for a full disk too
+            raise InputError(f"{path} cannot be written: {_reason(error)}") from error
+
+
+def _read_vectors(path: Path, memory_mapped: bool) -> Any:
+    faiss = import_faiss()
+    try:
+        # Of FAISS's two flags for it, this one maps all three structures; IO_FLAG_MMAP does inverted lists alone.
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if memory_mapped else 0)
+    except RuntimeError as error:
+        raise InputError(f"{path} cannot be read: {_reason(error)}") from error
+
+
+def _write_entries(path: Path, entries: Iterable[Entry]) -> None:
+    """Keys as bytes: SQLite's text takes no lone surrogates, which file names of another encoding leave in a str."""
+    rows = ((entry.key.encode(errors="surrogatepass"), entry.row, entry.metadata) for entry in entries)
+    with replacing(path) as temporary:
+        try:
+            temporary.unlink(missing_ok=True)
+            with closing(sqlite3.connect(temporary)) as database:
+                # Nothing to roll back in a file that nobody knows before it is whole and synced.
+                database.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
+                with database:
+                    database.execute(
+                        "CREATE TABLE entries (place INTEGER PRIMARY KEY, key BLOB NOT NULL, vector INTEGER NOT NULL, "
+                        "metadata TEXT)"
+                    )
+                    database.executemany("INSERT INTO entries (key, vector, metadata) VALUES (?, ?, ?)", rows)
+        except sqlite3.Error as error:
+            raise InputError(f"{path} cannot be written: {error}") from error
+
+
+def _read_entries(path: Path) -> list[Entry]:
+    # Read only, so that one which a writer has just deleted is an error rather than a new, empty file.
+    address = f"file:{quote(os.fsencode(path.absolute()))}?mode=ro&immutable=1"
+    try:
+        with closing(sqlite3.connect(address, uri=True)) as database:
+            found = database.execute("SELECT key, vector, metadata FROM entries ORDER BY place")
+            return [Entry(key.decode(errors="surrogatepass"), row, metadata) for key, row, metadata in found]
+    except (sqlite3.Error, UnicodeDecodeError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read: {error}; it may be damaged") from error
+
+
+def _refuse_what_is_no_index(folder: Path) -> None:
+    names = sorted(path.name for path in folder.iterdir())
+    if ABOUT_FILE in names:
+        _read_about(folder)
+        return
+    others = [name for name in names if not _OURS.fullmatch(name)]
+    if others:
+        raise InputError(f"{folder} holds {others[0]} and is no index; name a new or an empty folder")
+
+
+def _delete_what_is_not_current(folder: Path) -> None:
+    """Files of older states, of saves that crashed, and of this one where it failed; never anyone else's."""
+    current = _read_about(folder)["files"] if (folder / ABOUT_FILE).is_file() else {}
+    for path in folder.iterdir():
+        if _OURS.fullmatch(path.name) and path.name not in current:
+            path.unlink(missing_ok=True)
+
+
+def _refuse_paths_faiss_cannot_open(folder: Path) -> None:
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{str(folder)!r}: FAISS opens only paths that are UTF-8; name another folder") from error
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _reason(error: RuntimeError) -> str:
+    """FAISS's message without where in its source it was raised."""
+    return str(error).rsplit("failed: ", 1)[-1]

@@ -1,0 +1,105 @@
+"""Same or different: two pictures compared, with what the answer is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewshot.calibration import Calibration, OperatingPoint, calibrate
+from fewshot.embedder import Embedder
+from fewshot.verification import labelled_pairs, similarity
+from finetune.errors import InputError
+from finetune.folder import list_folder
+from finetune.images import Picture
+from finetune.progress import Display
+
+
+@dataclass(frozen=True)
+class Verification:
+    """same: whether two pictures show one class. similarity: their cosine; it is compared with threshold.
+
+    false_accept_rate, false_reject_rate: of that threshold, on the pairs that it was chosen on. score: the share of
+    different pairs there that are less alike, from 0 to 1.
+    """
+
+    same: bool
+    similarity: float
+    threshold: float
+    false_accept_rate: float
+    false_reject_rate: float
+    score: float
+
+
+class Verifier:
+    """An embedder with a threshold. calibration: the one that the embedder carries when None.
+
+    A threshold holds for pictures like those that it was chosen on: `calibrate` it on your own.
+    """
+
+    def __init__(self, embedder: Embedder, calibration: Calibration | None = None):
+        self.embedder = embedder
+        if calibration is None and embedder.verification is not None:
+            calibration = Calibration.from_dict(embedder.verification)
+        self.calibration = calibration
+        self._point: OperatingPoint | None = None  # where it is not the one that was calibrated
+
+    def calibrate(
+        self, pairs: Sequence[tuple[Picture | Tensor, Picture | Tensor, bool]], *, false_accept_rate: float = 0.01
+    ) -> Calibration:
+        """Choose the threshold on `pairs`: two pictures, and whether they show one class.
+
+        InputError for pairs of one kind alone; UnreadablePicture for a picture that cannot be read.
+        """
+        vectors = torch.from_numpy(
+            self.embedder.embed([picture for one, other, _ in pairs for picture in (one, other)])
+        )
+        rows = torch.arange(2 * len(pairs)).reshape(-1, 2)
+        same = np.array([same for _, _, same in pairs], bool)
+        return self._keep(calibrate(similarity(vectors, rows), same, false_accept_rate=false_accept_rate))
+
+    def calibrate_on(
+        self, folder: str | Path, *, false_accept_rate: float = 0.01, seed: int = 0, display: Display | None = None
+    ) -> Calibration:
+        """Choose the threshold on a folder of pictures, one sub-folder a class: on all pairs, or, of many, some drawn
+        by `seed`. InputError where no class has two pictures or there is one class alone."""
+        listing = list_folder(Path(folder))
+        found = self.embedder.embed_all([listing.root / sample.path for sample in listing.samples], display=display)
+        good = [row for row in range(len(listing.samples)) if row not in found.unreadable]
+        rows, same = labelled_pairs([listing.samples[row].label for row in good], seed=seed)
+        scores = similarity(torch.from_numpy(found.vectors[good]), rows)
+        return self._keep(calibrate(scores, same, false_accept_rate=false_accept_rate))
+
+    def accept(self, false_accept_rate: float) -> OperatingPoint:
+        """Move the threshold to another rate of false accepts, by the curve that was measured. InputError where none
+        was."""
+        self._point = self._known().at(false_accept_rate)
+        return self._point
+
+    def verify(self, one: Picture | Tensor, other: Picture | Tensor) -> Verification:
+        """Whether two pictures show one class.
+
+        InputError where no threshold is known; UnreadablePicture for a picture that cannot be read.
+        """
+        by = self._known()
+        threshold, accepted, rejected = self._point or (by.threshold, by.false_accept_rate, by.false_reject_rate)
+        first, second = self.embedder.embed([one, other]).astype(np.float64)
+        cosine = float(first @ second)
+        score = 1 - float(np.interp(cosine, by.thresholds, by.false_accept, left=1.0, right=0.0))
+        return Verification(cosine >= threshold, cosine, threshold, accepted, rejected, score)
+
+    def _keep(self, calibration: Calibration) -> Calibration:
+        self.calibration, self._point = calibration, None
+        return calibration
+
+    def _known(self) -> Calibration:
+        if self.calibration is None:
+            raise InputError(
+                "nothing says from which similarity on two pictures show the same: this encoder carries no threshold; "
+                "calibrate it on a folder of pictures, one sub-folder a class (--calibrate FOLDER)"
+            )
+        return self.calibration
