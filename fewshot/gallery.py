@@ -98,15 +98,16 @@ class Gallery:
     def fill(self, counts: Mapping[str, int], examples: ArrayLike) -> None:
         """Enrol, in a gallery that is empty, classes with so many examples each, of (n, width), label by label.
 
-        InputError for a gallery that is not empty, labels that are no text, vectors that are not of length 1, and counts
-        that do not add up.
+        InputError for a gallery that is not empty, labels that are no text, vectors that are not of length 1, and
+        counts that do not add up.
         """
         checked = self._checked(examples)
         if self._labels:
             raise InputError("a gallery is filled once, while it is empty")
         for label in counts:
             _check_label(label)
-        if any(type(count) is not int or count < 1 for count in counts.values()) or sum(counts.values()) != len(checked):
+        whole = all(type(count) is int and count >= 1 for count in counts.values())
+        if not whole or sum(counts.values()) != len(checked):
             raise InputError(f"{len(checked)} examples do not go with classes of {list(counts.values())[:10]} each")
         self._labels, self._counts, self._examples = list(counts), list(counts.values()), checked.copy()
         self._rival = np.full(len(checked), -np.inf, np.float32)
@@ -279,7 +280,8 @@ class Gallery:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The share of pairs of different classes that are so similar: by a measured curve, or as normally distributed."""
+    """The share of pairs of different classes that are so similar: by a measured curve, or as normally distributed up to
+    1."""
 
     curve: tuple[Floats, Floats] | None = None
     normal: tuple[float, float] | None = None
@@ -290,7 +292,11 @@ class _Pairs:
             return np.interp(similarity, thresholds, rates, left=1.0, right=0.0)
         assert self.normal is not None, "one of the two is given"
         mean, deviation = self.normal
-        return np.asarray(torch.special.ndtr(torch.as_tensor((mean - similarity) / deviation)).numpy())
+        # Of the normal distribution, what lies up to 1: no cosine is above.
+        above, beyond = (
+            torch.special.ndtr(torch.as_tensor((mean - place) / deviation)).numpy() for place in (similarity, 1.0)
+        )
+        return np.asarray(np.clip((above - beyond) / (1 - beyond), 0, 1), np.float64)
 
 
 class _Rates:

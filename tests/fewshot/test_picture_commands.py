@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from called import Answer
+from drawings import character
+from PIL import Image
+
+from fewshot import Embedder, Index, Recognizer, Verifier
+from fewshot.collection import keep_index
+from fewshot.encoders import Spec, create, rounded
+from fewshot.gallery_folder import change_gallery
+from fewshot.verification import labelled_pairs, similarity
+from finetune.errors import InputError
+
+Call = Callable[..., Answer]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder that has learned nothing, in a run's folder; small, so that it is fast."""
+    torch.manual_seed(0)
+    spec = Spec("fewtune_drawing", 16, "drawing")
+    network = create(spec)
+    rounded(network)
+    folder = tmp_path_factory.mktemp("model")
+    Embedder(network, spec, device="cpu").save(folder, recipe={})
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """pictures/CLASS/DRAWER.png: four classes of three drawings."""
+    for number in range(4):
+        for drawer in range(3):
+            save(tmp_path / "pictures" / f"sign {number}" / f"{drawer}.png", number, drawer)
+    return tmp_path / "pictures"
+
+
+def save(path: Path, number: int, drawer: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(255 - character(number, drawer)).save(path)
+    return path
+
+
+def as_json(answer: Answer) -> dict[str, object]:
+    assert answer.code == 0, answer.err
+    found = json.loads(answer.out)
+    assert isinstance(found, dict)
+    return found
+
+
+def told(answer: Answer, message: str) -> None:
+    """One line on stderr, nothing on stdout, exit code 2."""
+    assert answer.code == 2
+    assert answer.out == ""
+    assert message in answer.err
+    assert len(answer.err.strip().splitlines()) == 1
+
+
+# --- embed and search -------------------------------------------------------------------------------------------------
+
+
+def test_only_what_is_new_or_changed_is_embedded(call: Call, model: Path, pictures: Path, tmp_path: Path) -> None:
+    def embed() -> tuple[object, ...]:
+        found = as_json(call("embed", pictures, "--out", tmp_path / "index", "--model", model, "--json"))
+        return tuple(found[name] for name in ("pictures", "embedded", "moved", "unchanged", "removed"))
+
+    assert embed() == (12, 12, 0, 0, 0)
+    assert embed() == (12, 0, 0, 12, 0)
+    save(pictures / "sign 0" / "new.png", 9)
+    save(pictures / "sign 1" / "0.png", 10)
+    (pictures / "sign 2" / "0.png").rename(pictures / "sign 2" / "other.png")
+    (pictures / "sign 3" / "0.png").unlink()
+    assert embed() == (12, 2, 1, 9, 2)
+    index = Index.load(tmp_path / "index")
+    fresh = Embedder.load(model, device="cpu").embed([pictures / key for key in index.keys])
+    np.testing.assert_allclose(index.vectors(index.keys), fresh, atol=1e-5)
+
+
+def test_two_pictures_that_change_names_keep_their_own_vectors(
+    call: Call, model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    command = ("embed", pictures, "--out", tmp_path / "index", "--model", model, "--json")
+    as_json(call(*command))
+    one, other, between = (pictures / "sign 0" / name for name in ("0.png", "1.png", "2.tmp"))
+    for source, target in ((one, between), (other, one), (between, other)):
+        source.rename(target)
+    assert as_json(call(*command))["moved"] == 2
+    index = Index.load(tmp_path / "index")
+    fresh = Embedder.load(model, device="cpu").embed([pictures / key for key in index.keys])
+    np.testing.assert_allclose(index.vectors(index.keys), fresh, atol=1e-5)
+
+
+def test_unreadable_pictures_are_named_and_left_out(call: Call, model: Path, pictures: Path, tmp_path: Path) -> None:
+    (pictures / "sign 0" / "0.png").write_text("no picture")
+    (pictures / "sign 9").mkdir()
+    (pictures / "sign 9" / "empty.png").touch()
+    answer = call("embed", pictures, "--out", tmp_path / "index", "--model", model, "--json")
+    found = as_json(answer)
+    assert found["pictures"] == 11
+    assert found["unreadable"] == {"sign 0/0.png": "not a picture", "sign 9/empty.png": "empty file"}
+    assert "sign 0/0.png: not a picture" in answer.err
+
+
+def test_a_killed_embed_goes_on_where_it_stopped(model: Path, tmp_path: Path) -> None:
+    for number in range(60):
+        save(tmp_path / "many" / f"{number}.png", number % 20, number // 20)
+    script = (
+        "import sys; from pathlib import Path; from fewshot import Embedder; import fewshot.collection as room\n"
+        "room.AT_ONCE, room.SAVE_EVERY = 2, 0.0\n"
+        "room.keep_index(Path(sys.argv[1]), Path(sys.argv[2]), Embedder.load(sys.argv[3], device='cpu'))"
+    )
+    out = tmp_path / "index"
+    process = subprocess.Popen([sys.executable, "-c", script, tmp_path / "many", out, model])
+    deadline = time.monotonic() + 60
+    while not (out / "index.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    there = len(Index.load(out))
+    assert 0 < there < 60
+    index, kept = keep_index(tmp_path / "many", out, Embedder.load(model, device="cpu"))
+    assert (len(index), kept.unchanged, kept.embedded) == (60, there, 60 - there)
+
+
+def test_a_picture_finds_itself_and_is_drawn_with_its_neighbours(
+    call: Call, model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    call("embed", pictures, "--out", tmp_path / "index", "--model", model)
+    query = pictures / "sign 2" / "1.png"
+    sheet = tmp_path / "sheet.png"
+    answer = call("search", tmp_path / "index", query, "-k", 3, "--sheet", sheet, "--json")
+    assert answer.code == 0, answer.err
+    ((found,),) = (json.loads(answer.out),)
+    assert found["query"] == str(query)
+    similarities = [neighbour["similarity"] for neighbour in found["neighbours"]]
+    assert found["neighbours"][0]["key"] == "sign 2/1.png"
+    assert similarities[0] == pytest.approx(1, abs=1e-5)
+    assert similarities == sorted(similarities, reverse=True)
+    with Image.open(sheet) as image:
+        assert min(image.size) > 200
+    only = call("search", tmp_path / "index", query, "--at-least", 0.99999)
+    assert only.out.count("sign ") == 2  # the query, and itself
+
+
+def test_an_index_is_not_searched_by_another_encoder(call: Call, model: Path, pictures: Path, tmp_path: Path) -> None:
+    call("embed", pictures, "--out", tmp_path / "index", "--model", model)
+    told(call("search", tmp_path / "index", pictures, "--model", "omniglot"), "holds vectors of embedder")
+    told(call("embed", pictures, "--out", tmp_path / "index"), "holds vectors of embedder")
+    save(tmp_path / "others" / "a.png", 1)
+    told(call("embed", tmp_path / "others", "--out", tmp_path / "index", "--model", model), "is the index of")
+    told(call("search", tmp_path / "others", pictures), "is no index")
+    told(call("embed", tmp_path / "empty", "--out", tmp_path / "index"), "does not exist")
+
+
+# --- enrol and recognize ----------------------------------------------------------------------------------------------
+
+
+def test_classes_are_enrolled_recognised_and_forgotten(call: Call, pictures: Path, tmp_path: Path) -> None:
+    gallery = tmp_path / "gallery"
+    assert as_json(call("enrol", gallery, "zero", pictures / "sign 0" / "0.png", "--json")) == {
+        "classes": {"zero": 1},
+        "threshold": Recognizer.load(gallery).threshold,
+    }
+    call("enrol", gallery, "one", pictures / "sign 1")
+    shown = [pictures / "sign 0" / "1.png", pictures / "sign 1" / "2.png", pictures / "sign 3" / "0.png"]
+    answer = call("recognize", gallery, *shown, "--json")
+    assert [found["label"] for found in json.loads(answer.out)] == ["zero", "one", None]
+    assert call("recognize", gallery, pictures / "sign 1" / "2.png").out.startswith(str(pictures / "sign 1" / "2.png"))
+    assert as_json(call("info", gallery, "--json"))["classes"] == {"zero": 1, "one": 3}
+    assert as_json(call("forget", gallery, "zero", "--json"))["classes"] == {"one": 3}
+    told(call("forget", gallery, "zero"), "'zero' is not enrolled")
+    assert Recognizer.load(gallery).labels == ("one",)
+
+
+def test_a_failed_enrol_leaves_the_gallery_as_it_was(call: Call, model: Path, pictures: Path, tmp_path: Path) -> None:
+    gallery, bad = tmp_path / "gallery", tmp_path / "bad.png"
+    call("enrol", gallery, "zero", pictures / "sign 0", "--model", model)
+    before = (gallery / "gallery.safetensors").read_bytes()
+    bad.write_text("no picture")
+    told(call("enrol", gallery, "one", pictures / "sign 1", bad), "bad.png")
+    told(call("enrol", gallery, "one", pictures / "sign 0" / "0.png"), "is enrolled as 'zero' already")
+    told(call("enrol", gallery, "one", pictures / "sign 1", "--model", "omniglot"), "was made with the embedder")
+    told(call("enrol", pictures, "one", pictures / "sign 1"), "is not empty and holds no gallery")
+    told(call("recognize", pictures, pictures), "holds no gallery")
+    assert (gallery / "gallery.safetensors").read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nobody waits there")
+def test_two_that_enrol_at_once_both_succeed(model: Path, pictures: Path, tmp_path: Path) -> None:
+    embedder = Embedder.load(model, device="cpu")
+
+    def enrol(number: int) -> None:
+        with change_gallery(tmp_path / "gallery", embedder) as recognizer:
+            recognizer.enrol(f"sign {number}", pictures / f"sign {number}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(enrol, range(4)))
+    assert sorted(Recognizer.load(tmp_path / "gallery").labels) == [f"sign {number}" for number in range(4)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names are text there")
+def test_labels_and_files_of_any_name_go_through(call: Call, model: Path, pictures: Path, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9 \xf0\x9f\x90\x84")
+    copied = tmp_path / odd / "sign.png"
+    copied.parent.mkdir()
+    shutil.copy(pictures / "sign 0" / "0.png", copied)
+    call("enrol", tmp_path / "gallery", odd, copied, "--model", model)
+    assert json.loads(call("recognize", tmp_path / "gallery", copied, "--json").out)[0]["label"] == odd
+    assert call("embed", tmp_path / odd, "--out", tmp_path / "index", "--model", model).code == 0
+    assert "sign.png" in call("search", tmp_path / "index", copied).out
+
+
+# --- verify -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_threshold_of_verify_comes_from_pairs_of_a_folder(call: Call, model: Path, pictures: Path) -> None:
+    one, other = pictures / "sign 0" / "0.png", pictures / "sign 3" / "1.png"
+    told(call("verify", one, other, "--model", model), "calibrate it on a folder of pictures")
+    words = ("verify", one, other, "--model", model, "--calibrate", pictures, "--json")
+    found = as_json(call(*words))
+    embedder = Embedder.load(model, device="cpu")
+    paths = sorted(pictures.rglob("*.png"))
+    rows, same = labelled_pairs([path.parent.name for path in paths])
+    scores = similarity(torch.from_numpy(embedder.embed(paths)), rows)
+    threshold = found["threshold"]
+    assert isinstance(threshold, float)
+    assert found["false_accept_rate"] == float((scores[~same] >= threshold).float().mean())
+    assert found["false_reject_rate"] == pytest.approx(float((scores[same] < threshold).float().mean()))
+    assert found["same"] == (found["similarity"] >= threshold)  # type: ignore[operator]
+    laxer = as_json(call(*words, "--false-accept-rate", 0.5))
+    assert laxer["threshold"] < threshold  # type: ignore[operator]
+
+
+def test_a_verifier_is_calibrated_on_pairs(model: Path, pictures: Path) -> None:
+    verifier = Verifier(Embedder.load(model, device="cpu"))
+    paths = sorted(pictures.rglob("*.png"))
+    pairs = [(one, other, one.parent == other.parent) for one in paths for other in paths if one < other]
+    calibration = verifier.calibrate(pairs, false_accept_rate=0.2)
+    assert calibration.same_pairs == 12
+    assert calibration.different_pairs == 54
+    assert calibration.false_accept_rate <= 0.2
+    itself = verifier.verify(paths[0], paths[0])
+    assert itself.same
+    assert itself.similarity == pytest.approx(1)
+    assert itself.score == 1
+    with pytest.raises(InputError, match="between 0 and 1"):
+        verifier.accept(1.0)
+
+
+def test_every_exported_name_is_there() -> None:
+    import fewshot
+
+    for name in fewshot.__all__:
+        assert getattr(fewshot, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = fewshot.nothing
