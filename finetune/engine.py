@@ -70,6 +70,8 @@ def _cpu_has_bfloat16() -> bool:
 def _keep_freed_memory() -> None:
     """Let glibc reuse large blocks rather than give each back: fresh, zeroed pages cost a pass much of its time."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+        mmap_max, trim_threshold, arena_max = -4, -1, -8  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX of malloc.h
         libc.mallopt(mmap_max, 0)
         libc.mallopt(trim_threshold, 1 << 30)
+        # An arena of a thread's own is trimmed all the same.
+        libc.mallopt(arena_max, 1)

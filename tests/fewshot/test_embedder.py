@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from drawings import character, folder_of, small
 from numpy.typing import NDArray
 from PIL import Image
+from rich.console import Console
 
 import fewshot.embedder
 from fewshot.embedder import Embedder
@@ -21,6 +28,11 @@ from fewshot.omniglot import Character, lake_runs
 from fewshot.protocols import distance_by, lake
 from fewshot.splits import BACKGROUND, characters_of
 from finetune.errors import InputError, UnreadablePicture
+from finetune.images import MAX_PIXELS
+from finetune.loader import Pictures
+from finetune.progress import Display
+from finetune.runtime import TOLERANCE
+from finetune.transforms import Preprocessing, evaluation_view
 
 
 def untrained(framing: str = "drawing", side: int = 32, **options: object) -> Embedder:
@@ -200,6 +212,196 @@ def test_more_views_are_other_vectors_of_the_same_pictures(trained: tuple[Path, 
     assert not np.allclose(vectors, one.embed(paper(6)), atol=1e-3)
     assert close(vectors, one.embed(paper(6))).min() > 0.7
     assert np.array_equal(vectors, three.embed(paper(6)))
+
+
+# --- what is embedded -------------------------------------------------------------------------------------------------
+
+
+def cropping(**options: object) -> Embedder:
+    """An untrained encoder of colour pictures, as timm's models are."""
+    torch.manual_seed(0)
+    preprocessing = Preprocessing(35, 0.875, "bicubic", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    spec = Spec("fewtune_conv4", 35, "crop", preprocessing)
+    return Embedder(create(spec), spec, device="cpu", **options)  # type: ignore[arg-type]
+
+
+def coloured(count: int) -> NDArray[np.uint8]:
+    """(count, 40, 48, 3), coarse squares, each picture another."""
+    coarse = np.random.default_rng(0).integers(0, 256, (count, 5, 6, 3), dtype=np.uint8)
+    return coarse.repeat(8, 1).repeat(8, 2)
+
+
+def test_tensors_are_pictures_with_their_channels_first() -> None:
+    embedder, pixels = cropping(), coloured(3)
+    wanted = embedder.embed(list(pixels))
+    tensors = torch.from_numpy(pixels).movedim(-1, 1)
+    for given in (pixels, tensors, list(tensors), tensors.float() / 255, list(tensors.double() / 255)):
+        np.testing.assert_array_equal(embedder.embed(given), wanted)
+    for halves in (torch.float16, torch.bfloat16):
+        assert close(embedder.embed((tensors / 255).to(halves)), wanted).min() > 0.999
+    learning = (tensors.float() / 255).requires_grad_()
+    np.testing.assert_array_equal(embedder.embed(learning), wanted)
+
+
+def test_grey_tensors_have_one_channel_or_none() -> None:
+    embedder, grey = cropping(), torch.from_numpy(coloured(2)[..., 0])
+    wanted = embedder.embed([page.numpy() for page in grey])
+    np.testing.assert_array_equal(embedder.embed(list(grey)), wanted)
+    np.testing.assert_array_equal(embedder.embed(grey[:, None]), wanted)
+
+
+@pytest.mark.parametrize("shape", [(40, 48, 3), (3, 40, 48), (40, 48), (2, 2, 3, 40, 48)])
+def test_an_array_that_may_be_one_picture_or_several_is_refused(shape: tuple[int, ...]) -> None:
+    for given in (np.zeros(shape, np.uint8), torch.zeros(shape, dtype=torch.uint8)):
+        with pytest.raises(
+            InputError, match=r"may mean one picture or several: give a list .* or a tensor \(n, 3, h, w"
+        ):
+            cropping().embed(given)
+
+
+def saved(folder: Path, pixels: NDArray[np.uint8]) -> list[Path]:
+    """Pictures as files, every third below another folder."""
+    paths = [folder / ("b" if number % 3 else "a") / f"{number:03d}.png" for number in range(len(pixels))]
+    for path, picture in zip(paths, pixels, strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+    return paths
+
+
+def test_a_folder_is_embedded_in_the_order_of_its_paths(tmp_path: Path) -> None:
+    embedder = cropping()
+    paths = saved(tmp_path / "pictures", coloured(7))
+    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
+    wanted = embedder.embed(sorted(paths))
+    np.testing.assert_array_equal(embedder.embed(tmp_path / "pictures"), wanted)
+    np.testing.assert_array_equal(embedder.embed(str(tmp_path / "pictures")), wanted)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty holds no pictures"):
+        embedder.embed(tmp_path / "empty")
+
+
+def test_pictures_that_cannot_be_read_are_told_of_by_position_and_shift_no_others(tmp_path: Path) -> None:
+    """In a collection of several batches, one of which holds nothing that can be read."""
+    embedder, pixels = cropping(), coloured(60)
+    paths = saved(tmp_path, pixels)
+    wanted = embedder.embed(list(pixels))
+    broken = {0, 17, *range(32, 48), 59}
+    for number in broken - {17}:
+        paths[number].write_bytes(paths[number].read_bytes()[:60])
+    paths[17].unlink()
+    for workers in (1, 2, 5):
+        found = embedder.embed_all(paths, workers=workers)
+        assert set(found.unreadable) == broken
+        assert found.unreadable[17] == "no such file"
+        whole = [number for number in range(60) if number not in broken]
+        np.testing.assert_allclose(found.vectors[whole], wanted[whole], atol=1e-6)
+        assert np.isnan(found.vectors[sorted(broken)]).all()
+        contents = [path.read_bytes() if path.exists() else None for path in paths]
+        digests = ["" if content is None else hashlib.sha256(content).hexdigest() for content in contents]
+        assert list(found.sha256) == digests
+    with pytest.raises(UnreadablePicture, match=r"picture 0 \(.*000\.png\): cut short; nor can 17, 32, 33, 34, 35 and"):
+        embedder.embed(paths)
+
+
+def test_where_nothing_can_be_read_every_row_is_missing(tmp_path: Path) -> None:
+    embedder = cropping()
+    found = embedder.embed_all([tmp_path / "absent.png", b"", b"junk"])
+    assert found.vectors.shape == (3, embedder.width)
+    assert np.isnan(found.vectors).all()
+    assert found.unreadable == {0: "no such file", 1: "empty file", 2: "not a picture"}
+    assert embedder.embed_all([]).sha256 == ()
+
+
+def test_neither_workers_nor_the_size_of_batches_changes_a_vector() -> None:
+    embedder, pixels = cropping(), list(coloured(21))
+    wanted = embedder.embed(pixels)
+    for batch_size, workers in ((1, 2), (4, 1), (5, 3), (64, 2)):
+        found = embedder.embed(pixels, batch_size=batch_size, workers=workers)
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+    with pytest.raises(InputError, match="--batch-size must be at least 1, not 0"):
+        embedder.embed(pixels, batch_size=0)
+
+
+# --- faster than the network is ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_large_collections_are_embedded_faster_within_the_tolerance(
+    views: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune.runtime.WORTH_CONVERTING", 30)
+    fast, exact = (untrained(views=views, tolerance=tolerance) for tolerance in (TOLERANCE, 1))
+    wanted = exact.embed(paper(40))
+    few = fast.embed(paper(29), batch_size=8)
+    np.testing.assert_allclose(few, wanted[:29], atol=1e-6)
+    pictures: list[Any] = [b"junk", *paper(40), b""]
+    found = fast.embed_all(pictures, batch_size=8)
+    assert set(found.unreadable) == {0, 41}
+    assert close(found.vectors[1:41], wanted).min() >= TOLERANCE
+    assert not np.array_equal(found.vectors[1:41], wanted), "it was converted"
+    # Once converted, it stays so for whole batches.
+    np.testing.assert_array_equal(fast.embed(paper(5), batch_size=8), found.vectors[1:6])
+
+
+def test_a_tolerance_of_one_is_plain_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.runtime.WORTH_CONVERTING", 1)
+    embedder, pixels = cropping(tolerance=1), coloured(16)
+    assert embedder.spec.preprocessing is not None
+    pictures = Pictures(list(pixels), evaluation_view(embedder.spec.preprocessing), 40, MAX_PIXELS)
+    with torch.no_grad(), one_thread():
+        batch = embedder.spec.preprocessing.normalize(pictures.batch(range(16)).pixels)
+        wanted = F.normalize(F.normalize(embedder.network(batch), dim=1), dim=1)
+    np.testing.assert_array_equal(embedder.embed(pixels), wanted.numpy())
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("tolerance", [0, -1, 1.01, float("nan")])
+def test_a_tolerance_that_is_no_cosine_is_refused(tolerance: float) -> None:
+    with pytest.raises(InputError, match="tolerance is a cosine, above 0 and at most 1, not"):
+        untrained(tolerance=tolerance)
+
+
+def test_long_work_shows_a_bar_on_a_terminal_and_short_work_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder, terminal = untrained(), Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("fewshot.embedder.LONG", 6)
+    embedder.embed(paper(5))
+    assert not terminal.getvalue()
+    embedder.embed(paper(6))
+    assert "6/6" in terminal.getvalue()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_display_that_is_given_is_told_how_many_pictures_are_done() -> None:
+    shown = io.StringIO()
+    untrained().embed(paper(5), batch_size=2, display=Display(Console(file=shown)))
+    assert shown.getvalue().startswith("embedding: 5 pictures in ")
+
+
+def test_a_network_that_cannot_be_converted_is_said_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.runtime.WORTH_CONVERTING", 4)
+
+    def inconvertible(*_: object, **__: object) -> NoReturn:
+        raise RuntimeError("an operator of its own\nand more lines")
+
+    monkeypatch.setattr("torch.onnx.export", inconvertible)
+    embedder, shown = untrained(), io.StringIO()
+    for _ in range(2):
+        np.testing.assert_array_equal(
+            embedder.embed(paper(5), display=Display(Console(file=shown))), untrained(tolerance=1).embed(paper(5))
+        )
+    assert shown.getvalue().count("it cannot be converted (an operator of its own)") == 1
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -1,0 +1,226 @@
+"""A network run faster than it is, held to what it gives in plain float32."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NoReturn
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import finetune.conv4  # noqa: F401  registers an encoder with timm
+from finetune.runtime import TOLERANCE, WORTH_CONVERTING, Chosen, accelerated
+
+BATCH = 4
+MANY = 10_000
+BFLOAT16 = torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Converters have been known to report home."""
+    attempts = []
+
+    def refuse(*where: object) -> NoReturn:
+        attempts.append(where)
+        raise OSError("nothing here may reach for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    yield
+    assert not attempts
+
+
+def of_timm(name: str, **options: int) -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model(name, num_classes=0, **options).eval()  # type: ignore[no-any-return]
+
+
+def pictures(count: int, side: int = 32, seed: int = 0) -> Tensor:
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def plainly(network: nn.Module, batch: Tensor) -> Tensor:
+    with torch.no_grad():
+        return network(batch)  # type: ignore[no-any-return]
+
+
+def silent(line: str) -> NoReturn:
+    raise AssertionError(f"nothing should have been announced: {line}")
+
+
+def chosen_for(
+    network: nn.Module,
+    example: Tensor,
+    *,
+    batch_size: int = BATCH,
+    pictures: int = MANY,
+    tolerance: float = TOLERANCE,
+    announce: Callable[[str], None] = silent,
+) -> Chosen:
+    return accelerated(
+        network,
+        lambda: example,
+        device=example.device,
+        batch_size=batch_size,
+        pictures=pictures,
+        tolerance=tolerance,
+        announce=announce,
+    )
+
+
+# --- exactly ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{"pictures": WORTH_CONVERTING - 1}, {"tolerance": 1.0}], ids=["few pictures", "tolerance 1"]
+)
+def test_what_is_not_converted_gives_what_the_network_gives_bit_for_bit(options: dict[str, float]) -> None:
+    network, batch = of_timm("fewtune_conv4"), pictures(BATCH)
+    chosen = chosen_for(network, batch, **options)  # type: ignore[arg-type]
+    assert chosen.name == "plain float32"
+    assert torch.equal(chosen.run(batch), plainly(network, batch))
+    assert torch.equal(chosen.run(batch[:1]), plainly(network, batch[:1]))
+
+
+@pytest.mark.parametrize(
+    "options", [{"pictures": WORTH_CONVERTING - 1}, {"tolerance": 1.0}], ids=["few pictures", "tolerance 1"]
+)
+def test_nothing_is_read_to_be_checked_where_nothing_is_checked(options: dict[str, float]) -> None:
+    def example() -> NoReturn:
+        raise AssertionError("no picture need be read")
+
+    usual: dict[str, Any] = {"batch_size": BATCH, "pictures": MANY, "announce": silent}
+    accelerated(of_timm("fewtune_conv4"), example, device=torch.device("cpu"), **usual | options)
+
+
+def test_a_choice_for_want_of_pictures_does_not_last_and_one_for_exactness_does() -> None:
+    network, batch = of_timm("fewtune_conv4"), pictures(BATCH)
+    assert not chosen_for(network, batch, pictures=WORTH_CONVERTING - 1).lasting
+    assert not chosen_for(network, batch[:0]).lasting
+    assert chosen_for(network, batch, tolerance=1).lasting
+
+
+# --- converted --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("fewtune_conv4", {}), ("resnet10t", {}), ("vit_tiny_patch16_224", {"img_size": 32, "depth": 2})],
+)
+def test_a_converted_network_keeps_to_the_tolerance_for_every_size_of_batch_and_from_several_threads(
+    name: str, options: dict[str, int]
+) -> None:
+    network = of_timm(name, **options)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    # One picture to check it by, as when others of the first batch cannot be read; larger batches come.
+    chosen = chosen_for(network, pictures(1))
+    assert chosen.name.startswith("OpenVINO")
+    batches = [pictures(size, seed=size) for size in range(1, BATCH + 1)] * 3
+    with ThreadPoolExecutor(3) as pool:
+        threaded = list(pool.map(chosen.run, batches))
+    for batch, found in zip(batches, threaded, strict=True):
+        wanted = plainly(network, batch)
+        assert found.dtype == torch.float32
+        assert found.shape == wanted.shape
+        assert F.cosine_similarity(found, wanted).min() >= TOLERANCE
+        torch.testing.assert_close(chosen.run(batch), found, rtol=1e-5, atol=1e-6)
+    # Outputs are the caller's own: later batches did not write over them.
+    assert not torch.equal(threaded[0], threaded[1][:1])
+    assert not any(module.training for module in network.modules())
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_a_batch_of_few_pictures_is_not_filled_up_but_run_as_it_is() -> None:
+    network = of_timm("fewtune_conv4")
+    chosen = chosen_for(network, pictures(1), batch_size=8)
+    assert chosen.name.startswith("OpenVINO"), "one picture to check it by was seen in the way that was checked"
+    assert chosen.closeness < 1
+    for few in (1, 2):
+        assert torch.equal(chosen.run(pictures(few)), plainly(network, pictures(few)))
+    assert not torch.equal(chosen.run(pictures(3)), plainly(network, pictures(3)))
+
+
+# --- where it cannot be -----------------------------------------------------------------------------------------------
+
+
+class Cancelling(nn.Module):
+    """The difference of two ways to one sum, magnified: all that is left of it is how finely they were computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.one = nn.Conv2d(3, 16, 3, padding=1, bias=False).requires_grad_(False)
+        self.one.weight.copy_(torch.rand(self.one.weight.shape, generator=generator))
+        self.other = nn.Conv2d(3, 16, 3, padding=1, bias=False).requires_grad_(False)
+        # bfloat16 keeps 8 bits of a weight, and most of what distinguishes the two lies below them.
+        self.other.weight.copy_(self.one.weight * (1 + 2e-3 * torch.rand(self.one.weight.shape, generator=generator)))
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return (self.one(batch) - self.other(batch)).mean((2, 3))  # type: ignore[no-any-return]
+
+
+class Chaotic(nn.Module):
+    """Thousands of times the least error: nothing but the very same arithmetic gives the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(3 * 32 * 32, 32).requires_grad_(False)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return torch.sin(self.mix(batch.flatten(1)) * 1e9)
+
+
+class Counting(nn.Module):
+    """As many steps as the pictures' values say: nothing that could be written down beforehand."""
+
+    def forward(self, batch: Tensor) -> Tensor:
+        found = batch.mean((2, 3))
+        for _ in range(int(batch.sum().item()) % 5 + 1):
+            found = found + found.sin()
+        return found
+
+
+class Infinite(nn.Module):
+    def forward(self, batch: Tensor) -> Tensor:
+        return batch.mean((2, 3)) / 0
+
+
+@pytest.mark.skipif(not BFLOAT16, reason="the processor does not compute in bfloat16")
+def test_float32_is_taken_where_bfloat16_alone_is_too_coarse() -> None:
+    network, batch = Cancelling().eval(), pictures(BATCH)
+    chosen = chosen_for(network, batch)
+    assert chosen.name == "OpenVINO f32"
+    assert F.cosine_similarity(chosen.run(batch), plainly(network, batch)).min() >= TOLERANCE
+    assert chosen_for(network, batch, tolerance=0.01).name == "OpenVINO bf16"
+
+
+def test_a_network_that_every_fast_way_gives_otherwise_runs_as_it_is() -> None:
+    torch.manual_seed(0)
+    network, batch = Chaotic().eval(), pictures(BATCH)
+    chosen = chosen_for(network, batch)
+    assert chosen.name == "plain float32"
+    assert chosen.lasting
+    assert torch.equal(chosen.run(batch), plainly(network, batch))
+
+
+def test_outputs_that_are_not_finite_are_left_to_the_network_itself() -> None:
+    network, batch = Infinite().eval(), pictures(BATCH)
+    chosen = chosen_for(network, batch)
+    assert chosen.name == "plain float32"
+    assert torch.equal(chosen.run(batch), plainly(network, batch))
+
+
+def test_a_network_that_cannot_be_converted_runs_as_it_is_and_says_so_in_one_line() -> None:
+    network, batch, said = Counting().eval(), pictures(BATCH), list[str]()
+    chosen = chosen_for(network, batch, announce=said.append)
+    assert chosen.name == "plain float32"
+    assert torch.equal(chosen.run(batch), plainly(network, batch))
+    assert len(said) == 1
+    assert said[0].startswith("the network runs as it is, more slowly: it cannot be converted (")
+    assert "\n" not in said[0]
