@@ -27,6 +27,9 @@ def main() -> None:
         ("head_speed", "head_speed", head_speed),
         ("lake", "omniglot", lake),
         ("omniglot", "omniglot", omniglot),
+        ("recognizer", "recognizer", recognizer),
+        ("search", "search", search),
+        ("embedding_speed", "embedding_speed", embedding_speed),
     )
     for name, result, table in tables:
         path = RESULTS / f"{result}.json"
@@ -138,6 +141,55 @@ def omniglot(result: dict[str, Any]) -> str:
             published = "; ".join(f"{row.name} {row.accuracy:.2%}" for row in known) or "none found"
             rows.append((name, with_interval(found, 2), published))
     return markdown(("protocol", "accuracy (95 % interval)", "published"), rows)
+
+
+def recognizer(result: dict[str, Any]) -> str:
+    """Means over the draws, with how far single galleries lie apart."""
+    rows = []
+    for row in result["galleries"]:
+        figures = [f"{row[name]['mean']:.1%}" for name in ("closed_set_accuracy", "auroc", "oscr")]
+        rates = [row[f"false_accepts_at_{asked}"] for asked in (0.01, 0.05, 0.1)]
+        accepted = [f"{rate['mean']:.1%} ± {rate['deviation']:.1%}" for rate in rates]
+        rows.append((f"{row['enrolled']:,}", *figures, *accepted))
+    headings = ("classes enrolled", "accuracy, all known", "AUROC of unknown", "OSCR", "1% asked", "5%", "10%")
+    return markdown(headings, rows)
+
+
+def search(result: dict[str, Any]) -> str:
+    rows = []
+    for device in ("cpu", "cuda"):
+        for row in result.get(f"exact_{device}", ()):
+            rate = row["queries_per_second"]
+            against = [
+                f"{rate['index'] / rate[name]:.2g}" if name in rate else "too slow"
+                for name in ("faiss", "torch", "sklearn", "bound")
+            ]
+            rows.append((f"{row['vectors']:,}", f"{row['queries_at_once']:,}", f"{rate['index']:,.0f}", *against))
+    headings = (
+        "vectors",
+        "queries at once",
+        "queries/s",
+        "over raw FAISS",
+        "over torch",
+        "over scikit-learn",
+        "over matmul",
+    )
+    return markdown(headings, rows)
+
+
+def embedding_speed(result: dict[str, Any]) -> str:
+    speed = result["pictures_per_second"]["median"]
+    names = {
+        "embed": f"`Embedder.embed` ({result['runs_as']['name']})",
+        "reading": "reading and decoding alone",
+        "network": "the network alone, on decoded pictures",
+        "float32": "`Embedder.embed`, `tolerance=1`",
+        "obvious": "PIL, DataLoader, plain PyTorch",
+    }
+    rows = [(name, f"{speed['embed'] / speed[key]:.2f}") for key, name in names.items() if key != "embed"]
+    shared = result["embed_over_parts_sharing_cores"]
+    rows.insert(2, ("both, one after the other on the same cores", f"{shared:.2f}"))
+    return markdown((f"pictures per second of {names['embed']}, over those of", ""), rows)
 
 
 def shipped(result: dict[str, Any]) -> str:

@@ -91,7 +91,9 @@ def embed(
         f"unchanged, {kept.removed:,} removed, {len(kept.unreadable):,} unreadable"
     )
     if index.recall < 1:
-        click.echo(f"approximate ({index.structure}): {index.recall:.1%} of the 10 nearest are found, as measured on these")
+        click.echo(
+            f"approximate ({index.structure}): {index.recall:.1%} of the 10 nearest are found, as measured on these"
+        )
     click.echo(f"fewshot search {out} PICTURE…")
 
 

@@ -19,6 +19,7 @@ from fewshot.embedder import Embedder
 from fewshot.gallery import SAME, Gallery
 from finetune.errors import InputError, UnreadablePicture
 from finetune.files import read_tensors_and_metadata, write_tensors
+from finetune.folder import list_unlabelled
 from finetune.images import Picture
 from finetune.progress import Display
 
@@ -106,6 +107,8 @@ class Recognizer:
         """One answer for each picture, in order: what it shows, or the error that says why it cannot be read."""
         if not self.labels:
             raise InputError("nothing is enrolled yet; enrol at least one class")
+        if isinstance(pictures, (str, Path)) and Path(pictures).is_dir():
+            pictures = list_unlabelled([Path(pictures)])
         found = self.embedder.embed_all(pictures, display=display)
         readable = np.array([number not in found.unreadable for number in range(len(found.vectors))], bool)
         likeness = self.gallery.likeness(found.vectors[readable])
@@ -162,7 +165,8 @@ class Recognizer:
 
     def _answer(self, similarity: NDArray[np.float32], score: NDArray[np.float64], threshold: float) -> Recognition:
         order = np.argsort(-similarity, kind="stable")
-        names = [self.labels[position] for position in order]
+        labels = self.labels
+        names = [labels[position] for position in order]
         similarities = dict(zip(names, similarity[order].tolist(), strict=True))
         scores = dict(zip(names, score[order].tolist(), strict=True))
         nearest = names[0]

@@ -1,0 +1,321 @@
+"""The scikit-learn face: an encoder as a transformer, the gallery as a classifier."""
+
+from __future__ import annotations
+
+from math import isqrt
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from fewshot.embedder import Embedder
+from fewshot.gallery import Gallery, softmax
+from finetune.errors import InputError
+from finetune.runtime import TOLERANCE
+
+# Where nothing can be learned about it: a class that is 0.05 more similar is e times as probable.
+TEMPERATURE = 0.05
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-3, 10.0
+
+_LEFT_OUT_AT_MOST = 500  # examples
+
+Vectors = NDArray[np.float32]
+Floats = NDArray[np.float64]
+
+
+class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Pictures to unit vectors, by an encoder that does not learn.
+
+    source, weights, views, tolerance, device: as `Embedder.load` takes them. batch_size, workers: as `Embedder.embed`
+    does. picture_shape: (h, w) of pictures that are given as rows of numbers; None where these are square, or else for
+    a single row of pixels.
+
+    Learned: embedder_, which a copy or a pickle leaves out and opens again from `source`; width_, numbers in a vector;
+    fingerprint_, of the encoder; n_features_in_, where pictures came as rows of numbers.
+    """
+
+    def __init__(
+        self,
+        source: str | Path = "omniglot",
+        *,
+        weights: str | Path | None = None,
+        views: int = 1,
+        tolerance: float = TOLERANCE,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        device: str = "auto",
+        picture_shape: tuple[int, int] | None = None,
+    ):
+        self.source = source
+        self.weights = weights
+        self.views = views
+        self.tolerance = tolerance
+        self.batch_size = batch_size
+        self.workers = workers
+        self.device = device
+        self.picture_shape = picture_shape
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Open the encoder; nothing is learned, and no picture is read. InputError where there is no such encoder,
+        ValueError for an X that `transform` could not take."""
+        self._pictures(X, fitting=True)
+        embedder = self._open()
+        self._embedder = embedder
+        self.width_ = embedder.width
+        self.fingerprint_ = embedder.fingerprint
+        return self
+
+    def transform(self, X: Any) -> Vectors:
+        """(n, d) float32 unit vectors of n pictures.
+
+        X: a list or 1-d array of paths, contents of files, PIL images or arrays (h, w) or (h, w, 1, 3 or 4); an array
+        (n, h, w, 3); or an array (n, h * w) of finite numbers, each row a grey picture, line by line. Whole numbers
+        and floats mean what they do to `read_image`: floats that leave [0, 1] are scaled picture by picture.
+
+        UnreadablePicture, naming it by position, for what cannot be read; ValueError for another shape.
+        """
+        check_is_fitted(self)
+        pictures = self._pictures(X, fitting=False)
+        return self.embedder_.embed(pictures, batch_size=self.batch_size, workers=self.workers)
+
+    @property
+    def embedder_(self) -> Embedder:
+        """InputError where `source` is no longer the encoder that it was when this was fitted."""
+        check_is_fitted(self)
+        if self._embedder is None:
+            embedder = self._open()
+            if embedder.fingerprint != self.fingerprint_:
+                raise InputError(
+                    f"{self.source} is the encoder {embedder.fingerprint}; this was fitted with {self.fingerprint_}"
+                )
+            self._embedder = embedder
+        return self._embedder
+
+    @property
+    def _n_features_out(self) -> int:
+        return int(self.width_)
+
+    def _open(self) -> Embedder:
+        return Embedder.load(
+            self.source, weights=self.weights, views=self.views, tolerance=self.tolerance, device=self.device
+        )
+
+    def _pictures(self, X: Any, *, fitting: bool) -> list[Any]:
+        listed = _listed(X)
+        if listed is not None:
+            if fitting:  # what was known of rows of numbers
+                for name in {"n_features_in_", "feature_names_in_"} & set(vars(self)):
+                    delattr(self, name)
+            return listed
+        rows = validate_data(self, X, reset=fitting)
+        height, width = self.picture_shape or _shape(rows.shape[1])
+        if height * width != rows.shape[1]:
+            raise ValueError(f"rows of {rows.shape[1]} numbers are no pictures of picture_shape {height} x {width}")
+        return [_grey(row).reshape(height, width) for row in rows]
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = dict(super().__getstate__())
+        return state | {"_embedder": None} if "_embedder" in state else state
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float32"]  # which vectors always are
+        return tags
+
+
+class RecognizerClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A `Gallery` of vectors: the class with the most similar examples, from one example of each on.
+
+    Vectors are brought to unit length. One of zeros has no direction: it is as similar to another one of zeros as can
+    be, and to all others 0.
+
+    false_accept_rate: share of vectors of no class that may be taken for one; None where there are none such, so that
+    each is given a class. unknown_label: what the others are called; scikit-learn's scores want it to be of the type
+    of the labels. temperature: difference of similarity that makes a class e times as probable; None for that under
+    which the examples, each left out in turn, are likeliest, or TEMPERATURE where fewer than two classes have two.
+
+    Learned: classes_, sorted; gallery_; threshold_, the similarity under which a vector is unknown; temperature_;
+    n_features_in_.
+    """
+
+    classes_: NDArray[Any]
+    gallery_: Gallery
+    _enrolled: NDArray[Any]  # the classes with examples, in the order of the gallery's labels
+
+    def __init__(
+        self, *, false_accept_rate: float | None = None, unknown_label: Any = None, temperature: float | None = None
+    ):
+        self.false_accept_rate = false_accept_rate
+        self.unknown_label = unknown_label
+        self.temperature = temperature
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Learn from vectors X (n, d) and their labels y (n,), forgetting what was learned before.
+
+        ValueError for what is not finite or of another shape, and labels that are no classes; InputError for a rate
+        outside of (0, 1) and a temperature that is not above 0.
+        """
+        return self._learn(X, y, None, anew=True)
+
+    def partial_fit(self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None = None) -> Self:
+        """Learn from more examples, also of classes that never came before. Errors as for `fit`.
+
+        classes: labels that may come later, so that predict_proba has their columns from the start. Elsewhere in
+        scikit-learn they must be told at the first call; here that can be left out, and is no limit: a class joins
+        classes_, and moves the columns behind it, when its first example comes. One without examples is never
+        predicted.
+        """
+        return self._learn(X, y, classes, anew=not hasattr(self, "gallery_"))
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """(n,) labels of vectors (n, d): the nearest class, or `unknown_label` for less than threshold_."""
+        similarity = self._similarity(X)
+        nearest = self.classes_[similarity.argmax(1)]
+        if self.false_accept_rate is None:
+            return np.asarray(nearest)
+        unknown = np.array([self.unknown_label])
+        same_type = unknown.dtype.kind == nearest.dtype.kind
+        answers = nearest.astype(np.result_type(unknown, nearest) if same_type else object)
+        answers[similarity.max(1) < self.threshold_] = self.unknown_label
+        return np.asarray(answers)
+
+    def predict_proba(self, X: ArrayLike) -> Vectors:
+        """(n, classes) float32, in the order of classes_: how probable each class is where it must be one of them."""
+        return softmax(self._similarity(X), self.temperature_).astype(np.float32)  # more digits would be rounding
+
+    def decision_function(self, X: ArrayLike) -> Vectors:
+        """(n, classes) float32, similarities from -1 to 1; of two classes, (n,), how much more similar the second is.
+
+        A class without examples has -1."""
+        similarity = np.maximum(self._similarity(X), -1).astype(np.float32)
+        return similarity[:, 1] - similarity[:, 0] if len(self.classes_) == 2 else similarity
+
+    def _learn(self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None, *, anew: bool) -> Self:
+        if self.temperature is not None and not 0 < self.temperature < np.inf:
+            raise InputError(f"a temperature of {self.temperature} was asked for; one above 0 is wanted")
+        vectors, labels = validate_data(self, X, y, reset=anew, dtype=np.float64)
+        check_classification_targets(labels)
+        told = np.unique(labels) if classes is None else _joined(np.unique(labels), np.unique(classes))
+        known = told if anew else _joined(self.classes_, told)
+        if anew:
+            rate = 0.05 if self.false_accept_rate is None else self.false_accept_rate
+            gallery, enrolled = Gallery(self.n_features_in_ + 1, false_accept_rate=rate), np.empty(0, known.dtype)
+        else:
+            gallery, enrolled = self.gallery_, self._enrolled
+        self.gallery_ = gallery
+        self._enrolled = _enrol(gallery, enrolled, _directions(vectors), labels)
+        self.classes_ = known
+        self.threshold_ = -np.inf if self.false_accept_rate is None else gallery.threshold
+        self.temperature_ = float(self.temperature or _likeliest_temperature(gallery))
+        return self
+
+    def _similarity(self, X: ArrayLike) -> Floats:
+        """(n, classes), in the order of classes_; minus infinity to one without examples."""
+        check_is_fitted(self)
+        vectors = _directions(validate_data(self, X, reset=False, dtype=np.float64))
+        similarity = np.full((len(vectors), len(self.classes_)), -np.inf)
+        similarity[:, np.searchsorted(self.classes_, self._enrolled)] = self.gallery_.similarity(vectors)
+        return similarity
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def _listed(X: Any) -> list[Any] | None:
+    """X as a list of pictures; None where it is none, but numbers in rows, or nothing that is known."""
+    if isinstance(X, (np.ndarray, torch.Tensor)) and X.ndim == 4:
+        return list(X)
+    if not isinstance(X, (list, tuple)) and getattr(X, "ndim", None) != 1:
+        return None
+    listed = list(X)
+    pictures = any(
+        isinstance(each, (str, Path, bytes, Image.Image)) or getattr(each, "ndim", 0) >= 2 for each in listed
+    )
+    return listed if pictures else None
+
+
+def _shape(pixels: int) -> tuple[int, int]:
+    side = isqrt(pixels)
+    return (side, side) if side * side == pixels else (1, pixels)
+
+
+def _grey(row: NDArray[Any]) -> NDArray[Any]:
+    """Numbers as `read_image` takes them."""
+    if row.dtype.kind not in "iu":
+        return row
+    return row.astype(np.uint16 if row.min() >= 0 and row.max() < 1 << 16 else np.float64)
+
+
+# --- vectors ----------------------------------------------------------------------------------------------------------
+
+
+def _directions(X: Floats) -> Vectors:
+    """(n, d + 1) unit vectors; the last number is 0, or 1 where all others are."""
+    largest = np.abs(X).max(1, keepdims=True)
+    scaled = np.divide(X, largest, out=np.zeros_like(X), where=largest > 0)  # squares of any number are too large
+    scaled = np.concatenate([scaled, largest == 0], 1)
+    return np.asarray(scaled / np.linalg.norm(scaled, axis=1, keepdims=True), np.float32)
+
+
+def _joined(some: NDArray[Any], others: NDArray[Any]) -> NDArray[Any]:
+    """Labels of both, sorted."""
+    numbers = [labels.dtype.kind in "biuf" for labels in (some, others)]
+    if len(some) and len(others) and numbers[0] != numbers[1]:
+        raise ValueError(f"labels are all numbers or all texts, not both: {some[0]!r} and {others[0]!r}")
+    return np.union1d(some, others)
+
+
+def _enrol(gallery: Gallery, enrolled: NDArray[Any], vectors: Vectors, y: NDArray[Any]) -> NDArray[Any]:
+    """Examples to classes; returns the gallery's classes, which it knows by their places among these."""
+    labels, of = np.unique(y, return_inverse=True)
+    all_enrolled = np.concatenate([enrolled, labels[~np.isin(labels, enrolled)]])
+    places = np.array([int((all_enrolled == label).argmax()) for label in labels])
+    if not len(enrolled):
+        counts = np.bincount(of).tolist()
+        gallery.fill({str(place): count for place, count in enumerate(counts)}, vectors[np.argsort(of, kind="stable")])
+        return all_enrolled
+    for number, place in enumerate(places):
+        gallery.enrol(str(place), vectors[of == number])
+    return all_enrolled
+
+
+def _likeliest_temperature(gallery: Gallery) -> float:
+    """That under which examples are likeliest to be of their class, each compared with all others."""
+    if sum(count > 1 for count in gallery.counts.values()) < 2:
+        return TEMPERATURE
+    similarity, own = _left_out(gallery)
+    # Platt (1999, "Probabilistic outputs for support vector machines", 2.2): who has seen n right answers does not
+    # expect the next one with certainty. Without it, classes that are told apart would have a temperature of 0.
+    target = np.full(similarity.shape, 1 / (len(own) + 2) / (similarity.shape[1] - 1))
+    target[np.arange(len(own)), own] = (len(own) + 1) / (len(own) + 2)
+    wanted = (target * similarity).sum()
+    low, high = np.log(LOWEST_TEMPERATURE), np.log(HIGHEST_TEMPERATURE)
+    for _ in range(20):  # the likelihood rises to one maximum, and falls from there
+        middle = (low + high) / 2
+        expected = (softmax(similarity, np.exp(middle)) * similarity).sum()
+        low, high = (low, middle) if expected < wanted else (middle, high)
+    return float(np.exp((low + high) / 2))
+
+
+def _left_out(gallery: Gallery) -> tuple[Floats, NDArray[np.int64]]:
+    """Similarities (n, classes) of examples, of those that are not alone, to all classes less themselves; and the
+    place (n,) of the class of each."""
+    counts = np.array(list(gallery.counts.values()))
+    starts, of = counts.cumsum() - counts, np.repeat(np.arange(len(counts)), counts)
+    several = (counts[of] > 1).nonzero()[0]
+    rows = several[:: max(1, -(-len(several) // _LEFT_OUT_AT_MOST))]
+    examples, own = gallery.examples, of[rows]
+    sums = np.add.reduceat(examples.astype(np.float64), starts, axis=0)
+    similarity = gallery.similarity(examples[rows]).astype(np.float64)
+    for number, (row, place) in enumerate(zip(rows, own, strict=True)):
+        cosines = examples[starts[place] : starts[place] + counts[place]] @ examples[row]
+        cosines[row - starts[place]] = -np.inf
+        rest = sums[place] - examples[row]
+        similarity[number, place] = (cosines.max() + rest @ examples[row] / max(np.linalg.norm(rest), 1e-12)) / 2
+    return similarity, own

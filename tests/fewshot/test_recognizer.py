@@ -1,0 +1,382 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from drawings import character, folder_of
+from numpy.typing import NDArray
+from PIL import Image
+
+from fewshot.embedder import Embedder
+from fewshot.encoders import Spec, create, rounded
+from fewshot.recognizer import GALLERY_FILE, Recognition, Recognizer
+from finetune.errors import InputError, UnreadablePicture
+from finetune.files import read_tensors_and_metadata, write_tensors
+
+NAMES = [f"character {number}" for number in range(12)]
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Embedder:
+    return Embedder.load("omniglot", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def enrolled(embedder: Embedder) -> Recognizer:
+    """One drawing each of twelve characters."""
+    made = Recognizer(embedder)
+    for number, name in enumerate(NAMES):
+        made.enrol(name, drawn(number))
+    return made
+
+
+@pytest.fixture
+def recognizer(enrolled: Recognizer) -> Recognizer:
+    """A copy of it, to be changed."""
+    copied = Recognizer(enrolled.embedder)
+    copied.gallery = deepcopy(enrolled.gallery)
+    return copied
+
+
+def drawn(number: int, drawer: int = 0) -> NDArray[np.uint8]:
+    """Dark ink on white."""
+    return 255 - character(number, drawer)
+
+
+def contents(recognizer: Recognizer) -> tuple[Any, ...]:
+    gallery = recognizer.gallery
+    return gallery.counts, gallery.examples.tolist(), gallery.background.tolist(), gallery._rival.tolist()
+
+
+def answers(recognizer: Recognizer) -> list[Recognition | UnreadablePicture]:
+    return recognizer.recognize_all([drawn(number, 1) for number in range(16)])
+
+
+# --- recognised -------------------------------------------------------------------------------------------------------
+
+
+def test_one_drawing_of_each_is_enough_to_recognise_another_hand_s(recognizer: Recognizer) -> None:
+    found = recognizer.recognize_all([drawn(number, drawer) for number in range(12) for drawer in (1, 2)])
+    assert np.mean([each.nearest == NAMES[at // 2] for at, each in enumerate(found)]) >= 0.9  # type: ignore[union-attr]
+    assert np.mean([each.label == NAMES[at // 2] for at, each in enumerate(found)]) >= 0.7  # type: ignore[union-attr]
+
+
+def test_unknown_drawings_are_told_as_such(recognizer: Recognizer) -> None:
+    found = [recognizer.recognize(drawn(number)) for number in range(100, 140)]
+    assert np.mean([each.label is None for each in found]) >= 0.8
+    assert all(each.nearest in NAMES for each in found)
+
+
+def test_an_answer_has_all_classes_the_most_similar_first(recognizer: Recognizer) -> None:
+    for number in (0, 5, 200):
+        found = recognizer.recognize(drawn(number, 1))
+        similarities, scores = list(found.similarities.values()), list(found.scores.values())
+        assert set(found.similarities) == set(found.scores) == set(NAMES)
+        assert list(found.similarities) == list(found.scores)
+        assert similarities == sorted(similarities, reverse=True)
+        assert scores == sorted(scores, reverse=True)
+        assert (found.nearest, found.similarity, found.score) == (next(iter(found.scores)), similarities[0], scores[0])
+        assert found.label == (found.nearest if found.similarity >= recognizer.threshold else None)
+
+
+def test_the_enrolled_drawing_itself_is_recognised(recognizer: Recognizer) -> None:
+    found = recognizer.recognize(drawn(3))
+    assert found.label == NAMES[3]
+    assert 1 - 1e-5 <= found.similarity <= 1
+    assert found.score >= 0.95
+
+
+def test_one_class_is_enough(embedder: Embedder) -> None:
+    recognizer = Recognizer(embedder).enrol("it", [drawn(0), drawn(0, 1)])
+    assert recognizer.recognize(drawn(0, 2)).label == "it"
+    assert recognizer.recognize(drawn(1)).label is None
+
+
+def test_answers_keep_their_order_around_pictures_that_cannot_be_read(recognizer: Recognizer, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("hello")
+    given = [tmp_path / "text.png", drawn(0), np.zeros((0, 3), np.uint8), drawn(1), str(tmp_path / "missing.png")]
+    broken, zero, empty, one, missing = recognizer.recognize_all(given)
+    assert isinstance(zero, Recognition)
+    assert isinstance(one, Recognition)
+    assert (zero.label, one.label) == (NAMES[0], NAMES[1])
+    assert isinstance(broken, UnreadablePicture)
+    assert isinstance(missing, UnreadablePicture)
+    assert isinstance(empty, UnreadablePicture)
+    assert (broken.source, broken.reason) == (str(tmp_path / "text.png"), "not a picture")
+    assert (missing.source, missing.reason) == (str(tmp_path / "missing.png"), "no such file")
+    assert empty.source == "picture 2"
+    assert all(isinstance(each, UnreadablePicture) for each in recognizer.recognize_all([tmp_path / "text.png"]))
+    assert recognizer.recognize_all([]) == []
+    with pytest.raises(UnreadablePicture, match=r"text\.png: not a picture"):
+        recognizer.recognize(tmp_path / "text.png")
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_folder_s_pictures_are_recognised_in_the_order_of_their_paths(
+    kind: type, recognizer: Recognizer, tmp_path: Path
+) -> None:
+    for number in (2, 0, 1):
+        Image.fromarray(drawn(number)).save(tmp_path / f"{number}.png")
+    (tmp_path / "3.png").write_text("hello")
+    *found, broken = recognizer.recognize_all(kind(tmp_path))
+    assert [each.label for each in found] == NAMES[:3]  # type: ignore[union-attr]
+    assert isinstance(broken, UnreadablePicture)
+    assert broken.source == str(tmp_path / "3.png")
+
+
+def test_nothing_enrolled_has_no_answer(embedder: Embedder) -> None:
+    for question in (lambda it: it.recognize(drawn(0)), lambda it: it.recognize_all([]), lambda it: it.threshold):
+        with pytest.raises(InputError, match="nothing is enrolled yet"):
+            question(Recognizer(embedder))
+
+
+# --- enrolled and forgotten -------------------------------------------------------------------------------------------
+
+
+def test_classes_are_enrolled_and_forgotten_in_a_chain(recognizer: Recognizer) -> None:
+    chained = recognizer.forget(NAMES[0]).enrol("zero", [drawn(0), drawn(0, 1)]).forget(NAMES[1])
+    assert chained is recognizer
+    assert recognizer.labels == (*NAMES[2:], "zero")
+    assert recognizer.recognize(drawn(0, 2)).label == "zero"
+    assert recognizer.recognize(drawn(1)).nearest != NAMES[1]
+
+
+def test_one_picture_several_and_a_folder_can_be_enrolled(embedder: Embedder, tmp_path: Path) -> None:
+    folder_of(tmp_path, classes=1, each=3)
+    files = sorted(tmp_path.rglob("*.png"))
+    pixels = [np.asarray(Image.open(file)) for file in files]
+    tensors = torch.from_numpy(np.stack(pixels))[:, None].repeat(1, 3, 1, 1)
+    several = [tmp_path, str(tmp_path), files, tuple(pixels), tensors, np.stack(pixels)[..., None].repeat(3, 3)]
+    counts = [Recognizer(embedder).enrol("a", given).gallery.counts["a"] for given in several]  # type: ignore[arg-type]
+    assert counts == [3] * len(several)
+    single = [files[0], str(files[0]), files[0].read_bytes(), pixels[0], tensors[0], Image.open(files[0])]
+    vectors = [Recognizer(embedder).enrol("a", given).gallery.examples for given in single]
+    assert {len(each) for each in vectors} == {1}
+    assert max(np.abs(each - vectors[0]).max() for each in vectors) < 1e-5
+
+
+def test_the_same_picture_twice_counts_once(recognizer: Recognizer) -> None:
+    recognizer.enrol("new", [drawn(50), drawn(51), drawn(50)])
+    assert recognizer.gallery.counts["new"] == 2
+    recognizer.enrol("new", [drawn(51), drawn(52)])
+    assert recognizer.gallery.counts["new"] == 3
+    before = contents(recognizer)
+    recognizer.enrol("new", drawn(51))
+    assert contents(recognizer) == before
+
+
+def test_a_picture_of_another_class_is_refused_by_name(recognizer: Recognizer) -> None:
+    before = contents(recognizer)
+    message = r"picture 1 of 'new' is enrolled as 'character 4' already; forget that first"
+    with pytest.raises(InputError, match=message):
+        recognizer.enrol("new", [drawn(50), drawn(4)])
+    assert contents(recognizer) == before
+    recognizer.forget(NAMES[4]).enrol("new", [drawn(4, 1), drawn(4)])
+    assert recognizer.recognize(drawn(4)).label == "new"
+
+
+def test_what_cannot_be_enrolled_changes_nothing(recognizer: Recognizer, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "empty").mkdir()
+    before = contents(recognizer)
+    for label, pictures in [
+        ("new", tmp_path / "text.png"),
+        ("new", [drawn(50), tmp_path / "text.png"]),
+        ("new", tmp_path / "missing.png"),
+        ("new", []),
+        ("new", tmp_path / "empty"),
+        ("", drawn(50)),
+    ]:
+        with pytest.raises(InputError):
+            recognizer.enrol(label, pictures)
+        assert contents(recognizer) == before
+    with pytest.raises(InputError, match="'stranger' is not enrolled"):
+        recognizer.forget("stranger")
+    with pytest.raises(UnreadablePicture):
+        recognizer.add_background([drawn(60), tmp_path / "text.png"])
+    assert contents(recognizer) == before
+
+
+def test_background_makes_it_harder_to_be_taken_for_a_class(recognizer: Recognizer) -> None:
+    before = recognizer.threshold
+    # The same by other hands: as like the enrolled ones as can be.
+    assert recognizer.add_background([drawn(number, 5) for number in range(12)]) is recognizer
+    assert len(recognizer.gallery.background) == 12
+    assert recognizer.threshold > before
+
+
+def test_a_lower_rate_of_false_accepts_is_a_higher_threshold(embedder: Embedder) -> None:
+    strict, lenient = (
+        Recognizer(embedder, false_accept_rate=rate).enrol("a", drawn(0)).enrol("b", drawn(1)) for rate in (0.01, 0.3)
+    )
+    assert strict.threshold > lenient.threshold
+
+
+# --- saved and loaded -------------------------------------------------------------------------------------------------
+
+LABELS = ["Ä/ö", "漢字", "🦉", "a\nb\t\0", " ", "..", "\udce9\ud800", "e\u0301", "é", "counts"]
+
+
+def test_what_was_saved_gives_the_same_answers(recognizer: Recognizer, tmp_path: Path) -> None:
+    recognizer.enrol(NAMES[0], drawn(0, 3)).add_background([drawn(90), drawn(91)])
+    recognizer.save(tmp_path / "deep" / "gallery")
+    for loaded in (
+        Recognizer.load(str(tmp_path / "deep" / "gallery"), device="cpu"),
+        Recognizer.load(tmp_path / "deep" / "gallery", embedder=recognizer.embedder),
+    ):
+        assert contents(loaded)[:-1] == contents(recognizer)[:-1]
+        for ours, theirs in zip(answers(loaded), answers(recognizer), strict=True):
+            assert isinstance(ours, Recognition)
+            assert isinstance(theirs, Recognition)
+            assert (ours.label, ours.similarities) == (theirs.label, theirs.similarities)
+            # Of classes enrolled one by one, what unknown pictures are like was added up in another order.
+            assert list(ours.scores.values()) == pytest.approx(list(theirs.scores.values()), abs=1e-5)
+        assert loaded.threshold == pytest.approx(recognizer.threshold, abs=1e-5)
+
+
+def test_what_was_loaded_and_saved_again_is_the_same_bit_for_bit(recognizer: Recognizer, tmp_path: Path) -> None:
+    recognizer.enrol(NAMES[0], drawn(0, 3)).add_background([drawn(90), drawn(91)]).save(tmp_path / "one")
+    loaded = Recognizer.load(tmp_path / "one", embedder=recognizer.embedder)
+    loaded.save(tmp_path / "other")
+    again = Recognizer.load(tmp_path / "other", embedder=recognizer.embedder)
+    assert (tmp_path / "one" / GALLERY_FILE).read_bytes() == (tmp_path / "other" / GALLERY_FILE).read_bytes()
+    assert contents(again) == contents(loaded)
+    assert answers(again) == answers(loaded)
+    assert again.threshold == loaded.threshold
+
+
+def test_labels_may_be_any_text(embedder: Embedder, tmp_path: Path) -> None:
+    recognizer = Recognizer(embedder, false_accept_rate=0.2)
+    for number, label in enumerate(LABELS):
+        recognizer.enrol(label, drawn(number))
+    recognizer.save(tmp_path)
+    loaded = Recognizer.load(tmp_path, embedder=embedder)
+    assert loaded.labels == tuple(LABELS)
+    assert [loaded.recognize(drawn(number)).label for number in range(len(LABELS))] == LABELS
+
+
+def test_a_gallery_without_classes_comes_back(embedder: Embedder, tmp_path: Path) -> None:
+    Recognizer(embedder, false_accept_rate=0.2).save(tmp_path)
+    loaded = Recognizer.load(tmp_path, embedder=embedder)
+    assert loaded.labels == ()
+    assert loaded.gallery.false_accept_rate == 0.2
+    assert loaded.enrol("a", drawn(0)).recognize(drawn(0)).label == "a"
+
+
+def other_embedder() -> Embedder:
+    torch.manual_seed(0)
+    spec = Spec("fewtune_drawing", 32, "drawing")
+    network = create(spec)
+    rounded(network)
+    return Embedder(network, spec, device="cpu")
+
+
+def refused(folder: Path, message: str, **options: Any) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        Recognizer.load(folder, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_embedder_is_refused(recognizer: Recognizer, tmp_path: Path) -> None:
+    recognizer.save(tmp_path)
+    refused(
+        tmp_path, "was made with the embedder .*, not with .*: give that one, or enrol anew", embedder=other_embedder()
+    )
+
+
+def test_an_embedder_that_came_from_nowhere_must_be_given(tmp_path: Path) -> None:
+    embedder = other_embedder()
+    Recognizer(embedder).enrol("a", drawn(0)).save(tmp_path)
+    refused(tmp_path, "nothing says which embedder this was made with; give it")
+    assert Recognizer.load(tmp_path, embedder=embedder).labels == ("a",)
+
+
+def test_files_that_are_missing_or_damaged_are_named(recognizer: Recognizer, tmp_path: Path) -> None:
+    given = {"embedder": recognizer.embedder}
+    refused(tmp_path / "missing", "missing holds no gallery", **given)
+    refused(tmp_path, f"holds no gallery: it has no {GALLERY_FILE}", **given)
+    recognizer.save(tmp_path)
+    path = tmp_path / GALLERY_FILE
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:100], whole[: len(whole) // 2], whole[:-1], b"junk" * 100):
+        path.write_bytes(damaged)
+        refused(tmp_path, f"{GALLERY_FILE} is not a valid safetensors file", **given)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file is a file; name a folder for the gallery"):
+        recognizer.save(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, "is of another version; this one reads format 1"),
+        ({"counts": {"a": 13}}, "do not go with classes"),
+        ({"counts": {"": 12}}, "a label is a text"),
+        ({"counts": {"a": 12.0}}, "do not go with classes"),
+        ({"counts": [12]}, "is not as it was saved"),
+        ({"counts": None}, "is not as it was saved"),
+        ({"false_accept_rate": 2}, "between 0 and 1"),
+        ({"false_accept_rate": "x"}, "is not as it was saved"),
+        ({"impostors": {"threshold": 1}}, "is not as it was saved"),
+        ({"impostors": 5}, "is not as it was saved"),
+    ],
+)
+def test_a_gallery_that_tells_what_cannot_be_is_refused(
+    change: dict[str, Any], message: str, recognizer: Recognizer, tmp_path: Path
+) -> None:
+    recognizer.save(tmp_path)
+    tensors, metadata = read_tensors_and_metadata(tmp_path / GALLERY_FILE)
+    changed = {"gallery": json.dumps(json.loads(metadata["gallery"]) | change)}
+    write_tensors(tmp_path / GALLERY_FILE, tensors, changed)
+    refused(tmp_path, message, embedder=recognizer.embedder)
+
+
+def test_vectors_that_cannot_be_are_refused(recognizer: Recognizer, tmp_path: Path) -> None:
+    recognizer.save(tmp_path)
+    tensors, metadata = read_tensors_and_metadata(tmp_path / GALLERY_FILE)
+    examples = tensors["examples"]
+    for damaged in (examples * 2, examples * torch.nan, examples[:, :5].clone(), examples[:3].clone(), examples[0]):
+        write_tensors(tmp_path / GALLERY_FILE, tensors | {"examples": damaged}, metadata)
+        refused(tmp_path, "is not as it was saved", embedder=recognizer.embedder)
+    write_tensors(tmp_path / GALLERY_FILE, {"examples": examples}, metadata)
+    refused(tmp_path, "is not as it was saved", embedder=recognizer.embedder)
+    write_tensors(tmp_path / GALLERY_FILE, tensors, {"gallery": "{"})
+    refused(tmp_path, "is not a gallery; it may be damaged", embedder=recognizer.embedder)
+    write_tensors(tmp_path / GALLERY_FILE, tensors)
+    refused(tmp_path, "is not a gallery; it may be damaged", embedder=recognizer.embedder)
+
+
+SAVING = """
+import sys
+from fewshot.recognizer import Recognizer
+recognizer = Recognizer.load(sys.argv[1], device="cpu")
+example = recognizer.gallery.examples[:1]
+while True:
+    recognizer.gallery.enrol("one", example)
+    recognizer.gallery.enrol("two", -example)
+    recognizer.save(sys.argv[1])
+"""
+
+
+def test_killed_while_it_saves_the_old_gallery_or_the_new_is_there(recognizer: Recognizer, tmp_path: Path) -> None:
+    recognizer.save(tmp_path)
+    path = tmp_path / GALLERY_FILE
+    before = path.stat().st_mtime_ns
+    process = subprocess.Popen([sys.executable, "-c", SAVING, str(tmp_path)])
+    deadline = time.monotonic() + 60
+    while path.stat().st_mtime_ns == before and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    counts = Recognizer.load(tmp_path, embedder=recognizer.embedder).gallery.counts
+    assert counts["one"] == counts["two"] >= 1
