@@ -259,7 +259,8 @@ class Gallery:
             strangers = self._similarity(self._background).max(1).astype(np.float64)
             samples = np.concatenate([samples, strangers])
             weights = np.concatenate([weights, np.ones(len(strangers))])
-        return _Rates(samples, weights, self._pair_rates(), len(self._labels))
+        # Examples of one class are alike: four of them are as likely to be like something else as two that are not.
+        return _Rates(samples, weights, self._pair_rates(), float(np.sqrt(self._counts).sum()))
 
     def _pair_rates(self) -> _Pairs:
         """Of pairs of different classes, how many are how similar."""
@@ -280,8 +281,8 @@ class Gallery:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The share of pairs of different classes that are so similar: by a measured curve, or as normally distributed up to
-    1."""
+    """The share of pairs of different classes that are so similar: by a measured curve, or by a normal distribution
+    that ends at 1."""
 
     curve: tuple[Floats, Floats] | None = None
     normal: tuple[float, float] | None = None
@@ -302,19 +303,19 @@ class _Pairs:
 class _Rates:
     """The share of unknown pictures that are so similar, or more, to the nearest of the enrolled classes."""
 
-    def __init__(self, samples: Floats, weights: Floats, pairs: _Pairs, classes: int):
+    def __init__(self, samples: Floats, weights: Floats, pairs: _Pairs, chances: float):
         order = np.argsort(samples)
         self._samples = samples[order]
         # What lies at a place and above it.
         self._above = np.concatenate([weights[order][::-1].cumsum()[::-1], [0.0]])
         self._pairs = pairs
-        self._classes = classes
+        self._chances = chances
 
     def at(self, similarity: NDArray[np.floating]) -> Floats:
         """Falling from 1 to 0, in the shape of `similarity`."""
         wanted = similarity.astype(np.float64)
         measured = self._above[np.searchsorted(self._samples, wanted, side="left")]
-        by_pairs = -np.expm1(self._classes * np.log1p(-np.minimum(self._pairs.at(wanted), 1 - 1e-12)))
+        by_pairs = -np.expm1(self._chances * np.log1p(-np.minimum(self._pairs.at(wanted), 1 - 1e-12)))
         return np.asarray((measured + PRIOR_CLASSES * by_pairs) / (self._above[0] + PRIOR_CLASSES), np.float64)
 
     def threshold(self, rate: float) -> float:
