@@ -2,13 +2,14 @@
 
     FEWTUNE_DATA=DATA python benchmarks/embedding_speed.py --repeats 5
 
-All pictures of cats-dogs through one frozen network on the CPU. In one process, one after the other, --repeats times:
+All pictures of cats-dogs through one frozen network on the CPU. In one run, one after the other, --repeats times:
 
 embed     `Embedder.embed` of all paths; the network was converted before, which is timed by itself
 reading   the same pictures read, decoded and cropped in the same threads, with no network
 network   the same network as it runs in `embed`, in the same threads, over pictures that already lie in memory
 float32   `Embedder.embed` with tolerance=1: plain float32 in torch
-obvious   PIL, torchvision, a DataLoader with one worker a core, eager float32; --obvious times only, as it is slow
+obvious   benchmarks/obvious_loop.py, a program of its own: timm, PIL, a DataLoader with one worker a core, eager
+          float32, evaluation mode; --obvious times only, as it is slow
 
 Medians of pictures per second, and their ratios, go to benchmarks/results/embedding_speed.json. Reading and network
 share the cores, so that 1 / (1 / reading + 1 / network) is what `embed` could reach if all around them were free.
@@ -21,6 +22,9 @@ import importlib.metadata
 import json
 import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,10 +37,7 @@ import torch
 import torch.nn.functional as F
 from machine import provenance
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
+from torch import Tensor
 
 from fewshot.embedder import Embedder
 from fewshot.encoders import Spec
@@ -45,10 +46,10 @@ from finetune.files import write_json
 from finetune.folder import list_unlabelled
 from finetune.frozen import CPU_BATCH, in_memory, run_over
 from finetune.images import MAX_PIXELS
-from finetune.loader import Pictures, cores
+from finetune.loader import Pictures
 from finetune.progress import Display
 from finetune.runtime import TOLERANCE, WORTH_CONVERTING, Chosen, accelerated
-from finetune.transforms import Preprocessing, evaluation_view
+from finetune.transforms import evaluation_view
 
 NETWORK = "tf_efficientnet_lite0"
 RESULT = Path(__file__).parent / "results" / "embedding_speed.json"
@@ -96,19 +97,20 @@ def measured(network: str, weights: Path, paths: list[Path], repeats: int, obvio
         "reading": lambda: run_over(device, blind, pictures).values.numpy(),
         "network": lambda: run_over(device, unit, batches).values.numpy(),
         "float32": lambda: exact.embed(paths, display=Display()),
-        "obvious": lambda: obvious(exact.network, preprocessing, paths),
     }
-    speeds: dict[str, list[float]] = {name: [] for name in programs}
+    speeds: dict[str, list[float]] = {name: [] for name in (*programs, "obvious")}
     vectors: dict[str, Vectors] = {}
     for repeat in range(repeats):
         for name, program in programs.items():
-            if name == "obvious" and repeat >= obvious_repeats:
-                continue
             with same_threads():
                 started = time.perf_counter()
                 vectors[name] = program()
                 speeds[name].append(len(paths) / (time.perf_counter() - started))
             print(f"{name} {speeds[name][-1]:.1f} pictures/s", flush=True)
+        if repeat < obvious_repeats:
+            vectors["obvious"], speed = obvious(network, weights, paths)
+            speeds["obvious"].append(speed)
+            print(f"obvious {speed:.1f} pictures/s", flush=True)
     median = {name: statistics.median(seen) for name, seen in speeds.items() if seen}
     ratios = {f"embed_over_{name}": median["embed"] / median[name] for name in ("float32", "obvious") if name in median}
     sharing = 1 / (1 / median["reading"] + 1 / median["network"])
@@ -151,26 +153,20 @@ def blind(pixels: Tensor) -> Tensor:
     return torch.empty(len(pixels), 1)
 
 
-class Files(Dataset[Tensor]):
-    def __init__(self, paths: list[Path], preprocessing: Preprocessing):
-        self.paths = paths
-        mode = transforms.InterpolationMode(preprocessing.interpolation)
-        steps = [transforms.Resize(preprocessing.shortest_side, mode), transforms.CenterCrop(preprocessing.size)]
-        normalize = transforms.Normalize(preprocessing.mean, preprocessing.std)
-        self.transform = transforms.Compose([*steps, transforms.ToTensor(), normalize])
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.transform(Image.open(self.paths[index]).convert("RGB"))  # type: ignore[no-any-return]
-
-
-@torch.inference_mode()
-def obvious(network: nn.Module, preprocessing: Preprocessing, paths: list[Path]) -> Vectors:
-    """Decoded whole and in other processes, the network on all cores at once."""
-    loader = DataLoader(Files(paths, preprocessing), batch_size=32, num_workers=cores())
-    return torch.cat([F.normalize(network(batch), dim=1) for batch in loader]).numpy()
+def obvious(network: str, weights: Path, paths: list[Path]) -> tuple[Vectors, float]:
+    """Vectors, and pictures per second, of a program in which nothing of this project takes part."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "vectors.npy"
+        program = Path(__file__).with_name("obvious_loop.py")
+        given = str(weights) if weights.is_file() else ""
+        done = subprocess.run(
+            [sys.executable, program, network, given, out],
+            input="\n".join(map(str, paths)),
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        return np.load(out), float(done.stdout)
 
 
 @contextmanager

@@ -5,7 +5,7 @@
 Exact search, 10 neighbours of 128 numbers, in one process, the engines by turns, --repeats times, medians:
 
 index    fewshot.Index, exact: keys and similarities
-faiss    faiss.IndexFlatIP as it comes
+faiss    faiss.IndexFlatIP
 torch    matmul and topk
 sklearn  NearestNeighbors, brute force, cosine; only where it is done in seconds
 bound    torch's matmul alone, with its result's memory kept: what exact search cannot do without, but for one query
@@ -83,13 +83,11 @@ def exact(n: int, m: int, device: str, repeats: int) -> dict[str, Any]:
     gallery, queries = unit(n, 0), unit(m, 1)
     engines = exact_engines(gallery, queries, device)
     seconds: dict[str, list[float]] = {name: [] for name in engines}
-    for name, search in engines.items():
-        prepare(name)
+    for search in engines.values():
         search(queries)
     for repeat in range(repeats):
         # In another order each time: threads that one has started may still spin when the next begins.
         for name, search in sorted(engines.items(), reverse=bool(repeat % 2)):
-            prepare(name)
             seconds[name].append(timed(lambda search=search: search(queries)))  # type: ignore[misc]
     rate = {name: m / statistics.median(times) for name, times in seconds.items()}
     row = {
@@ -136,14 +134,6 @@ def exact_engines(gallery: Vectors, queries: Vectors, device: str) -> dict[str, 
         engines["sklearn"] = sklearn.kneighbors
     return engines
 
-
-def prepare(name: str) -> None:
-    """Give FAISS back the setting that it comes with, which the index changes for the process."""
-    if name == "faiss":
-        import_faiss().cvar.distance_compute_blas_threshold = FAISS_COMES_WITH
-
-
-FAISS_COMES_WITH = int(import_faiss().cvar.distance_compute_blas_threshold)
 
 # ------------------------------------------------------------------------------------------------ approximate
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from fewshot.augment import view
-from fewshot.encoders import Normalized, Sight, Spec, halved, sight_of, width_of
+from fewshot.encoders import Sight, Spec, halved, sight_of, width_of
 from fewshot.framing import Framed, frame_drawings, frame_whole
 from fewshot.omniglot import Character
 from finetune.engine import open_engine
@@ -32,6 +32,7 @@ from finetune.images import MAX_PIXELS, Picture
 from finetune.loader import Pictures
 from finetune.progress import Advance, Display
 from finetune.runtime import TOLERANCE, Chosen, Run, accelerated
+from finetune.transforms import Normalized
 
 FORMAT = 1
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"

@@ -74,18 +74,6 @@ def sight_of(spec: Spec) -> Sight:
     return Sight(evaluation_view(spec.preprocessing), spec.preprocessing.shortest_side, _as_it_is)
 
 
-class Normalized(nn.Module):
-    """A network with the normalisation of its pictures: uint8 (n, 3, size, size) in, what the network gives out."""
-
-    def __init__(self, network: nn.Module, preprocessing: Preprocessing):
-        super().__init__()
-        self.network = network
-        self.preprocessing = preprocessing
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.network(self.preprocessing.normalize(pictures))  # type: ignore[no-any-return]
-
-
 def create(spec: Spec) -> nn.Module:
     """The network of `spec` with random weights. InputError for a name that timm does not know."""
     try:

@@ -15,8 +15,6 @@ Structure = Literal["exact", "ivf", "hnsw"]
 RECALL_AT = 10  # neighbours
 MEASURED_ON = 500  # vectors, or a fifth of them
 
-# From as many queries on, one product of matrices is faster than products of vectors; benchmarks/search.py measures it.
-_MATRICES_FROM = 16
 _MOST_ON_GPU = 2048  # neighbours that FAISS finds on a GPU
 _LEAST_EFFORT: dict[Structure, int] = {"ivf": 1, "hnsw": 16}  # lists probed; candidates that a graph's search keeps
 _MOST_CANDIDATES = 4096
@@ -265,11 +263,7 @@ def restore(
 
 def search_flat(flat: Any, queries: Vectors, k: int, selector: Any = None) -> Found:
     """Every vector of an IndexFlat compared."""
-    faiss = import_faiss()
-    # FAISS multiplies matrices only for batches far larger than those that gain by it. It knows this bound in numbers
-    # of a batch, for the whole process; another value changes how fast a search is, not what it finds.
-    faiss.cvar.distance_compute_blas_threshold = _MATRICES_FROM * flat.d
-    parameters = None if selector is None else faiss.SearchParameters(sel=selector)
+    parameters = None if selector is None else import_faiss().SearchParameters(sel=selector)
     similarity, rows = flat.search(queries, k, params=parameters)
     return similarity, rows
 

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.transforms import v2
 
 from finetune.config import Config
@@ -43,11 +45,17 @@ class Preprocessing:
         return pictures.div_(255).sub_(mean).div_(std)
 
 
-_SMOOTH = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+class Normalized(nn.Module):
+    """A network with the normalisation of its pictures: uint8 (n, 3, size, size) in, what the network gives out."""
+
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing):
+        super().__init__()
+        self.network = network
+        self.preprocessing = preprocessing
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.network(self.preprocessing.normalize(pictures))  # type: ignore[no-any-return]
+
 
 # Times as long as wide, beyond which only the middle of a picture is looked at.
 LONGEST = 16
@@ -79,9 +87,8 @@ def evaluation_view(preprocessing: Preprocessing, test_time: str = "plain") -> V
     if test_time == "ten-crop":
         crop: Any = v2.TenCrop(preprocessing.size)
         return View(trim, resize, crop, _stack)
-    # Which neighbour is nearest hangs on the last bit of a coordinate, so that one is resized whole.
-    if preprocessing.shortest_side >= preprocessing.size and preprocessing.interpolation in _SMOOTH:
-        return View(trim, _CenterResized(preprocessing), v2.PILToTensor())
+    if preprocessing.shortest_side >= preprocessing.size and preprocessing.interpolation in ("bilinear", "bicubic"):
+        return View(trim, _CenterResized(preprocessing))
     return View(trim, resize, v2.CenterCrop(preprocessing.size), v2.PILToTensor())
 
 
@@ -128,21 +135,20 @@ class _Trim:
 
 
 class _CenterResized:
-    """The centre crop of the resized picture, only that part of it being computed: half of the work is spared."""
+    """The centre crop of the resized picture as a tensor: torch resizes bytes in a fraction of the time of Pillow."""
 
     def __init__(self, preprocessing: Preprocessing):
         self.size, self.shortest_side = preprocessing.size, preprocessing.shortest_side
-        self.resample = _SMOOTH[preprocessing.interpolation]
+        self.mode = preprocessing.interpolation
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
+    def __call__(self, picture: Image.Image) -> Tensor:
         # Lengths and places are rounded as torchvision's Resize and CenterCrop do.
         shorter = min(picture.size)
-        whole = [length * self.shortest_side // shorter for length in picture.size]
-        start = [round((length - self.size) / 2) for length in whole]
-        scale = [before / after for before, after in zip(picture.size, whole, strict=True)]
-        left, top = (place * ratio for place, ratio in zip(start, scale, strict=True))
-        right, bottom = ((place + self.size) * ratio for place, ratio in zip(start, scale, strict=True))
-        return picture.resize((self.size, self.size), self.resample, box=(left, top, right, bottom))
+        width, height = (length * self.shortest_side // shorter for length in picture.size)
+        left, top = (round((length - self.size) / 2) for length in (width, height))
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+        resized = functional.interpolate(pixels, size=(height, width), mode=self.mode, antialias=True)
+        return resized[0, :, top : top + self.size, left : left + self.size]
 
 
 def _stack(crops: tuple[Image.Image, ...]) -> Tensor:
