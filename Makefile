@@ -16,8 +16,9 @@ demo: install
 	$(BIN)/finetune demo
 	$(BIN)/fewshot demo
 
+# A process a core, and a thread a process: several threads that wait for each other at every step cost far more.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist loadfile
 
 check: install
 	$(BIN)/ruff format --check .
