@@ -112,10 +112,14 @@ class Network(nn.Module):
         self.head = head
 
     def forward(self, pictures: Tensor) -> Tensor:
-        features = self.backbone(pictures)
-        # In float32 whatever surrounds it: as it was solved, and as the features are when they are kept.
-        with torch.autocast(pictures.device.type, enabled=False):
-            return self.head(features.float())  # type: ignore[no-any-return]
+        return classified(self.head, self.backbone(pictures))
+
+
+def classified(head: nn.Linear, features: Tensor) -> Tensor:
+    """Logits (n, classes) of features (n, width)."""
+    # In float32 whatever surrounds it: as it was solved, and as the features are when they are kept.
+    with torch.autocast(features.device.type, enabled=False):
+        return head(features.float())  # type: ignore[no-any-return]
 
 
 def _first_line(error: Exception) -> str:

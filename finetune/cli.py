@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
+from finetune.cache_command import cache
 from finetune.commands import (
     INTERRUPTED,
     as_json,
@@ -22,6 +24,9 @@ from finetune.commands import (
     run_command,
 )
 from finetune.config import Config
+
+if TYPE_CHECKING:
+    from finetune.probe import Curve
 
 BASELINES = {
     "majority_class": "majority class",
@@ -131,9 +136,49 @@ def demo(out: Path, seed: int, as_json: bool) -> None:
         print_json(rows)
 
 
+@cli.command()
+@click.argument("folder", type=existing)
+@hyper_parameters(Config)
+@as_json
+def probe(folder: Path, as_json: bool, **options: Any) -> None:
+    """How near the pictures in FOLDER are to what the backbone knows: a linear probe at every depth of it."""
+    from finetune.probing import probe_folder
+
+    curve = probe_folder(folder, config=Config(**options), display=display_for(as_json))
+    if as_json:
+        print_json(curve.to_dict())
+    else:
+        _print_curve(curve)
+
+
+cli.add_command(cache)
+
+
 def main() -> None:
     """Entry point."""
     run_command(cli, "finetune")
+
+
+def _print_curve(curve: Curve) -> None:
+    table = Table(
+        title=f"{curve.pictures:,} training pictures, {curve.classes} classes", title_justify="left", box=None
+    )
+    for heading, justify in (
+        ("linear probe on", "left"),
+        ("accuracy", "right"),
+        ("95 % interval", "right"),
+        ("", "left"),
+    ):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    lowest = min(probe.accuracy for probe in (*curve.probes, curve.together))
+    for probe in (*curve.probes, curve.together):
+        low, high = probe.interval
+        bar = "█" * round(1 + 29 * (probe.accuracy - lowest) / max(1e-9, 1 - lowest))
+        clearly = "  better than the last" if probe.over_last_interval[0] > 0 else ""
+        table.add_row(probe.depth, f"{probe.accuracy:.1%}", f"{low:.1%} to {high:.1%}", bar + clearly)
+    console = Console()
+    console.print(table)
+    console.print("unlike the backbone's own pictures" if curve.different else "like the backbone's own pictures")
 
 
 def _print_result(metrics: dict[str, Any], kept_in: str | None) -> None:

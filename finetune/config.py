@@ -42,6 +42,7 @@ class Config(Options):
     crop_scale: float = option(0.35, "smallest share of a picture that a random crop keeps", low=0.01, below=1.01)
     flip: bool = option(True, "mirror pictures left to right at random")
     trivial_augment: bool = option(True, "one random colour or shape distortion a picture (TrivialAugment)")
+    views: int = option(6, "augmented views of each picture that training on frozen stages draws from", low=1)
     mixup: float = option(0.0, "strength of mixup: alpha of its beta distribution, 0 for none", low=0)
     test_time: str = option("plain", "views averaged for a prediction", choices=("plain", "flip", "ten-crop"))
     val_fraction: float = option(0.15, "share of the pictures to choose on, when no val/ is given", low=0, below=1)
@@ -50,6 +51,7 @@ class Config(Options):
     )
     max_bad: float = option(0.1, "share of unreadable files beyond which the run stops", low=0, below=1.01)
     max_pixels: int = option(MAX_PIXELS, "largest picture that is decoded", low=1)
+    cache: bool = option(True, "keep activations of frozen stages for later runs (see finetune cache)")
     precision: str = option(
         "auto", "auto: bfloat16 where the processor is faster with it", choices=("auto", "float32", "bfloat16")
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,21 @@ from finetune.config import Config
 from finetune.engine import open_engine
 from finetune.errors import InputError
 from finetune.folder import Listing, list_folder
-from finetune.frozen import Outputs, in_memory, run_frozen
+from finetune.frozen import Outputs
 from finetune.head import LinearHead, fit_head
-from finetune.loader import Batch, Pictures, check_unchanged
+from finetune.inputs import Material
+from finetune.loader import Pictures
 from finetune.metrics import accuracy, log_loss
+from finetune.pooled import PooledStages
 from finetune.pretrained import load_pretrained
+from finetune.probing import training_curve
 from finetune.progress import Display
+from finetune.reading import read_pictures
 from finetune.run import RunFolder
 from finetune.strategy import STRATEGIES, Strategy, choose
-from finetune.training import Course, Material, Score, plan_for, train
+from finetune.training import Course, Score, plan_for, train
 from finetune.transforms import evaluation_view, pixels_needed, training_view
 from finetune.verdict import Rows, judge, verdict, write_run
-
-# Decoded validation pictures are kept in memory between epochs up to so many bytes.
-VALIDATION_MEMORY = 1 << 30
 
 # "auto" weighs classes once the largest has more than so many times the pictures of the smallest.
 UNBALANCED = 3
@@ -75,7 +77,8 @@ def fit(
         load_pretrained(backbone, config.weights, display.say)
     backbone.to(fabric.device)
 
-    outputs = _read_every_picture(fabric, backbone, listing, config, run, display)
+    stages = PooledStages(backbone)
+    outputs = _read_every_picture(fabric, stages, listing, config, run, display)
     found = audit(
         listing,
         [outputs.contents[position] for position in range(len(listing.samples))],
@@ -83,11 +86,12 @@ def fit(
         test_fraction=config.test_fraction,
         max_bad=config.max_bad,
     )
-    rows = Rows.of(listing, found, outputs)
+    rows = Rows.of(listing, found, replace(outputs, values=outputs.values[..., -backbone.width :]))
     for line in rows.told():
         display.say(line)
 
-    choice = choose(config.strategy, len(found.train) / len(found.classes))
+    curve = training_curve(stages, outputs, rows)
+    choice = choose(config.strategy, len(found.train) / len(found.classes), curve)
     display.say(choice.reason)
     class_weights = _class_weights(config.class_weights, rows.of_split("train")[1], len(found.classes))
     head = fit_head(*rows.of_split("train"), *rows.of_split("val"), class_weights)
@@ -106,17 +110,13 @@ def fit(
 
 
 def _read_every_picture(
-    fabric: Fabric, backbone: Backbone, listing: Listing, config: Config, run: RunFolder | None, display: Display
+    fabric: Fabric, stages: PooledStages, listing: Listing, config: Config, run: RunFolder | None, display: Display
 ) -> Outputs:
-    """The one pass that reads every file: its hash, whether it can be read, the frozen features of what it shows."""
+    """Pooled activations of every stage; what this run has kept already is not read again."""
     kept = None if run is None else run.kept_features(listing)
     if kept is not None:
         return kept
-    preprocessing = backbone.preprocessing
-    paths = [listing.root / sample.path for sample in listing.samples]
-    pictures = Pictures(paths, evaluation_view(preprocessing), preprocessing.shortest_side, config.max_pixels)
-    with display.bar("reading", len(paths)) as advance:
-        outputs = run_frozen(fabric, backbone, preprocessing, pictures, workers=config.workers, advance=advance)
+    outputs = read_pictures(fabric, stages, listing, config, display)
     if run is not None:
         run.keep_features(listing, outputs)
     return outputs
@@ -145,12 +145,6 @@ def _train(
     preprocessing = network.backbone.preprocessing
     paths = rows.paths()
     val_paths = [paths[index] for index in rows.folder.val]
-    val_pictures = Pictures(val_paths, evaluation_view(preprocessing), preprocessing.shortest_side, config.max_pixels)
-    val: Pictures | list[Batch] = val_pictures
-    if len(val_paths) * 3 * preprocessing.size**2 <= VALIDATION_MEMORY:
-        val = in_memory(fabric, val_pictures, config.workers)
-        for batch in val:
-            check_unchanged(batch, val_pictures, [rows.hashes[index] for index in rows.folder.val])
     material = Material(
         pictures=Pictures(
             paths,
@@ -161,11 +155,12 @@ def _train(
         ),
         indices=list(rows.folder.train),
         labels=rows.labels,
-        val=val,
+        val=Pictures(val_paths, evaluation_view(preprocessing), preprocessing.shortest_side, config.max_pixels),
         val_labels=val_labels,
         class_weights=class_weights,
         preprocessing=preprocessing,
         hashes=rows.hashes,
+        val_hashes=[rows.hashes[index] for index in rows.folder.val],
     )
     return train(
         fabric,

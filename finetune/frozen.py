@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -117,28 +118,51 @@ def _on_cores(
     """Each core takes a small batch from file to output by itself.
 
     Faster than one network on all cores beside processes that decode: no core waits for another at the end of
-    each layer, and what passes between layers stays in its cache.
+    each layer, and what passes between layers stays in its cache. Random views come from processes all the same: the
+    threads of one share the generator that they draw from.
     """
 
     def work(job: Callable[[], Batch]) -> tuple[Batch, Tensor | None]:
         batch = job()
         return batch, see(batch)
 
-    if isinstance(pictures, Pictures):
-        every = range(len(pictures))
-        jobs = [partial(pictures.batch, every[start : start + batch_size]) for start in every[::batch_size]]
-    else:
-        jobs = [partial(_itself, batch) for batch in pictures]
     # torch keeps the number that a thread was last told for every thread that starts later.
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(
         max(1, cores() if workers is None else workers), initializer=torch.set_num_threads, initargs=(1,)
     )
     try:
-        yield from pool.map(work, jobs)
+        if isinstance(pictures, Pictures) and pictures.view.random:
+            processes = worker_count(workers, len(pictures) * (pictures.views or 1), beside_cpu=False)
+            yield from _soon(pool, work, in_order(pictures, batch_size=batch_size, workers=processes))
+        else:
+            yield from pool.map(work, _jobs(pictures, batch_size))
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
+
+
+def _jobs(pictures: Pictures | Sequence[Batch], batch_size: int) -> list[Callable[[], Batch]]:
+    """Each gives a batch, which a picture in a file is not before."""
+    if not isinstance(pictures, Pictures):
+        return [partial(_itself, batch) for batch in pictures]
+    every = range(len(pictures))
+    return [partial(pictures.batch, every[start : start + batch_size]) for start in every[::batch_size]]
+
+
+def _soon(
+    pool: ThreadPoolExecutor,
+    work: Callable[[Callable[[], Batch]], tuple[Batch, Tensor | None]],
+    batches: Iterable[Batch],
+) -> Iterator[tuple[Batch, Tensor | None]]:
+    """As the pool's `map`, which would take all of the batches before it gives the first."""
+    under_way: deque[Future[tuple[Batch, Tensor | None]]] = deque()
+    for batch in batches:
+        under_way.append(pool.submit(work, partial(_itself, batch)))
+        if len(under_way) > 2 * cores():
+            yield under_way.popleft().result()
+    while under_way:
+        yield under_way.popleft().result()
 
 
 def _itself(batch: Batch) -> Batch:

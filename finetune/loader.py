@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,10 @@ Item = tuple[int, Content, Tensor | None]
 
 @dataclass(frozen=True)
 class Batch:
-    """Readable pictures: index (n,) into the sources, pixels uint8 (n, 3, h, w). contents: of all, by index."""
+    """Readable pictures: index (n,) into the sources, pixels uint8 (n, 3, h, w) or (n, views, 3, h, w).
+
+    contents: of all, by index.
+    """
 
     index: Tensor
     pixels: Tensor
@@ -41,13 +44,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class Pictures(Dataset[Item]):
-    """`sources`, files or pictures in memory, seen through `view`; what is random in a view depends on `seed`."""
+    """`sources`, files or pictures in memory, seen through `view`; what is random in a view depends on `seed`.
+
+    views: None for pixels (3, h, w) of one view, which depends on the epoch; a number for those of so many epochs from
+    the first, (views, 3, h, w), whatever the epoch.
+    """
 
     sources: Sequence[Picture]
     view: View
     at_least: int
     max_pixels: int
     seed: int = 0
+    views: int | None = None
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -64,7 +72,9 @@ class Pictures(Dataset[Item]):
             picture = read_image(source, at_least=self.at_least, max_pixels=self.max_pixels)
         except UnreadablePicture as error:
             return index, Content(digest, error.reason), None
-        return index, Content(digest), self._seen(picture, epoch, index)
+        if self.views is None:
+            return index, Content(digest), self._seen(picture, epoch, index)
+        return index, Content(digest), torch.stack([self._seen(picture, view, index) for view in range(self.views)])
 
     def batch(self, indices: Iterable[int]) -> Batch:
         """The pictures at `indices`, read here and now."""
@@ -89,12 +99,12 @@ def shuffled(
     pictures: Pictures, indices: Sequence[int], *, batch_size: int, first_epoch: int, epochs: int, workers: int
 ) -> Iterable[Batch]:
     """Every picture in `indices` once an epoch, in an order that depends on the seed and the epoch alone."""
-    return _loader(pictures, _Shuffle(pictures.seed, indices, batch_size, first_epoch, epochs), workers)
+    return _loader(pictures, Shuffle(pictures.seed, indices, batch_size, first_epoch, epochs), workers)
 
 
-def check_unchanged(batch: Batch, pictures: Pictures, hashes: Sequence[str]) -> None:
-    """InputError when a picture is no longer what it was: hashes holds the sha256 of each, by index."""
-    for index, content in batch.contents.items():
+def check_unchanged(contents: Mapping[int, Content], pictures: Pictures, hashes: Sequence[str]) -> None:
+    """InputError when a picture is no longer what it was. contents, hashes: by index; the sha256 of each, then."""
+    for index, content in contents.items():
         if content.reason is not None or content.sha256 != hashes[index]:
             why = f" ({content.reason})" if content.reason else ""
             raise InputError(
@@ -129,7 +139,9 @@ def batches_per_epoch(pictures: int, batch_size: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Shuffle:
+class Shuffle:
+    """Batches of keys (epoch, index): every one of `indices` once an epoch, from `first_epoch` to before `epochs`."""
+
     seed: int
     indices: Sequence[int]
     batch_size: int

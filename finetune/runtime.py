@@ -85,7 +85,7 @@ def accelerated(
     wanted = exact.run(seen)
     try:
         for name, run in (_on_cpu if on_cpu else _on_gpu)(network, seen, batch_size, pictures):
-            closeness = _closeness(run(_filled(seen, batch_size))[: len(seen)], wanted)
+            closeness = _closeness(run(filled(seen, batch_size))[: len(seen)], wanted)
             if closeness >= 1 - (1 - tolerance) / _CAUTION:
                 return Chosen(run, name, closeness)
     # Converters stop at what they do not know in any way they like; the network as it is remains.
@@ -118,7 +118,7 @@ def _on_cpu(network: nn.Module, example: Tensor, batch_size: int, pictures: int)
     import openvino  # here, because it takes a while to import
 
     core = openvino.Core()
-    model = core.read_model(_onnx(network, _filled(example, batch_size)))
+    model = core.read_model(_onnx(network, filled(example, batch_size)))
     precisions = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     for precision, hint in (("BF16", "bf16"), ("FP32", "f32")):
         if precision in precisions:
@@ -153,12 +153,12 @@ class _Compiled:
             return self._uncompiled(batch)
         if not hasattr(self._of_thread, "request"):
             self._of_thread.request = self._model.create_infer_request()
-        given = _filled(batch, self._batch_size).numpy()
+        given = filled(batch, self._batch_size).numpy()
         found = self._of_thread.request.infer([given], share_inputs=True, share_outputs=True)[0]
         return torch.from_numpy(np.array(found[: len(batch)], np.float32))  # a copy: the request reuses its own
 
 
-def _filled(batch: Tensor, size: int) -> Tensor:
+def filled(batch: Tensor, size: int) -> Tensor:
     """A batch of `size`, filled up with zeros: no picture's output depends on its neighbours in evaluation mode."""
     missing = batch.new_zeros((size - len(batch), *batch.shape[1:]))
     return torch.cat([batch, missing]).contiguous() if len(missing) else batch.contiguous()
@@ -189,6 +189,6 @@ def _filling(compiled: Run, size: int, uncompiled: Run) -> Run:
     """compiled: for batches of one `size`, so that it is compiled once. uncompiled: how a few pictures are run."""
 
     def run(batch: Tensor) -> Tensor:
-        return uncompiled(batch) if len(batch) <= _FEW * size else compiled(_filled(batch, size))[: len(batch)]
+        return uncompiled(batch) if len(batch) <= _FEW * size else compiled(filled(batch, size))[: len(batch)]
 
     return run

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from finetune.probe import Curve
 
 
 @dataclass(frozen=True)
@@ -63,16 +67,18 @@ FEW, MANY = 20, 200
 
 @dataclass(frozen=True)
 class Choice:
-    """A strategy and the sentence that says why it was taken."""
+    """A strategy and the sentence that says why it was taken, by the probe curve where there is one."""
 
     strategy: Strategy
     reason: str
+    curve: Curve | None = None
 
 
-def choose(requested: str, pictures_per_class: float) -> Choice:
-    """The strategy asked for, or with "auto" the one that the number of training pictures per class suggests."""
+def choose(requested: str, pictures_per_class: float, curve: Curve | None = None) -> Choice:
+    """The strategy asked for, or with "auto" the one that fits how many training pictures there are of each class, and
+    how near they are to what the backbone knows, as `curve` measures it; None where there are too few to measure."""
     if requested != "auto":
-        return Choice(STRATEGIES[requested], f"{requested}: as asked for.")
+        return Choice(STRATEGIES[requested], f"{requested}: as asked for.", curve)
     count = f"{pictures_per_class:.0f} training pictures per class"
     if pictures_per_class < FEW:
         strategy, why = HEAD, f"{count} are under {FEW}: too few to move the backbone"
@@ -80,4 +86,19 @@ def choose(requested: str, pictures_per_class: float) -> Choice:
         strategy, why = PARTIAL, f"{count} lie between {FEW} and {MANY}: enough for the top stages, not for all"
     else:
         strategy, why = FULL, f"{count} are {MANY} or more: enough to adapt every stage"
-    return Choice(strategy, f"{strategy.name}: {why} (chosen on the number alone; similarity was not measured).")
+    return Choice(strategy, f"{strategy.name}: {why}; {_likeness(curve)}.", curve)
+
+
+def _likeness(curve: Curve | None) -> str:
+    """What the probe curve says, in words and numbers."""
+    if curve is None:
+        return "similarity was not measured, for want of two pictures of each class"
+    last = f"a linear probe on the last features is right on {curve.last.accuracy:.1%}"
+    best = max((*curve.probes[:-1], curve.together), key=lambda probe: probe.over_last_interval[0])
+    low, high = best.over_last_interval
+    if curve.different:
+        where = "on all depths together" if best is curve.together else f"after {best.depth}"
+        return (
+            f"they differ from the backbone's own: {last}, {where} on {best.accuracy:.1%} ({low:+.1%} to {high:+.1%})"
+        )
+    return f"they are like the backbone's own: {last}, and none at another depth is clearly better"

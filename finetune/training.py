@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,13 @@ from finetune.config import Config
 from finetune.engine import engine_to_train
 from finetune.errors import InputError, TrainingDiverged
 from finetune.files import read_tensors_and_metadata, write_tensors
-from finetune.frozen import run_frozen
-from finetune.loader import Batch, Pictures, batches_per_epoch, check_unchanged, shuffled, worker_count
+from finetune.frozen_inputs import inputs_for
+from finetune.inputs import Inputs, Material, Shown
+from finetune.loader import batches_per_epoch
 from finetune.metrics import accuracy, log_loss
 from finetune.progress import Advance, Display
 from finetune.strategy import Strategy
-from finetune.transforms import Preprocessing, view_seed
+from finetune.transforms import view_seed
 
 # A run takes at least so many steps, few pictures or not, in at most so many epochs.
 LEAST_STEPS, MOST_EPOCHS = 400, 40
@@ -51,30 +51,6 @@ class Plan:
     @property
     def steps(self) -> int:
         return self.epochs * self.steps_per_epoch
-
-
-@dataclass(frozen=True)
-class Material:
-    """What is learned from. indices: training pictures in `pictures`; labels (all pictures,) int64, by index.
-
-    val: the validation pictures in order, val_labels (m,) theirs. class_weights (classes,) or None. hashes: the sha256
-    of each picture when the run first read it, by index.
-    """
-
-    pictures: Pictures
-    indices: list[int]
-    labels: Tensor
-    val: Pictures | list[Batch]
-    val_labels: Tensor
-    class_weights: Tensor | None
-    preprocessing: Preprocessing
-    hashes: Sequence[str]
-
-    @property
-    def fingerprint(self) -> str:
-        """What is learned from, in one short text: which pictures, and their labels."""
-        learned = [(self.hashes[index], int(self.labels[index])) for index in self.indices]
-        return hashlib.sha256(json.dumps(learned).encode()).hexdigest()
 
 
 @dataclass
@@ -150,33 +126,27 @@ def train(
 
     start: the score of the weights as given, which training must beat to replace them; None when they are worth
     nothing. checkpoint: file to keep up to date after every epoch, and with `resume` to continue from. Ctrl-C ends
-    training early with the best weights so far. Raises TrainingDiverged when the loss stops being finite.
+    training early with the best weights so far. Raises TrainingDiverged when the loss stops being finite, InputError
+    for a picture that is no longer what it was.
     """
     network.backbone.freeze_below(plan.lowest, batch_norm_trains=plan.batch_norm_trains)
+    inputs = inputs_for(fabric, network, config, material, lowest=plan.lowest, epochs=plan.epochs, display=display)
     optimizer = _optimizer(network, plan, config)
     learning = engine_to_train(fabric, network, config.precision)
-    engine, optimizer = learning.setup(network, optimizer)
+    engine, optimizer = learning.setup(inputs.learner, optimizer)
     course, best = Course(best=start), _copy(network)
+    learned_from = {"pictures": material.fingerprint, "inputs": inputs.name}
     if resume and checkpoint is not None and checkpoint.exists():
-        course, best = _restore(checkpoint, network, optimizer, material)
-
-    loader = shuffled(
-        material.pictures,
-        material.indices,
-        batch_size=config.batch_size,
-        first_epoch=course.epoch,
-        epochs=plan.epochs,
-        workers=worker_count(config.workers, len(material.indices), beside_cpu=fabric.device.type == "cpu"),
-    )
+        course, best = _restore(checkpoint, network, optimizer, learned_from)
     try:
         with display.bar("training", plan.epochs * len(material.indices)) as advance:
             advance(course.epoch * len(material.indices), "")
-            batches = iter(loader)
+            batches = inputs.batches(course.epoch, plan.epochs)
             while course.epoch < plan.epochs and course.since_best < plan.patience:
                 train_loss = _one_epoch(
                     learning, network, engine, optimizer, plan, config, material, course.epoch, batches, advance
                 )
-                score = _validate(fabric, network, config, material)
+                score = _validate(inputs, material)
                 if not math.isfinite(score.loss):
                     raise TrainingDiverged(
                         f"the validation loss became {score.loss} after epoch {course.epoch + 1}: "
@@ -194,7 +164,7 @@ def train(
                 }
                 course.history.append(row)
                 if checkpoint is not None:
-                    _save(checkpoint, network, optimizer, material, course, best)
+                    _save(checkpoint, network, optimizer, learned_from, course, best)
                 advance(0, f"epoch {course.epoch}/{plan.epochs}, validation {score.accuracy:.1%}")
     except KeyboardInterrupt:
         if course.best is None:
@@ -214,28 +184,27 @@ def _one_epoch(
     config: Config,
     material: Material,
     epoch: int,
-    batches: Iterable[Batch],
+    batches: Iterator[Shown],
     advance: Advance,
 ) -> float:
     """The epoch's mean training loss. All randomness depends on seed and epoch alone, so that it can be redone."""
-    engine.train()
+    network.train()  # not the engine: what is frozen in the network stays in evaluation mode
     torch.manual_seed(view_seed(config.seed, epoch, "steps"))
     weights = None if material.class_weights is None else material.class_weights.to(fabric.device)
     losses: list[Tensor] = []
     total = torch.zeros((), device=fabric.device)
     first = epoch * plan.steps_per_epoch
     for step, batch in zip(range(first, first + plan.steps_per_epoch), batches, strict=False):
-        check_unchanged(batch, material.pictures, material.hashes)
         _set_rates(optimizer, schedule(step, plan.steps, round(config.warmup * plan.steps)))
-        pixels = material.preprocessing.normalize(batch.pixels.to(fabric.device, non_blocking=True))
+        inputs = batch.inputs
         targets = material.labels[batch.index].to(fabric.device)
         # A picture counts by its class. The loss's own weights would weigh the smoothed share of each class by that
         # class, and so teach a common picture the rare one.
         counts = torch.ones(len(targets), device=fabric.device) if weights is None else weights[targets]
         if config.mixup:
-            pixels, targets, counts = _mixup(pixels, targets, counts, len(network.head.bias), config.mixup)
+            inputs, targets, counts = _mixup(inputs, targets, counts, len(network.head.bias), config.mixup)
         losses_of_batch = nn.functional.cross_entropy(
-            engine(pixels).float(), targets, label_smoothing=config.label_smoothing, reduction="none"
+            engine(inputs).float(), targets, label_smoothing=config.label_smoothing, reduction="none"
         )
         loss = (losses_of_batch * counts).sum() / counts.sum()
         fabric.backward(loss)
@@ -250,11 +219,9 @@ def _one_epoch(
     return float(total) / plan.steps_per_epoch
 
 
-def _validate(fabric: Fabric, network: Network, config: Config, material: Material) -> Score:
-    outputs = run_frozen(fabric, network, material.preprocessing, material.val, workers=config.workers).values[:, 0]
-    if len(outputs) < len(material.val_labels):
-        raise InputError("validation pictures that could be read at the start of the run cannot now; start a new run")
-    return Score(accuracy(outputs, material.val_labels), log_loss(outputs, material.val_labels, material.class_weights))
+def _validate(inputs: Inputs, material: Material) -> Score:
+    logits = inputs.validation_logits()
+    return Score(accuracy(logits, material.val_labels), log_loss(logits, material.val_labels, material.class_weights))
 
 
 def _optimizer(network: Network, plan: Plan, config: Config) -> torch.optim.Optimizer:
@@ -324,7 +291,12 @@ def _copy(network: Network) -> dict[str, Tensor]:
 
 
 def _save(
-    path: Path, network: Network, optimizer: Any, material: Material, course: Course, best: dict[str, Tensor]
+    path: Path,
+    network: Network,
+    optimizer: Any,
+    learned_from: dict[str, str],
+    course: Course,
+    best: dict[str, Tensor],
 ) -> None:
     """Weights, optimiser and course in one file, so that no crash can part them."""
     tensors = {f"now.{name}": tensor for name, tensor in network.state_dict().items()}
@@ -333,16 +305,23 @@ def _save(
         for name, tensor in state.items():
             if tensor is not None:
                 tensors[f"optimizer.{position}.{name}"] = tensor
-    write_tensors(path, tensors, {"course": json.dumps(asdict(course)), "pictures": material.fingerprint})
+    write_tensors(path, tensors, {"course": json.dumps(asdict(course))} | learned_from)
 
 
-def _restore(path: Path, network: Network, optimizer: Any, material: Material) -> tuple[Course, dict[str, Tensor]]:
+def _restore(
+    path: Path, network: Network, optimizer: Any, learned_from: dict[str, str]
+) -> tuple[Course, dict[str, Tensor]]:
     try:
         tensors, metadata = read_tensors_and_metadata(path)
     except InputError as error:
         raise InputError(f"{error}; remove it to train again from the start") from error
-    if metadata.get("pictures") != material.fingerprint:
+    if metadata.get("pictures") != learned_from["pictures"]:
         raise InputError(f"{path} is of a run on other pictures; remove it to train again from the start")
+    if metadata.get("inputs") != learned_from["inputs"]:
+        raise InputError(
+            f"{path} was trained on {metadata.get('inputs')}, not {learned_from['inputs']}: "
+            "make room for the first, or remove it to train again from the start"
+        )
     course = Course(**json.loads(metadata["course"]))
     course.best = None if course.best is None else Score(**course.best)  # type: ignore[arg-type]
     network.load_state_dict(_part(tensors, "now."))

@@ -110,6 +110,7 @@ def verdict(rows: Rows, judged: dict[str, Tensor], choice: Choice, head: LinearH
         "used_for_selection": measured == "val",
         "strategy": strategy.name,
         "reason": choice.reason,
+        "probe_curve": None if choice.curve is None else choice.curve.to_dict(),
         "kept": "head" if fell_back or strategy.trains == "head" else strategy.name,
         "interrupted": course.interrupted,
         "epochs": course.epoch,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from finetune.backbone import Backbone, Network
 from finetune.config import Config
-from finetune.loader import _Shuffle, batches_per_epoch, epoch_order
+from finetune.loader import Shuffle, batches_per_epoch, epoch_order
 from finetune.strategy import FULL, PARTIAL, TRAIN
 from finetune.training import Plan, Score, _mixup, _optimizer, epochs_for, plan_for, schedule
 from finetune.transforms import view_seed
@@ -74,7 +74,7 @@ def test_order_is_a_permutation_that_seed_and_epoch_decide(seed: int, epoch: int
 
 @given(st.integers(1, 300), st.integers(1, 40))
 def test_an_epoch_shows_every_picture_once_and_none_alone(n: int, batch_size: int) -> None:
-    batches = list(_Shuffle(seed=0, indices=range(100, 100 + n), batch_size=batch_size, first_epoch=2, epochs=3))
+    batches = list(Shuffle(seed=0, indices=range(100, 100 + n), batch_size=batch_size, first_epoch=2, epochs=3))
     assert len(batches) == batches_per_epoch(n, batch_size)
     assert sorted(index for batch in batches for _, index in batch) == list(range(100, 100 + n))
     assert {epoch for batch in batches for epoch, _ in batch} == {2}

@@ -1,0 +1,145 @@
+"""What is frozen is computed once: activations come from the cache, and what is missing there is computed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from itertools import chain
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from finetune.activation_cache import ActivationCache, Activations, Values
+from finetune.activation_families import Family, sight_of
+from finetune.audit import Content
+from finetune.errors import UnreadablePicture
+from finetune.frozen import Outputs
+from finetune.images import read_content
+from finetune.loader import Item, Pictures, cores
+from finetune.progress import Advance
+
+# Pictures computed before their activations are put away: few until it is known how large these are, then as many as
+# make about so many bytes, and no more than a killed run can afford to lose.
+_FIRST_CHUNK, _CHUNK_BYTES, _CHUNK = 512, 256 << 20, 8192
+
+
+class Computed(Protocol):
+    """What a pass over pictures gives; `Outputs` is such. values: a row for each readable picture, in its `index`."""
+
+    @property
+    def values(self) -> Values: ...
+    @property
+    def index(self) -> Tensor: ...
+    @property
+    def contents(self) -> Mapping[int, Content]: ...
+
+
+@dataclass(frozen=True)
+class Seen:
+    """activations: a row for each readable picture. index: (n,) which picture that is, ascending.
+
+    contents: what reading told of every picture, readable or not, by index. computed: how many were not known before.
+    """
+
+    activations: Activations
+    index: Tensor
+    contents: dict[int, Content]
+    computed: int
+
+    def outputs(self) -> Outputs:
+        """All of them in memory, in float32, as a pass over the pictures would have given them."""
+        values = self.activations[:]
+        if isinstance(values, tuple):
+            raise ValueError("several values cross this cut; take them from `activations`")
+        return Outputs(values.float(), self.index, self.contents)
+
+
+def cached(
+    cache: ActivationCache,
+    family: Family,
+    pictures: Pictures,
+    compute: Callable[[Pictures], Computed],
+    *,
+    indices: Sequence[int] | None = None,
+    row_bytes: int | None = None,
+    workers: int | None = None,
+    advance: Advance | None = None,
+) -> Seen:
+    """What `compute` makes of every one of `pictures`, of which it is given those alone that `cache` does not know.
+
+    indices: of the pictures that are wanted, ascending; None for all. row_bytes: of one picture's activations, where
+    that is known beforehand.
+
+    A known picture is read and hashed, never decoded; where nothing of the family is known, nothing is hashed
+    beforehand. An unreadable picture is never known: it is decoded again, and its reason found again. `compute` tells
+    progress of what it is given, `advance` is told of the rest. workers: threads that hash, None for one a core.
+    ValueError for pictures in memory, which have no hash, and for a family that is not of these pictures' view.
+    """
+    if any(not isinstance(source, (str, Path)) for source in pictures.sources):
+        raise ValueError("only pictures in files are cached")
+    if not sight_of(pictures).items() <= {entry.name: getattr(family, entry.name) for entry in fields(family)}.items():
+        raise ValueError("the family is of pictures that are read or seen otherwise")
+    wanted = range(len(pictures)) if indices is None else indices
+    hashes = _hashes(pictures, wanted, workers) if cache.holds(family) else {}
+    found = cache.known(family, [family.row_key(sha256, index) for index, sha256 in hashes.items()])
+    contents = {index: Content(sha256) for (index, sha256), known in zip(hashes.items(), found, strict=True) if known}
+    missing = [index for index in wanted if index not in contents]
+    if advance is not None:
+        advance(len(contents), "")
+    for chunk in _chunks(cache, family, missing, row_bytes):
+        computed = compute(_Some(**vars(pictures), chosen=chunk))
+        keys = [family.row_key(computed.contents[index].sha256, index) for index in computed.index.tolist()]
+        cache.put(family, keys, computed.values)
+        cache.flush()
+        contents |= computed.contents
+    readable = [index for index in wanted if contents[index].reason is None]
+    activations = cache.get(family, [family.row_key(contents[index].sha256, index) for index in readable])
+    return Seen(activations, torch.tensor(readable, dtype=torch.int64), contents, len(missing))
+
+
+@dataclass(frozen=True)
+class _Some(Pictures):
+    """Those of the pictures whose indices are `chosen`; each keeps its index, on which a random view depends."""
+
+    chosen: Sequence[int] = ()
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, key: tuple[int, int]) -> Item:
+        epoch, position = key
+        return super().__getitem__((epoch, self.chosen[position]))
+
+
+def _hashes(pictures: Pictures, wanted: Sequence[int], workers: int | None) -> dict[int, str]:
+    """sha256 in hex by index, of every one that is there: one that is not has its reason told where it is seen."""
+
+    def digest(index: int) -> str | None:
+        try:
+            return hashlib.sha256(read_content(Path(pictures.sources[index]))).hexdigest()  # type: ignore[arg-type]
+        except UnreadablePicture:
+            return None
+
+    def digests(indices: Sequence[int]) -> list[str | None]:
+        return [digest(index) for index in indices]
+
+    with ThreadPoolExecutor(max(1, cores() if workers is None else workers)) as pool:
+        # Several files a job: of a million jobs, the jobs would take more memory than all else.
+        found = pool.map(digests, [wanted[start : start + 64] for start in range(0, len(wanted), 64)])
+        pairs = zip(wanted, chain.from_iterable(found), strict=True)
+        return {index: sha256 for index, sha256 in pairs if sha256 is not None}
+
+
+def _chunks(
+    cache: ActivationCache, family: Family, indices: Sequence[int], row_bytes: int | None
+) -> Iterator[Sequence[int]]:
+    start = 0
+    while start < len(indices):
+        size = cache.row_bytes(family) if row_bytes is None else row_bytes
+        count = _FIRST_CHUNK if size is None else min(_CHUNK, max(1, _CHUNK_BYTES // max(1, size)))
+        yield indices[start : start + count]
+        start += count

@@ -1,0 +1,88 @@
+"""`finetune cache`: what the activation cache holds, and how to be rid of it."""
+
+from __future__ import annotations
+
+import time
+
+import click
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from finetune.commands import as_json, print_json
+
+_DAY = 86_400
+
+
+@click.group()
+def cache() -> None:
+    """Activations of frozen networks, kept from run to run; $FEWTUNE_CACHE names another place for them."""
+
+
+@cache.command("list")
+@as_json
+def list_cache(as_json: bool) -> None:
+    """What the cache holds, the last used first."""
+    from finetune.activation_shards import default_bound, default_folder, families, size_of
+
+    folder = default_folder()
+    kept, total, bound = families(folder), size_of(folder), default_bound(folder)
+    if as_json:
+        rows = [
+            {"name": row.name, "pictures": row.pictures, "bytes": row.bytes, "last_used": row.last_used}
+            | {"about": {key: value for key, value in row.about.items() if key != "made_by"}}
+            for row in kept
+        ]
+        print_json({"folder": str(folder), "bytes": total, "bound": bound, "families": rows})
+        return
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("backbone", "cut", "view", "pictures", "size", "last used"):
+        table.add_column(heading, justify="right" if heading in ("pictures", "size") else "left", no_wrap=True)
+    for row in kept:
+        backbone, cut = (escape(str(row.about.get(key, "?"))) for key in ("backbone", "cut"))
+        table.add_row(backbone, cut, _view(row.about), str(row.pictures), _size(row.bytes), _ago(row.last_used))
+    # Lines as long as they are: a name that is cut short cannot be given to `clear`.
+    out = Console(highlight=False, soft_wrap=True, width=1000)
+    if kept:
+        out.print(table)
+    out.print(f"{_size(total)} of at most {_size(bound)} in {escape(str(folder))}")
+
+
+@cache.command()
+@click.option("--older-than", type=click.FloatRange(min=0), metavar="DAYS", help="only what was not used for so long")
+@click.option("--backbone", metavar="NAME", help="only activations of this backbone")
+@as_json
+def clear(older_than: float | None, backbone: str | None, as_json: bool) -> None:
+    """Delete what the cache holds, or part of it; it is computed again when it is needed."""
+    from finetune.activation_shards import clear, default_folder
+
+    folder = default_folder()
+    freed = clear(folder, older_than=(older_than or 0) * _DAY, backbone=backbone)
+    if as_json:
+        print_json({"folder": str(folder), "bytes": freed.bytes, "files": freed.files, "families": freed.families})
+    else:
+        files = "1 file" if freed.files == 1 else f"{freed.files} files"
+        click.echo(f"{_size(freed.bytes)} freed in {folder}: {files}")
+
+
+def _view(about: object) -> str:
+    """In a word or two how the pictures were seen."""
+    if not isinstance(about, dict) or "view" not in about:
+        return "?"
+    view = "evaluation" if about.get("seed") is None else f"random, seed {about['seed']}"
+    return view if about.get("test_time") == "plain" else f"{view}, {about.get('test_time')}"
+
+
+def _size(size: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size} bytes"
+
+
+def _ago(moment: float) -> str:
+    days = (time.time() - moment) / _DAY
+    if days < 1:
+        return "today" if days * 24 >= 1 else "within the hour"
+    return "a day ago" if days < 2 else f"{days:.0f} days ago"

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from called import Answer, caller
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import RidgeClassifier
+from sklearn.model_selection import LeaveOneOut, cross_val_predict
+from torch import Tensor
+
+from finetune.backbone import Backbone
+from finetune.cli import main
+from finetune.errors import InputError
+from finetune.pooled import PooledStages
+from finetune.probe import STRENGTHS, probe_curve
+from finetune.strategy import choose
+
+FAMILIES = {"fewtune_conv4": 35, "resnet10t": 64, "tf_efficientnet_lite0": 64, "vit_tiny_patch16_224": 224}
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    return caller(main, "finetune", monkeypatch, capfd)
+
+
+def depth(labels: Tensor, width: int, apart: float, seed: int = 0) -> Tensor:
+    """(n, width) in which the classes lie so far apart."""
+    random = torch.Generator().manual_seed(seed)
+    centres = torch.randn(int(labels.max()) + 1, width, generator=random)
+    return torch.randn(len(labels), width, generator=random) + apart * centres[labels]
+
+
+# --- every depth in one pass ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "size"), FAMILIES.items())
+def test_the_last_depth_is_the_backbone_s_features_and_each_stage_has_one(name: str, size: int) -> None:
+    torch.manual_seed(0)
+    backbone = Backbone(name, image_size=size).eval()
+    stages = PooledStages(backbone)
+    pictures = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        parts = stages.split(stages(pictures))
+        torch.testing.assert_close(parts[-1], backbone(pictures))
+    assert stages.depths[:-1] == tuple(stage.name for stage in backbone.stages[:-1])
+    assert stages.depths[-1] == "features"
+    assert [part.shape for part in parts] == [(2, width) for width in stages.widths]
+
+
+def test_a_depth_is_the_mean_over_places_of_what_the_next_stage_receives() -> None:
+    backbone = Backbone("tf_efficientnet_lite0", image_size=64).eval()
+    stages, pictures = PooledStages(backbone), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        parts = stages.split(stages(pictures))
+        for position in range(1, len(backbone.stages)):
+            received = backbone.cut(position)[0](pictures)
+            torch.testing.assert_close(parts[position - 1], received.mean((2, 3)), atol=1e-5, rtol=1e-4)
+
+
+def test_several_threads_look_at_once() -> None:
+    backbone = Backbone("fewtune_conv4").eval()
+    stages = PooledStages(backbone)
+    batches = [torch.randn(3, 3, 35, 35) for _ in range(24)]
+
+    def look(batch: Tensor) -> Tensor:
+        with torch.no_grad():
+            return stages(batch)  # type: ignore[no-any-return]
+
+    wanted = [look(batch) for batch in batches]
+    with ThreadPoolExecutor(6) as pool:
+        for found, expected in zip(pool.map(look, batches), wanted, strict=True):
+            torch.testing.assert_close(found, expected)
+
+
+# --- the curve --------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(0, 10_000), st.integers(12, 24), st.sampled_from([3, 8, 60]))
+def test_a_probe_judges_every_picture_by_the_others(seed: int, n: int, width: int) -> None:
+    """In closed form what scikit-learn finds by leaving out one picture after the other."""
+    labels = torch.arange(n) % 3
+    part = depth(labels, width, 0.7, seed)
+    probe = probe_curve([part], ["features"], labels).last
+    scaled = part.double() - part.double().mean(0)
+    scaled /= scaled.square().sum(1).mean().sqrt()
+    energy = float(scaled.square().sum()) / min(scaled.shape)
+    accuracies = []
+    for strength in STRENGTHS:
+        model = RidgeClassifier(alpha=strength * energy)
+        answers = cross_val_predict(model, scaled.numpy(), labels.numpy(), cv=LeaveOneOut())
+        accuracies.append(float((answers == labels.numpy()).mean()))
+    # The mean of the features and of the classes is taken without the picture there, and with it here.
+    assert probe.accuracy == pytest.approx(max(accuracies), abs=2.5 / n)
+
+
+def test_classes_that_part_at_an_earlier_depth_are_called_different() -> None:
+    labels = torch.arange(300) % 5
+    parts = [depth(labels, 16, 0.0), depth(labels, 64, 0.6, 1), depth(labels, 200, 0.05, 2)]
+    curve = probe_curve(parts, ["stem", "middle", "features"], labels)
+    assert curve.best.depth == "middle"
+    assert curve.different
+    assert curve.probes[1].over_last_interval[0] > 0
+    assert curve.last.over_last == 0
+    reason = choose("auto", 60, curve).reason
+    assert "differ from the backbone's own" in reason
+    assert f"{curve.last.accuracy:.1%}" in reason
+
+
+def test_classes_that_part_at_the_last_depth_are_called_alike() -> None:
+    labels = torch.arange(300) % 5
+    parts = [depth(labels, 16, 0.1), depth(labels, 64, 0.2, 1), depth(labels, 200, 0.5, 2)]
+    curve = probe_curve(parts, ["stem", "middle", "features"], labels)
+    assert curve.best.depth == "features"
+    assert not curve.different
+    assert "like the backbone's own" in choose("auto", 60, curve).reason
+
+
+def test_noise_beside_noise_is_not_called_better() -> None:
+    """Choosing numbers by the pictures that judge them would make it so."""
+    labels = torch.arange(100) % 4
+    for seed in range(5):
+        parts = [depth(labels, 400, 0.0, 10 * seed + number) for number in range(4)]
+        curve = probe_curve(parts, ["a", "b", "c", "features"], labels)
+        assert curve.together.accuracy < 0.5
+
+
+def test_too_few_pictures_are_refused() -> None:
+    with pytest.raises(InputError, match="two pictures of each"):
+        probe_curve([torch.randn(3, 4)], ["features"], torch.tensor([0, 0, 1]))
+    with pytest.raises(InputError, match="two classes"):
+        probe_curve([torch.randn(3, 4)], ["features"], torch.tensor([0, 0, 0]))
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_curve_of_a_folder_is_told_and_is_that_of_its_training_pictures(
+    call: Callable[..., Answer], make_folder: Callable[..., Path]
+) -> None:
+    folder = make_folder(classes={"cat": 20, "dog": 20})
+    words = ("probe", folder, "--backbone", "fewtune_conv4", "--seed", 0)
+    found = json.loads(call(*words, "--json").out)
+    assert found["classes"] == 2
+    assert 20 <= found["pictures"] < 40  # some are set aside
+    assert [probe["depth"] for probe in found["probes"]][-1] == "features"
+    assert found["probes"][-1]["accuracy"] == 1
+    answer = call(*words)
+    assert answer.code == 0, answer.err
+    assert "together" in answer.out
+    assert np.isclose(found["together"]["accuracy"], 1, atol=0.1)
+
+
+def test_one_picture_of_a_class_is_too_few_to_probe(
+    call: Callable[..., Answer], make_folder: Callable[..., Path]
+) -> None:
+    answer = call("probe", make_folder(classes={"cat": 1, "dog": 3}), "--backbone", "fewtune_conv4")
+    assert answer.code == 2
+    assert "two of each" in answer.err
