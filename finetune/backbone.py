@@ -104,15 +104,24 @@ class Backbone(nn.Module):
 
 
 class Network(nn.Module):
-    """A backbone and the linear head on it: pictures (n, 3, size, size), normalised, to logits (n, classes)."""
+    """A backbone and the linear head on it: pictures (n, 3, size, size), normalised, to logits (n, classes).
 
-    def __init__(self, backbone: Backbone, head: nn.Linear):
+    stages: what gives the pooled activations of every depth of this backbone, for a head that reads more of them than
+    the features; it reads the last ones.
+    """
+
+    def __init__(self, backbone: Backbone, head: nn.Linear, stages: nn.Module | None = None):
         super().__init__()
         self.backbone = backbone
         self.head = head
+        # Not as a sub-module: it holds the backbone, whose parameters would be listed twice.
+        object.__setattr__(self, "stages", stages)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        return classified(self.head, self.backbone(pictures))
+        stages = self.__dict__["stages"]
+        if stages is None:
+            return classified(self.head, self.backbone(pictures))
+        return classified(self.head, stages(pictures)[:, -self.head.in_features :])
 
 
 def classified(head: nn.Linear, features: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from finetune.files import read_json, read_tensors, write_json, write_tensors
 from finetune.frozen import run_frozen
 from finetune.images import Picture
 from finetune.loader import Pictures
+from finetune.pooled import PooledStages
 from finetune.progress import Display
 from finetune.transforms import Preprocessing, evaluation_view
 
@@ -145,11 +146,13 @@ def load(folder: str | Path, *, device: str = "auto", precision: str | None = No
     except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{folder / CONFIG_FILE} is not as a run leaves it: {error}") from error
     backbone = Backbone(config.backbone, image_size=config.image_size)
-    network = Network(backbone, nn.Linear(backbone.width, len(classes)))
     tensors = {
         name.replace("backbone.", "backbone.model.", 1): value
         for name, value in read_tensors(folder / WEIGHTS_FILE).items()
     }
+    read = tensors["head.weight"].shape[1] if "head.weight" in tensors else backbone.width
+    stages = None if read == backbone.width else PooledStages(backbone)
+    network = Network(backbone, nn.Linear(read, len(classes)), stages)
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from finetune.engine import open_engine
 from finetune.errors import InputError
 from finetune.folder import Listing, list_folder
 from finetune.frozen import Outputs
-from finetune.head import LinearHead, fit_head
+from finetune.head import LinearHead, fit_best_head
 from finetune.inputs import Material
 from finetune.loader import Pictures
 from finetune.metrics import accuracy, log_loss
@@ -86,22 +85,24 @@ def fit(
         test_fraction=config.test_fraction,
         max_bad=config.max_bad,
     )
-    rows = Rows.of(listing, found, replace(outputs, values=outputs.values[..., -backbone.width :]))
+    rows = Rows.of(listing, found, outputs, backbone.width)
     for line in rows.told():
         display.say(line)
 
-    curve = training_curve(stages, outputs, rows)
+    curve = training_curve(stages, rows)
     choice = choose(config.strategy, len(found.train) / len(found.classes), curve)
     display.say(choice.reason)
     class_weights = _class_weights(config.class_weights, rows.of_split("train")[1], len(found.classes))
-    head = fit_head(*rows.of_split("train"), *rows.of_split("val"), class_weights)
-    network = Network(backbone, head.as_layer()).to(fabric.device)
+    last, head = fit_best_head(*rows.of_split("train"), *rows.of_split("val"), stages.widths, class_weights)
+    network = Network(backbone, last.as_layer()).to(fabric.device)
     course = Course()
     if choice.strategy.trains != "head":
         course = _train(fabric, network, head, choice.strategy, config, rows, class_weights, run, resume, display)
+    known = head if course.best_epoch == 0 and choice.strategy.head_first else None
+    if known is not None and known.width > backbone.width:
+        network = Network(backbone, known.as_layer(), stages).to(fabric.device)
 
     classifier = Classifier(network, found.classes, backbone.preprocessing, config, fabric)
-    known = head if course.best_epoch == 0 and choice.strategy.head_first else None
     judged = judge(classifier, rows, known, display)
     classifier.metrics = verdict(rows, judged, choice, head, course) | {"seconds": round(time.monotonic() - started, 2)}
     if run is not None:
@@ -134,9 +135,12 @@ def _train(
     resume: bool,
     display: Display,
 ) -> Course:
-    """Train by gradient what the strategy says, from the solved head where it starts from that."""
-    val_features, val_labels = rows.of_split("val")
-    logits = head(val_features)
+    """Train by gradient what the strategy says, from the network's solved head where it starts from that.
+
+    head: the best that is known without training, which training must beat.
+    """
+    val_pooled, val_labels = rows.of_split("val")
+    logits = head(val_pooled)
     start: Score | None = Score(accuracy(logits, val_labels), log_loss(logits, val_labels, class_weights))
     if not strategy.head_first:
         torch.manual_seed(config.seed)

@@ -1,8 +1,10 @@
-"""The linear head on frozen features: solved, not trained step by step, its L2 strength chosen on validation."""
+"""The linear head on frozen activations: solved, not trained step by step; what it reads, and how strongly it is held
+back, chosen on validation."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,17 +18,27 @@ from finetune.metrics import log_loss
 # Inverse L2 strengths for features of unit mean square norm, weakest model first so that each starts from the last.
 STRENGTHS = tuple(float(c) for c in np.geomspace(1, 10_000, 9))
 
+# Depths that a head may read side by side. Those far below the last tell little that these do not.
+DEPTHS = 3
+
 
 @dataclass(frozen=True)
 class LinearHead:
-    """Logits = features @ weight.T + bias. weight (classes, width), bias (classes,). strength: chosen inverse L2."""
+    """Logits = activations @ weight.T + bias. weight (classes, width), bias (classes,). strength: chosen inverse L2.
+
+    Of pooled activations of all depths (n, at least width) it reads the last `width`: the features, or more depths.
+    """
 
     weight: Tensor
     bias: Tensor
     strength: float
 
-    def __call__(self, features: Tensor) -> Tensor:
-        return features @ self.weight.T + self.bias
+    @property
+    def width(self) -> int:
+        return int(self.weight.shape[1])
+
+    def __call__(self, activations: Tensor) -> Tensor:
+        return activations[:, -self.width :] @ self.weight.T + self.bias
 
     def as_layer(self) -> nn.Linear:
         """The same as a layer that can learn on."""
@@ -63,6 +75,39 @@ def fit_head(
             break  # the loss has one valley along the path, and it lies behind
     assert best is not None
     return best[1]
+
+
+def fit_best_head(
+    pooled: Tensor,
+    labels: Tensor,
+    val_pooled: Tensor,
+    val_labels: Tensor,
+    widths: Sequence[int],
+    class_weights: Tensor | None = None,
+) -> tuple[LinearHead, LinearHead]:
+    """The head on the last of the depths, and the better of that and the one on the last DEPTHS side by side.
+
+    pooled (n, sum of widths): activations of every depth, the features last. Which is better, validation log-loss says.
+    """
+
+    def fitted(width: int, scale: Tensor) -> LinearHead:
+        x, val_x = (activations[:, -width:] / scale for activations in (pooled, val_pooled))
+        head = fit_head(x, labels, val_x, val_labels, class_weights)
+        return LinearHead(head.weight / scale, head.bias, head.strength)
+
+    last = fitted(widths[-1], torch.ones(widths[-1]))
+    top = widths[-DEPTHS:]
+    # Each depth counts alike, however large its numbers are.
+    wide = fitted(
+        sum(top), torch.cat([_spread(part).expand(part.shape[1]) for part in pooled[:, -sum(top) :].split(top, 1)])
+    )
+    losses = [log_loss(head(val_pooled), val_labels, class_weights) for head in (last, wide)]
+    return last, wide if losses[1] < losses[0] else last
+
+
+def _spread(part: Tensor) -> Tensor:
+    """Root of the mean squared distance from the mean."""
+    return (part - part.mean(0)).square().sum(1).mean().sqrt().clamp_min(1e-12)
 
 
 def nearest_mean(features: Tensor, labels: Tensor, queries: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +12,6 @@ from finetune.config import Config
 from finetune.engine import open_engine
 from finetune.errors import InputError
 from finetune.folder import list_folder
-from finetune.frozen import Outputs
 from finetune.pooled import PooledStages
 from finetune.pretrained import load_pretrained
 from finetune.probe import Curve, probe_curve
@@ -44,25 +42,23 @@ def probe_folder(folder: str | Path, *, config: Config | None = None, display: D
         test_fraction=config.test_fraction,
         max_bad=config.max_bad,
     )
-    rows = Rows.of(listing, found, replace(outputs, values=outputs.values[..., -backbone.width :]))
+    rows = Rows.of(listing, found, outputs, backbone.width)
     for line in rows.told():
         display.say(line)
-    curve = training_curve(stages, outputs, rows)
+    curve = training_curve(stages, rows)
     if curve is None:
         raise InputError(f"{folder} has a class with fewer than two training pictures; a probe needs two of each")
     return curve
 
 
-def training_curve(stages: PooledStages, outputs: Outputs, rows: Rows) -> Curve | None:
+def training_curve(stages: PooledStages, rows: Rows) -> Curve | None:
     """The curve of the training pictures, of many some of each class; None where a class has fewer than two."""
     indices = torch.tensor(rows.indices("train"))
     if int(torch.bincount(rows.labels[indices], minlength=len(rows.folder.classes)).min()) < 2:
         return None
     if len(indices) > MOST:
         indices = indices[_every_class(rows.labels[indices], MOST)]
-    row_of = torch.full((len(rows.labels),), -1)
-    row_of[outputs.index] = torch.arange(len(outputs.index))
-    return probe_curve(stages.split(outputs.values[row_of[indices], 0]), stages.depths, rows.labels[indices])
+    return probe_curve(stages.split(rows.pooled[indices]), stages.depths, rows.labels[indices])
 
 
 def _every_class(labels: torch.Tensor, most: int) -> torch.Tensor:

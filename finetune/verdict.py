@@ -29,21 +29,24 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Rows:
-    """A row for every sample of the listing: labels (samples,) int64, frozen features (samples, width), sha256."""
+    """A row for every sample of the listing: labels (samples,) int64, sha256, and pooled activations of every depth of
+    the frozen backbone, (samples, sum of widths), of which the last `width` are its features."""
 
     listing: Listing
     folder: Folder
     labels: Tensor
-    features: Tensor
+    pooled: Tensor
+    width: int
     hashes: Sequence[str]
 
     @classmethod
-    def of(cls, listing: Listing, folder: Folder, outputs: Outputs) -> Rows:
+    def of(cls, listing: Listing, folder: Folder, outputs: Outputs, width: int) -> Rows:
         position = {name: label for label, name in enumerate(folder.classes)}
         labels = torch.tensor([position.get(sample.label, -1) for sample in listing.samples])
-        features = torch.zeros(len(listing.samples), outputs.values.shape[2])
-        features[outputs.index] = outputs.values[:, 0]
-        return cls(listing, folder, labels, features, [outputs.contents[i].sha256 for i in range(len(listing.samples))])
+        pooled = torch.zeros(len(listing.samples), outputs.values.shape[2])
+        pooled[outputs.index] = outputs.values[:, 0]
+        hashes = [outputs.contents[i].sha256 for i in range(len(listing.samples))]
+        return cls(listing, folder, labels, pooled, width, hashes)
 
     @property
     def measured(self) -> str:
@@ -54,9 +57,9 @@ class Rows:
         return list({"train": self.folder.train, "val": self.folder.val, "test": self.folder.test}[split])
 
     def of_split(self, split: str) -> tuple[Tensor, Tensor]:
-        """Features (n, width) and labels (n,)."""
+        """Pooled activations (n, sum of widths) and labels (n,)."""
         indices = self.indices(split)
-        return self.features[indices], self.labels[indices]
+        return self.pooled[indices], self.labels[indices]
 
     def paths(self) -> list[Path]:
         return [self.listing.root / sample.path for sample in self.listing.samples]
@@ -98,10 +101,10 @@ def judge(classifier: Classifier, rows: Rows, head: LinearHead | None, display: 
 def verdict(rows: Rows, judged: dict[str, Tensor], choice: Choice, head: LinearHead, course: Course) -> dict[str, Any]:
     """The contents of metrics.json."""
     measured = rows.measured
-    features, labels = rows.of_split(measured)
-    train_features, train_labels = rows.of_split("train")
+    pooled, labels = rows.of_split(measured)
+    train_pooled, train_labels = rows.of_split("train")
     majority = torch.full_like(labels, int(train_labels.bincount().argmax()))
-    means = nearest_mean(train_features, train_labels, features)
+    means = nearest_mean(train_pooled[:, -rows.width :], train_labels, pooled[:, -rows.width :])
     strategy = choice.strategy
     fell_back = strategy.head_first and strategy.trains != "head" and course.best_epoch == 0
     return {
@@ -118,7 +121,7 @@ def verdict(rows: Rows, judged: dict[str, Tensor], choice: Choice, head: LinearH
         "baselines": {
             "majority_class": accuracy_of(majority, labels),
             "nearest_class_mean": accuracy_of(means, labels),
-            "head": accuracy_of(head(features).argmax(1), labels),
+            "head": accuracy_of(head(pooled).argmax(1), labels),
         },
         "val": {**_brief(judged["val"], rows.of_split("val")[1]), "used_for_selection": True},
         "pictures": {split: len(rows.indices(split)) for split in SPLITS},

@@ -262,7 +262,7 @@ def test_given_splits_are_honoured_and_test_is_made_from_train(make_folder: Make
 
 
 def test_unbalanced_classes_are_weighed_so_that_the_rare_one_is_found(make_folder: MakeFolder) -> None:
-    folder = make_folder(classes={"common": 300, "rare": 30}, noise=300, size=3)
+    folder = make_folder(classes={"common": 300, "rare": 30}, noise=150, size=3)
     results = {
         weights: finetune.fit(folder, strategy="head", class_weights=weights, test_fraction=0.4, **SMALL).metrics
         for weights in ("none", "auto")

@@ -1,9 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import torch
 
-from finetune.head import STRENGTHS, fit_head, nearest_mean
+from finetune.backbone import Backbone, Network
+from finetune.classifier import Classifier, load
+from finetune.config import Config
+from finetune.engine import open_engine
+from finetune.head import STRENGTHS, fit_best_head, fit_head, nearest_mean
 from finetune.metrics import accuracy
+from finetune.pooled import PooledStages
 
 
 def clouds(n: int, classes: int, spread: float, seed: int, width: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,3 +65,47 @@ def test_nearest_mean_ignores_length() -> None:
     features = torch.tensor([[1.0, 0.0], [5.0, 0.1], [0.0, 1.0]])
     queries = torch.tensor([[100.0, 1.0], [0.01, 0.5]])
     assert nearest_mean(features, torch.tensor([0, 0, 1]), queries).tolist() == [0, 1]
+
+
+# --- more depths than the last ----------------------------------------------------------------------------------------
+
+
+def depths(n: int, apart: tuple[float, ...], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pooled activations (n, 16 each) in which two classes lie so far apart at each depth, and labels (n,)."""
+    random, labels = torch.Generator().manual_seed(seed), torch.arange(n) % 2
+    parts = [torch.randn(n, 16, generator=random) * 10.0**number for number in range(len(apart))]
+    for number, distance in enumerate(apart):
+        parts[number][:, 0] += labels * distance * 10.0**number
+    return torch.cat(parts, 1), labels
+
+
+def test_a_head_reads_the_depths_side_by_side_where_they_tell_more() -> None:
+    train, val = depths(400, (0, 2.0, 2.0, 2.0), 0), depths(400, (0, 2.0, 2.0, 2.0), 1)
+    last, best = fit_best_head(*train, *val, [16] * 4)
+    assert (last.width, best.width) == (16, 48)
+    asked, labels = depths(1000, (0, 2.0, 2.0, 2.0), 2)
+    right = [float((head(asked).argmax(1) == labels).float().mean()) for head in (last, best)]
+    assert right[1] > right[0] + 0.05
+
+
+def test_a_head_reads_the_last_depth_where_the_others_are_noise() -> None:
+    train, val = depths(60, (0, 0, 0, 2.0), 0), depths(200, (0, 0, 0, 2.0), 1)
+    last, best = fit_best_head(*train, *val, [16] * 4)
+    assert best is last
+
+
+def test_a_network_whose_head_reads_more_depths_is_saved_and_loaded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = Backbone("fewtune_conv4").eval()
+    stages = PooledStages(backbone)
+    head = torch.nn.Linear(sum(stages.widths[-2:]), 3)
+    config, fabric = Config(backbone="fewtune_conv4", device="cpu"), open_engine("cpu", "float32")
+    network = Network(backbone, head, stages)
+    pictures = torch.randn(2, 3, 35, 35)
+    with torch.no_grad():
+        torch.testing.assert_close(network(pictures), head(stages(pictures)[:, -head.in_features :]))
+    classifier = Classifier(network, ["a", "b", "c"], backbone.preprocessing, config, fabric)
+    classifier.save(tmp_path)
+    picture = np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)
+    loaded = load(tmp_path, device="cpu", precision="float32")
+    assert loaded.predict(picture).top == classifier.predict(picture).top
