@@ -27,6 +27,8 @@ def main() -> None:
         ("head_speed", "head_speed", head_speed),
         ("lake", "omniglot", lake),
         ("omniglot", "omniglot", omniglot),
+        ("finetune_speed", "finetune_speed", finetune_speed),
+        ("transfer", "transfer", transfer),
         ("recognizer", "recognizer", recognizer),
         ("search", "search", search),
         ("embedding_speed", "embedding_speed", embedding_speed),
@@ -141,6 +143,36 @@ def omniglot(result: dict[str, Any]) -> str:
             published = "; ".join(f"{row.name} {row.accuracy:.2%}" for row in known) or "none found"
             rows.append((name, with_interval(found, 2), published))
     return markdown(("protocol", "accuracy (95 % interval)", "published"), rows)
+
+
+def finetune_speed(result: dict[str, Any]) -> str:
+    rows = []
+    for name in ("head", "partial"):
+        loop = result[f"tutorial_{name}"]["accuracy"]
+        for state in ("cold", "warm"):
+            found = result[f"{name}_{state}"]
+            with_loop = f"{found['accuracy']:.1%} (the loop after {len(loop)}: {loop[-1]:.1%})"
+            rows.append((f"`{name}`, {state} cache", f"{found['times_as_fast']:.1f}", with_loop))
+    return markdown(("", f"times as fast as {result['epochs']} epochs of the tutorial's loop", "accuracy on val"), rows)
+
+
+def transfer(result: dict[str, Any]) -> str:
+    """Means over seeds, with how many there were."""
+    strategies = list(dict.fromkeys(run["strategy"] for run in result["runs"] if run["strategy"] != "auto"))
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for run in result["runs"]:
+        cell = found.setdefault((run["dataset"], run["size"]), {})
+        cell.setdefault(run["strategy"], []).append(run["accuracy"])
+        if run["strategy"] == "head":
+            cell.setdefault("mean", []).append(run["baselines"]["nearest_class_mean"])
+    rows = []
+    for (dataset, size), cell in found.items():
+        shown = [
+            f"{statistics.mean(cell[name]):.1%} ({len(cell[name])})" if name in cell else "not run"
+            for name in ("mean", *strategies)
+        ]
+        rows.append((dataset, size, *shown))
+    return markdown(("data set", "pictures per class", "nearest class mean", *strategies), rows)
 
 
 def recognizer(result: dict[str, Any]) -> str:

@@ -89,11 +89,14 @@ def fit(
     for line in rows.told():
         display.say(line)
 
-    curve = training_curve(stages, rows)
+    curve = training_curve(stages, rows) if config.strategy == "auto" else None
     choice = choose(config.strategy, len(found.train) / len(found.classes), curve)
     display.say(choice.reason)
     class_weights = _class_weights(config.class_weights, rows.of_split("train")[1], len(found.classes))
     last, head = fit_best_head(*rows.of_split("train"), *rows.of_split("val"), stages.widths, class_weights)
+    reads = stages.last(head.width)
+    if head is not last:
+        display.say(f"head: on {', '.join(reads)} side by side, which validation prefers to the features alone.")
     network = Network(backbone, last.as_layer()).to(fabric.device)
     course = Course()
     if choice.strategy.trains != "head":
@@ -104,7 +107,8 @@ def fit(
 
     classifier = Classifier(network, found.classes, backbone.preprocessing, config, fabric)
     judged = judge(classifier, rows, known, display)
-    classifier.metrics = verdict(rows, judged, choice, head, course) | {"seconds": round(time.monotonic() - started, 2)}
+    spent = {"head_reads": list(reads), "seconds": round(time.monotonic() - started, 2)}
+    classifier.metrics = verdict(rows, judged, choice, head, course) | spent
     if run is not None:
         write_run(run, classifier, rows, judged, course)
     return classifier

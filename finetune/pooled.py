@@ -39,6 +39,11 @@ class PooledStages(nn.Module):
         parts: tuple[Tensor, ...] = pooled.split(self.widths, 1)
         return parts
 
+    def last(self, width: int) -> tuple[str, ...]:
+        """The depths that the last `width` numbers are of."""
+        count = next(count for count in range(1, len(self.widths) + 1) if sum(self.widths[-count:]) >= width)
+        return self.depths[-count:]
+
     def _parts(self, pictures: Tensor) -> list[Tensor]:
         self._seen.parts = []
         try:
