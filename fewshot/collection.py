@@ -57,7 +57,8 @@ def keep_index(
     paths = {path.relative_to(folder).as_posix(): path for path in list_unlabelled([folder])}
     index = _opened(folder, out, embedder, kind)
     known = {key: str(index.metadata(key).get("sha256")) for key in index.keys}
-    contents, unreadable = _contents(paths, display)
+    # Into an empty index everything goes; embedding reads and hashes it all the same.
+    contents, unreadable = _contents(paths, display) if known else (dict.fromkeys(paths, ""), {})
     gone = [key for key in known if key not in contents]
     moved = _moved(known, contents)
     wanted = [key for key, digest in contents.items() if known.get(key) != digest and key not in moved]

@@ -15,7 +15,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fewshot.embedder import Embedder
-from fewshot.gallery import Gallery, softmax
+from fewshot.gallery import Gallery
 from finetune.errors import InputError
 from finetune.runtime import TOLERANCE
 
@@ -319,3 +319,8 @@ def _left_out(gallery: Gallery) -> tuple[Floats, NDArray[np.int64]]:
         rest = sums[place] - examples[row]
         similarity[number, place] = (cosines.max() + rest @ examples[row] / max(np.linalg.norm(rest), 1e-12)) / 2
     return similarity, own
+
+
+def softmax(similarity: ArrayLike, temperature: float) -> NDArray[np.float64]:
+    """(n, classes) probabilities of similarities (n, classes), the sharper the lower the temperature."""
+    return np.asarray(torch.softmax(torch.as_tensor(np.asarray(similarity, np.float64)) / temperature, 1).numpy())

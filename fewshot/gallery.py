@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -332,11 +332,3 @@ class _Rates:
 def _check_label(label: object) -> None:
     if not isinstance(label, str) or not label:
         raise InputError(f"a label is a text of at least one character, not {label!r}")
-
-
-def softmax(similarity: Sequence[Sequence[float]] | NDArray[np.floating], temperature: float) -> Floats:
-    """(n, classes) probabilities of similarities (n, classes), the sharper the lower the temperature."""
-    scaled = np.asarray(similarity, np.float64) / temperature
-    scaled -= scaled.max(1, keepdims=True)
-    shares = np.exp(scaled)
-    return np.asarray(shares / shares.sum(1, keepdims=True), np.float64)

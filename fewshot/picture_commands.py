@@ -124,7 +124,7 @@ def search(
     from fewshot.collection import open_index, search_pictures, sheet_rows
     from fewshot.sheet import write_sheet
 
-    given = None if model is None else _open(model, weights, tolerance, device, as_json)
+    given = _given(model, weights, tolerance, device, as_json)
     opened, embedder = open_index(index, given, memory_mapped=memory_mapped, device=device)
     found, unreadable = search_pictures(opened, embedder, queries, k=k, at_least=at_least)
     _tell_unreadable(unreadable)
@@ -170,7 +170,7 @@ def enrol(
     from fewshot.gallery_folder import change_gallery
     from finetune.folder import list_unlabelled
 
-    given = None if model is None else _open(model, weights, tolerance, device, as_json)
+    given = _given(model, weights, tolerance, device, as_json)
     with change_gallery(gallery, given, false_accept_rate=false_accept_rate, device=device) as recognizer:
         recognizer.enrol(label, list_unlabelled(pictures))
         if background is not None:
@@ -280,6 +280,12 @@ def _open(model: str, weights: Path | None, tolerance: float, device: str, quiet
     from fewshot.embedder import Embedder
 
     return Embedder.load(model, weights=weights, tolerance=tolerance, device=device, display=display_for(quiet))
+
+
+def _given(model: str | None, weights: Path | None, tolerance: float, device: str, quiet: bool) -> Embedder | None:
+    if model is None and weights is not None:
+        raise InputError("--weights go with a --model, which names the network that they are of")
+    return None if model is None else _open(model, weights, tolerance, device, quiet)
 
 
 def _tell_unreadable(unreadable: Any) -> None:

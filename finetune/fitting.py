@@ -10,7 +10,6 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from finetune.audit import audit
 from finetune.backbone import Backbone, Network
 from finetune.classifier import Classifier, load
 from finetune.config import Config
@@ -78,14 +77,8 @@ def fit(
 
     stages = PooledStages(backbone)
     outputs = _read_every_picture(fabric, stages, listing, config, run, display)
-    found = audit(
-        listing,
-        [outputs.contents[position] for position in range(len(listing.samples))],
-        val_fraction=config.val_fraction,
-        test_fraction=config.test_fraction,
-        max_bad=config.max_bad,
-    )
-    rows = Rows.of(listing, found, outputs, backbone.width)
+    rows = Rows.audited(listing, outputs, backbone.width, config)
+    found = rows.folder
     for line in rows.told():
         display.say(line)
 

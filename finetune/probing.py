@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from finetune.audit import audit
 from finetune.backbone import Backbone
 from finetune.config import Config
 from finetune.engine import open_engine
@@ -35,14 +34,7 @@ def probe_folder(folder: str | Path, *, config: Config | None = None, display: D
     load_pretrained(backbone, config.weights, display.say)
     stages = PooledStages(backbone.to(fabric.device))
     outputs = read_pictures(fabric, stages, listing, config, display)
-    found = audit(
-        listing,
-        [outputs.contents[position] for position in range(len(listing.samples))],
-        val_fraction=config.val_fraction,
-        test_fraction=config.test_fraction,
-        max_bad=config.max_bad,
-    )
-    rows = Rows.of(listing, found, outputs, backbone.width)
+    rows = Rows.audited(listing, outputs, backbone.width, config)
     for line in rows.told():
         display.say(line)
     curve = training_curve(stages, rows)

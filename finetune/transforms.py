@@ -135,7 +135,7 @@ class _Trim:
 
 
 class _CenterResized:
-    """The centre crop of the resized picture as a tensor: torch resizes bytes in a fraction of the time of Pillow."""
+    """The centre crop of the resized picture as a tensor, resized by torch."""
 
     def __init__(self, preprocessing: Preprocessing):
         self.size, self.shortest_side = preprocessing.size, preprocessing.shortest_side

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.audit import Folder
+from finetune.audit import Folder, audit
 from finetune.classifier import METRICS_FILE, Classifier
+from finetune.config import Config
 from finetune.engine import describe
 from finetune.errors import InputError
 from finetune.files import write_csv, write_json
@@ -40,7 +41,15 @@ class Rows:
     hashes: Sequence[str]
 
     @classmethod
-    def of(cls, listing: Listing, folder: Folder, outputs: Outputs, width: int) -> Rows:
+    def audited(cls, listing: Listing, outputs: Outputs, width: int, config: Config) -> Rows:
+        """What reading gave of `listing`, each picture on its side. InputError as for `audit`."""
+        folder = audit(
+            listing,
+            [outputs.contents[position] for position in range(len(listing.samples))],
+            val_fraction=config.val_fraction,
+            test_fraction=config.test_fraction,
+            max_bad=config.max_bad,
+        )
         position = {name: label for label, name in enumerate(folder.classes)}
         labels = torch.tensor([position.get(sample.label, -1) for sample in listing.samples])
         pooled = torch.zeros(len(listing.samples), outputs.values.shape[2])

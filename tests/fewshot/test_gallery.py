@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from numpy.typing import NDArray
 
 from fewshot.calibration import Calibration, calibrate
-from fewshot.gallery import Gallery, Vectors, softmax
+from fewshot.estimators import softmax
+from fewshot.gallery import Gallery, Vectors
 from finetune.errors import InputError
 
 WIDTH = 32

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 from called import Answer
-from drawings import character
+from drawings import character, folder_of, small
 from PIL import Image
 
-from fewshot import Embedder, Index, Recognizer, Verifier
+from fewshot import Calibration, Embedder, Index, Recognizer, Verifier
 from fewshot.collection import keep_index
 from fewshot.encoders import Spec, create, rounded
 from fewshot.gallery_folder import change_gallery
+from fewshot.learning import learn_folder
 from fewshot.verification import labelled_pairs, similarity
 from finetune.errors import InputError
 
@@ -259,6 +260,38 @@ def test_a_verifier_is_calibrated_on_pairs(model: Path, pictures: Path) -> None:
     assert itself.score == 1
     with pytest.raises(InputError, match="between 0 and 1"):
         verifier.accept(1.0)
+
+
+def test_what_training_held_out_gives_the_threshold_of_verify(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "pictures", classes=12, each=3)
+    learn_folder(folder, tmp_path / "run", recipe=small(alphabets=1, ways=4))
+    carried = Embedder.load(tmp_path / "run", device="cpu").verification
+    assert carried is not None
+    found = Calibration.from_dict(carried)
+    # Three classes of three pictures are held out: all of their pairs.
+    assert (found.same_pairs, found.different_pairs) == (9, 27)
+    first = sorted(folder.rglob("*.png"))[0]
+    assert Verifier(Embedder.load(tmp_path / "run", device="cpu")).verify(first, first).threshold == found.threshold
+    learn_folder(folder, tmp_path / "all", recipe=small(alphabets=1, ways=4), everything=True)
+    assert Embedder.load(tmp_path / "all", device="cpu").verification is None
+
+
+def test_info_tells_what_an_index_and_an_encoder_are(call: Call, model: Path, pictures: Path, tmp_path: Path) -> None:
+    call("embed", pictures, "--out", tmp_path / "index", "--model", model)
+    fingerprint = Embedder.load(model, device="cpu").fingerprint
+    index = as_json(call("info", tmp_path / "index", "--json"))
+    assert (index["what"], index["pictures"], index["pictures_below"]) == ("index", 12, str(pictures))
+    encoder = as_json(call("info", model, "--json"))
+    assert (encoder["what"], encoder["side"]) == ("encoder", 16)
+    assert index["fingerprint"] == encoder["fingerprint"] == fingerprint
+    told(call("info", tmp_path / "nothing"), "is no encoder")
+
+
+def test_weights_without_a_model_are_not_ignored(call: Call, model: Path, pictures: Path, tmp_path: Path) -> None:
+    call("embed", pictures, "--out", tmp_path / "index", "--model", model)
+    weights = model / "model.safetensors"
+    told(call("search", tmp_path / "index", pictures, "--weights", weights), "--weights go with a --model")
+    told(call("enrol", tmp_path / "g", "one", pictures / "sign 1", "--weights", weights), "--weights go with a --model")
 
 
 def test_every_exported_name_is_there() -> None:

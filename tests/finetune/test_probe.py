@@ -15,11 +15,14 @@ from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
 from torch import Tensor
 
+import finetune
 from finetune.backbone import Backbone
 from finetune.cli import main
+from finetune.config import Config
 from finetune.errors import InputError
 from finetune.pooled import PooledStages
 from finetune.probe import STRENGTHS, probe_curve
+from finetune.probing import probe_folder
 from finetune.strategy import choose
 
 FAMILIES = {"fewtune_conv4": 35, "resnet10t": 64, "tf_efficientnet_lite0": 64, "vit_tiny_patch16_224": 224}
@@ -164,3 +167,24 @@ def test_one_picture_of_a_class_is_too_few_to_probe(
     answer = call("probe", make_folder(classes={"cat": 1, "dog": 3}), "--backbone", "fewtune_conv4")
     assert answer.code == 2
     assert "two of each" in answer.err
+
+
+def test_a_run_tells_the_curve_that_it_chose_by_and_what_its_head_reads(make_folder: Callable[..., Path]) -> None:
+    folder = make_folder(classes={"cat": 10, "dog": 10})
+    chosen = finetune.fit(folder, backbone="fewtune_conv4", device="cpu").metrics
+    curve = chosen["probe_curve"]
+    assert chosen["strategy"] == "head"
+    assert f"{curve['probes'][-1]['accuracy']:.1%}" in chosen["reason"]
+    depths = [probe["depth"] for probe in curve["probes"]]
+    assert chosen["head_reads"] in (depths[-1:], depths[-3:])
+    assert finetune.fit(folder, backbone="fewtune_conv4", device="cpu", strategy="head").metrics["probe_curve"] is None
+
+
+def test_of_many_pictures_every_class_has_its_share_in_the_curve(
+    make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune.probing.MOST", 12)
+    folder = make_folder(classes={"cat": 40, "dog": 10, "eel": 4})
+    curve = probe_folder(folder, config=Config(backbone="fewtune_conv4", device="cpu"))
+    assert curve.classes == 3
+    assert 12 <= curve.pictures <= 15
