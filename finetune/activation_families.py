@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -28,6 +28,7 @@ FORMAT = 1
 _PACKAGES = ("fewtune", "torch", "torchvision", "timm", "numpy", "openvino", "pillow", "pillow-heif")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_BYTES = "uint8"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Family:
 
     @property
     def dtype(self) -> torch.dtype:
-        return DTYPES[self.kept_as]
+        return torch.uint8 if self.kept_as == _BYTES else DTYPES[self.kept_as]
 
     def row_key(self, sha256: str, index: int) -> str:
         """Under which a picture's row is kept, in hex: its content; where the view is random also its index.
@@ -110,6 +111,28 @@ def family_of(
         computed=describe(fabric) | numerics,
         kept_as=kept_as,
         versions=_versions(),
+    )
+
+
+def fingerprints_of(family: Family) -> Family:
+    """The family of the fingerprints of the same pictures, uint8 (FINGERPRINT_BYTES,) each.
+
+    These hang on how pictures are decoded and on nothing that is made of them later: all backbones that decode them at
+    one scale share them.
+    """
+    decoders = {name: family.versions[name] for name in ("fewtune", "numpy", "pillow", "pillow-heif")}
+    return replace(
+        family,
+        backbone="any",
+        weights="",
+        preprocessing={},
+        cut="fingerprint",
+        view=(),
+        seed=None,
+        test_time="plain",
+        computed={},
+        kept_as=_BYTES,
+        versions=decoders | {"imagehash": _version("imagehash")},
     )
 
 
@@ -160,10 +183,11 @@ def _called(name: str, parameters: Mapping[Any, Any]) -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # pillow-heif is optional, and fewtune may run from its sources
-            found[package] = ""
-    return found
+    return {package: _version(package) for package in _PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # pillow-heif is optional, and fewtune may run from its sources
+        return ""

@@ -5,21 +5,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from finetune.activation_cache import ActivationCache, Activations, Values
-from finetune.activation_families import Family, sight_of
+from finetune.activation_families import Family, fingerprints_of, sight_of
 from finetune.audit import Content
 from finetune.errors import UnreadablePicture
 from finetune.frozen import Outputs
 from finetune.images import read_content
 from finetune.loader import Item, Pictures, cores
+from finetune.near_duplicates import FINGERPRINT_BYTES
 from finetune.progress import Advance
 
 # Pictures computed before their activations are put away: few until it is known how large these are, then as many as
@@ -75,7 +77,8 @@ def cached(
     that is known beforehand.
 
     A known picture is read and hashed, never decoded; where nothing of the family is known, nothing is hashed
-    beforehand. An unreadable picture is never known: it is decoded again, and its reason found again. `compute` tells
+    beforehand. An unreadable picture is never known: it is decoded again, and its reason found again. Where pictures
+    ask for fingerprints, one whose fingerprint is not known is not known either. `compute` tells
     progress of what it is given, `advance` is told of the rest. workers: threads that hash, None for one a core.
     ValueError for pictures in memory, which have no hash, and for a family that is not of these pictures' view.
     """
@@ -87,6 +90,9 @@ def cached(
     hashes = _hashes(pictures, wanted, workers) if cache.holds(family) else {}
     found = cache.known(family, [family.row_key(sha256, index) for index, sha256 in hashes.items()])
     contents = {index: Content(sha256) for (index, sha256), known in zip(hashes.items(), found, strict=True) if known}
+    looks = fingerprints_of(family) if pictures.fingerprints else None
+    if looks is not None:
+        contents = _with_fingerprints(cache, looks, contents)
     missing = [index for index in wanted if index not in contents]
     if advance is not None:
         advance(len(contents), "")
@@ -94,11 +100,32 @@ def cached(
         computed = compute(_Some(**vars(pictures), chosen=chunk))
         keys = [family.row_key(computed.contents[index].sha256, index) for index in computed.index.tolist()]
         cache.put(family, keys, computed.values)
+        if looks is not None:
+            _put_fingerprints(cache, looks, [computed.contents[index] for index in computed.index.tolist()])
         cache.flush()
         contents |= computed.contents
     readable = [index for index in wanted if contents[index].reason is None]
     activations = cache.get(family, [family.row_key(contents[index].sha256, index) for index in readable])
     return Seen(activations, torch.tensor(readable, dtype=torch.int64), contents, len(missing))
+
+
+def _with_fingerprints(cache: ActivationCache, looks: Family, contents: Mapping[int, Content]) -> dict[int, Content]:
+    """Those of `contents` whose fingerprint is known, with it."""
+    known = cache.known(looks, [content.sha256 for content in contents.values()])
+    found = [index for index, there in zip(contents, known, strict=True) if there]
+    if not found:
+        return {}
+    rows = cache.get(looks, [contents[index].sha256 for index in found])[:]
+    assert isinstance(rows, Tensor)
+    kept = zip(found, rows.numpy(), strict=True)
+    return {index: replace(contents[index], fingerprint=row.tobytes().hex()) for index, row in kept}
+
+
+def _put_fingerprints(cache: ActivationCache, looks: Family, contents: Sequence[Content]) -> None:
+    told = {content.sha256: content.fingerprint for content in contents if content.fingerprint is not None}
+    if told:
+        rows = np.frombuffer(bytes.fromhex("".join(told.values())), np.uint8).reshape(len(told), FINGERPRINT_BYTES)
+        cache.put(looks, list(told), torch.from_numpy(rows.copy()))
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.errors import InputError
 from finetune.folder import Listing, Sample, some
+from finetune.near_duplicates import connected, near_pairs
 
 # So many unreadable files are told before the rest is only counted.
 SHOWN_FILES = 20
@@ -16,10 +17,14 @@ SHOWN_FILES = 20
 
 @dataclass(frozen=True)
 class Content:
-    """What reading one picture told: sha256 of its bytes in hex, "" when they cannot be had; why it is unreadable."""
+    """What reading one picture told: sha256 of its bytes in hex, "" when they cannot be had; why it is unreadable.
+
+    fingerprint: what it looks like (`near_duplicates.fingerprint`), in hex; None where nobody asked.
+    """
 
     sha256: str
     reason: str | None = None
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ class Unreadable:
 class Folder:
     """A folder ready to learn from. train, val, test: indices into the samples of its listing, ascending.
 
-    unreadable: pictures that cannot be decoded. left_out: readable ones that are not used on purpose.
+    unreadable: pictures that cannot be decoded. left_out: readable ones that are not used on purpose. near: every two
+    that are used, different in content and near-duplicates; of identical ones the first by path stands for all.
     """
 
     root: Path
@@ -45,6 +51,7 @@ class Folder:
     unreadable: tuple[Unreadable, ...]
     left_out: tuple[Unreadable, ...]
     notes: tuple[str, ...]
+    near: tuple[tuple[int, int], ...]
 
 
 def audit(
@@ -53,11 +60,18 @@ def audit(
     """What of `listing` is used for what, given the content of each of its samples in order.
 
     Unreadable pictures are left out, up to a share of `max_bad`. Where splits are given, a training picture identical
-    to one in val/ or test/ is left out, and so is a validation picture identical to one in test/. A split that is not
-    given is made of the training pictures by the hash of their content: the same on every machine, the same side for
-    identical pictures, and none of them moves when others are added. The only exceptions, told in the notes: a class
-    that would be left without a training picture keeps all of its pictures in training, and an empty validation split
-    gets one training picture of each class that can spare it, or if none can, the test pictures made.
+    to one in val/ or test/ is left out, and so is a validation picture identical to one in test/; near-duplicates
+    across them are told in a note, and stay.
+
+    A split that is not given is made of the training pictures. Those that are identical or near-duplicates, directly
+    or through others, go together; the lowest hash of their contents gives the side. So they are on one side, it is
+    the same on every machine whose decoders agree on what is a near-duplicate, the order of the pictures does not
+    matter, and none of them moves when pictures are added or taken away that are not near-duplicates of its own group;
+    a near-duplicate that is added moves that group at most, or joins two. The only exceptions, told in the notes: a
+    class that would be left without a training picture keeps all of its pictures in training, and an empty validation
+    split gets one training picture of each class that can spare it, with those that go with it, or if none can, the
+    test pictures made; where there is nothing to validate on because near-duplicates go together, identical ones alone
+    do.
 
     InputError when more than `max_bad` is unreadable, or what is left cannot be trained and validated on.
     """
@@ -65,7 +79,9 @@ def audit(
     unreadable = _ledger(listing, contents, max_bad)
     hashes = {index: content.sha256 for index, content in enumerate(contents) if content.reason is None}
     sides, left_out, notes = _usable(listing, hashes)
-    sides, more_notes = _with_missing_splits(listing, hashes, sides, {"test": test_fraction, "val": val_fraction})
+    near = near_duplicates(contents, sides)
+    shares = {"test": test_fraction, "val": val_fraction}
+    sides, more_notes = _with_missing_splits(listing, hashes, sides, shares, near)
     return Folder(
         root=listing.root,
         classes=tuple(sorted({listing.samples[index].label for index in sides})),
@@ -74,8 +90,27 @@ def audit(
         test=_of("test", sides),
         unreadable=unreadable,
         left_out=tuple(Unreadable(listing.samples[index].path, reason) for index, reason in sorted(left_out.items())),
-        notes=(*listing.notes, *notes, *more_notes, *_rarities(listing.samples, hashes, sides)),
+        notes=(
+            *listing.notes,
+            *notes,
+            *more_notes,
+            *_across(listing.samples, sides, near),
+            *_rarities(listing.samples, hashes, sides),
+        ),
+        near=near,
     )
+
+
+def near_duplicates(contents: Sequence[Content], indices: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    """Every two of `indices` that are near-duplicates and not identical, ascending; of identical ones, the first stands
+    for all. Those of unreadable pictures are not asked for."""
+    first: dict[str, int] = {}
+    for index in sorted(indices):
+        if contents[index].fingerprint:
+            first.setdefault(contents[index].sha256, index)
+    seen = list(first.values())
+    pairs = near_pairs([bytes.fromhex(contents[index].fingerprint or "") for index in seen])
+    return tuple((seen[one], seen[other]) for one, other in pairs)
 
 
 def _check_fractions(val_fraction: float, test_fraction: float) -> None:
@@ -151,35 +186,98 @@ def _leaks(samples: Sequence[Sample], hashes: Mapping[int, str], sides: Mapping[
     return leaks
 
 
+def _across(samples: Sequence[Sample], sides: Mapping[int, str], near: Sequence[tuple[int, int]]) -> Iterator[str]:
+    pairs = [f"{samples[one].path} ~ {samples[other].path}" for one, other in near if sides[one] != sides[other]]
+    if pairs:
+        told = "1 pair" if len(pairs) == 1 else f"{len(pairs)} pairs"
+        yield f"Near-duplicates on two sides of the splits, kept, {told}: {some(pairs, 1)}."
+
+
 def _with_missing_splits(
-    listing: Listing, hashes: Mapping[int, str], sides: Mapping[int, str], shares: Mapping[str, float]
+    listing: Listing,
+    hashes: Mapping[int, str],
+    sides: Mapping[int, str],
+    shares: Mapping[str, float],
+    near: Sequence[tuple[int, int]],
 ) -> tuple[dict[int, str], list[str]]:
     """`sides` after splits that are not given were made of training pictures, `shares` of them; notes."""
     given = {sample.split for sample in listing.samples}
+    wanted = {split: share for split, share in shares.items() if split not in given}
+    if not wanted and "val" in sides.values():
+        return dict(sides), []
+    training = [index for index, side in sides.items() if side == "train"]
+    lowest = _lowest_hashes(hashes, [pair for pair in near if {sides[index] for index in pair} == {"train"}])
+    groups = {index: lowest.get(hashes[index], hashes[index]) for index in training}
+    needs_val = "val" not in sides.values()
+    found = _made(listing, groups, wanted, needs_val=needs_val)
+    notes = []
+    if found is None and lowest:
+        groups, lowest = {index: hashes[index] for index in training}, {}
+        found = _made(listing, groups, wanted, needs_val=needs_val)
+        notes.append(
+            "Near-duplicates are on two sides of the splits: kept together, they leave nothing to validate on."
+        )
+    if found is None:
+        raise InputError(
+            f"{listing.root} leaves nothing to validate on: no class has two different pictures to train on"
+        )
+    made, more_notes = found
+    if lowest:
+        together = sorted(listing.samples[index].path for index in training if hashes[index] in lowest)
+        count = len(set(lowest.values()))
+        groups_told = "1 group" if count == 1 else f"{count} groups"
+        notes.append(f"Near-duplicates, kept on one side of the splits, {groups_told}: {some(together, 2)}.")
+        notes.extend(_alike_classes(listing, hashes, groups))
+    return dict(sides) | {index: made[group] for index, group in groups.items()}, [*notes, *more_notes]
+
+
+def _alike_classes(listing: Listing, hashes: Mapping[int, str], groups: Mapping[int, str]) -> Iterator[str]:
+    parts: dict[str, tuple[set[str], set[str]]] = defaultdict(lambda: (set(), set()))
+    for index, group in groups.items():
+        for part, name in zip(parts[listing.samples[index].label], (hashes[index], group), strict=True):
+            part.add(name)
+    alike = sorted(label for label, (contents, together) in parts.items() if len(together) == 1 < len(contents))
+    if alike:
+        yield f"Classes of near-duplicates of one picture, which can be trained on but not measured: {some(alike)}."
+
+
+def _lowest_hashes(hashes: Mapping[int, str], near: Sequence[tuple[int, int]]) -> dict[str, str]:
+    """Of each content that has a near-duplicate, the lowest hash in its group."""
+    lowest: dict[str, str] = {}
+    for group in connected(near):
+        contents = {hashes[index] for index in group}
+        lowest |= dict.fromkeys(contents, min(contents))
+    return lowest
+
+
+def _made(
+    listing: Listing, groups: Mapping[int, str], shares: Mapping[str, float], *, needs_val: bool
+) -> tuple[dict[str, str], list[str]] | None:
+    """The side of each group, given that of each training picture; notes. None where there is nothing to validate on.
+
+    needs_val: some must go to validation, whatever its share.
+    """
     classes: dict[str, set[str]] = defaultdict(set)
-    for index, side in sides.items():
-        if side == "train":
-            classes[hashes[index]].add(listing.samples[index].label)
-    made, notes = _split_by_hash(classes, {split: share for split, share in shares.items() if split not in given})
-    if "val" not in sides.values() and "val" not in made.values():
+    for index, group in groups.items():
+        classes[group].add(listing.samples[index].label)
+    made, notes = _split_by_hash(classes, shares)
+    if needs_val and "val" not in made.values():
         source = "training"
-        spared = _spared({content: classes[content] for content, side in made.items() if side == "train"})
+        spared = _spared({group: classes[group] for group, side in made.items() if side == "train"})
         if not spared:
             source = "test"
-            spared = [content for content, side in made.items() if side == "test"]
+            spared = [group for group, side in made.items() if side == "test"]
         if not spared:
-            raise InputError(
-                f"{listing.root} leaves nothing to validate on: no class has two different pictures to train on"
-            )
+            return None
         made |= dict.fromkeys(spared, "val")
         notes.append(f"Validation would have been empty; pictures moved to it from {source}: {len(spared)}.")
-    return {index: made[hashes[index]] if side == "train" else side for index, side in sides.items()}, notes
+    return made, notes
 
 
 def _split_by_hash(
     classes: Mapping[str, Collection[str]], shares: Mapping[str, float]
 ) -> tuple[dict[str, str], list[str]]:
-    """The side of each content, given the classes that it stands in; notes."""
+    """The side of each content, or of each group by its lowest one, given the classes that it stands in; notes."""
     sides = {content: _side(content, shares) for content in classes}
     contents = Counter(label for labels in classes.values() for label in labels)
     trained = {label for content, side in sides.items() if side == "train" for label in classes[content]}

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from finetune.audit import Content
 from finetune.backbone import Backbone, Network
+from finetune.calibration import calibrated
 from finetune.config import Config
 from finetune.engine import open_engine
 from finetune.errors import InputError, UnreadablePicture
@@ -35,46 +36,68 @@ class Prediction:
     """label: the likeliest class. probability: of it, in [0, 1]. top: (class, probability), likeliest first.
 
     path: the picture's path as given, or None for one given as bytes, array or PIL image.
+    unsure: whether the probability is below what was asked for; the label is then a guess, and still the likeliest.
     """
 
     label: str
     probability: float
     top: tuple[tuple[str, float], ...]
     path: str | None = None
+    unsure: bool = False
 
 
 class Classifier:
-    """A trained network with its class names and its preprocessing."""
+    """A trained network with its class names and its preprocessing.
+
+    temperature: over 0, by which log-probabilities are divided (see `calibration`); 1 changes nothing.
+    """
 
     def __init__(
-        self, network: Network, classes: Sequence[str], preprocessing: Preprocessing, config: Config, fabric: Fabric
+        self,
+        network: Network,
+        classes: Sequence[str],
+        preprocessing: Preprocessing,
+        config: Config,
+        fabric: Fabric,
+        temperature: float = 1.0,
     ):
         self.network = network.to(fabric.device).eval()
         self.classes = tuple(classes)
         self.preprocessing = preprocessing
         self.config = config
         self.fabric = fabric
+        self.temperature = temperature
         # What the run was worth, as in its metrics.json; empty for a classifier without a run.
         self.metrics: dict[str, Any] = {}
 
-    def predict(self, picture: Picture, *, top: int = 5) -> Prediction:
+    def predict(self, picture: Picture, *, top: int = 5, min_probability: float = 0.0) -> Prediction:
         """What one picture shows: a path, bytes, an array (h, w) or (h, w, 3 or 4), or a PIL image.
 
         Raises UnreadablePicture when it cannot be read.
         """
-        found = self.predict_all([picture], top=top)[0]
+        found = self.predict_all([picture], top=top, min_probability=min_probability)[0]
         if isinstance(found, UnreadablePicture):
             raise found
         return found
 
     def predict_all(
-        self, pictures: Sequence[Picture], *, top: int = 5, display: Display | None = None
+        self,
+        pictures: Sequence[Picture],
+        *,
+        top: int = 5,
+        min_probability: float = 0.0,
+        display: Display | None = None,
     ) -> list[Prediction | UnreadablePicture]:
-        """One answer for each picture, in order: its prediction, or the error that says why it cannot be read."""
+        """One answer for each picture, in order: its prediction, or the error that says why it cannot be read.
+
+        min_probability: in [0, 1], below which a prediction is marked as unsure; `refusal` finds it for an error rate.
+        """
         if isinstance(pictures, (str, Path)):
             raise InputError(f"predict_all takes a list of pictures; for the one at {pictures} there is predict")
         if top < 1:
             raise InputError(f"top must be at least 1, not {top}")
+        if not 0 <= min_probability <= 1:
+            raise InputError(f"min_probability must be between 0 and 1, not {min_probability}")
         log_probabilities, index, contents = self.log_probabilities(pictures, display=display)
         names = [str(picture) if isinstance(picture, (str, Path)) else None for picture in pictures]
         answers: list[Prediction | UnreadablePicture] = [
@@ -84,13 +107,16 @@ class Classifier:
         best = log_probabilities.exp().topk(min(top, len(self.classes)), dim=1)
         for position, shares, labels in zip(index.tolist(), best.values.tolist(), best.indices.tolist(), strict=True):
             ranked = tuple((self.classes[label], share) for label, share in zip(labels, shares, strict=True))
-            answers[position] = Prediction(*ranked[0], ranked, names[position])
+            answers[position] = Prediction(*ranked[0], ranked, names[position], ranked[0][1] < min_probability)
         return answers
 
     def log_probabilities(
         self, pictures: Sequence[Picture], *, display: Display | None = None
     ) -> tuple[Tensor, Tensor, dict[int, Content]]:
-        """(n, classes) for the n readable pictures, their positions (n,), and what reading told of every picture."""
+        """(n, classes) for the n readable pictures, their positions (n,), and what reading told of every picture.
+
+        They are averaged over views first, where there are several, and then brought to the classifier's temperature.
+        """
         with (display or Display()).bar("predicting", len(pictures)) as advance:
             outputs = run_frozen(
                 self.fabric,
@@ -101,7 +127,8 @@ class Classifier:
                 test_time=self.config.test_time,
                 advance=advance,
             )
-        return averaged(outputs.values).reshape(-1, len(self.classes)), outputs.index, outputs.contents
+        found = averaged(outputs.values).reshape(-1, len(self.classes))
+        return calibrated(found, self.temperature), outputs.index, outputs.contents
 
     def pictures(self, sources: Sequence[Picture]) -> Pictures:
         """`sources` in the view that predictions are made on."""
@@ -123,6 +150,7 @@ class Classifier:
                 "config": self.config.to_dict(),
                 "classes": list(self.classes),
                 "preprocessing": asdict(self.preprocessing),
+                "temperature": self.temperature,
             },
         )
 
@@ -143,6 +171,7 @@ def load(folder: str | Path, *, device: str = "auto", precision: str | None = No
         preprocessing = Preprocessing(**{name: _tuple(value) for name, value in saved["preprocessing"].items()})
         classes = [str(name) for name in saved["classes"]]
         evaluation_view(preprocessing)
+        temperature = _temperature(saved)
     except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{folder / CONFIG_FILE} is not as a run leaves it: {error}") from error
     backbone = Backbone(config.backbone, image_size=config.image_size)
@@ -158,7 +187,8 @@ def load(folder: str | Path, *, device: str = "auto", precision: str | None = No
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:200]
         raise InputError(f"{folder / WEIGHTS_FILE} does not fit {folder / CONFIG_FILE}: {detail}") from error
-    classifier = Classifier(network, classes, preprocessing, config, open_engine(device, precision or config.precision))
+    fabric = open_engine(device, precision or config.precision)
+    classifier = Classifier(network, classes, preprocessing, config, fabric, temperature)
     if (folder / METRICS_FILE).exists():
         classifier.metrics = read_json(folder / METRICS_FILE)
     return classifier
@@ -176,7 +206,15 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def averaged(logits: Tensor) -> Tensor:
     """Log of the probabilities averaged over views: (n, views, classes) to (n, classes)."""
-    return logits.log_softmax(-1).logsumexp(1) - torch.log(torch.tensor(float(max(1, logits.shape[1]))))
+    return logits.log_softmax(-1).logsumexp(1) - math.log(max(1, logits.shape[1]))
+
+
+def _temperature(saved: dict[str, Any]) -> float:
+    """That of a run's config.json; 1 for a run from before there was one."""
+    value = float(saved.get("temperature", 1.0))
+    if not (value > 0 and math.isfinite(value)):
+        raise InputError(f"temperature is {value}, which is not a number over 0")
+    return value
 
 
 def _tuple(value: Any) -> Any:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from finetune.baselines import BASELINES
 from finetune.cache_command import cache
 from finetune.commands import (
     INTERRUPTED,
@@ -24,15 +25,14 @@ from finetune.commands import (
     run_command,
 )
 from finetune.config import Config
+from finetune.explain_command import explain
+from finetune.export_command import export
+from finetune.inspect_command import inspect
+from finetune.lr_find_command import lr_find
+from finetune.report_command import report
 
 if TYPE_CHECKING:
     from finetune.probe import Curve
-
-BASELINES = {
-    "majority_class": "majority class",
-    "nearest_class_mean": "nearest class mean",
-    "head": "linear head, frozen features",
-}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -68,13 +68,20 @@ def fit(folder: Path, out: Path, resume: bool, as_json: bool, **options: Any) ->
     type=click.Choice(["train", "val", "test"]),
     help="which part, where FOLDER has such; default: test, else val",
 )
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="folder for the figures, the predictions and the report; default: RUN/evaluations/NAME-OF-FOLDER",
+)
 @on_device
 @as_json
-def evaluate(run: Path, folder: Path, split: str | None, device: str, as_json: bool) -> None:
+def evaluate(run: Path, folder: Path, split: str | None, out: Path | None, device: str, as_json: bool) -> None:
     """Measure the classifier in RUN on the pictures in FOLDER; those it was trained on are left out."""
     import finetune
+    from finetune.evaluation import place_for
 
-    result = finetune.evaluate(run, folder, split=split, device=device, display=display_for(as_json))
+    out = out or place_for(run, folder)
+    result = finetune.evaluate(run, folder, split=split, out=out, device=device, display=display_for(as_json))
     if as_json:
         print_json(result)
     else:
@@ -85,15 +92,42 @@ def evaluate(run: Path, folder: Path, split: str | None, device: str, as_json: b
 @click.argument("run", type=existing)
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PICTURES_OR_FOLDERS...")
 @click.option("--top", type=click.IntRange(min=1), default=3, show_default=True, help="classes shown for each picture")
+@click.option("--min-probability", type=click.FloatRange(0, 1), help='answer "unsure" below this probability')
+@click.option(
+    "--target-error",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help='answer "unsure" as often as it takes for at most this share of the other answers to be wrong, which the '
+    "run's validation pictures must show with 95 % confidence",
+)
 @on_device
 @as_json
-def predict(run: Path, pictures: tuple[Path, ...], top: int, device: str, as_json: bool) -> None:
-    """What each picture shows; with --json one object a line. Unreadable files are named on stderr (exit code 2)."""
+def predict(
+    run: Path,
+    pictures: tuple[Path, ...],
+    top: int,
+    min_probability: float | None,
+    target_error: float | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """What each picture shows; with --json one object a line. Unreadable files are named on stderr (exit code 2).
+
+    A refused picture has "unsure": true in JSON, beside its label, which is then a guess.
+    """
     import finetune
     from finetune.folder import list_unlabelled
+    from finetune.refusal import refusal_for, refusals, validation_answers
 
-    classifier = finetune.load(run, device=device)
-    answers = classifier.predict_all(list_unlabelled(pictures), top=top, display=display_for(as_json))
+    if min_probability is not None and target_error is not None:
+        raise click.UsageError("--min-probability and --target-error both set the threshold; give one of them")
+    classifier, display = finetune.load(run, device=device), display_for(as_json)
+    if target_error is not None:
+        chosen = refusal_for(refusals(*validation_answers(run)), target_error)
+        min_probability = chosen.min_probability
+        display.say(f"unsure below {chosen.min_probability:.2%}; {1 - chosen.coverage:.1%} of validation is")
+    answers = classifier.predict_all(
+        list_unlabelled(pictures), top=top, min_probability=min_probability or 0.0, display=display
+    )
     failed = False
     for answer in answers:
         if isinstance(answer, finetune.UnreadablePicture):
@@ -107,12 +141,14 @@ def predict(run: Path, pictures: tuple[Path, ...], top: int, device: str, as_jso
                 "path": answer.path,
                 "label": answer.label,
                 "probability": round(answer.probability, 6),
+                "unsure": answer.unsure,
                 "top": top_classes,
             }
             click.echo(json.dumps(row))
         else:
-            others = ", ".join(f"{label} {share:.1%}" for label, share in answer.top[1:])
-            click.echo(f"{answer.path}: {answer.label} {answer.probability:.1%}" + (f"  ({others})" if others else ""))
+            shares = [f"{label} {share:.1%}" for label, share in answer.top]
+            first, others = ("unsure", shares) if answer.unsure else (shares[0], shares[1:])
+            click.echo(f"{answer.path}: {first}" + (f"  ({', '.join(others)})" if others else ""))
     if failed:
         sys.exit(2)
 
@@ -152,6 +188,11 @@ def probe(folder: Path, as_json: bool, **options: Any) -> None:
 
 
 cli.add_command(cache)
+cli.add_command(report)
+cli.add_command(explain)
+cli.add_command(export)
+cli.add_command(inspect)
+cli.add_command(lr_find)
 
 
 def main() -> None:
@@ -167,6 +208,7 @@ def _print_curve(curve: Curve) -> None:
         ("linear probe on", "left"),
         ("accuracy", "right"),
         ("95 % interval", "right"),
+        ("squared error", "right"),
         ("", "left"),
     ):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
@@ -174,8 +216,10 @@ def _print_curve(curve: Curve) -> None:
     for probe in (*curve.probes, curve.together):
         low, high = probe.interval
         bar = "█" * round(1 + 29 * (probe.accuracy - lowest) / max(1e-9, 1 - lowest))
-        clearly = "  better than the last" if probe.over_last_interval[0] > 0 else ""
-        table.add_row(probe.depth, f"{probe.accuracy:.1%}", f"{low:.1%} to {high:.1%}", bar + clearly)
+        clearly = "  clearly better than the last" if probe.clearly_better else ""
+        table.add_row(
+            probe.depth, f"{probe.accuracy:.1%}", f"{low:.1%} to {high:.1%}", f"{probe.error:.3f}", bar + clearly
+        )
     console = Console()
     console.print(table)
     console.print("unlike the backbone's own pictures" if curve.different else "like the backbone's own pictures")
@@ -198,5 +242,7 @@ def _print_result(metrics: dict[str, Any], kept_in: str | None) -> None:
         out.print(f"{metrics['left_out_trained_on']} pictures were left out: the run was trained on them")
     for entry in metrics["unreadable"] if kept_in is None else []:
         out.print(f"unreadable: {escape(entry['path'])} ({entry['reason']})")
+    if "report" in metrics:
+        out.print(f"report: {escape(metrics['report'])}")
     if kept_in is not None:
         out.print(f"{metrics['strategy']}, {metrics['seconds']:.0f} s, in {escape(kept_in)}")

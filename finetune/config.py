@@ -10,6 +10,9 @@ from finetune.images import MAX_PIXELS
 from finetune.options import Options, option
 from finetune.strategy import STRATEGIES
 
+# The value of `Config.lr` that has the learning rate found by a sweep.
+AUTO = "auto"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Options):
@@ -27,7 +30,7 @@ class Config(Options):
     epochs: int | None = option(None, "passes over the training pictures, for strategies that need them", low=1)
     batch_size: int = option(32, "pictures per step", low=1)
     optimizer: str = option("adamw", "", choices=("adamw", "sgd"))
-    lr: float | None = option(None, "learning rate of the head", low=0)
+    lr: float | str | None = option(None, "learning rate of the head; auto: found by a sweep", low=0, word=AUTO)
     stage_decay: float | None = option(None, "what a stage's learning rate keeps of the one above it", low=0)
     weight_decay: float = option(0.02, "decoupled for AdamW, L2 for SGD; never on norms and biases", low=0)
     warmup: float = option(0.1, "share of the steps during which the learning rate rises", low=0, below=1)
@@ -54,6 +57,9 @@ class Config(Options):
     cache: bool = option(True, "keep activations of frozen stages for later runs (see finetune cache)")
     precision: str = option(
         "auto", "auto: bfloat16 where the processor is faster with it", choices=("auto", "float32", "bfloat16")
+    )
+    log: str = option(
+        "none", "where every epoch's figures go beside history.jsonl", choices=("none", "tensorboard", "wandb")
     )
     device: str = option("auto", "", choices=("auto", "cpu", "cuda"))
     workers: int | None = option(None, "processes that decode pictures", low=0)

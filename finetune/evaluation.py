@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import csv
+import os
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from finetune.audit import Unreadable
-from finetune.classifier import load, read_config
+from finetune.classifier import METRICS_FILE, load, read_config
 from finetune.errors import InputError
+from finetune.files import read_json, write_csv, write_json, write_tensors
 from finetune.folder import Sample, list_folder
 from finetune.metrics import summary
 from finetune.progress import Display
-from finetune.verdict import PICTURES_FILE
+from finetune.report import write_report
+from finetune.report_findings import EVALUATED
+from finetune.run_files import (
+    PICTURES_FILE,
+    PREDICTIONS_FILE,
+    PREDICTIONS_HEADER,
+    PROBABILITIES_FILE,
+    prediction_rows,
+)
+
+# A picture that the run has learned from, and so cannot be measured on.
+LEARNED = "learned"
 
 
 def evaluate(
@@ -25,6 +41,7 @@ def evaluate(
     folder: str | Path,
     *,
     split: str | None = None,
+    out: str | Path | None = None,
     device: str = "auto",
     display: Display | None = None,
 ) -> dict[str, Any]:
@@ -32,11 +49,14 @@ def evaluate(
 
     split: which of these, when there are such; by default test/, else val/, else all there is. Pictures that the run
     was trained on are recognised by content and left out. The result's `split` is "val" when some of the pictures
-    served to choose in that run, else "test". InputError when a class of `folder` is not one of the run's, or nothing
-    is left.
+    served to choose in that run, else "test". out: folder to leave metrics.json, predictions.csv,
+    probabilities.safetensors and report.html in, in place of an evaluation that is there; None leaves nothing.
+    InputError when a class of `folder` is not one of the run's, or nothing is left.
     """
     started = time.monotonic()
     display = display or Display()
+    if out is not None:
+        _check_out(Path(out))
     classifier = load(run, device=device)
     listing = list_folder(Path(folder), to_train=False)
     samples = _wanted(listing.samples, split, Path(folder))
@@ -49,9 +69,9 @@ def evaluate(
         [listing.root / sample.path for sample in samples], display=display
     )
 
-    used = _splits_by_content(Path(run))
+    used = _used_by_content(Path(run))
     served = [used.get(contents[position].sha256) for position in index.tolist()]
-    fair = torch.tensor([split != "train" for split in served], dtype=torch.bool)
+    fair = torch.tensor([use != LEARNED for use in served], dtype=torch.bool)
     labels = torch.tensor([classifier.classes.index(samples[position].label) for position in index.tolist()])
     unreadable = [
         asdict(Unreadable(samples[position].path, content.reason))
@@ -62,15 +82,60 @@ def evaluate(
         why = "every readable picture in it was trained on" if served else "none of its pictures can be read"
         raise InputError(f"{folder} cannot measure {run}: {why}")
     counts = Counter(name for name in served if name)
-    return {
+    result = {
         **summary(found[fair], labels[fair], classifier.classes),
         "split": "val" if counts["val"] else "test",
         "used_for_selection": counts["val"] > 0,
         "strategy": classifier.metrics.get("strategy"),
-        "left_out_trained_on": counts["train"],
+        "left_out_trained_on": counts[LEARNED],
         "unreadable": unreadable,
         "seconds": round(time.monotonic() - started, 2),
     }
+    if out is not None:
+        asked = {"run": str(Path(run).resolve()), "folder": str(listing.root.resolve()), "asked": split}
+        judged = [samples[position] for position in index[fair].tolist()]
+        result |= {EVALUATED: asked | {"config": read_config(Path(run))}}
+        _write(Path(out), result, judged, found[fair], classifier.classes)
+        from finetune.explain import explanation  # with a drawing library, which nothing else needs
+
+        result |= {EVALUATED: asked, "report": str(write_report(out, explain=explanation(classifier)))}
+    return result
+
+
+def place_for(run: Path, folder: Path) -> Path:
+    """Where an evaluation of `run` on `folder` goes when nobody says: below the run, by the folder's name, numbered
+    where that has the evaluation of another folder of this name."""
+    name = folder.resolve().name or "pictures"
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    places = (run / "evaluations" / name for name in names)
+    return next(place for place in places if _evaluated(place) in (None, str(folder.resolve())))
+
+
+def _evaluated(place: Path) -> str | None:
+    """The folder of pictures whose evaluation lies in `place`, None where none does."""
+    if not (place / METRICS_FILE).is_file():
+        return None
+    found = read_json(place / METRICS_FILE)
+    return str(found[EVALUATED]["folder"]) if isinstance(found, dict) and EVALUATED in found else ""
+
+
+def _check_out(out: Path) -> None:
+    """Before an hour of reading: InputError where `out` cannot be written to, or holds anything but an evaluation."""
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"{out} (--out) cannot be written to")
+    if out.is_dir() and not _evaluated(out) and any(not path.name.startswith(".") for path in out.iterdir()):
+        raise InputError(f"{out} (--out) is not empty and holds no evaluation; choose another folder")
+
+
+def _write(
+    out: Path, result: dict[str, Any], samples: Sequence[Sample], log_probabilities: Tensor, classes: Sequence[str]
+) -> None:
+    """metrics.json goes last: with it there is an evaluation."""
+    predictions = [(sample, result["split"], row) for sample, row in zip(samples, log_probabilities, strict=True)]
+    write_csv(out / PREDICTIONS_FILE, PREDICTIONS_HEADER, prediction_rows(classes, predictions))
+    write_tensors(out / PROBABILITIES_FILE, {result["split"]: log_probabilities.float()})
+    write_json(out / METRICS_FILE, result)
 
 
 def _wanted(samples: tuple[Sample, ...], split: str | None, folder: Path) -> list[Sample]:
@@ -82,7 +147,8 @@ def _wanted(samples: tuple[Sample, ...], split: str | None, folder: Path) -> lis
     return [sample for sample in samples if split is None or sample.split == split]
 
 
-def _splits_by_content(run: Path) -> dict[str, str]:
+def _used_by_content(run: Path) -> dict[str, str]:
+    """For what each picture of the run served, by its content: LEARNED, "val" or "test"."""
     path = run / PICTURES_FILE
     if not path.exists():
         if "folder" in read_config(run):
@@ -90,6 +156,6 @@ def _splits_by_content(run: Path) -> dict[str, str]:
         return {}  # a classifier saved through the API alone
     with path.open(newline="", encoding="utf-8") as file:
         try:
-            return {row["sha256"]: row["split"] for row in csv.DictReader(file)}
+            return {row["sha256"]: LEARNED if row["learned"] == "yes" else row["split"] for row in csv.DictReader(file)}
         except KeyError as error:
             raise InputError(f"{path} has no column {error}; it may be damaged") from error

@@ -6,34 +6,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning_fabric import Fabric
-from torch import Tensor, nn
-
-from finetune.backbone import Backbone, Network
+from finetune.backbone import Network
+from finetune.checkpoint import Course
 from finetune.classifier import Classifier, load
-from finetune.config import Config
-from finetune.engine import open_engine
+from finetune.config import AUTO, Config
 from finetune.errors import InputError
-from finetune.folder import Listing, list_folder
-from finetune.frozen import Outputs
-from finetune.head import LinearHead, fit_best_head
-from finetune.inputs import Material
-from finetune.loader import Pictures
-from finetune.metrics import accuracy, log_loss
-from finetune.pooled import PooledStages
-from finetune.pretrained import load_pretrained
-from finetune.probing import training_curve
+from finetune.folder import list_folder
+from finetune.head import Heads
+from finetune.loggers import check_log, open_log
+from finetune.preparation import Prepared, prepare
 from finetune.progress import Display
-from finetune.reading import read_pictures
+from finetune.report import write_report
 from finetune.run import RunFolder
-from finetune.strategy import STRATEGIES, Strategy, choose
-from finetune.training import Course, Score, plan_for, train
-from finetune.transforms import evaluation_view, pixels_needed, training_view
-from finetune.verdict import Rows, judge, verdict, write_run
-
-# "auto" weighs classes once the largest has more than so many times the pictures of the smallest.
-UNBALANCED = 3
+from finetune.training import train
+from finetune.verdict import measure, write_run
 
 
 def fit(
@@ -60,125 +46,50 @@ def fit(
         raise InputError("config must be a finetune.Config; Config.from_dict makes one of a dictionary")
     config = config or Config.from_dict(options)
     display = display or Display()
+    check_log(config, None if out is None else Path(out))
     listing = list_folder(Path(folder))
     run = None if out is None else RunFolder(Path(out))
     if run is not None and run.begin(listing.root, config, resume=resume):
         display.say(f"{out} holds this run, finished")
         return load(run.path, device=config.device)
 
-    fabric = open_engine(config.device, config.precision)
-    torch.manual_seed(config.seed)
-    backbone = Backbone(config.backbone, image_size=config.image_size)
-    if config.unfreeze is not None:
-        backbone.stage_index(config.unfreeze)  # wrong names are told before an hour of reading, not after
-    if config.strategy == "auto" or STRATEGIES[config.strategy].start == "pretrained":
-        load_pretrained(backbone, config.weights, display.say)
-    backbone.to(fabric.device)
-
-    stages = PooledStages(backbone)
-    outputs = _read_every_picture(fabric, stages, listing, config, run, display)
-    rows = Rows.audited(listing, outputs, backbone.width, config)
-    found = rows.folder
-    for line in rows.told():
-        display.say(line)
-
-    curve = training_curve(stages, rows) if config.strategy == "auto" else None
-    choice = choose(config.strategy, len(found.train) / len(found.classes), curve)
-    display.say(choice.reason)
-    class_weights = _class_weights(config.class_weights, rows.of_split("train")[1], len(found.classes))
-    last, head = fit_best_head(*rows.of_split("train"), *rows.of_split("val"), stages.widths, class_weights)
-    reads = stages.last(head.width)
-    if head is not last:
-        display.say(f"head: on {', '.join(reads)} side by side, which validation prefers to the features alone.")
-    network = Network(backbone, last.as_layer()).to(fabric.device)
+    prepared = prepare(listing, config, run, display)
+    network, start = prepared.beginning(config)
     course = Course()
-    if choice.strategy.trains != "head":
-        course = _train(fabric, network, head, choice.strategy, config, rows, class_weights, run, resume, display)
-    known = head if course.best_epoch == 0 and choice.strategy.head_first else None
-    if known is not None and known.width > backbone.width:
-        network = Network(backbone, known.as_layer(), stages).to(fabric.device)
-
-    classifier = Classifier(network, found.classes, backbone.preprocessing, config, fabric)
-    judged = judge(classifier, rows, known, display)
-    spent = {"head_reads": list(reads), "seconds": round(time.monotonic() - started, 2)}
-    classifier.metrics = verdict(rows, judged, choice, head, course) | spent
+    with open_log(config, None if run is None else run.path) as log:
+        if prepared.choice.strategy.trains != "head":
+            course = train(
+                prepared.fabric,
+                network,
+                prepared.plan(network, config),
+                config,
+                prepared.material(config),
+                start=start,
+                checkpoint=None if run is None else run.checkpoint,
+                resume=resume,
+                display=display,
+                log=log,
+            )
+        elif config.lr == AUTO:
+            display.say("--lr auto changes nothing here: the head is solved at once, without a learning rate.")
+        classifier, heads = _kept(prepared, network, course, config)
+        measured = measure(classifier, prepared, heads, course, display)
+        classifier.metrics = measured.metrics | {"seconds": round(time.monotonic() - started, 2)}
+        log.result(classifier.metrics)
     if run is not None:
-        write_run(run, classifier, rows, judged, course)
+        write_run(run, classifier, prepared.rows, measured, course)
+        from finetune.explain import explanation  # with a drawing library, which nothing else needs
+
+        write_report(run.path, explain=explanation(classifier))
     return classifier
 
 
-def _read_every_picture(
-    fabric: Fabric, stages: PooledStages, listing: Listing, config: Config, run: RunFolder | None, display: Display
-) -> Outputs:
-    """Pooled activations of every stage; what this run has kept already is not read again."""
-    kept = None if run is None else run.kept_features(listing)
-    if kept is not None:
-        return kept
-    outputs = read_pictures(fabric, stages, listing, config, display)
-    if run is not None:
-        run.keep_features(listing, outputs)
-    return outputs
-
-
-def _train(
-    fabric: Fabric,
-    network: Network,
-    head: LinearHead,
-    strategy: Strategy,
-    config: Config,
-    rows: Rows,
-    class_weights: Tensor | None,
-    run: RunFolder | None,
-    resume: bool,
-    display: Display,
-) -> Course:
-    """Train by gradient what the strategy says, from the network's solved head where it starts from that.
-
-    head: the best that is known without training, which training must beat.
-    """
-    val_pooled, val_labels = rows.of_split("val")
-    logits = head(val_pooled)
-    start: Score | None = Score(accuracy(logits, val_labels), log_loss(logits, val_labels, class_weights))
-    if not strategy.head_first:
-        torch.manual_seed(config.seed)
-        network.head = nn.Linear(network.backbone.width, len(rows.folder.classes)).to(fabric.device)
-        start = None
-    preprocessing = network.backbone.preprocessing
-    paths = rows.paths()
-    val_paths = [paths[index] for index in rows.folder.val]
-    material = Material(
-        pictures=Pictures(
-            paths,
-            training_view(preprocessing, config),
-            pixels_needed(preprocessing, config),
-            config.max_pixels,
-            config.seed,
-        ),
-        indices=list(rows.folder.train),
-        labels=rows.labels,
-        val=Pictures(val_paths, evaluation_view(preprocessing), preprocessing.shortest_side, config.max_pixels),
-        val_labels=val_labels,
-        class_weights=class_weights,
-        preprocessing=preprocessing,
-        hashes=rows.hashes,
-        val_hashes=[rows.hashes[index] for index in rows.folder.val],
-    )
-    return train(
-        fabric,
-        network,
-        plan_for(strategy, config, network, len(material.indices)),
-        config,
-        material,
-        start=start,
-        checkpoint=None if run is None else run.checkpoint,
-        resume=resume,
-        display=display,
-    )
-
-
-def _class_weights(requested: str, labels: Tensor, classes: int) -> Tensor | None:
-    """Weights, (classes,), that make every class count the same in sum; None where all pictures count the same."""
-    counts = torch.bincount(labels, minlength=classes)
-    if requested == "none" or (requested == "auto" and counts.max() <= UNBALANCED * counts.min()):
-        return None
-    return len(labels) / (classes * counts.float())
+def _kept(prepared: Prepared, network: Network, course: Course, config: Config) -> tuple[Classifier, Heads | None]:
+    """What the run leaves: what was trained, or the solved heads where that did not beat them; these then, too."""
+    heads = prepared.heads if course.best_epoch == 0 and prepared.choice.strategy.head_first else None
+    backbone = prepared.backbone
+    if heads is not None:
+        stages = None if heads.kept.width == backbone.width else prepared.stages
+        network = Network(backbone, heads.kept.as_layer(), stages).to(prepared.fabric.device)
+    classes = prepared.rows.folder.classes
+    return Classifier(network, classes, backbone.preprocessing, config, prepared.fabric), heads

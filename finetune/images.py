@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)
 
 
 def read_image(source: Picture, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -80,6 +82,26 @@ def read_image(source: Picture, *, at_least: int | None = None, max_pixels: int 
             image = Image.fromarray(_eight_bits(np.asarray(image), name))
         with _damage_named(name):
             return _on_white(image)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a picture's file says of it before it is decoded. format, mode: Pillow's names. width, height: upright."""
+
+    format: str
+    mode: str
+    width: int
+    height: int
+
+
+def read_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> Header:
+    """The header of the picture at `path`. UnreadablePicture as `read_image` would raise for what is seen there."""
+    name, content = str(path), read_content(path)
+    with _tolerant_pillow(max_pixels):
+        image = _opened(content, name, max_pixels)
+        width, height = image.size
+        turned = _orientation(image) in _SIDEWAYS
+        return Header(image.format or "?", image.mode, *((height, width) if turned else (width, height)))
 
 
 def read_content(path: Path) -> bytes:
@@ -180,11 +202,16 @@ def _reason(error: Exception) -> str:
 
 def _upright(image: Image.Image) -> Image.Image:
     # Not ImageOps.exif_transpose: it writes the whole EXIF anew, and fails over any odd tag beside the orientation.
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # as varied as the damage; pixels that could be decoded count more than their metadata
-        return image
+    orientation = _orientation(image)
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _orientation(image: Image.Image) -> Any:
+    """What the EXIF says of it, None where it says nothing."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # as varied as the damage; pixels that could be decoded count more than their metadata
+        return None
 
 
 def _on_white(image: Image.Image) -> Image.Image:

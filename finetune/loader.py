@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from finetune.audit import Content
 from finetune.errors import InputError, UnreadablePicture
 from finetune.images import Picture, read_content, read_image
+from finetune.near_duplicates import fingerprint
 from finetune.transforms import View, view_seed
 
 # Starting a worker costs about a second: small folders are decoded in the main process.
@@ -47,7 +48,7 @@ class Pictures(Dataset[Item]):
     """`sources`, files or pictures in memory, seen through `view`; what is random in a view depends on `seed`.
 
     views: None for pixels (3, h, w) of one view, which depends on the epoch; a number for those of so many epochs from
-    the first, (views, 3, h, w), whatever the epoch.
+    the first, (views, 3, h, w), whatever the epoch. fingerprints: whether contents tell what pictures look like.
     """
 
     sources: Sequence[Picture]
@@ -56,6 +57,7 @@ class Pictures(Dataset[Item]):
     max_pixels: int
     seed: int = 0
     views: int | None = None
+    fingerprints: bool = False
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -72,9 +74,10 @@ class Pictures(Dataset[Item]):
             picture = read_image(source, at_least=self.at_least, max_pixels=self.max_pixels)
         except UnreadablePicture as error:
             return index, Content(digest, error.reason), None
+        content = Content(digest, fingerprint=fingerprint(picture).hex() if self.fingerprints else None)
         if self.views is None:
-            return index, Content(digest), self._seen(picture, epoch, index)
-        return index, Content(digest), torch.stack([self._seen(picture, view, index) for view in range(self.views)])
+            return index, content, self._seen(picture, epoch, index)
+        return index, content, torch.stack([self._seen(picture, view, index) for view in range(self.views)])
 
     def batch(self, indices: Iterable[int]) -> Batch:
         """The pictures at `indices`, read here and now."""

@@ -1,4 +1,4 @@
-"""What a set of predictions is worth: accuracy with its interval, precision and recall, confusion."""
+"""What a set of predictions is worth: accuracy with its interval, precision and recall, confusion, calibration."""
 
 from __future__ import annotations
 
@@ -35,6 +35,35 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 def confusion(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Counts, (classes, classes) int64: row the true class, column the predicted."""
     return torch.bincount(labels * classes + predicted, minlength=classes * classes).view(classes, classes)
+
+
+def reliability(log_probabilities: Tensor, labels: Tensor, bins: int = 15) -> list[dict[str, Any]]:
+    """How often predictions of each probability are right: the bins of a reliability diagram that hold any of them.
+
+    log_probabilities (n, classes), labels (n,). Bins are of equal width, (low, high]: `n` predictions in each, their
+    mean probability and their accuracy.
+    """
+    best, predicted = log_probabilities.double().max(1)
+    confidence, right = best.exp().clamp(0, 1), predicted == labels
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    return [
+        {
+            "low": number / bins,
+            "high": (number + 1) / bins,
+            "n": int(inside.sum()),
+            "probability": float(confidence[inside].mean()),
+            "accuracy": float(right[inside].double().mean()),
+        }
+        for number in range(bins)
+        if (inside := place == number).any()
+    ]
+
+
+def expected_calibration_error(log_probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """How far accuracy is from probability, in [0, 1]: the mean over bins, by how many predictions each holds, of the
+    difference (Naeini et al. 2015; Guo et al. 2017, eq. 3, with 15 bins as there)."""
+    found = reliability(log_probabilities, labels, bins)
+    return float(sum(row["n"] * abs(row["accuracy"] - row["probability"]) for row in found)) / max(1, len(labels))
 
 
 def summary(log_probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:

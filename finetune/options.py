@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Any, Self
 
@@ -12,10 +12,21 @@ from finetune.errors import InputError
 
 
 def option(
-    default: Any, about: str, *, choices: tuple[str, ...] = (), low: float | None = None, below: float | None = None
+    default: Any,
+    about: str,
+    *,
+    choices: tuple[str, ...] = (),
+    low: float | None = None,
+    below: float | None = None,
+    word: str | None = None,
 ) -> Any:
-    """A field of `Options`. choices: all that are allowed. low: the smallest value; below: what it stays below."""
-    return field(default=default, metadata={"about": about, "choices": choices, "low": low, "below": below})
+    """A field of `Options`. choices: all that are allowed. low: the smallest value; below: what it stays below.
+
+    word: what a number may be instead of a number.
+    """
+    return field(
+        default=default, metadata={"about": about, "choices": choices, "low": low, "below": below, "word": word}
+    )
 
 
 class Options:
@@ -43,21 +54,37 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def kind(option: dataclasses.Field[Any]) -> type:
-    """str, int, float or bool: the type of an option's values."""
-    return {"str": str, "int": int, "float": float, "bool": bool}[str(option.type).removesuffix(" | None")]
+def kind(option: dataclasses.Field[Any]) -> Callable[[str], Any]:
+    """What makes a value of an option from its text: str, int, float, bool, or a reader of a number or a word."""
+    word, number = option.metadata["word"], _type(option)
+    if word is None:
+        return number
+
+    def read(text: str) -> Any:
+        try:
+            return word if text == word else number(text)
+        except ValueError:
+            return text  # which the options then refuse
+
+    read.__name__ = f"{number.__name__}|{word}"
+    return read
+
+
+def _type(option: dataclasses.Field[Any]) -> type:
+    return {"str": str, "int": int, "float": float, "bool": bool}[str(option.type).split(" | ")[0]]
 
 
 def _check(option: dataclasses.Field[Any], value: Any) -> None:
-    if value is None and str(option.type).endswith("| None"):
+    choices, low, below, word = (option.metadata[key] for key in ("choices", "low", "below", "word"))
+    if (value is None and str(option.type).endswith("| None")) or (word is not None and value == word):
         return
-    expected = kind(option)
+    expected = _type(option)
     right = isinstance(value, (int, float) if expected is float else expected)
     if not right or (isinstance(value, bool) and expected is not bool):
-        raise InputError(f"{flag(option.name)} must be of type {expected.__name__}, not {value!r}")
+        or_word = "" if word is None else f", or {word!r}"
+        raise InputError(f"{flag(option.name)} must be of type {expected.__name__}{or_word}, not {value!r}")
     if expected is float and not math.isfinite(value):
         raise InputError(f"{flag(option.name)} must be a finite number, not {value}")
-    choices, low, below = (option.metadata[key] for key in ("choices", "low", "below"))
     if choices and value not in choices:
         raise InputError(f"{flag(option.name)} must be one of {', '.join(choices)}, not {value!r}")
     if low is not None and value < low:

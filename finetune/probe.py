@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finetune.errors import InputError
+from finetune.folds import folds_of
 
 # Ridge strengths, as shares of the mean eigenvalue of the features' covariance.
 STRENGTHS = tuple(float(value) for value in np.geomspace(1e-4, 10, 11))
-# Of all depths side by side, the shares of numbers that are tried: Head2Toe (Evci et al. 2022) keeps few, too.
-SHARES = (0.1, 0.3, 1.0)
+# Shares of the numbers of all depths that are tried beside all of them: Head2Toe (Evci et al. 2022) keeps few, too.
+SHARES = (0.1, 0.3)
 TOGETHER = "together"
 FOLDS = 5
+# Pictures differ from the backbone's own where another depth errs less than the last by more than this share of it.
+CLEARLY = 0.1
 
 _RESAMPLED = 2000
 
@@ -28,7 +31,9 @@ class Probe:
     """A linear probe at one depth. accuracy: each picture judged by a probe that has learned from the others; interval:
     95 %, for other pictures like these; over_last: how much more of them than at the last depth, with its interval.
 
-    width: numbers it reads. strength: chosen ridge strength.
+    error: mean squared distance of its answers from the classes, as a share of what guessing the class sizes leaves.
+    It still tells depths apart that name nearly every picture right. less_error: how much less of it than at the last
+    depth, as a share of that, with its interval. width: numbers it reads. strength: chosen ridge strength.
     """
 
     depth: str
@@ -37,7 +42,20 @@ class Probe:
     interval: tuple[float, float]
     over_last: float
     over_last_interval: tuple[float, float]
+    error: float
+    less_error: float
+    less_error_interval: tuple[float, float]
     strength: float
+
+    @property
+    def clearly_better(self) -> bool:
+        """Whether it errs less than the last depth: by a tenth and more than chance, and names no fewer right."""
+        return self.less_error_interval[0] > CLEARLY and self.over_last >= 0
+
+    @property
+    def clearly_worse(self) -> bool:
+        """Whether it errs more than the last depth, by more than chance."""
+        return self.less_error_interval[1] < 0
 
 
 @dataclass(frozen=True)
@@ -59,6 +77,7 @@ class Curve:
             "together": probes[-1],
             "best": self.best.depth,
             "different": self.different,
+            "enough_from": self.enough_from.depth,
         }
 
     @property
@@ -67,14 +86,20 @@ class Curve:
 
     @property
     def best(self) -> Probe:
-        """The most accurate of the depths, the highest one among equals."""
-        return max(reversed(self.probes), key=lambda probe: probe.accuracy)
+        """The depth that errs least, the highest one among equals."""
+        return min(reversed(self.probes), key=lambda probe: probe.error)
+
+    @property
+    def enough_from(self) -> Probe:
+        """The lowest depth from which on none is clearly worse than the last: what lies above adds nothing itself."""
+        above = self.probes[::-1]
+        return above[next((number for number, probe in enumerate(above) if probe.clearly_worse), len(above)) - 1]
 
     @property
     def different(self) -> bool:
-        """Whether an earlier depth, or all together, beat the last by more than chance: the pictures then differ from
+        """Whether an earlier depth, or all together, is clearly better than the last: the pictures then differ from
         those that the backbone learned from."""
-        return any(probe.over_last_interval[0] > 0 for probe in (*self.probes[:-1], self.together))
+        return any(probe.clearly_better for probe in (*self.probes[:-1], self.together))
 
 
 def _listed(values: dict[str, Any]) -> dict[str, Any]:
@@ -85,26 +110,18 @@ def probe_curve(parts: Sequence[Tensor], depths: Sequence[str], labels: Tensor, 
     """The curve of pooled activations `parts`, (n, width) each, named `depths`, for labels (n,) int64 from 0.
 
     Ridge regression on one number a class, each picture left out in turn (Allen 1974, the prediction sum of squares,
-    in closed form), its strength the one with the most right answers. InputError for fewer than two classes, or two
+    in closed form), its strength the one that errs least. InputError for fewer than two classes, or two
     pictures of one.
     """
     counts = torch.bincount(labels)
     if len(counts) < 2 or int(counts[counts > 0].min()) < 2:
         raise InputError("a probe needs two classes or more, and two pictures of each")
     targets = _targets(labels)
-    right, chosen = [], []
     scaled = [_scaled(part) for part in parts]
-    for part in scaled:
-        answers, strength = _left_out(part, targets, labels)
-        right.append(answers)
-        chosen.append((part.shape[1], strength))
-    together, width, strength = _selected(scaled, targets, labels)
-    right.append(together)
-    chosen.append((width, strength))
-    probes = [
-        _judged(name, answers, right[len(parts) - 1], *about, seed)
-        for name, answers, about in zip((*depths, TOGETHER), right, chosen, strict=True)
-    ]
+    judged = [_left_out(part, targets) for part in scaled]
+    judged.append(_together(scaled, targets, folds_of(labels, FOLDS)))
+    last = _Against(judged[-2], targets, labels, seed)
+    probes = [last.probe(name, found) for name, found in zip((*depths, TOGETHER), judged, strict=True)]
     return Curve(tuple(probes[:-1]), probes[-1], len(labels), len(counts))
 
 
@@ -120,23 +137,31 @@ def _scaled(part: Tensor) -> Tensor:
     return centred / centred.square().sum(1).mean().sqrt().clamp_min(1e-12)
 
 
-def _left_out(features: Tensor, targets: Tensor, labels: Tensor) -> tuple[NDArray[np.bool_], float]:
-    """Which pictures (n,) are named right by what was learned from the others, at the strength with most such."""
+@dataclass(frozen=True)
+class _Judged:
+    """answers (n, classes): of each picture, by what was learned from others. error (n,): squared distance from it."""
+
+    answers: Tensor
+    error: Tensor
+    width: int
+    strength: float
+
+
+def _left_out(features: Tensor, targets: Tensor) -> _Judged:
+    """Each of (n, width), centred, judged by what was learned from all the others, at the strength that errs least."""
     vectors, values = _eigen(features)
-    best: tuple[float, NDArray[np.bool_], float] | None = None
+    best: _Judged | None = None
     for strength in STRENGTHS:
         ridge = strength * float(values.sum()) / min(features.shape)
         shrunk = values / (values + ridge)
         hat = vectors.square() @ shrunk + 1 / len(features)  # the mean was taken out of all of them
         fitted = vectors @ (shrunk[:, None] * (vectors.T @ targets))
         residual = (targets - fitted) / (1 - hat).clamp_min(1e-9)[:, None]
-        answers = ((targets - residual).argmax(1) == labels).numpy()
-        # Of two with equally many right answers, the one that errs less.
-        score = float(answers.mean()) - 1e-9 * float(residual.square().mean())
-        if best is None or score > best[0]:
-            best = score, answers, strength
+        error = residual.square().sum(1)
+        if best is None or error.mean() < best.error.mean():
+            best = _Judged(targets - residual, error, features.shape[1], strength)
     assert best is not None
-    return best[1], best[2]
+    return best
 
 
 def _eigen(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,37 +176,25 @@ def _eigen(features: Tensor) -> tuple[Tensor, Tensor]:
     return left[:, kept], values[kept]
 
 
-def _selected(parts: Sequence[Tensor], targets: Tensor, labels: Tensor) -> tuple[NDArray[np.bool_], int, float]:
+def _together(parts: Sequence[Tensor], targets: Tensor, fold: Tensor) -> _Judged:
     """All depths side by side, or that share of their numbers that tells most about the classes: chosen anew on every
-    part of the pictures that a probe learns from, so that none has a say in what it is judged by."""
+    fold that a probe learns from, so that no picture has a say in what it is judged by."""
     side_by_side = torch.cat(list(parts), 1)
-    fold = _folds(labels)
-    best: tuple[float, NDArray[np.bool_], int, float] | None = None
+    best = _left_out(_scaled(side_by_side), targets)
     for share in SHARES:
         width = max(1, round(share * side_by_side.shape[1]))
-        right, strengths = np.zeros(len(labels), bool), []
+        answers, strengths = torch.zeros_like(targets), []
         for number in range(int(fold.max()) + 1):
             learn, judge = fold != number, fold == number
             kept = _telling(side_by_side[learn], targets[learn])[:width]
             learned, judged = side_by_side[learn][:, kept], side_by_side[judge][:, kept]
-            _, strength = _left_out(learned - learned.mean(0), targets[learn] - targets[learn].mean(0), labels[learn])
+            strength = _left_out(learned - learned.mean(0), targets[learn] - targets[learn].mean(0)).strength
             strengths.append(strength)
-            answers = _ridge(learned, targets[learn], judged, strength).argmax(1)
-            right[judge.numpy()] = (answers == labels[judge]).numpy()
-        if best is None or right.mean() > best[0]:
-            best = float(right.mean()), right, width, float(np.median(strengths))
-    assert best is not None
-    return best[1], best[2], best[3]
-
-
-def _folds(labels: Tensor) -> Tensor:
-    """(n,): as many parts as the smallest class has pictures, at most FOLDS, with its share of each class in each."""
-    folds = min(FOLDS, int(torch.bincount(labels).min()))
-    fold = torch.empty_like(labels)
-    for label in labels.unique():
-        rows = (labels == label).nonzero()[:, 0]
-        fold[rows] = torch.arange(len(rows)) % folds
-    return fold
+            answers[judge] = _ridge(learned, targets[learn], judged, strength)
+        error = (targets - answers).square().sum(1)
+        if error.mean() < best.error.mean():
+            best = _Judged(answers, error, width, float(np.median(strengths)))
+    return best
 
 
 def _telling(features: Tensor, targets: Tensor) -> Tensor:
@@ -201,21 +214,35 @@ def _ridge(features: Tensor, targets: Tensor, asked: Tensor, strength: float) ->
     return through @ (vectors.T @ (targets - centre)) + centre
 
 
-def _judged(
-    depth: str, right: NDArray[np.bool_], last: NDArray[np.bool_], width: int, strength: float, seed: int
-) -> Probe:
-    """The pictures resampled, so that two depths are compared on the same ones."""
-    random = np.random.default_rng(seed)
-    drawn = random.integers(len(right), size=(_RESAMPLED, len(right)))
-    gain = right.astype(np.float64) - last
-    low, high = np.quantile(right[drawn].mean(1), (0.025, 0.975))
-    low_gain, high_gain = np.quantile(gain[drawn].mean(1), (0.025, 0.975))
-    return Probe(
-        depth,
-        width,
-        float(right.mean()),
-        (float(low), float(high)),
-        float(gain.mean()),
-        (float(low_gain), float(high_gain)),
-        strength,
-    )
+class _Against:
+    """Probes measured against the last depth on the same pictures, resampled together."""
+
+    def __init__(self, last: _Judged, targets: Tensor, labels: Tensor, seed: int):
+        self._labels, self._error = labels, last.error.numpy()
+        self._guessed = float(targets.square().sum(1).mean())
+        self._right = self._named(last)
+        self._drawn = np.random.default_rng(seed).integers(len(labels), size=(_RESAMPLED, len(labels)))
+
+    def probe(self, depth: str, judged: _Judged) -> Probe:
+        right, error = self._named(judged), judged.error.numpy()
+        ratio = error[self._drawn].sum(1) / np.maximum(self._error[self._drawn].sum(1), 1e-300)
+        return Probe(
+            depth,
+            judged.width,
+            float(right.mean()),
+            _interval(right[self._drawn].mean(1)),
+            float((right - self._right).mean()),
+            _interval((right - self._right)[self._drawn].mean(1)),
+            float(error.mean()) / self._guessed,
+            1 - float(error.sum()) / max(float(self._error.sum()), 1e-300),
+            _interval(1 - ratio),
+            judged.strength,
+        )
+
+    def _named(self, judged: _Judged) -> NDArray[np.float64]:
+        return (judged.answers.argmax(1) == self._labels).double().numpy()
+
+
+def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.quantile(values, (0.025, 0.975))
+    return float(low), float(high)

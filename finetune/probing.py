@@ -16,7 +16,7 @@ from finetune.pretrained import load_pretrained
 from finetune.probe import Curve, probe_curve
 from finetune.progress import Display
 from finetune.reading import read_pictures
-from finetune.verdict import Rows
+from finetune.rows import Rows
 
 # Training pictures that a curve is made of, at most: it grows more slowly than the time that it takes.
 MOST = 3000

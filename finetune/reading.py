@@ -26,7 +26,9 @@ def read_pictures(fabric: Fabric, stages: PooledStages, listing: Listing, config
     """
     preprocessing = stages.backbone.preprocessing
     paths = [listing.root / sample.path for sample in listing.samples]
-    pictures = Pictures(paths, evaluation_view(preprocessing), preprocessing.shortest_side, config.max_pixels)
+    pictures = Pictures(
+        paths, evaluation_view(preprocessing), preprocessing.shortest_side, config.max_pixels, fingerprints=True
+    )
     module = Normalized(stages, preprocessing).eval()
     run = Fastest(
         fabric,

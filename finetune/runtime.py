@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -16,6 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from finetune.loader import cores
+from finetune.onnx_graph import onnx_program
 
 # Converting takes seconds, in which as many pictures as these have gone through the network as it is.
 WORTH_CONVERTING = 400
@@ -129,10 +129,7 @@ def _on_cpu(network: nn.Module, example: Tensor, batch_size: int, pictures: int)
 def _onnx(network: nn.Module, batch: Tensor) -> bytes:
     """The network for batches of one size, weights included."""
     file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own ways
-        program: Any = torch.onnx.export(network, (batch,), dynamo=True, verbose=False)
-    program.save(file)
+    onnx_program(network, batch).save(file)
     return file.getvalue()
 
 

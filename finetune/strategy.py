@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ class Strategy:
     else moves (LP-FT, Kumar et al. 2022, section 4). trains: "head", "top" (the stages from `Config.unfreeze` up) or
     "all". learning_rate: of the head, for AdamW; None where nothing is learned by gradient. stage_decay: what a stage's
     learning rate keeps of that of the stage above it. batch_norm: whether its statistics stay those of the pretraining
-    ("frozen") or follow the new pictures ("trained"). epochs: at least so many, see `training.epochs_for`.
+    ("frozen") or follow the new pictures ("trained"). epochs: at least so many, see `plan.epochs_for`. lowest: the
+    lowest stage that learns where it trains the "top", by name; None for a quarter of them.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Strategy:
     batch_norm: str
     epochs: int
     when: str
+    lowest: str | None = None
 
 
 # fmt: off
@@ -79,14 +81,28 @@ def choose(requested: str, pictures_per_class: float, curve: Curve | None = None
     how near they are to what the backbone knows, as `curve` measures it; None where there are too few to measure."""
     if requested != "auto":
         return Choice(STRATEGIES[requested], f"{requested}: as asked for.", curve)
+    different = curve is not None and curve.different
     count = f"{pictures_per_class:.0f} training pictures per class"
     if pictures_per_class < FEW:
         strategy, why = HEAD, f"{count} are under {FEW}: too few to move the backbone"
     elif pictures_per_class < MANY:
         strategy, why = PARTIAL, f"{count} lie between {FEW} and {MANY}: enough for the top stages, not for all"
+    elif different:
+        strategy, why = TRAIN, f"{count} are {MANY} or more: enough to learn every stage anew"
     else:
         strategy, why = FULL, f"{count} are {MANY} or more: enough to adapt every stage"
-    return Choice(strategy, f"{strategy.name}: {why}; {_likeness(curve)}.", curve)
+    sentence = f"{strategy.name}: {why}; {_likeness(curve)}"
+    if curve is not None and different and strategy is PARTIAL:
+        strategy = replace(PARTIAL, lowest=_lowest(curve))
+        if strategy.lowest is not None:
+            sentence += f"; from {strategy.lowest} up, below which no depth tells as much as the last"
+    return Choice(strategy, f"{sentence}.", curve)
+
+
+def _lowest(curve: Curve) -> str | None:
+    """The stage above the lowest depth that is enough: where depths differ, what lies above has little to keep."""
+    above = curve.probes.index(curve.enough_from) + 1
+    return curve.probes[above].depth if above < len(curve.probes) - 1 else None
 
 
 def _likeness(curve: Curve | None) -> str:
@@ -94,11 +110,12 @@ def _likeness(curve: Curve | None) -> str:
     if curve is None:
         return "similarity was not measured, for want of two pictures of each class"
     last = f"a linear probe on the last features is right on {curve.last.accuracy:.1%}"
-    best = max((*curve.probes[:-1], curve.together), key=lambda probe: probe.over_last_interval[0])
-    low, high = best.over_last_interval
     if curve.different:
+        best = max((*curve.probes[:-1], curve.together), key=lambda probe: probe.less_error_interval[0])
+        low, high = best.less_error_interval
         where = "on all depths together" if best is curve.together else f"after {best.depth}"
         return (
-            f"they differ from the backbone's own: {last}, {where} on {best.accuracy:.1%} ({low:+.1%} to {high:+.1%})"
+            f"they differ from the backbone's own: {last}, {where} on {best.accuracy:.1%} "
+            f"with {low:.0%} to {high:.0%} less squared error"
         )
     return f"they are like the backbone's own: {last}, and none at another depth is clearly better"

@@ -8,7 +8,8 @@ import pytest
 from hostile import hostile
 from PIL import Image
 
-from fewshot.sheet import APART, CELL, GAP, HEADING, MARGIN, MAT, PAPER, Row, Tile, write_sheet
+from fewshot.sheet import APART, Row, Tile, write_sheet
+from finetune.contact_sheet import CELL, GAP, HEADING, MARGIN, MAT, PAPER
 from finetune.errors import InputError
 from finetune.folder import list_unlabelled
 

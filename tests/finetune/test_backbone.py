@@ -12,9 +12,9 @@ from finetune import InputError
 from finetune.backbone import Backbone, Network
 from finetune.config import Config
 from finetune.files import write_tensors
+from finetune.plan import plan_for
 from finetune.pretrained import load_pretrained
 from finetune.strategy import PARTIAL
-from finetune.training import plan_for
 
 # One of each family: plain, residual, inverted bottlenecks, a head behind the pooling, transformer, windows, patches.
 FAMILIES = {

@@ -23,15 +23,17 @@ from finetune import Config, InputError
 from finetune.activation_cache import ActivationCache
 from finetune.activation_shards import default_folder
 from finetune.backbone import Backbone, Network
+from finetune.checkpoint import Course
 from finetune.engine import open_engine
 from finetune.folder import list_unlabelled
 from finetune.frozen import in_memory
 from finetune.frozen_inputs import FrozenInputs, inputs_for, view_shown
 from finetune.inputs import Material, PictureInputs
 from finetune.loader import Pictures
+from finetune.plan import plan_for
 from finetune.progress import Display
 from finetune.strategy import PARTIAL
-from finetune.training import Course, plan_for, train
+from finetune.training import train
 from finetune.transforms import evaluation_view, pixels_needed, training_view
 
 SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0, "batch_size": 8}

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune import Config, InputError
+from finetune.options import kind
 from finetune.strategy import STRATEGIES, choose
 
 
@@ -19,6 +20,21 @@ def test_survives_json_unchanged() -> None:
 
 def test_a_path_to_weights_is_taken_as_its_text() -> None:
     assert Config(weights=Path("a") / "b.safetensors") == Config(weights=str(Path("a") / "b.safetensors"))  # type: ignore[arg-type]
+
+
+def test_the_learning_rate_is_a_number_or_auto() -> None:
+    for lr in (None, 0.1, 1, "auto"):
+        config = Config(lr=lr)
+        assert config.lr == lr
+        assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_the_command_line_takes_a_learning_rate_as_number_or_auto() -> None:
+    (lr,) = (option for option in dataclasses.fields(Config) if option.name == "lr")
+    assert [kind(lr)(text) for text in ("auto", "0.001")] == ["auto", 0.001]
+    assert isinstance(kind(lr)("1"), float)
+    with pytest.raises(InputError, match="--lr must be of type float, or 'auto', not 'fast'"):
+        Config(lr=kind(lr)("fast"))
 
 
 def test_is_frozen() -> None:
@@ -39,6 +55,9 @@ def test_unknown_key_is_an_error_that_names_it() -> None:
         ({"epochs": True}, "--epochs"),
         ({"lr": float("nan")}, "--lr"),
         ({"lr": -1.0}, "--lr"),
+        ({"lr": "fast"}, "--lr must be of type float, or 'auto', not 'fast'"),
+        ({"lr": True}, "--lr"),
+        ({"log": "mlflow"}, "--log"),
         ({"lr": float("inf")}, "--lr"),
         ({"mixup": float("inf")}, "--mixup"),
         ({"strategy": "everything"}, "--strategy"),

@@ -174,7 +174,8 @@ def test_what_is_reported_is_what_the_saved_classifier_says(
     folder = make_folder(classes=THREE, noise=150)
     finetune.fit(folder, tmp_path / "run", strategy="head", precision=precision, **SMALL)
     with (tmp_path / "run" / "predictions.csv").open() as file:
-        rows = list(csv.DictReader(file))
+        # Of validation pictures, a head speaks that has not learned from them.
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
     answers = finetune.load(tmp_path / "run", device="cpu").predict_all([folder / row["path"] for row in rows])
     assert [answer.label for answer in answers] == [row["predicted"] for row in rows]
     for answer, row in zip(answers, rows, strict=True):
@@ -339,9 +340,17 @@ def test_evaluate_matches_classes_by_name_and_leaves_training_pictures_out(
 
     own = finetune.evaluate(tmp_path / "run", folder, device="cpu")
     counts = json.loads((tmp_path / "run" / "metrics.json").read_text())["pictures"]
-    assert own["left_out_trained_on"] == counts["train"]
-    assert own["n"] == counts["val"] + counts["test"]
-    assert own["split"] == "val"
+    # The head that is kept has learned from the validation pictures, which were set aside here, in the end.
+    assert own["left_out_trained_on"] == counts["train"] + counts["val"]
+    assert own["n"] == counts["test"]
+    assert own["split"] == "test"
+
+    divided = tmp_path / "divided"
+    for split, seed in (("train", 0), ("val", 7)):
+        shutil.copytree(make_folder(split, classes=THREE, seed=seed), divided / split)
+    finetune.fit(divided, tmp_path / "given", strategy="head", **SMALL)
+    given = finetune.evaluate(tmp_path / "given", divided, split="val", device="cpu")
+    assert (given["left_out_trained_on"], given["split"]) == (0, "val")
 
     (fresh / "red").rename(fresh / "scarlet")
     with pytest.raises(InputError, match="'scarlet'"):

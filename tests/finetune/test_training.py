@@ -9,10 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.backbone import Backbone, Network
+from finetune.checkpoint import Score
 from finetune.config import Config
 from finetune.loader import Shuffle, batches_per_epoch, epoch_order
+from finetune.plan import Plan, epochs_for, plan_for
+from finetune.steps import mixup, optimizer_for
 from finetune.strategy import FULL, PARTIAL, TRAIN
-from finetune.training import Plan, Score, _mixup, _optimizer, epochs_for, plan_for, schedule
+from finetune.training import schedule
 from finetune.transforms import view_seed
 
 
@@ -30,7 +33,7 @@ def test_learning_rates_fall_towards_the_stem_and_spare_norms_and_biases_the_dec
     backbone = Backbone("fewtune_conv4")
     network = Network(backbone, torch.nn.Linear(backbone.width, 3))
     plan = plan_for(FULL, Config(strategy="full", lr=1.0, stage_decay=0.5), network, 100)
-    optimizer = _optimizer(network, plan, Config(weight_decay=0.1))
+    optimizer = optimizer_for(network, plan, Config(weight_decay=0.1))
     rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert rate[id(network.head.weight)] == 1.0
@@ -45,14 +48,14 @@ def test_frozen_parameters_are_not_given_to_the_optimizer() -> None:
     network = Network(backbone, torch.nn.Linear(backbone.width, 3))
     plan = plan_for(PARTIAL, Config(), network, 100)
     backbone.freeze_below(plan.lowest)
-    given_away = {id(p) for group in _optimizer(network, plan, Config()).param_groups for p in group["params"]}
+    given_away = {id(p) for group in optimizer_for(network, plan, Config()).param_groups for p in group["params"]}
     assert given_away == {id(p) for p in network.parameters() if p.requires_grad}
 
 
 def test_train_gives_every_stage_one_rate() -> None:
     backbone = Backbone("fewtune_conv4")
     network = Network(backbone, torch.nn.Linear(backbone.width, 3))
-    optimizer = _optimizer(network, plan_for(TRAIN, Config(), network, 100), Config())
+    optimizer = optimizer_for(network, plan_for(TRAIN, Config(), network, 100), Config())
     assert {group["lr"] for group in optimizer.param_groups} == {TRAIN.learning_rate}
 
 
@@ -99,7 +102,7 @@ def test_a_score_is_beaten_by_more_right_or_by_less_loss_at_the_same() -> None:
 def test_mixup_blends_pictures_and_targets_alike() -> None:
     torch.manual_seed(0)
     pictures = torch.stack([torch.zeros(3, 2, 2), torch.ones(3, 2, 2)])
-    mixed, targets, counts = _mixup(pictures, torch.tensor([0, 1]), torch.tensor([1.0, 3.0]), 2, 1.0)
+    mixed, targets, counts = mixup(pictures, torch.tensor([0, 1]), torch.tensor([1.0, 3.0]), 2, 1.0)
     share = float(mixed[1, 0, 0, 0])
     assert 0 < share < 1
     torch.testing.assert_close(targets, torch.tensor([[share, 1 - share], [1 - share, share]]))

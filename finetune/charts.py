@@ -1,0 +1,357 @@
+"""Charts as inline SVG that a person can read: lines, bars, points. Colours and type come from the page's style.
+
+A chart is an HTML figure: the drawing, 420 units wide so that its text can be read on a phone, and a legend below it.
+Screen readers get the title and the numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+WIDTH, HEIGHT = 420, 270
+# Of the lines' colours in the page's style.
+COLOURS = 8
+# Lines of fewer points get a dot at each.
+_DOTS = 25
+# So many numbers of a line are told to a screen reader, before only its ends and extremes are.
+_TOLD = 16
+
+
+@dataclass(frozen=True)
+class Line:
+    """A named line through the points (x[i], y[i]); a y that is no number leaves a gap."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place on the x axis worth pointing at, by a labelled upright line."""
+
+    x: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Band:
+    """Intervals low[i] to high[i] at x[i], in the colour of the line called `name`: bars, or one filled area."""
+
+    name: str
+    x: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+    filled: bool = False
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A named value, with its interval where it has one; a highlighted bar is the one that the others stand beside."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    highlighted: bool = False
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place on a map. group: gives the colour. thumbnail: data URI that shows while the point is pointed at."""
+
+    x: float
+    y: float
+    label: str
+    group: str
+    thumbnail: str | None = None
+
+
+def line_chart(
+    lines: Sequence[Line],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    log_x: bool = False,
+    log_y: bool = False,
+    percent: bool = False,
+    x_names: Sequence[str] = (),
+    marks: Sequence[Mark] = (),
+    x_range: tuple[float, float] | None = None,
+    y_range: tuple[float, float] | None = None,
+    diagonal: bool = False,
+    bands: Sequence[Band] = (),
+    dots: bool = True,
+) -> Markup:
+    """Lines over one pair of axes.
+
+    percent: y is a share, shown as such. x_names: what x = 0, 1, … are called. x_range, y_range: the axes' ends, by
+    default those of the data. diagonal: the line x = y. dots: at the points of lines that have few. ValueError where
+    there is nothing to draw.
+    """
+    drawn = {line.name: [(x, y) for x, y in zip(line.x, line.y, strict=True) if _drawable(x, y)] for line in lines}
+    points = [point for line in drawn.values() for point in line]
+    if not points:
+        raise ValueError("no line has a point to draw")
+    ends = [(x, y) for band in bands for x, *both in zip(band.x, band.low, band.high, strict=True) for y in both]
+    xs, ys = zip(*points, *(end for end in ends if _drawable(*end)), strict=True)
+    tilted = sum(map(len, x_names)) > 44
+    frame = _Frame(
+        _Axis(x_range or (min(xs), max(xs)), log_x, padded=bool(x_names)),
+        _Axis(y_range or (min(ys), max(ys)), log_y, padded=y_range is None),
+        left=54,
+        bottom=74 if tilted else 42,
+    )
+    parts = [*frame.grid(percent, x_names, tilted), frame.labels(x_label, y_label)]
+    if diagonal:
+        low = max(frame.x.low, frame.y.low)
+        high = min(frame.x.high, frame.y.high)
+        parts.append(_path([frame.place(low, low), frame.place(high, high)], "diagonal"))
+    colour = {line.name: f"c{position % COLOURS + 1}" for position, line in enumerate(lines)}
+    for band in bands:
+        parts.append(_band(band, frame, colour.get(band.name, "c1")))
+    for line in lines:
+        placed = [frame.place(x, y) if _drawable(x, y) else None for x, y in zip(line.x, line.y, strict=True)]
+        parts.append(_path(placed, f"line {colour[line.name]}{' dashed' if line.dashed else ''}"))
+        if dots and len(drawn[line.name]) <= _DOTS:
+            parts += [_dot(*where, colour[line.name]) for where in placed if where is not None]
+    parts += _marks(marks, frame)
+    told = "; ".join(f"{line.name}: {_told(drawn[line.name], percent, x_names)}" for line in lines)
+    legend = [(line.name, colour[line.name], line.dashed) for line in lines] if len(lines) > 1 else []
+    return _figure(title, f"{y_label} over {x_label}. {told}.", parts, frame.height, legend)
+
+
+def bar_chart(bars: Sequence[Bar], *, title: str, value_label: str, percent: bool = False) -> Markup:
+    """Lying bars from 0, a line each, with names and values in words. Values must not be negative."""
+    row, left, right = 40, 2, 62
+    longest = max([bar.high if bar.high is not None else bar.value for bar in bars], default=0) or 1
+    length = (WIDTH - left - right) / (1 if percent and longest <= 1 else longest)
+    parts: list[Markup] = []
+    for position, bar in enumerate(bars):
+        y = 20 + position * row
+        kind = "bar highlighted" if bar.highlighted else "bar"
+        parts.append(_text(left, y - 6, _shortened(bar.name, 48), "start"))
+        parts.append(
+            Markup('<rect class="{}" x="{}" y="{}" width="{}" height="{}" rx="2"/>').format(
+                kind, left, y, _short(max(0.5, bar.value * length)), 14
+            )
+        )
+        edge = bar.value
+        if bar.low is not None and bar.high is not None:
+            middle = y + 7
+            parts.append(_path([(left + bar.low * length, middle), (left + bar.high * length, middle)], "whisker"))
+            edge = max(edge, bar.high)
+        parts.append(_text(left + edge * length + 6, y + 12, number(bar.value, percent), "start", "value"))
+    told = "; ".join(f"{bar.name}: {number(bar.value, percent)}" for bar in bars)
+    return _figure(title, f"{value_label}. {told}.", parts, 2 + row * len(bars), [])
+
+
+def scatter(points: Sequence[Point], *, title: str, groups: Sequence[str] = ()) -> Markup:
+    """A map of points without axes. Pointing at one, or walking to it with the arrow keys, shows its label and picture.
+
+    groups: the order of the groups' colours, by default that of their first points. At most twelve are in the legend.
+    """
+    if not points:
+        raise ValueError("there is no point to draw")
+    names = list(groups) or list(dict.fromkeys(point.group for point in points))
+    colour = {name: f"c{position % COLOURS + 1}" for position, name in enumerate(names)}
+    side = WIDTH - 20
+    left, top = min(point.x for point in points), min(point.y for point in points)
+    extent = max(max(point.x for point in points) - left, max(point.y for point in points) - top) or 1.0
+    parts = []
+    for position, point in enumerate(points):
+        parts.append(
+            Markup(
+                '<circle class="point {}" cx="{}" cy="{}" r="4" role="img" aria-label="{}" tabindex="{}"{}>'
+                "<title>{}</title></circle>"
+            ).format(
+                colour[point.group],
+                _short(10 + (point.x - left) / extent * side),
+                _short(10 + side - (point.y - top) / extent * side),
+                point.label,
+                "-1" if position else "0",
+                Markup(' data-picture="{}"').format(point.thumbnail) if point.thumbnail else "",
+                point.label,
+            )
+        )
+    legend = [(name, colour[name], False) for name in names] if 1 < len(names) <= 12 else []
+    drawing = Markup(
+        '<svg class="map" viewBox="0 0 {} {}" role="group" aria-label="{}">\n{}\n</svg>'
+        '<div class="tip" hidden><img alt=""><span></span></div>'
+    ).format(WIDTH, side + 20, f"{title}, {len(points)} points: arrow keys walk from one to the next", _joined(parts))
+    return _wrapped(title, drawing, legend)
+
+
+def number(value: float, percent: bool = False) -> str:
+    """As a person reads it: three digits that tell, or a percentage."""
+    if percent:
+        return f"{100 * value:.2g}%" if 0 < abs(value) < 0.00995 else f"{100 * value:.1f}%".replace(".0%", "%")
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+class _Axis:
+    """A range of numbers laid on 0 to 1, by their logarithms where `log`."""
+
+    def __init__(self, ends: tuple[float, float], log: bool, *, padded: bool):
+        self.log = log
+        low, high = ends
+        if log and low <= 0:
+            raise ValueError("a logarithmic axis needs numbers above 0")
+        if low == high:
+            low, high = (low / 2, high * 2) if log else (low - 0.5, high + 0.5)
+        elif padded and not log:
+            room = 0.06 * (high - low)
+            low, high = (0.0 if 0 <= low < 0.3 * high else low - room), high + room
+        self.low, self.high = low, high
+
+    def share(self, value: float) -> float:
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    def ticks(self) -> list[float]:
+        if self.log:
+            exponents = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
+            every = max(1, len(exponents) // 6)
+            return [10.0**exponent for exponent in exponents[::every]] or [self.low, self.high]
+        step = _round_step((self.high - self.low) / 5)
+        first = math.ceil(self.low / step - 1e-9)
+        return [round(tick * step, 12) for tick in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+
+class _Frame:
+    """Where the data lie in the drawing."""
+
+    def __init__(self, x: _Axis, y: _Axis, *, left: float, bottom: float):
+        self.x, self.y = x, y
+        self.left, self.right, self.top = left, WIDTH - 12.0, 34.0
+        self.floor = HEIGHT - 42.0
+        self.height = self.floor + bottom
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        across, up = self.x.share(x), min(1.0, max(0.0, self.y.share(y)))
+        return self.left + across * (self.right - self.left), self.floor - up * (self.floor - self.top)
+
+    def grid(self, percent: bool, x_names: Sequence[str], tilted: bool) -> Iterable[Markup]:
+        for tick in self.y.ticks():
+            _, y = self.place(self.x.low, tick)
+            yield _path([(self.left, y), (self.right, y)], "grid")
+            yield _text(self.left - 6, y + 4, f"{100 * tick:.4g}%" if percent else number(tick), "end")
+        ticks = [(float(position), name) for position, name in enumerate(x_names)]
+        for tick, name in ticks or [(tick, number(tick)) for tick in self.x.ticks()]:
+            x, _ = self.place(tick, self.y.high)
+            if tilted:
+                yield Markup('<text class="end" transform="translate({} {}) rotate(-35)">{}</text>').format(
+                    _short(x + 4), _short(self.floor + 16), _shortened(name, 14)
+                )
+            else:
+                yield _text(x, self.floor + 16, name, "middle")
+
+    def labels(self, x_label: str, y_label: str) -> Markup:
+        return (
+            _text((self.left + self.right) / 2, self.height - 7, x_label, "middle", "label")
+            + Markup("\n")
+            + _text(2, 11, y_label, "start", "label")
+        )
+
+
+def _marks(marks: Sequence[Mark], frame: _Frame) -> Iterable[Markup]:
+    for position, mark in enumerate(marks):
+        x, top = frame.place(mark.x, frame.y.high)
+        yield _path([(x, top - 14), (x, frame.floor)], "mark")
+        # On the side with room; the first above the drawing, others under each other.
+        anchor, shift = ("end", -5) if x > (frame.left + frame.right) / 2 else ("start", 5)
+        yield _text(x + shift, top - 5 + 17 * position, mark.label, anchor, "marked")
+
+
+def _band(band: Band, frame: _Frame, colour: str) -> Markup:
+    rows = [
+        (x, low, high)
+        for x, low, high in zip(band.x, band.low, band.high, strict=True)
+        if _drawable(x, low) and _drawable(x, high)
+    ]
+    if band.filled:
+        around = [frame.place(x, low) for x, low, _ in rows] + [frame.place(x, high) for x, _, high in reversed(rows)]
+        return _path(around, f"area {colour}")
+    return _joined([_path([frame.place(x, low), frame.place(x, high)], f"whisker {colour}") for x, low, high in rows])
+
+
+def _path(points: Sequence[tuple[float, float] | None], kind: str) -> Markup:
+    steps, drawing = [], False
+    for point in points:
+        if point is not None:
+            steps.append(f"{'L' if drawing else 'M'}{_short(point[0])} {_short(point[1])}")
+        drawing = point is not None
+    return Markup('<path class="{}" d="{}"/>').format(kind, " ".join(steps))
+
+
+def _dot(x: float, y: float, colour: str) -> Markup:
+    return Markup('<circle class="dot {}" cx="{}" cy="{}" r="3"/>').format(colour, _short(x), _short(y))
+
+
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> Markup:
+    return Markup('<text class="{}" x="{}" y="{}">{}</text>').format(
+        f"{anchor} {kind}".strip(), _short(x), _short(y), text
+    )
+
+
+def _figure(
+    title: str, description: str, parts: Sequence[Markup], height: float, legend: Sequence[tuple[str, str, bool]]
+) -> Markup:
+    unique = zlib.crc32(f"{title}{description}{parts}".encode(errors="replace"))  # the same page whenever it is made
+    drawing = Markup(
+        '<svg viewBox="0 0 {} {}" role="img" aria-labelledby="chart{}-title chart{}-text">\n'
+        '<title id="chart{}-title">{}</title>\n<desc id="chart{}-text">{}</desc>\n{}\n</svg>'
+    ).format(WIDTH, _short(height), unique, unique, unique, title, unique, description, _joined(parts))
+    return _wrapped(title, drawing, legend)
+
+
+def _wrapped(title: str, drawing: Markup, legend: Sequence[tuple[str, str, bool]]) -> Markup:
+    keys = _joined(
+        [
+            Markup('<li><i class="key {}{}"></i>{}</li>').format(colour, " dashed" if dashed else "", name)
+            for name, colour, dashed in legend
+        ]
+    )
+    listed = Markup('<ul class="legend">{}</ul>').format(keys) if legend else Markup("")
+    return Markup('<figure class="chart">\n<figcaption>{}</figcaption>\n{}\n{}</figure>').format(title, drawing, listed)
+
+
+def _told(points: Sequence[tuple[float, float]], percent: bool, x_names: Sequence[str]) -> str:
+    name: Callable[[float], str] = (lambda x: x_names[round(x)]) if x_names else number
+    told = list(points)
+    if not told:
+        return "nothing"
+    if len(told) > _TOLD:
+        by_value = sorted(told, key=lambda point: point[1])
+        told = sorted({told[0], by_value[0], by_value[-1], told[-1]})
+    return ", ".join(f"{number(y, percent)} at {name(x)}" for x, y in told)
+
+
+def _drawable(x: float, y: float) -> bool:
+    return math.isfinite(x) and math.isfinite(y)
+
+
+def _round_step(step: float) -> float:
+    """The next of 1, 2, 2.5, 5 and 10 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(step))
+    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= step * 0.999)
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}".rstrip("0").rstrip(".")
+
+
+def _shortened(name: str, longest: int) -> str:
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+
+
+def _joined(parts: Iterable[Markup]) -> Markup:
+    return Markup("\n").join(escape(part) for part in parts)

@@ -1,0 +1,177 @@
+"""A contact sheet: pictures in equal cells with a few words below each, as one PNG to look at."""
+
+from __future__ import annotations
+
+import textwrap
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from finetune.errors import InputError, UnreadablePicture
+from finetune.files import replacing
+from finetune.images import read_image
+
+# What a sheet may have: pixels, of 3 bytes in memory, and pixels on a side, which is what viewers open.
+MAX_PIXELS = 50_000_000
+MAX_SIDE = 32_000
+
+# All lengths are in pixels.
+CELL = 192  # side of the square that a picture is fitted into
+GAP = 14  # between cells
+MARGIN = 28
+HEADING = 34
+CAPTION = 46  # below a picture, two lines and the air under them
+TEXT = 14  # size of the letters
+
+PAPER, MAT, LINE = "#ffffff", "#f2f3f5", "#d9dce1"
+INK, FAINT = "#1f2328", "#6b7280"
+
+# Pictures in a line of a sheet of sections.
+COLUMNS = 6
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """One picture of a sheet: a path or a PIL image, the name to write below it, and a line under that."""
+
+    picture: str | Path | Image.Image
+    name: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """Pictures under one title, in the order to show them."""
+
+    title: str
+    pictures: Sequence[Captioned]
+
+
+def write_sections(path: Path, sections: Sequence[Section]) -> None:
+    """A PNG of the sections below one another, COLUMNS pictures a line; whole or not at all.
+
+    Names and pictures as `draw_captioned` has them. InputError without sections, for a path that does not end in .png,
+    and for a sheet of more than MAX_PIXELS, or MAX_SIDE on a side, before any picture is read.
+    """
+    check_name(path)
+    if not sections:
+        raise InputError("a contact sheet of nothing was asked for; give one section at least")
+    width = 2 * MARGIN + COLUMNS * (CELL + GAP) - GAP
+    sheet = blank(width, 2 * MARGIN - GAP + sum(_height(section) for section in sections), f"{len(sections)} sections")
+    draw, lettering, top = ImageDraw.Draw(sheet), Lettering(TEXT), MARGIN
+    for section in sections:
+        title = lettering.shortened(section.title, width - 2 * MARGIN)
+        draw.text((MARGIN, top), title, INK, lettering.font)
+        draw.line([(MARGIN, top + HEADING - 10), (width - MARGIN, top + HEADING - 10)], LINE, 1)
+        for number, captioned in enumerate(section.pictures):
+            row, column = divmod(number, COLUMNS)
+            corner = MARGIN + column * (CELL + GAP), top + HEADING + row * (CELL + CAPTION)
+            draw_captioned(sheet, corner, captioned, lettering)
+        top += _height(section)
+    save_sheet(sheet, path)
+
+
+def _height(section: Section) -> int:
+    return HEADING + -(-len(section.pictures) // COLUMNS) * (CELL + CAPTION) + GAP
+
+
+def check_name(path: Path) -> None:
+    """InputError for a path that does not end in .png."""
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{path}: a contact sheet is a PNG; give it a name that ends in .png")
+
+
+def blank(width: int, height: int, what: str) -> Image.Image:
+    """An empty sheet. InputError, that says it is of `what`, for one beyond the bounds."""
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise InputError(
+            f"a contact sheet of {what} would be {width}x{height} pixels, "
+            f"over the bound of {MAX_PIXELS // 1_000_000} megapixels and {MAX_SIDE} on a side; ask for fewer of them"
+        )
+    return Image.new("RGB", (width, height), PAPER)
+
+
+def save_sheet(sheet: Image.Image, path: Path) -> None:
+    """The sheet as a PNG at `path`, whole or not at all."""
+    with replacing(path) as temporary:
+        sheet.save(temporary, "PNG")
+
+
+def draw_captioned(sheet: Image.Image, corner: tuple[int, int], captioned: Captioned, lettering: Lettering) -> None:
+    """The picture with its words, its upper left corner at `corner`.
+
+    Pictures are upright and fitted whole into equal cells. A name too long is shortened in the middle, and signs that
+    the font lacks are replaced. In place of a picture that cannot be read stands the reason.
+    """
+    left, top = corner
+    draw = ImageDraw.Draw(sheet)
+    sheet.paste(fitted(captioned.picture, lettering), corner)
+    draw.text((left, top + CELL + 6), lettering.shortened(captioned.name, CELL - 6), INK, lettering.font)
+    if captioned.note:
+        below = top + CELL + 6 + TEXT + 5
+        draw.text((left, below), lettering.shortened(captioned.note, CELL - 6), FAINT, lettering.font)
+
+
+def fitted(picture: str | Path | Image.Image, lettering: Lettering) -> Image.Image:
+    """The picture, whole, in the middle of a square cell; or why there is none."""
+    cell = Image.new("RGB", (CELL, CELL), MAT)
+    try:
+        image = read_image(picture, at_least=CELL)
+    except UnreadablePicture as error:
+        lines = textwrap.wrap(lettering.drawable(error.reason), width=22, max_lines=6, placeholder=" …")
+        text = "\n".join(["cannot be read:", *lines])
+        centre = (CELL / 2, CELL / 2)
+        ImageDraw.Draw(cell).multiline_text(centre, text, FAINT, lettering.font, anchor="mm", align="center")
+        return cell
+    scale = CELL / max(image.size)
+    # Not ImageOps.contain: a panorama thinner than half a pixel would make it fail.
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    small = image.resize((width, height), Image.Resampling.LANCZOS)
+    cell.paste(small, ((CELL - width) // 2, (CELL - height) // 2))
+    return cell
+
+
+class Lettering:
+    """A font that is there, and text such that it can write it: DejaVu Sans, or else the few signs of Pillow's own."""
+
+    def __init__(self, size: int) -> None:
+        try:
+            self.font: ImageFont.FreeTypeFont | ImageFont.ImageFont = ImageFont.truetype("DejaVuSans.ttf", size)
+        except OSError:  # not on this machine
+            self.font = ImageFont.load_default(size)
+        self._missing = self._shape("\uffff")  # no character, so that any font shows its sign for what it lacks
+
+    def drawable(self, text: str) -> str:
+        """`text` in signs that the font has: without accents where it lacks these, and else a question mark. What a
+        file name of another encoding leaves is written as a backslash escape."""
+        plain = unicodedata.normalize("NFC", text.encode(errors="backslashreplace").decode())
+        return "".join(self._drawable(sign) for sign in plain)
+
+    def shortened(self, text: str, width: int) -> str:
+        """`text` as `drawable` makes it, its middle left out as far as it is wider than so many pixels."""
+        text = self.drawable(text)
+        if self.font.getlength(text) <= width:
+            return text
+        kept = min(len(text), width)  # of a path of thousands of letters, no more could ever fit
+        while kept and self.font.getlength(_without_middle(text, kept)) > width:
+            kept -= 1
+        return _without_middle(text, kept)
+
+    def _drawable(self, sign: str) -> str:
+        bare = unicodedata.normalize("NFKD", sign)[0]
+        return next((each for each in (sign, bare) if self._has(each)), "?")
+
+    def _has(self, sign: str) -> bool:
+        return sign == " " or (sign.isprintable() and self._shape(sign) != self._missing)
+
+    def _shape(self, sign: str) -> tuple[tuple[int, int], bytes]:
+        mask = self.font.getmask(sign)
+        return mask.size, bytes(mask)
+
+
+def _without_middle(text: str, kept: int) -> str:
+    """The end, which tells pictures of one folder apart, is not shorter than the beginning."""
+    return text[: kept // 2] + "…" + text[len(text) - (kept + 1) // 2 :]

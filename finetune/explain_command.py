@@ -1,0 +1,63 @@
+"""`finetune explain`: heat maps of what in a picture speaks for a class."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from finetune.commands import as_json, existing, on_device
+
+
+@click.command()
+@click.argument("run", type=existing)
+@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PICTURES_OR_FOLDERS...")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="folder to leave a PNG for each picture in")
+@click.option("--label", help="class that the heat is of; default: the one predicted for each picture")
+@on_device
+@as_json
+def explain(run: Path, pictures: tuple[Path, ...], out: Path, label: str | None, device: str, as_json: bool) -> None:
+    """Show what in each picture speaks for the class predicted (Grad-CAM); for convolutional backbones.
+
+    Unreadable files are named on stderr (exit code 2).
+    """
+    import finetune
+    from finetune.explain import heat_maps
+    from finetune.files import replacing
+    from finetune.folder import list_unlabelled
+
+    classifier = finetune.load(run, device=device)
+    paths = list_unlabelled(pictures)
+    found = heat_maps(classifier, paths, None if label is None else [label] * len(paths))
+    failed, taken = False, set[str]()
+    for path, answer in zip(paths, found, strict=True):
+        if isinstance(answer, finetune.UnreadablePicture):
+            failed = True
+            click.echo(f"finetune: {answer}", err=True)
+            continue
+        target = out / _free_name(Path(path).stem, taken)
+        with replacing(target) as temporary:
+            answer.overlay().save(temporary, format="png")
+        if as_json:
+            row = {
+                "path": str(path),
+                "label": answer.label,
+                "probability": round(answer.probability, 6),
+                "heat_map": str(target),
+            }
+            click.echo(json.dumps(row))
+        else:
+            click.echo(f"{target}: {answer.label} {answer.probability:.1%}")
+    if failed:
+        sys.exit(2)
+
+
+def _free_name(stem: str, taken: set[str]) -> str:
+    """A file name that no other picture of this call has, whatever folder it came from."""
+    name, number = f"{stem}.png", 2
+    while name.casefold() in taken:
+        name, number = f"{stem}-{number}.png", number + 1
+    taken.add(name.casefold())
+    return name

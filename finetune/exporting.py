@@ -1,0 +1,280 @@
+"""A run as one file that other programs can run: ONNX or torch.export, checked against the run before it is kept.
+
+The file holds all that follows on pixels: normalisation, network, temperature. With onnxruntime, a picture goes in so:
+
+    about = json.load(open("pets.onnx.json"))["preprocessing"]
+    side, border = (about["size"], about["size"]), (1 - about["crop_pct"]) / 2
+    picture = ImageOps.exif_transpose(Image.open("new.jpg")).convert("RGB")
+    pixels = np.asarray(ImageOps.fit(picture, side, Image.Resampling.BICUBIC, bleed=border)).transpose(2, 0, 1)[None]
+    probabilities = onnxruntime.InferenceSession("pets.onnx").run(None, {"pixels": pixels})[0]
+
+or, with OpenVINO, whose precision must be asked for: `openvino.compile_model("pets.onnx", "CPU",
+{"INFERENCE_PRECISION_HINT": "f32"})(pixels)[0]`. Pillow resizes nearly as a run does; `finetune.load(run).pictures(
+["new.jpg"]).batch([0]).pixels` are the very pixels.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finetune.calibration import calibrated
+from finetune.classifier import Classifier, averaged, load, read_config
+from finetune.errors import InputError
+from finetune.files import replacing, write_json
+from finetune.folder import list_unlabelled
+from finetune.frozen import run_over
+from finetune.onnx_graph import onnx_program
+from finetune.progress import Display
+from finetune.run_files import PICTURES_FILE
+from finetune.transforms import LONGEST
+
+ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}
+
+# Of ONNX: old enough for programs of the last years, and what torch's exporter writes without converting.
+OPSET = 18
+
+# The largest difference of a probability that an export may show. float32 in another order of sums makes about 1e-6.
+TOLERANCE = 1e-4
+
+INPUT, OUTPUT = "pixels", "probabilities"
+
+POLICY = (
+    "turned upright as EXIF says; transparency on white; the first frame",
+    "grey, palette and CMYK to RGB; grey of 16 bits scaled by its range, never clipped",
+    f"of a picture over {LONGEST} times as long as wide, the middle alone",
+    "the shorter side resized to shortest_side, the other to floor(length * shortest_side / shorter), antialiased",
+    "the centre square of size x size; values 0 to 255, red, green, blue, channels first",
+)
+
+
+def export(
+    run: str | Path,
+    out: str | Path | None = None,
+    *,
+    format: str = "onnx",
+    tolerance: float = TOLERANCE,
+    pictures: str | Path | None = None,
+    display: Display | None = None,
+) -> dict[str, Any]:
+    """Write the classifier in `run` to `out`, and to `out`.json what must be done before and what its answers mean.
+
+    format: "onnx" or "torch-export", which torch.export.load reads. out: by default beside the run, with its name. An
+    older export there is replaced, whole; the run is not changed.
+
+    The graph takes uint8 (n, 3, size, size), any n, as the evaluation view makes them ((n, 10, 3, size, size) for a run
+    with ten-crop views), and gives probabilities (n, classes). Before the file is kept it is read again and run on
+    every validation picture of the run, or on those in the folder `pictures`, beside the classifier in float32 on the
+    CPU: every label must be the same and no probability may differ by more than `tolerance`.
+
+    Of a .pt2 file torch reads weights and graph as plain data, but would also unpickle what a stranger had put there:
+    load only your own. An ONNX file holds no code.
+
+    Returns what the JSON file says. InputError where the pictures are gone, or the two do not agree; nothing is left.
+    """
+    run, display = Path(run), display or Display()
+    if format not in ENDINGS:
+        raise InputError(f"--format must be one of {', '.join(ENDINGS)}, not {format!r}")
+    if not (tolerance > 0 and math.isfinite(tolerance)):
+        raise InputError(f"--tolerance must be a number over 0, not {tolerance}")
+    saved = read_config(run)
+    file = _place(run, None if out is None else Path(out), format)
+    classifier = load(run, device="cpu", precision="float32")
+    sources = _validation_pictures(run, saved) if pictures is None else list_unlabelled([Path(pictures)])
+
+    about = _about(classifier, format)
+    content = _exported(classifier, about)
+    with replacing(file) as temporary:
+        temporary.write_bytes(content)
+        about["parity"] = _parity(classifier, _runner(temporary.read_bytes(), format), sources, tolerance, display)
+        write_json(_beside(file), about)
+    display.say(
+        f"{file} agrees on {about['parity']['pictures']} pictures: every label, and probabilities to "
+        f"{about['parity']['largest_difference']:.1e}"
+    )
+    return about
+
+
+class Served(nn.Module):
+    """What a classifier does with pixels, as one graph: uint8 (n, 3, size, size) to probabilities (n, classes)."""
+
+    def __init__(self, classifier: Classifier):
+        super().__init__()
+        self.network = classifier.network
+        self._preprocessing = classifier.preprocessing
+        self._temperature = classifier.temperature
+        self._test_time = classifier.config.test_time
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        views = pixels if self._test_time == "ten-crop" else pixels.unsqueeze(1)
+        if self._test_time == "flip":
+            views = torch.cat([views, views.flip(-1)], dim=1)
+        logits = self.network(self._preprocessing.normalize(views.flatten(0, 1)))
+        by_view = logits.unflatten(0, (-1, views.shape[1]))
+        return calibrated(averaged(by_view), self._temperature).exp()
+
+
+def _place(run: Path, out: Path | None, format: str) -> Path:
+    run, ending = run.resolve(), ENDINGS[format]
+    file = out if out is not None else run.with_name(run.name + ending)
+    if file.suffix != ending:
+        raise InputError(f"{file} (--out) must end in {ending} for --format {format}")
+    if file.resolve().is_relative_to(run):
+        raise InputError(f"{file} (--out) lies in the run, which an export leaves as it is; choose another place")
+    for path in (file, _beside(file)):
+        if path.is_dir():
+            raise InputError(f"{path} (--out) is a folder")
+    return file
+
+
+def _beside(file: Path) -> Path:
+    return file.with_name(file.name + ".json")
+
+
+def _validation_pictures(run: Path, saved: dict[str, Any]) -> list[Path]:
+    """Those of the run, all of them there. InputError, telling of --pictures, when they are not."""
+    instead = "give --pictures FOLDER with pictures to check the export on"
+    table = run / PICTURES_FILE
+    if "folder" not in saved or not table.exists():
+        raise InputError(f"{run} does not say what pictures it was validated on; {instead}")
+    with table.open(newline="", encoding="utf-8") as file:
+        try:
+            paths = [Path(saved["folder"]) / row["path"] for row in csv.DictReader(file) if row["split"] == "val"]
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{table} is not as a run leaves it; it may be damaged; {instead}") from error
+    gone = [path for path in paths if not path.exists()]
+    if gone or not paths:
+        what = f"{gone[0]} is gone, and {len(gone) - 1} more" if gone else f"{table} names no validation picture"
+        raise InputError(f"{what}; {instead}")
+    return paths
+
+
+def _about(classifier: Classifier, format: str) -> dict[str, Any]:
+    preprocessing = classifier.preprocessing
+    crops = [10] if classifier.config.test_time == "ten-crop" else []
+    return {
+        "format": format,
+        **({"opset": OPSET} if format == "onnx" else {"torch": torch.__version__}),
+        "input": {
+            "name": INPUT,
+            "dtype": "uint8",
+            "shape": ["n", *crops, 3, preprocessing.size, preprocessing.size],
+        },
+        "output": {"name": OUTPUT, "dtype": "float32", "shape": ["n", len(classifier.classes)]},
+        "classes": list(classifier.classes),
+        "preprocessing": {
+            **asdict(preprocessing),
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+            "shortest_side": preprocessing.shortest_side,
+        },
+        "pictures": list(POLICY),
+        "in_the_graph": ["division by 255", "mean and std", "network", "views averaged", "temperature", "softmax"],
+        "views": classifier.config.test_time,
+        "temperature": classifier.temperature,
+        "backbone": classifier.config.backbone,
+    }
+
+
+def _exported(classifier: Classifier, about: dict[str, Any]) -> bytes:
+    """The content of the file, `about` in its metadata. InputError where the network's code cannot be exported."""
+    served = Served(classifier).eval()
+    # Of two pictures: what is 1 in the example would be taken for 1 always.
+    pixels = torch.zeros(2, *about["input"]["shape"][1:], dtype=torch.uint8)
+    # ASCII, in which any name can be told, also one of a file system that is not UTF-8.
+    facts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
+    make = _onnx if about["format"] == "onnx" else _pt2
+    try:
+        return make(served, pixels, facts)
+    # Exporters stop at what they do not know in any way they like.
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{classifier.config.backbone} cannot be exported as {about['format']} ({reason[:200]})"
+        ) from error
+
+
+def _onnx(served: nn.Module, pixels: Tensor, facts: dict[str, str]) -> bytes:
+    import onnx  # here, because it takes a while to import
+
+    model = onnx_program(served, pixels, names=(INPUT, OUTPUT), opset=OPSET).model_proto
+    onnx.helper.set_model_props(model, facts)
+    onnx.checker.check_model(model, full_check=True)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _pt2(served: nn.Module, pixels: Tensor, facts: dict[str, str]) -> bytes:
+    file = io.BytesIO()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own ways
+        program = torch.export.export(served, (pixels,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
+        program.example_inputs = None  # which would be pickled
+        torch.export.save(program, file, extra_files={"about.json": json.dumps(facts)})
+    return file.getvalue()
+
+
+def _runner(content: bytes, format: str) -> Callable[[Tensor], Tensor]:
+    """What runs the exported file, pixels to probabilities, on several threads at once."""
+    if format == "torch-export":
+        module = torch.export.load(io.BytesIO(content)).module()
+
+        def run(pixels: Tensor) -> Tensor:
+            with torch.no_grad():
+                return module(pixels)  # type: ignore[no-any-return]
+
+        return run
+
+    import openvino
+
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(content), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def infer(pixels: Tensor) -> Tensor:
+        found = compiled.create_infer_request().infer([pixels.contiguous().numpy()])[0]
+        return torch.tensor(found)
+
+    return infer
+
+
+def _parity(
+    classifier: Classifier,
+    run: Callable[[Tensor], Tensor],
+    sources: Sequence[Path],
+    tolerance: float,
+    display: Display,
+) -> dict[str, Any]:
+    """How the exported file compares with the classifier on `sources`. InputError where it does not agree."""
+    log_probabilities, index, contents = classifier.log_probabilities(sources, display=display)
+    if not len(index):
+        raise InputError(f"{sources[0]}: {contents[0].reason}; give --pictures FOLDER with pictures that can be read")
+    wanted = log_probabilities.exp()
+    with display.bar("checking the export", len(sources)) as advance:
+        seen = run_over(torch.device("cpu"), run, classifier.pictures(sources), advance=advance)
+    if not torch.equal(seen.index, index):
+        raise InputError(f"{sources[0].parent}: pictures changed while the export was checked; start again")
+    # What is not a number is no agreement.
+    differences = (seen.values - wanted).abs().amax(1).nan_to_num(nan=math.inf)
+    others = (seen.values.argmax(1) != wanted.argmax(1)).sum()
+    if others or differences.max() > tolerance:
+        worst = sources[int(index[differences.argmax()])]
+        raise InputError(
+            f"the export does not agree with the run: of {len(index)} pictures {int(others)} get another label, and a "
+            f"probability differs by {float(differences.max()):.2g} for {worst} (--tolerance {tolerance:g})"
+        )
+    return {
+        "pictures": len(index),
+        "labels_equal": True,
+        "largest_difference": float(differences.max()),
+        "tolerance": tolerance,
+    }

@@ -1,0 +1,208 @@
+"""`finetune inspect`: what a folder is like before anything is trained on it, for a person to read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from finetune.commands import as_json, display_for, existing, hyper_parameters, print_json
+from finetune.config import Config
+from finetune.options import Options
+
+if TYPE_CHECKING:
+    from finetune.contact_sheet import Captioned, Section
+    from finetune.inspection import Alike, Inspection
+
+# Lines of each kind that are printed before the rest is only counted; --json has all.
+SHOWN = 10
+# On the sheet: suspects, groups of duplicates of either kind, classes.
+OF_SUSPECTS, OF_GROUPS, CLASSES = 24, 12, 60
+
+# What of Config a reading depends on; the rest would be ignored, and is not offered.
+_NAMES = "backbone weights image_size val_fraction test_fraction max_bad max_pixels cache precision device workers"
+_READING = dataclasses.make_dataclass(
+    "Reading",
+    [
+        (known.name, known.type, dataclasses.field(default=known.default, metadata=known.metadata))
+        for known in dataclasses.fields(Config)
+        if known.name in _NAMES.split()
+    ],
+    bases=(Options,),
+    frozen=True,
+    kw_only=True,
+)
+
+
+@click.command()
+@click.argument("folder", type=existing)
+@click.option(
+    "--sheet",
+    type=click.Path(path_type=Path),
+    help="also draw suspects, near-duplicates and some of each class into this PNG",
+)
+@hyper_parameters(_READING)
+@as_json
+def inspect(folder: Path, sheet: Path | None, as_json: bool, **options: Any) -> None:
+    """What is in FOLDER, before any training: classes, sizes, unreadable files, duplicates, suspect labels.
+
+    Nothing in FOLDER is changed. Suspect labels are sought among the pictures that a run would learn from or choose on;
+    those of test are left alone.
+    """
+    from finetune.contact_sheet import check_name, write_sections
+    from finetune.inspection import inspect_folder
+
+    if sheet is not None:
+        check_name(sheet)
+    found = inspect_folder(folder, config=Config(**options), display=display_for(as_json))
+    if sheet is not None:
+        write_sections(sheet, _sections(found))
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        _print(found, sheet)
+
+
+def _print(found: Inspection, sheet: Path | None) -> None:
+    # Lines as long as they are: a path that is broken in two cannot be copied.
+    out = Console(highlight=False, soft_wrap=True)
+    megabytes = found.bytes / 1e6
+    out.print(
+        f"[bold]{escape(str(found.root))}[/bold]  {found.pictures:,} pictures, {len(found.counts)} classes, "
+        f"{megabytes:,.{0 if megabytes >= 10 else 1}f} MB"
+    )
+    if found.refusal is not None:
+        out.print(f"[bold red]A run would stop:[/bold red] {escape(found.refusal)}")
+    _print_list(
+        out,
+        f"{len(found.unreadable)} unreadable",
+        [(escape(_path(found, entry.path)), escape(entry.reason)) for entry in found.unreadable],
+    )
+    _print_suspects(out, found)
+    _print_groups(out, found, "identical", found.identical)
+    _print_groups(out, found, "near-duplicates", found.near)
+    _print_classes(out, found)
+    _print_sizes(out, found)
+    for note in found.notes:
+        out.print(escape(note), style="dim")
+    if sheet is not None:
+        out.print(f"\ncontact sheet: {escape(str(sheet))}")
+
+
+def _print_suspects(out: Console, found: Inspection) -> None:
+    if found.suspects is None:
+        out.print("\nSuspect labels were not sought: that takes two classes with five different pictures each.")
+        return
+    labels = "1 suspect label" if len(found.suspects) == 1 else f"{len(found.suspects)} suspect labels"
+    title = f"{labels} of {found.judged:,} judged, worst first"
+    lines = [
+        (escape(_path(found, each.path)), f"{escape(each.label)} → [bold]{escape(each.predicted)}[/bold]?")
+        for each in found.suspects
+    ]
+    _print_list(out, title, lines)
+
+
+def _print_groups(out: Console, found: Inspection, kind: str, groups: Sequence[Alike]) -> None:
+    lines = []
+    for group in groups:
+        where = []
+        if len(group.splits) > 1:
+            where.append(f"[bold]across {', '.join(group.splits)}[/bold]")
+        if len(group.labels) > 1:
+            where.append(f"[bold]labels {escape(', '.join(group.labels))}[/bold]")
+        more = [f"and {len(group.paths) - 2} more"] if len(group.paths) > 2 else []
+        first, second = (escape(_path(found, path)) for path in group.paths[:2])
+        lines.append((f"{first}  {second}", ", ".join([*more, *where])))
+    _print_list(out, f"{len(groups)} groups of {kind}" if len(groups) != 1 else f"1 group of {kind}", lines)
+
+
+def _print_list(out: Console, title: str, lines: Sequence[tuple[str, str]]) -> None:
+    """What can be copied first, what is to be said of it after; nothing where there is nothing."""
+    if not lines:
+        return
+    out.print(f"\n[bold]{title}[/bold]")
+    for what, about in lines[:SHOWN]:
+        out.print(f"  {what}" + (f"  [dim]{about}[/dim]" if about else ""))
+    if len(lines) > SHOWN:
+        out.print(f"  [dim]… and {len(lines) - SHOWN} more, all with --json[/dim]")
+
+
+def _print_classes(out: Console, found: Inspection) -> None:
+    splits = [split for split in ("train", "val", "test", "-") if any(split in each for each in found.counts.values())]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("class", no_wrap=True)
+    for split in splits:
+        table.add_column("not used" if split == "-" else split, justify="right")
+    table.add_column("")
+    totals = {label: sum(counts.values()) for label, counts in found.counts.items()}
+    most = max(1, *totals.values())
+    largest_first = sorted(totals, key=lambda label: (-totals[label], label))
+    shown = largest_first if len(largest_first) <= 3 * SHOWN else [*largest_first[:SHOWN], *largest_first[-SHOWN:]]
+    for label in shown:
+        cells = [str(found.counts[label].get(split, 0)) for split in splits]
+        table.add_row(escape(label), *cells, "█" * round(24 * totals[label] / most))
+    out.print()
+    out.print(table)
+    if len(shown) < len(totals):
+        out.print(f"[dim]the {SHOWN} largest and the {SHOWN} smallest of {len(totals)} classes[/dim]")
+    if found.balance is None:
+        out.print("a class has no readable picture")
+    elif found.balance >= 1.5:
+        out.print(f"the largest class has {found.balance:.1f} times the pictures of the smallest")
+
+
+def _print_sizes(out: Console, found: Inspection) -> None:
+    sizes = found.sizes
+    if sizes is None:
+        return
+    smallest, median, largest = (f"{width}x{height}" for width, height in (sizes.smallest, sizes.median, sizes.largest))
+    out.print(
+        f"\n[bold]sizes[/bold]  {smallest} to {largest}, median {median}; {_counted(sizes.formats)}; "
+        f"{_counted(sizes.modes)}"
+    )
+    if sizes.odd:
+        _print_list(
+            out, f"{len(sizes.odd)} much longer than wide", [(escape(_path(found, path)), "") for path in sizes.odd]
+        )
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{count:,} {name}" for name, count in counts.items())
+
+
+def _path(found: Inspection, path: str) -> str:
+    return str(found.root / path)
+
+
+def _sections(found: Inspection) -> list[Section]:
+    from finetune.contact_sheet import Captioned, Section
+
+    def pictured(path: str, note: str = "") -> Captioned:
+        return Captioned(found.root / path, path, note)
+
+    sections = []
+    if found.suspects:
+        shown = found.suspects[:OF_SUSPECTS]
+        title = f"Suspect labels: {len(shown)} of {len(found.suspects)}, given → found, worst first"
+        sections.append(Section(title, [pictured(each.path, f"{each.label} → {each.predicted}?") for each in shown]))
+    for title, groups in (("Identical", found.identical), ("Near-duplicates", found.near)):
+        if groups:
+            pairs = [
+                pictured(path, f"group {number}")
+                for number, group in enumerate(groups[:OF_GROUPS], 1)
+                for path in group.paths[:2]
+            ]
+            sections.append(Section(f"{title}: {min(len(groups), OF_GROUPS)} of {len(groups)} groups", pairs))
+    totals = Counter({label: sum(counts.values()) for label, counts in found.counts.items()})
+    for label, total in totals.most_common(CLASSES):
+        if total:
+            sections.append(Section(f"{label}: {total}", [pictured(path) for path in found.examples[label]]))
+    return sections

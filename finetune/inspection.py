@@ -1,0 +1,277 @@
+"""What a folder of pictures is like before anything is trained on it: `inspect_folder`. It only reads."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.audit import Content, Folder, Unreadable, audit, near_duplicates
+from finetune.backbone import Backbone
+from finetune.config import Config
+from finetune.engine import open_engine
+from finetune.errors import InputError, UnreadablePicture
+from finetune.folder import Listing, list_folder
+from finetune.frozen import Outputs
+from finetune.images import Header, read_header
+from finetune.loader import cores
+from finetune.near_duplicates import connected
+from finetune.pooled import PooledStages
+from finetune.pretrained import load_pretrained
+from finetune.progress import Display
+from finetune.reading import read_pictures
+from finetune.suspects import find_suspects, judged_rows
+
+SPLITS = ("train", "val", "test")
+# The longer side over the shorter beyond which most of a picture is cut off before a network sees it.
+ODD_ASPECT = 3.0
+# Paths of each class that are given as examples.
+EXAMPLES = 6
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Pictures that are identical, or near-duplicates. paths: ascending. labels, splits: those that they stand in."""
+
+    paths: tuple[str, ...]
+    labels: tuple[str, ...]
+    splits: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SuspectLabel:
+    """A picture whose label is disputed. margin: the probability of `label` less that of `predicted`, -1 to 0."""
+
+    path: str
+    label: str
+    predicted: str
+    margin: float
+    probability_of_label: float
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Width and height of readable pictures, upright, in pixels; the median one by area. odd: paths, see ODD_ASPECT.
+
+    formats, modes: how many there are of each, by Pillow's names.
+    """
+
+    smallest: tuple[int, int]
+    median: tuple[int, int]
+    largest: tuple[int, int]
+    odd: tuple[str, ...]
+    formats: dict[str, int]
+    modes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found. counts: readable pictures of each class by split, "-" for one that is not used.
+
+    examples: paths of some of each class, evenly spread.
+
+    refusal: why a run on the folder would stop, None where it would not. identical, near: groups, those across splits
+    first, then those across classes. suspects: the worst first, None where labels cannot be judged; of the pictures of
+    train and val: those of test are left alone, lest a classifier has a say in what it is measured on.
+    """
+
+    root: Path
+    pictures: int
+    bytes: int
+    counts: dict[str, dict[str, int]]
+    examples: dict[str, tuple[str, ...]]
+    sizes: Sizes | None
+    unreadable: tuple[Unreadable, ...]
+    identical: tuple[Alike, ...]
+    near: tuple[Alike, ...]
+    suspects: tuple[SuspectLabel, ...] | None
+    judged: int
+    notes: tuple[str, ...]
+    refusal: str | None
+
+    @property
+    def balance(self) -> float | None:
+        """Pictures of the largest class over those of the smallest; None where a class has none."""
+        totals = [sum(counts.values()) for counts in self.counts.values()]
+        return max(totals) / min(totals) if min(totals, default=0) else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**asdict(self), "root": str(self.root), "balance": self.balance}
+
+
+def inspect_folder(folder: str | Path, *, config: Config | None = None, display: Display | None = None) -> Inspection:
+    """Read every picture of `folder` once, as a run with `config` would, and tell what is worth knowing before one.
+
+    Nothing in the folder is changed; what the backbone makes of the pictures is kept in the cache, for the run to come.
+    InputError for a folder or backbone that cannot be used.
+    """
+    config, display = config or Config(), display or Display()
+    listing = list_folder(Path(folder), to_train=False)
+    fabric = open_engine(config.device, config.precision)
+    backbone = Backbone(config.backbone, image_size=config.image_size)
+    load_pretrained(backbone, config.weights, display.say)
+    stages = PooledStages(backbone.to(fabric.device))
+    outputs = read_pictures(fabric, stages, listing, config, display)
+    contents = [outputs.contents[position] for position in range(len(listing.samples))]
+    found, refusal = _audited(listing, contents, config)
+    splits = _splits(listing, contents, found)
+    near = near_duplicates(contents, splits)
+    suspects, judged = _suspects(listing, contents, outputs, splits, near, backbone.width)
+    return Inspection(
+        root=listing.root,
+        pictures=len(listing.samples),
+        bytes=sum(max(0, sample.size) for sample in listing.samples),
+        counts=_counts(listing, splits),
+        examples=_examples(listing, splits),
+        sizes=_sizes(listing, contents, config),
+        unreadable=_unreadable(listing, contents),
+        identical=_identical(listing, contents, splits),
+        near=_ordered([_alike(listing, splits, group) for group in connected(near)]),
+        suspects=suspects,
+        judged=judged,
+        notes=listing.notes if found is None else found.notes,
+        refusal=refusal,
+    )
+
+
+def _audited(listing: Listing, contents: Sequence[Content], config: Config) -> tuple[Folder | None, str | None]:
+    """The folder as a run would use it, or why it would not."""
+    fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
+    try:
+        return audit(listing, contents, **fractions, max_bad=config.max_bad), None
+    except InputError as error:
+        return None, str(error).split("\n")[0]  # the lines that follow list what is told elsewhere
+
+
+def _splits(listing: Listing, contents: Sequence[Content], found: Folder | None) -> dict[int, str]:
+    """The split of each readable picture, "-" for one that a run would not use; as they are given where none can be."""
+    readable = [index for index, content in enumerate(contents) if content.reason is None]
+    if found is None:
+        return {index: listing.samples[index].split or "-" for index in readable}
+    used = {index: split for split in SPLITS for index in getattr(found, split)}
+    return {index: used.get(index, "-") for index in readable}
+
+
+def _counts(listing: Listing, splits: dict[int, str]) -> dict[str, dict[str, int]]:
+    counts: dict[str, Counter[str]] = {label: Counter() for label in listing.classes}
+    for index, split in splits.items():
+        counts[listing.samples[index].label][split] += 1
+    return {label: {split: found[split] for split in (*SPLITS, "-") if found[split]} for label, found in counts.items()}
+
+
+def _examples(listing: Listing, splits: dict[int, str]) -> dict[str, tuple[str, ...]]:
+    paths: dict[str, list[str]] = {label: [] for label in listing.classes}
+    for index in sorted(splits):
+        paths[listing.samples[index].label].append(listing.samples[index].path)
+    return {
+        label: tuple(found[place * len(found) // EXAMPLES] for place in range(EXAMPLES))
+        if len(found) > EXAMPLES
+        else tuple(found)
+        for label, found in paths.items()
+    }
+
+
+def _unreadable(listing: Listing, contents: Sequence[Content]) -> tuple[Unreadable, ...]:
+    return tuple(
+        Unreadable(sample.path, content.reason)
+        for sample, content in zip(listing.samples, contents, strict=True)
+        if content.reason is not None
+    )
+
+
+def _sizes(listing: Listing, contents: Sequence[Content], config: Config) -> Sizes | None:
+    paths = [sample.path for sample, content in zip(listing.samples, contents, strict=True) if content.reason is None]
+
+    def header(path: str) -> Header | None:
+        try:
+            return read_header(listing.root / path, max_pixels=config.max_pixels)
+        except UnreadablePicture:  # it could be read a moment ago; a run will tell
+            return None
+
+    with ThreadPoolExecutor(max(1, cores())) as pool:
+        headers = {path: found for path, found in zip(paths, pool.map(header, paths), strict=True) if found is not None}
+    if not headers:
+        return None
+    by_area = sorted((found.width * found.height, found.width, found.height) for found in headers.values())
+    odd = [path for path, found in headers.items() if _aspect(found) > ODD_ASPECT]
+    return Sizes(
+        smallest=by_area[0][1:],
+        median=statistics.median_low(by_area)[1:],
+        largest=by_area[-1][1:],
+        odd=tuple(sorted(odd, key=lambda path: -_aspect(headers[path]))),
+        formats=dict(Counter(found.format for found in headers.values()).most_common()),
+        modes=dict(Counter(found.mode for found in headers.values()).most_common()),
+    )
+
+
+def _aspect(header: Header) -> float:
+    return max(header.width, header.height) / min(header.width, header.height)
+
+
+def _identical(listing: Listing, contents: Sequence[Content], splits: dict[int, str]) -> tuple[Alike, ...]:
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index in splits:
+        groups[contents[index].sha256].append(index)
+    return _ordered([_alike(listing, splits, group) for group in groups.values() if len(group) > 1])
+
+
+def _alike(listing: Listing, splits: dict[int, str], group: Sequence[int]) -> Alike:
+    samples = [listing.samples[index] for index in group]
+    # Where splits are given, a picture that is not used for its twin still stands where it stands.
+    stands = {sample.split or splits[index] for index, sample in zip(group, samples, strict=True)}
+    return Alike(
+        tuple(sorted(sample.path for sample in samples)),
+        tuple(sorted({sample.label for sample in samples})),
+        tuple(split for split in (*SPLITS, "-") if split in stands),
+    )
+
+
+def _ordered(groups: Sequence[Alike]) -> tuple[Alike, ...]:
+    return tuple(sorted(groups, key=lambda group: (-len(group.splits), -len(group.labels), group.paths)))
+
+
+def _suspects(
+    listing: Listing,
+    contents: Sequence[Content],
+    outputs: Outputs,
+    splits: dict[int, str],
+    near: Sequence[tuple[int, int]],
+    width: int,
+) -> tuple[tuple[SuspectLabel, ...] | None, int]:
+    """The suspects, and how many pictures were judged."""
+    place = {index: row for row, index in enumerate(outputs.index.tolist())}
+    rows = [index for index, split in sorted(splits.items()) if split != "test"]
+    if not rows:
+        return None, 0
+    classes, labels = np.unique([listing.samples[index].label for index in rows], return_inverse=True)
+    alike = _group_numbers(contents, rows, near)
+    judged = judged_rows(labels, alike)
+    if len(np.unique(labels[judged])) < 2:
+        return None, 0
+    features = outputs.values[[place[index] for index in rows], 0, -width:]
+    found = find_suspects(features, labels, alike)
+    return tuple(
+        SuspectLabel(
+            path=listing.samples[rows[suspect.row]].path,
+            label=str(classes[suspect.given]),
+            predicted=str(classes[suspect.predicted]),
+            margin=round(suspect.margin, 6),
+            probability_of_label=round(suspect.probability_of_given, 6),
+        )
+        for suspect in found
+    ), len(judged)
+
+
+def _group_numbers(contents: Sequence[Content], rows: Sequence[int], near: Sequence[tuple[int, int]]) -> list[int]:
+    """For each of `rows` a number that identical and near-duplicate pictures share."""
+    first: dict[str, int] = {}
+    for group in connected(near):
+        first |= {contents[index].sha256: group[0] for index in group}
+    return [first.setdefault(contents[index].sha256, index) for index in rows]

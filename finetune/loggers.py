@@ -1,0 +1,188 @@
+"""Where a run's figures go while it is under way: history.jsonl always, TensorBoard or Weights & Biases when asked."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from finetune.config import Config
+from finetune.errors import InputError
+from finetune.files import write_text
+
+HISTORY_FILE = "history.jsonl"
+PROJECT = "fewtune"
+
+# The package that each tracker is, and the extra of ours that brings it.
+TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}
+
+Row = Mapping[str, float]
+
+
+class Tracker(Protocol):
+    """A program that draws a run's figures. Epochs come in order."""
+
+    def epoch(self, row: Row) -> None: ...
+    def result(self, figures: Row) -> None: ...
+    def close(self, failed: bool) -> None: ...
+
+
+class Log:
+    """What a training tells its figures to; this one keeps none."""
+
+    def begin(self, history: Sequence[Row]) -> None:
+        """The rows of the epochs that are done already: those after them will come anew."""
+
+    def epoch(self, row: Row) -> None:
+        """One more epoch is done."""
+
+    def result(self, metrics: Mapping[str, Any]) -> None:
+        """What the run is worth, as in its metrics.json."""
+
+
+class RunLog(Log):
+    """history.jsonl in a run folder, a line for each epoch as it ends, and a tracker where there is one."""
+
+    def __init__(self, folder: Path, config: Config):
+        self._folder, self._config = folder, config
+        self._tracker: Tracker | None = None
+        self._since = time.monotonic()
+
+    def begin(self, history: Sequence[Row]) -> None:
+        self._keep_only(history)
+        self._tracking(len(history))
+        self._since = time.monotonic()
+
+    def epoch(self, row: Row) -> None:
+        now = time.monotonic()
+        line = {**row, "seconds": round(now - self._since, 3)}
+        self._since = now
+        try:
+            with (self._folder / HISTORY_FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise InputError(f"{self._folder / HISTORY_FILE} cannot be written: {error.strerror}") from error
+        if self._tracker is not None:
+            self._tracker.epoch(line)
+
+    def result(self, metrics: Mapping[str, Any]) -> None:
+        tracker = self._tracking(0)
+        if tracker is not None:
+            named = {f"{metrics['split']}_accuracy": metrics["accuracy"], "best_epoch": metrics["best_epoch"]}
+            tracker.result({name: float(value) for name, value in named.items()})
+
+    def close(self, failed: bool) -> None:
+        if self._tracker is not None:
+            self._tracker.close(failed)
+
+    def _tracking(self, epochs: int) -> Tracker | None:
+        """The tracker, started after so many epochs where it was not yet."""
+        if self._tracker is None and self._config.log != "none":
+            start = TensorBoard if self._config.log == "tensorboard" else WeightsAndBiases
+            self._tracker = start(self._folder, self._config, epochs)
+        return self._tracker
+
+    def _keep_only(self, history: Sequence[Row]) -> None:
+        """Lines of the epochs in `history` alone: one that a crash has cut short, or that will come anew, goes."""
+        path, lines = self._folder / HISTORY_FILE, dict[Any, Row]()
+        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            try:
+                row = json.loads(text)
+                lines[row["epoch"]] = row
+            except (ValueError, KeyError, TypeError):
+                continue
+        rows = [lines.get(row["epoch"], row) for row in history]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+@contextmanager
+def open_log(config: Config, folder: Path | None) -> Iterator[Log]:
+    """The log of a run in `folder`, or one that keeps nothing for a run in memory; closed whatever happens.
+
+    InputError when --log names what is not installed, or there is no folder for it.
+    """
+    check_log(config, folder)
+    if folder is None:
+        yield Log()
+        return
+    log, failed = RunLog(folder, config), True
+    try:
+        yield log
+        failed = False
+    finally:
+        log.close(failed)
+
+
+def check_log(config: Config, folder: Path | None) -> None:
+    """InputError when --log names what is not installed, or there is no folder for it."""
+    if config.log == "none":
+        return
+    if importlib.util.find_spec(TRACKERS[config.log]) is None:
+        raise InputError(f"--log {config.log} needs a package that is missing: pip install 'fewtune[{config.log}]'")
+    if folder is None:
+        raise InputError(f"--log {config.log} writes into the run folder: name one (--out)")
+
+
+class TensorBoard:
+    """Event files in RUN/tensorboard, for `tensorboard --logdir`."""
+
+    def __init__(self, folder: Path, config: Config, epochs: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        # What an earlier process wrote of epochs that will come anew is not shown.
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs + 1 if epochs else None)
+        self._writer.add_text("config", f"```json\n{json.dumps(config.to_dict(), indent=2)}\n```", 0)
+        self._epoch = epochs
+
+    def epoch(self, row: Row) -> None:
+        self._epoch = int(row["epoch"])
+        for name, value in row.items():
+            if name != "epoch":
+                self._writer.add_scalar(name, value, self._epoch)
+        self._writer.flush()
+
+    def result(self, figures: Row) -> None:
+        for name, value in figures.items():
+            self._writer.add_scalar(f"result/{name}", value, self._epoch)
+
+    def close(self, failed: bool) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of Weights & Biases, whose own variables (WANDB_MODE, WANDB_PROJECT…) say where it goes."""
+
+    def __init__(self, folder: Path, config: Config, epochs: int):
+        import wandb
+
+        self._run: Any = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=folder.resolve().name,
+            id=_run_id(folder / "wandb" / "run-id"),
+            resume="allow",
+            dir=str(folder),
+            config=config.to_dict(),
+        )
+        self._run.define_metric("*", step_metric="epoch")
+
+    def epoch(self, row: Row) -> None:
+        self._run.log(dict(row))
+
+    def result(self, figures: Row) -> None:
+        self._run.summary.update(dict(figures))
+
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=1 if failed else 0)
+
+
+def _run_id(path: Path) -> str:
+    """The name by which a resumed run goes on as the same one."""
+    if not path.exists():
+        write_text(path, secrets.token_hex(8))
+    return path.read_text()

@@ -1,0 +1,69 @@
+"""`finetune lr-find`: the learning rate that a sweep suggests for a folder of pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from finetune.commands import as_json, display_for, existing, hyper_parameters, print_json
+from finetune.config import Config
+
+if TYPE_CHECKING:
+    from finetune.lr_finder import Sweep
+
+# Rows and width, in characters, of the curve as it is drawn.
+ROWS, WIDTH = 28, 40
+
+
+@click.command("lr-find")
+@click.argument("folder", type=existing)
+@hyper_parameters(Config)
+@as_json
+def lr_find(folder: Path, as_json: bool, **options: Any) -> None:
+    """Which learning rate suits FOLDER: the loss of 100 steps at ever larger rates, and the rate it suggests."""
+    from finetune.lr_finding import find_rate
+
+    sweep = find_rate(folder, config=Config(**options), display=display_for(as_json))
+    if as_json:
+        print_json(sweep.to_dict())
+    else:
+        _print_sweep(sweep)
+
+
+def _print_sweep(sweep: Sweep) -> None:
+    console = Console(highlight=False)
+    table = Table(title="loss at rising learning rates of the head", title_justify="left", box=None)
+    for heading, justify in (("learning rate", "right"), ("loss", "right"), ("", "left")):
+        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    shown = _spread(sweep)
+    best = min(sweep.smoothed)
+    # What lies above all that came before the best, where a sweep ends, would flatten the rest.
+    span = max(1e-9, max(sweep.smoothed[: sweep.smoothed.index(best) + 1]) - best)
+    for position in shown:
+        loss = sweep.smoothed[position]
+        bar = "█" * (1 + round(min(1.0, (loss - best) / span) * (WIDTH - 1)))
+        note = "  ← suggested" if sweep.rates[position] == sweep.suggestion else ""
+        table.add_row(f"{sweep.rates[position]:.1e}", f"{loss:.3f}", bar + note)
+    console.print(table)
+    if sweep.diverged:
+        console.print(f"stopped at {sweep.rates[-1]:.1e}, where the loss grew without bound")
+    if sweep.suggestion is None:
+        console.print(f"no rate is suggested: {sweep.trouble}")
+        return
+    console.print(f"[bold]suggested: --lr {sweep.suggestion:.2g}[/bold]")
+    rates = sweep.stage_rates or {}
+    if len(set(rates.values())) > 1:
+        console.print("of which each stage gets " + ", ".join(f"{name} {rate:.1e}" for name, rate in rates.items()))
+
+
+def _spread(sweep: Sweep) -> list[int]:
+    """Positions of about as many points as there are rows, evenly spread, that of the suggestion among them."""
+    every = max(1, -(-len(sweep.rates) // ROWS))
+    shown = set(range(0, len(sweep.rates), every))
+    if sweep.suggestion is not None:
+        shown.add(sweep.rates.index(sweep.suggestion))
+    return sorted(shown)

@@ -1,0 +1,35 @@
+"""The learning rate for a folder of pictures: what a run on it would start with, and a sweep from there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from finetune.config import Config
+from finetune.errors import InputError
+from finetune.folder import list_folder
+from finetune.frozen_inputs import inputs_for
+from finetune.lr_finder import Sweep, sweep_rates
+from finetune.preparation import prepare
+from finetune.progress import Display
+
+
+def find_rate(folder: str | Path, *, config: Config | None = None, display: Display | None = None) -> Sweep:
+    """The sweep of the training that a run on `folder` would make, with the batches that it would learn from.
+
+    InputError for a folder, file or option that cannot be used, and for a strategy that learns nothing by gradient.
+    """
+    config, display = config or Config(), display or Display()
+    listing = list_folder(Path(folder))
+    prepared = prepare(listing, config, None, display)
+    strategy = prepared.choice.strategy
+    if strategy.trains == "head":
+        raise InputError(
+            "strategy head solves its head at once and has no learning rate; choose another one (--strategy partial)"
+        )
+    network, _ = prepared.beginning(config)
+    plan, material = prepared.plan(network, config), prepared.material(config)
+    network.backbone.freeze_below(plan.lowest, batch_norm_trains=plan.batch_norm_trains)
+    inputs = inputs_for(
+        prepared.fabric, network, config, material, lowest=plan.lowest, epochs=plan.epochs, display=display
+    )
+    return sweep_rates(prepared.fabric, network, inputs, plan, config, material, display)

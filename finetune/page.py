@@ -1,0 +1,56 @@
+"""HTML pages that stand alone in one file: the templates, the style, the script, pictures inside the page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from finetune.charts import number
+
+THUMBNAIL = 96
+_QUALITY = 70
+
+
+def render(template: str, *, package: str | None = None, **values: Any) -> str:
+    """The page that `template` makes of `values`: all text in them is escaped, what is markup is a markupsafe.Markup.
+
+    package: one with a templates/ folder of its own, which comes before finetune's; its templates extend base.html.j2.
+    A page loads nothing and runs no script but the one in base.html.j2: its own policy forbids it.
+    """
+    return _environment(package).get_template(template).render(**values)
+
+
+def thumbnail(picture: Image.Image, side: int = THUMBNAIL) -> str:
+    """A data URI of `picture` made at most `side` pixels wide and high."""
+    small = picture.convert("RGB")
+    small.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    file = io.BytesIO()
+    small.save(file, "WEBP", quality=_QUALITY, method=1)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+
+
+@lru_cache
+def _environment(package: str | None) -> Environment:
+    own = PackageLoader("finetune")
+    loader = own if package is None else ChoiceLoader([PackageLoader(package), own])
+    environment = Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    assert environment.loader is not None
+    style, script = (environment.loader.get_source(environment, name)[0] for name in ("page.css", "page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    environment.globals |= {"style": Markup(style), "script": Markup(script), "script_digest": digest}
+    environment.filters |= {"percent": _percent, "number": number}
+    return environment
+
+
+def _percent(share: float | None) -> str:
+    """A share in [0, 1] with one decimal, or a dash where there is none."""
+    return "–" if share is None else f"{100 * share:.1f}%"

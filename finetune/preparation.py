@@ -1,0 +1,154 @@
+"""Everything before the first step of training: pictures read, strategy chosen, head solved, network ready to learn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from finetune.backbone import Backbone, Network
+from finetune.checkpoint import Score
+from finetune.config import Config
+from finetune.engine import open_engine
+from finetune.folder import Listing
+from finetune.frozen import Outputs
+from finetune.head import Heads, solve_heads
+from finetune.inputs import Material
+from finetune.loader import Pictures
+from finetune.metrics import accuracy, log_loss
+from finetune.plan import Plan, plan_for
+from finetune.pooled import PooledStages
+from finetune.pretrained import load_pretrained
+from finetune.probing import training_curve
+from finetune.progress import Display
+from finetune.reading import read_pictures
+from finetune.rows import Rows
+from finetune.run import RunFolder
+from finetune.strategy import STRATEGIES, Choice, choose
+from finetune.transforms import evaluation_view, pixels_needed, training_view
+
+# "auto" weighs classes once the largest has more than so many times the pictures of the smallest.
+UNBALANCED = 3
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What training starts from. heads: the best that is known without it. class_weights: (classes,), or None where all
+    pictures count the same."""
+
+    fabric: Fabric
+    stages: PooledStages
+    rows: Rows
+    choice: Choice
+    heads: Heads
+    class_weights: Tensor | None
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.stages.backbone
+
+    def beginning(self, config: Config) -> tuple[Network, Score | None]:
+        """The network as training by gradient starts, and the score that it must beat, None where it starts anew."""
+        strategy = self.choice.strategy
+        if strategy.head_first:
+            val_pooled, val_labels = self.rows.of_split("val")
+            logits = self.heads.best(val_pooled)
+            start = Score(accuracy(logits, val_labels), log_loss(logits, val_labels, self.class_weights))
+            return Network(self.backbone, self.heads.features.as_layer()).to(self.fabric.device), start
+        torch.manual_seed(config.seed)
+        layer = nn.Linear(self.backbone.width, len(self.rows.folder.classes))
+        return Network(self.backbone, layer).to(self.fabric.device), None
+
+    def plan(self, network: Network, config: Config) -> Plan:
+        return plan_for(self.choice.strategy, config, network, len(self.rows.folder.train))
+
+    def material(self, config: Config) -> Material:
+        """The pictures that are learned from and chosen on."""
+        rows, preprocessing = self.rows, self.backbone.preprocessing
+        paths = rows.paths()
+        return Material(
+            pictures=Pictures(
+                paths,
+                training_view(preprocessing, config),
+                pixels_needed(preprocessing, config),
+                config.max_pixels,
+                config.seed,
+            ),
+            indices=list(rows.folder.train),
+            labels=rows.labels,
+            val=Pictures(
+                [paths[index] for index in rows.folder.val],
+                evaluation_view(preprocessing),
+                preprocessing.shortest_side,
+                config.max_pixels,
+            ),
+            val_labels=rows.of_split("val")[1],
+            class_weights=self.class_weights,
+            preprocessing=preprocessing,
+            hashes=rows.hashes,
+            val_hashes=[rows.hashes[index] for index in rows.folder.val],
+        )
+
+
+def prepare(listing: Listing, config: Config, run: RunFolder | None, display: Display) -> Prepared:
+    """Read `listing` and choose how to learn from it. run: where what was read is kept for --resume.
+
+    InputError for a folder, file or option that cannot be used.
+    """
+    fabric = open_engine(config.device, config.precision)
+    torch.manual_seed(config.seed)
+    backbone = Backbone(config.backbone, image_size=config.image_size)
+    if config.unfreeze is not None:
+        backbone.stage_index(config.unfreeze)  # wrong names are told before an hour of reading, not after
+    if config.strategy == "auto" or STRATEGIES[config.strategy].start == "pretrained":
+        load_pretrained(backbone, config.weights, display.say)
+    backbone.to(fabric.device)
+
+    stages = PooledStages(backbone)
+    outputs = _read_every_picture(fabric, stages, listing, config, run, display)
+    rows = Rows.audited(listing, outputs, backbone.width, config)
+    for line in rows.told():
+        display.say(line)
+
+    classes = len(rows.folder.classes)
+    curve = training_curve(stages, rows) if config.strategy == "auto" else None
+    choice = choose(config.strategy, len(rows.folder.train) / classes, curve)
+    display.say(choice.reason)
+    class_weights = _class_weights(config.class_weights, rows.of_split("train")[1], classes)
+    heads = solve_heads(
+        rows.of_split("train"),
+        rows.of_split("val"),
+        stages.widths,
+        class_weights,
+        # Pictures set aside here only to choose by are learned from in the end. Seen in several views they are not:
+        # what they are worth to choose by would have to be found anew.
+        learn_from_val=rows.val_was_made and config.test_time == "plain",
+    )
+    if heads.best is not heads.features:
+        by = "cross-validation" if heads.cross_validated else "validation"
+        reads = ", ".join(stages.last(heads.best.width))
+        display.say(f"head: on {reads} side by side, which {by} prefers to the features alone.")
+    return Prepared(fabric, stages, rows, choice, heads, class_weights)
+
+
+def _read_every_picture(
+    fabric: Fabric, stages: PooledStages, listing: Listing, config: Config, run: RunFolder | None, display: Display
+) -> Outputs:
+    """Pooled activations of every stage; what this run has kept already is not read again."""
+    kept = None if run is None else run.kept_features(listing)
+    if kept is not None:
+        return kept
+    outputs = read_pictures(fabric, stages, listing, config, display)
+    if run is not None:
+        run.keep_features(listing, outputs)
+    return outputs
+
+
+def _class_weights(requested: str, labels: Tensor, classes: int) -> Tensor | None:
+    """Weights, (classes,), that make every class count the same in sum; None where all pictures count the same."""
+    counts = torch.bincount(labels, minlength=classes)
+    if requested == "none" or (requested == "auto" and counts.max() <= UNBALANCED * counts.min()):
+        return None
+    return len(labels) / (classes * counts.float())

@@ -1,0 +1,104 @@
+"""The report of a run: one HTML file that opens anywhere, made from the run folder's files."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune.config import Config
+from finetune.diagnosis import diagnose
+from finetune.files import write_text
+from finetune.options import flag
+from finetune.page import render
+from finetune.report_confusion import confusion_of
+from finetune.report_figures import (
+    areas,
+    calibration_error,
+    probe_chart,
+    reliability_chart,
+    result_chart,
+    training_charts,
+)
+from finetune.report_findings import Findings, read_findings
+from finetune.report_pictures import Explain, galleries, open_album, shown_in
+
+REPORT_FILE = "report.html"
+SPLITS = {"train": "training", "val": "validation", "test": "test"}
+# Rows of a ledger that are shown; metrics.json has the rest.
+_LEDGER = 200
+
+
+def write_report(run: str | Path, *, explain: Explain | None = None) -> Path:
+    """Make report.html of `run`, a run folder or one that `evaluate` left, anew; where it lies.
+
+    Thumbnails are made of the pictures in the folder that the run was made from; the page says where some are gone.
+    explain: given the paths of the pictures that the model is confidently wrong on, a heat map of each that it can
+    explain. InputError when `run` holds no finished run, or a damaged one.
+    """
+    findings = read_findings(Path(run))
+    path = findings.path / REPORT_FILE
+    write_text(path, render("report.html.j2", **_values(findings, explain)))
+    return path
+
+
+def _values(findings: Findings, explain: Explain | None) -> dict[str, Any]:
+    """Everything that the template shows."""
+    metrics, config = findings.metrics, findings.made["config"]
+    confusion = confusion_of(findings.answers, findings.classes)
+    shown = galleries(findings.answers, explained=explain is not None)
+    album = open_album(findings.pictures, shown, confusion.cells, len(findings.answers))
+    if explain is not None:
+        album.explain([answer.path for gallery in shown if gallery.explained for answer in gallery.answers], explain)
+    splits = [split for split in SPLITS if any(split == of for of, _ in findings.per_split)]
+    return {
+        "findings": findings,
+        "metrics": metrics,
+        "name": findings.pictures.name,
+        "strategy": metrics.get("strategy") or findings.made.get("strategy"),
+        "measured": SPLITS[metrics["split"]],
+        "result_chart": result_chart(metrics),
+        "diagnosis": None if findings.evaluated else _diagnosis(findings),
+        "training_charts": training_charts(findings),
+        "probe_chart": probe_chart(metrics.get("probe_curve")),
+        "confusion": confusion,
+        "behind": [(cell, *shown_in(cell, album)) for cell in confusion.cells],
+        "galleries": shown,
+        "album": album,
+        "areas": areas(findings),
+        "reliability_chart": reliability_chart(findings),
+        "calibration_error": calibration_error(findings),
+        "splits": {split: SPLITS[split] for split in splits},
+        "totals": {split: sum(n for (of, _), n in findings.per_split.items() if of == split) for split in splits},
+        "ledger": _LEDGER,
+        "command": command(findings),
+        "changed": changed(config),
+    }
+
+
+def _diagnosis(findings: Findings) -> Any:
+    return diagnose(findings.metrics, findings.history, findings.made["config"], len(findings.classes))
+
+
+def command(findings: Findings) -> str:
+    """What makes this run, or this evaluation, again on the command line."""
+    if findings.evaluated:
+        split = findings.evaluated.get("asked")
+        words = ["finetune", "evaluate", findings.evaluated["run"], findings.evaluated["folder"]]
+        return shlex.join([*words, *(["--split", split] if split else []), "--out", str(findings.path)])
+    words = ["finetune", "fit", findings.made["folder"], "--out", str(findings.path)]
+    for name, value in changed(findings.made["config"]).items():
+        words += [flag(name if value else f"no_{name}")] if isinstance(value, bool) else [flag(name), str(value)]
+    return shlex.join(words)
+
+
+def changed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run that are not at their defaults. Options of another version of the product are kept."""
+    defaults = {known.name: known.default for known in dataclasses.fields(Config)}
+    return {
+        name: value
+        for name, value in config.items()
+        if (name not in defaults or value != defaults[name]) and value is not None
+    }

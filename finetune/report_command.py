@@ -1,0 +1,28 @@
+"""The command that makes a run's report anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from finetune.commands import as_json, existing, print_json
+
+
+@click.command()
+@click.argument("run", type=existing)
+@as_json
+def report(run: Path, as_json: bool) -> None:
+    """Make report.html in RUN anew, from what the run left there: one page that opens offline."""
+    import finetune
+    from finetune.classifier import WEIGHTS_FILE
+    from finetune.explain import explanation
+    from finetune.report import write_report
+
+    # What `evaluate` left has no classifier of its own.
+    explain = explanation(finetune.load(run)) if (run / WEIGHTS_FILE).is_file() else None
+    path = write_report(run, explain=explain)
+    if as_json:
+        print_json({"report": str(path), "bytes": path.stat().st_size})
+    else:
+        click.echo(str(path))

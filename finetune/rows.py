@@ -1,0 +1,85 @@
+"""The pictures of a run as rows: labels, sides, and what a frozen backbone makes of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from finetune.audit import Folder, audit
+from finetune.config import Config
+from finetune.folder import Listing, Sample
+from finetune.frozen import Outputs
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A row for every sample of the listing: labels (samples,) int64, sha256, and pooled activations of every depth of
+    the frozen backbone, (samples, sum of widths), of which the last `width` are its features."""
+
+    listing: Listing
+    folder: Folder
+    labels: Tensor
+    pooled: Tensor
+    width: int
+    hashes: Sequence[str]
+
+    @classmethod
+    def audited(cls, listing: Listing, outputs: Outputs, width: int, config: Config) -> Rows:
+        """What reading gave of `listing`, each picture on its side. InputError as for `audit`."""
+        folder = audit(
+            listing,
+            [outputs.contents[position] for position in range(len(listing.samples))],
+            val_fraction=config.val_fraction,
+            test_fraction=config.test_fraction,
+            max_bad=config.max_bad,
+        )
+        position = {name: label for label, name in enumerate(folder.classes)}
+        labels = torch.tensor([position.get(sample.label, -1) for sample in listing.samples])
+        pooled = torch.zeros(len(listing.samples), outputs.values.shape[2])
+        pooled[outputs.index] = outputs.values[:, 0]
+        hashes = [outputs.contents[i].sha256 for i in range(len(listing.samples))]
+        return cls(listing, folder, labels, pooled, width, hashes)
+
+    @property
+    def measured(self) -> str:
+        """The split whose figures are the run's result: test, or val where there is no test."""
+        return "test" if self.folder.test else "val"
+
+    @property
+    def val_was_made(self) -> bool:
+        """Whether the validation pictures were set aside from the training pictures, not given as such."""
+        return all(sample.split != "val" for sample in self.listing.samples)
+
+    def indices(self, split: str) -> list[int]:
+        return list({"train": self.folder.train, "val": self.folder.val, "test": self.folder.test}[split])
+
+    def of_split(self, split: str) -> tuple[Tensor, Tensor]:
+        """Pooled activations (n, sum of widths) and labels (n,)."""
+        indices = self.indices(split)
+        return self.pooled[indices], self.labels[indices]
+
+    def samples(self, split: str) -> list[Sample]:
+        return [self.listing.samples[index] for index in self.indices(split)]
+
+    def paths(self) -> list[Path]:
+        return [self.listing.root / sample.path for sample in self.listing.samples]
+
+    def told(self) -> list[str]:
+        """What a person should know of the folder before anything is trained on it, a sentence a line."""
+        counts = ", ".join(
+            f"{len(self.indices(split))} {name}"
+            for split, name in zip(SPLITS, ("training", "validation", "test"), strict=True)
+        )
+        lines = [f"{len(self.folder.classes)} classes; pictures: {counts}.", *self.folder.notes]
+        bad = self.folder.unreadable
+        if bad:
+            shown = "; ".join(f"{entry.path} ({entry.reason})" for entry in bad[:5])
+            more = f"; and {len(bad) - 5} more, all in metrics.json" if len(bad) > 5 else ""
+            lines.append(f"{len(bad)} unreadable, left out: {shown}{more}.")
+        return lines

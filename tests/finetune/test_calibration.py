@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from called import Answer, caller
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+import finetune
+from finetune.calibration import TEMPERATURES, calibrated, calibration_summary, cross_calibrated, fit_temperature
+from finetune.cli import main
+from finetune.errors import InputError
+from finetune.metrics import expected_calibration_error, log_loss, reliability
+from finetune.refusal import CONFIDENCE, COVERAGES, Refusal, refusal_for, refusals, upper_bound, validation_answers
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def honest(n: int, seed: int, *, classes: int = 4, spread: float = 2.0) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (n, classes), and labels that are drawn from just these probabilities."""
+    random = torch.Generator().manual_seed(seed)
+    found = (spread * torch.randn(n, classes, generator=random, dtype=torch.float64)).log_softmax(1)
+    return found, torch.multinomial(found.exp(), 1, generator=random)[:, 0]
+
+
+# --- temperature ------------------------------------------------------------------------------------------------------
+
+
+@given(SEEDS, st.sampled_from([0.4, 0.7, 1.6, 3.0]))
+@settings(max_examples=20, deadline=None)
+def test_the_temperature_that_was_hidden_is_found_again(seed: int, hidden: float) -> None:
+    found, labels = honest(2000, seed)
+    assert fit_temperature(calibrated(found, 1 / hidden), labels) == pytest.approx(hidden, rel=0.15)
+
+
+@given(SEEDS, st.sampled_from([0.4, 3.0]))
+@settings(max_examples=20, deadline=None)
+def test_calibration_error_falls_on_pictures_that_did_not_fit_the_temperature(seed: int, hidden: float) -> None:
+    found, labels = honest(2000, seed)
+    wrong = calibrated(found, 1 / hidden)
+    val, test = (wrong[:1000], labels[:1000]), (wrong[1000:], labels[1000:])
+    temperature = fit_temperature(*val)
+    for told in (calibration_summary(temperature, val, test), calibration_summary(temperature, val, None)):
+        assert told["ece_after"] < told["ece_before"] / 2
+        assert told["n"] == 1000
+    assert calibration_summary(temperature, val, test)["split"] == "test"
+    assert told["split"] == "val"
+
+
+@given(SEEDS, st.integers(0, 60))
+@settings(max_examples=40, deadline=None)
+def test_few_pictures_move_an_honest_network_little(seed: int, n: int) -> None:
+    assert 0.5 <= fit_temperature(*honest(n, seed)) <= 2
+
+
+def test_honest_networks_are_left_alone_more_often_than_not_and_lose_little() -> None:
+    fitted = [fit_temperature(*honest(40, seed)) for seed in range(100)]
+    assert fitted.count(1.0) > 50
+    found, labels = honest(20_000, 1000)
+    lost = [log_loss(calibrated(found, each), labels) - log_loss(found, labels) for each in fitted]
+    assert sum(lost) / len(lost) < 0.01
+
+
+@given(st.integers(1, 400), st.floats(0.1, 30))
+@settings(deadline=None)
+def test_pictures_that_are_all_told_apart_do_not_turn_doubt_into_certainty(n: int, margin: float) -> None:
+    labels = torch.arange(n) % 3
+    found = (margin * torch.eye(3, dtype=torch.float64)[labels]).log_softmax(1)
+    temperature = fit_temperature(found, labels)
+    claimed = 1 - float(calibrated(found, temperature).exp().amax(1).mean())
+    assert temperature == 1 or claimed >= 1 / (n + 2)
+
+
+def test_a_network_that_is_always_wrong_gets_a_temperature_within_bounds() -> None:
+    labels = torch.zeros(500, dtype=torch.int64)
+    found = torch.tensor([[-20.0, 0.0]]).expand(500, 2).log_softmax(1)
+    assert 1 < fit_temperature(found, labels) <= max(TEMPERATURES) < 10
+
+
+@given(SEEDS, st.floats(0.2, 9))
+@settings(max_examples=30, deadline=None)
+def test_a_temperature_keeps_the_order_of_classes_and_sums_to_one(seed: int, temperature: float) -> None:
+    found, _ = honest(20, seed)
+    after = calibrated(found, temperature)
+    assert torch.equal(after.argsort(1), found.argsort(1))
+    torch.testing.assert_close(after.exp().sum(1), torch.ones(20, dtype=torch.float64))
+    surer = after.exp().amax(1) >= found.exp().amax(1) - 1e-12
+    assert (
+        bool(surer.all()) if temperature <= 1 else not bool((after.exp().amax(1) > found.exp().amax(1) + 1e-12).any())
+    )
+
+
+def test_no_picture_is_judged_by_a_temperature_that_it_fitted() -> None:
+    found, labels = honest(300, 0)
+    found = calibrated(found, 1 / 3)
+    before = cross_calibrated(found, labels)
+    labels[7] = (labels[7] + 1) % 4
+    found[7] = found[7].flip(0)
+    same_fold = (cross_calibrated(found, labels) == before).all(1)
+    assert same_fold.sum() >= 59  # its own fold but for itself: what it fits is judged elsewhere
+
+
+def test_calibration_error_of_one_bin_is_the_difference_of_its_means() -> None:
+    found = torch.tensor([[0.9, 0.1]] * 10, dtype=torch.float64).log()
+    labels = torch.tensor([0] * 6 + [1] * 4)
+    assert expected_calibration_error(found, labels) == pytest.approx(0.3)
+    assert reliability(found, labels) == [
+        {"low": pytest.approx(13 / 15), "high": pytest.approx(14 / 15), "n": 10, "probability": pytest.approx(0.9)}
+        | {"accuracy": pytest.approx(0.6)}
+    ]
+
+
+@given(SEEDS, st.integers(1, 200))
+@settings(max_examples=30, deadline=None)
+def test_every_prediction_is_in_one_bin_that_holds_its_probability(seed: int, n: int) -> None:
+    found, labels = honest(n, seed)
+    rows = reliability(found, labels)
+    assert sum(row["n"] for row in rows) == n
+    assert all(row["low"] <= row["probability"] <= row["high"] for row in rows)
+    assert 0 <= expected_calibration_error(found, labels) <= 1
+
+
+# --- refusal ----------------------------------------------------------------------------------------------------------
+
+
+def answers(n: int, random: np.random.Generator, slope: float = 6.0) -> tuple[list[float], list[bool]]:
+    """Probabilities, and answers that are right somewhat less often than they say."""
+    claimed = 0.5 + 0.5 * random.beta(slope, 1.0, n)
+    return claimed.tolist(), (random.random(n) < claimed - 0.02).tolist()
+
+
+@given(SEEDS, st.integers(50, 2000), st.floats(0.001, 0.999), st.floats(0.001, 0.999))
+@settings(max_examples=60, deadline=None)
+def test_a_stricter_target_never_refuses_less(seed: int, n: int, one: float, other: float) -> None:
+    rows = refusals(*answers(n, np.random.default_rng(seed)))
+    strict, loose = sorted((one, other))
+    if min(row.bound for row in rows) > strict:
+        with pytest.raises(InputError, match="--target-error"):
+            refusal_for(rows, strict)
+        return
+    chosen = refusal_for(rows, strict)
+    assert chosen.min_probability >= refusal_for(rows, loose).min_probability
+    assert chosen.error <= chosen.bound <= strict
+
+
+@pytest.mark.parametrize("target", [0.08, 0.12])
+def test_the_error_on_new_pictures_is_under_the_target_as_often_as_stated(target: float) -> None:
+    random = np.random.default_rng(0)
+    fresh, right = map(np.array, answers(200_000, random))
+    broken = promised = 0
+    for _ in range(400):
+        try:
+            threshold = refusal_for(refusals(*answers(600, random)), target).min_probability
+        except InputError:
+            continue
+        promised += 1
+        kept = fresh >= threshold
+        broken += float(1 - right[kept].mean()) > target
+    assert promised > 200
+    assert broken / 400 <= 1 - CONFIDENCE
+
+
+def test_an_error_that_the_network_keeps_anyway_refuses_nothing() -> None:
+    assert refusal_for(refusals([0.5] * 1000, [True] * 1000), 0.1) == Refusal(
+        0.0, 1.0, 0.0, upper_bound(0, 1000, 1 - 0.05 / len(COVERAGES))
+    )
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "right"), [([], []), ([0.9] * 20, [True] * 20), ([0.99] * 900, [False] * 900)]
+)
+def test_a_target_that_cannot_be_promised_is_one_clear_line(probabilities: list[float], right: list[bool]) -> None:
+    with pytest.raises(InputError, match="cannot be promised") as told:
+        refusal_for(refusals(probabilities, right), 0.001)
+    assert "\n" not in str(told.value)
+
+
+@given(st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.5, 0.999))
+@settings(max_examples=50, deadline=None)
+def test_the_bound_is_where_so_few_errors_have_become_unlikely(trial: tuple[int, int], confidence: float) -> None:
+    errors, n = trial
+    bound = upper_bound(errors, n, confidence)
+    if errors == n:
+        assert bound == 1
+        return
+    logs = [
+        math.lgamma(n + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(n - k + 1)
+        + k * math.log(bound)
+        + (n - k) * math.log1p(-bound)
+        for k in range(errors + 1)
+    ]
+    assert sum(map(math.exp, logs)) == pytest.approx(1 - confidence, rel=1e-5)
+
+
+def test_probabilities_that_were_rounded_up_in_the_table_are_not_refused() -> None:
+    rows = refusals([1.0] * 500 + [0.6] * 500, [True] * 500 + [False, True] * 250)
+    assert refusal_for(rows, 0.05).min_probability <= 0.9999996
+
+
+# --- in a run ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two hues that overlap: some pictures are doubtful."""
+    place = tmp_path_factory.mktemp("calibration")
+    random = np.random.default_rng(0)
+    for label, base in (("dark", 110), ("light", 140)):
+        (place / "pictures" / label).mkdir(parents=True)
+        for number in range(100):
+            shade = int(np.clip(base + random.normal(0, 15), 0, 255))
+            Image.new("RGB", (24, 24), (shade, shade, shade)).save(place / "pictures" / label / f"{number:03d}.png")
+    finetune.fit(
+        place / "pictures", place / "run", backbone="fewtune_conv4", strategy="head", device="cpu", val_fraction=0.4
+    )
+    return place
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    return caller(main, "finetune", monkeypatch, capfd)
+
+
+def at_temperature(fitted: Path, folder: Path, value: object) -> Path:
+    shutil.copytree(fitted / "run", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "temperature": value}))
+    return folder
+
+
+def test_a_saved_temperature_is_what_predictions_are_made_at(fitted: Path, tmp_path: Path) -> None:
+    pictures = sorted((fitted / "pictures").rglob("*.png"))[::20]
+    plain = finetune.load(fitted / "run", device="cpu")
+    plain.temperature = 1.0
+    hot = finetune.load(at_temperature(fitted, tmp_path / "hot", 3), device="cpu")
+    assert hot.temperature == 3
+    expected = calibrated(plain.log_probabilities(pictures)[0], 3)
+    torch.testing.assert_close(hot.log_probabilities(pictures)[0], expected)
+    found = hot.predict(pictures[0])
+    assert found.probability == pytest.approx(float(expected[0].exp().max()), abs=1e-6)
+    assert found.label == plain.predict(pictures[0]).label
+    hot.save(tmp_path / "again")
+    assert finetune.load(tmp_path / "again", device="cpu").temperature == 3
+
+
+def test_a_run_from_before_there_were_temperatures_is_read(fitted: Path, tmp_path: Path) -> None:
+    folder = at_temperature(fitted, tmp_path / "old", 1)
+    config = json.loads((folder / "config.json").read_text())
+    del config["temperature"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert finetune.load(folder, device="cpu").temperature == 1
+
+
+@pytest.mark.parametrize("value", [0, -1, "warm", None])
+def test_a_temperature_that_is_none_is_named(value: object, fitted: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"config\.json"):
+        finetune.load(at_temperature(fitted, tmp_path / "run", value), device="cpu")
+
+
+def test_doubtful_pictures_are_unsure_and_keep_their_label(run, fitted: Path) -> None:  # type: ignore[no-untyped-def]
+    classifier = finetune.load(fitted / "run", device="cpu")
+    paths = sorted((fitted / "pictures").rglob("*.png"))
+    everything = [found for found in classifier.predict_all(paths) if isinstance(found, finetune.Prediction)]
+    threshold = sorted(found.probability for found in everything)[50]
+    answer = run("predict", fitted / "run", fitted / "pictures", "--min-probability", threshold, "--json")
+    rows = [json.loads(line) for line in answer.out.splitlines()]
+    assert [row["unsure"] for row in rows] == [found.probability < threshold for found in everything]
+    assert [row["label"] for row in rows] == [found.label for found in everything]
+    assert 0 < sum(row["unsure"] for row in rows) <= 50
+    doubtful = next(row for row in rows if row["unsure"])
+    line = run("predict", fitted / "run", doubtful["path"], "--min-probability", threshold).out
+    assert f": unsure  ({doubtful['label']} " in line
+    assert not classifier.predict(paths[0]).unsure
+    assert classifier.predict(doubtful["path"], min_probability=1).unsure
+
+
+def test_a_target_error_takes_its_threshold_from_the_validation_pictures(run, fitted: Path) -> None:  # type: ignore[no-untyped-def]
+    rows = refusals(*validation_answers(fitted / "run"))
+    chosen = min(rows, key=lambda row: row.bound)
+    answer = run("predict", fitted / "run", fitted / "pictures", "--target-error", chosen.bound + 1e-6, "--json")
+    assert answer.code == 0, answer.err
+    found = [json.loads(line) for line in answer.out.splitlines()]
+    expected = refusal_for(rows, chosen.bound + 1e-6).min_probability
+    assert [row["unsure"] for row in found] == [row["probability"] < expected for row in found]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--min-probability", "1.5"], "--min-probability"),
+        (["--target-error", "0"], "--target-error"),
+        (["--target-error", "0.0001"], "cannot be promised"),
+        (["--target-error", "0.1", "--min-probability", "0.5"], "--target-error"),
+    ],
+)
+def test_thresholds_that_make_no_sense_are_one_line(words: list[str], named: str, run, fitted: Path) -> None:  # type: ignore[no-untyped-def]
+    answer = run("predict", fitted / "run", fitted / "pictures", *words)
+    assert (answer.code, answer.out) == (2, "")
+    assert named in answer.err
+    assert len(answer.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", [None, "nothing\n", "split,probability,label,predicted\nval,high,a,b\n"])
+def test_a_run_without_its_predictions_says_so(content: str | None, run, fitted: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    folder = at_temperature(fitted, tmp_path / "run", 1)
+    (folder / "predictions.csv").unlink()
+    if content is not None:
+        (folder / "predictions.csv").write_text(content)
+    answer = run("predict", folder, fitted / "pictures", "--target-error", "0.1")
+    assert (answer.code, answer.out) == (2, "")
+    assert "predictions.csv" in answer.err or "cannot be promised" in answer.err
+    assert len(answer.err.splitlines()) == 1

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import io
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import MakeFolder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageEnhance
+from sklearn.datasets import load_digits
+
+from finetune.activation_cache import ActivationCache
+from finetune.activation_families import Family, family_of, fingerprints_of
+from finetune.activations import Seen, cached
+from finetune.backbone import Backbone
+from finetune.engine import open_engine
+from finetune.folder import list_unlabelled
+from finetune.frozen import Outputs, run_frozen
+from finetune.images import read_image
+from finetune.loader import Pictures
+from finetune.near_duplicates import FINGERPRINT_BYTES, connected, fingerprint, near_pairs
+from finetune.transforms import evaluation_view
+
+SCENES = 12
+
+
+def scene(number: int, width: int = 320, height: int = 240) -> Image.Image:
+    """Coloured blobs of several sizes, as a photograph has them."""
+    random = np.random.default_rng(number)
+    whole = np.zeros((height, width, 3))
+    for side, weight in ((3, 60), (8, 40), (24, 25)):
+        blobs = Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8))
+        whole += weight / 128 * (np.asarray(blobs.resize((width, height), Image.Resampling.BICUBIC)) - 128.0)
+    return Image.fromarray(np.clip(whole + 128, 0, 255).astype(np.uint8))
+
+
+def jpeg(picture: Image.Image, quality: int = 85) -> Image.Image:
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=quality)
+    return read_image(content.getvalue(), at_least=100)
+
+
+def cut(picture: Image.Image, share: float) -> Image.Image:
+    left, top = round(picture.width * share), round(picture.height * share)
+    return picture.crop((left, top, picture.width - left, picture.height - top))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda picture: jpeg(picture, 30), id="low quality"),
+        pytest.param(lambda picture: jpeg(picture.resize((160, 120))), id="half the size"),
+        pytest.param(lambda picture: jpeg(picture.resize((800, 600))), id="larger"),
+        pytest.param(lambda picture: jpeg(ImageEnhance.Brightness(picture).enhance(1.1)), id="brighter"),
+        pytest.param(lambda picture: jpeg(ImageEnhance.Contrast(picture).enhance(0.8)), id="paler"),
+        pytest.param(lambda picture: jpeg(cut(picture, 0.01)), id="rim cut away"),
+    ],
+)
+def test_a_changed_copy_is_found_and_nothing_else(change) -> None:  # type: ignore[no-untyped-def]
+    pictures = [scene(number) for number in range(SCENES)]
+    found = near_pairs([fingerprint(picture) for picture in (*pictures, *map(change, pictures))])
+    assert found == [(number, SCENES + number) for number in range(SCENES)]
+
+
+def pairs_of(*pictures: Image.Image) -> list[tuple[int, int]]:
+    return near_pairs([fingerprint(picture) for picture in pictures])
+
+
+def test_what_hashes_of_grey_cannot_see_makes_no_near_duplicates() -> None:
+    one = scene(1)
+    red, green, blue = one.split()
+    assert pairs_of(one, Image.merge("RGB", (blue, green, ImageEnhance.Brightness(red).enhance(0.3)))) == []
+    flat = [Image.new("RGB", (50, 40), (grey, grey, grey)) for grey in (100, 101, 101)]
+    assert pairs_of(*flat) == []
+
+
+def test_stripes_are_never_taken_for_near_duplicates() -> None:
+    def stripes(seed: int) -> Image.Image:
+        row = np.repeat(np.random.default_rng(seed).integers(0, 256, 20), 16).astype(np.uint8)
+        return Image.fromarray(np.broadcast_to(row, (240, 320))).convert("RGB")
+
+    pictures = [stripes(seed) for seed in range(30)]
+    assert pairs_of(*pictures, *(picture.transpose(Image.Transpose.TRANSPOSE) for picture in pictures)) == []
+
+
+def test_few_different_digits_look_alike() -> None:
+    digits = load_digits()
+    scans = [Image.fromarray((255 - scan * 15.9).astype(np.uint8)) for scan in digits.images[:1000]]
+    pairs = pairs_of(*(scan.resize((32, 32), Image.Resampling.BICUBIC).convert("RGB") for scan in scans))
+    assert len(pairs) < 5
+    assert all(digits.target[one] == digits.target[other] for one, other in pairs)
+
+
+def test_any_picture_has_a_fingerprint() -> None:
+    for size in ((1, 1), (1, 500), (700, 3), (33, 65)):
+        picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+        assert len(fingerprint(picture)) == FINGERPRINT_BYTES
+    assert near_pairs([]) == []
+    assert pairs_of(scene(0)) == []
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 4), st.integers(0, 3), st.integers(0, 6), st.integers(0, 60), st.integers(0, 9)),
+        max_size=30,
+    )
+)
+def test_pairs_are_those_of_all_that_are_compared_one_by_one(drawn: list[tuple[int, int, int, int, int]]) -> None:
+    def made(scene: int, frequencies: int, gradients: int, colour: int, contrast: int) -> bytes:
+        found = np.random.default_rng(scene).integers(0, 256, FINGERPRINT_BYTES, dtype=np.uint8)
+        found[0], found[1], found[2], found[3] = contrast, 100, 100 + colour, 100
+        found[4 + 30 - frequencies : 4 + 30] ^= 255  # partly in the half that is compared first, and partly not
+        found[36 : 36 + 2 * gradients] ^= 255
+        return found.tobytes()
+
+    def bits(one: bytes, other: bytes, start: int) -> int:
+        return sum((a ^ b).bit_count() for a, b in zip(one[start : start + 32], other[start : start + 32], strict=True))
+
+    def alike(one: bytes, other: bytes) -> bool:
+        return (
+            min(one[0], other[0]) >= 2
+            and max(abs(one[place] - other[place]) for place in (1, 2, 3)) <= 40
+            and bits(one, other, 4) <= 30
+            and max(bits(one, other, 36), bits(one, other, 68)) <= 64
+        )
+
+    fingerprints = [made(*each) for each in drawn]
+    expected = [
+        (one, other)
+        for one in range(len(drawn))
+        for other in range(one + 1, len(drawn))
+        if alike(fingerprints[one], fingerprints[other])
+    ]
+    assert near_pairs(fingerprints) == expected
+
+
+def test_pairs_are_found_across_blocks_of_thousands() -> None:
+    random = np.random.default_rng(0)
+    table = random.integers(0, 256, (3000, FINGERPRINT_BYTES), dtype=np.uint8)
+    table[2990:] = table[:10]
+    table[:, 0] = 9
+    assert near_pairs([row.tobytes() for row in table]) == [(number, 2990 + number) for number in range(10)]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 15), st.integers(0, 15)), max_size=20))
+def test_groups_are_what_pairs_connect(pairs: list[tuple[int, int]]) -> None:
+    group = {number: {number} for pair in pairs for number in pair}
+    for _ in pairs:
+        for one, other in pairs:
+            group[one] = group[other] = group[one] | group[other]
+            for number in group[one]:
+                group[number] = group[one]
+    assert connected(pairs) == sorted({tuple(sorted(members)): sorted(members) for members in group.values()}.values())
+
+
+# ---- as a picture is read, and from the cache
+
+
+class Reading:
+    """Pictures of a folder read through a cache, and the indices of those that had to be decoded."""
+
+    def __init__(self, folder: Path, store: Path, *, fingerprints: bool = True):
+        torch.manual_seed(0)
+        backbone = Backbone("fewtune_conv4").eval()
+        wanted = backbone.preprocessing
+        self.pictures = Pictures(
+            list_unlabelled([folder]),
+            evaluation_view(wanted),
+            wanted.shortest_side,
+            1_000_000,
+            fingerprints=fingerprints,
+        )
+        fabric = open_engine("cpu", "float32")
+        self.family: Family = family_of(fabric, backbone, self.pictures, wanted, backbone=backbone.name)
+        self._run = partial(run_frozen, fabric, backbone, wanted, workers=1)
+        self.store = store
+        self.decoded: list[int] = []
+
+    def __call__(self) -> Seen:
+        self.decoded = []
+
+        def compute(pictures: Pictures) -> Outputs:
+            outputs = self._run(pictures)
+            self.decoded += list(outputs.contents)
+            return outputs
+
+        with ActivationCache(self.store, announce=print) as cache:
+            return cached(cache, self.family, self.pictures, compute)
+
+
+def test_fingerprints_survive_the_cache_and_are_asked_for_only(make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = make_folder(classes={"a": 4})
+    (folder / "a" / "bad.png").write_bytes(b"no picture")
+    reading = Reading(folder, tmp_path / "cache")
+    cold = reading().contents
+    assert reading.decoded == [0, 1, 2, 3, 4]
+    expected = [fingerprint(read_image(folder / "a" / f"00{number}.png")).hex() for number in range(4)]
+    assert [cold[number].fingerprint for number in range(5)] == [*expected, None]
+    assert reading().contents == cold
+    assert reading.decoded == [4]
+    plain = Reading(folder, tmp_path / "cache", fingerprints=False)
+    assert {content.fingerprint for content in plain().contents.values()} == {None}
+    assert plain.decoded == [4]
+
+
+def test_a_cache_without_fingerprints_is_filled(make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = make_folder(classes={"a": 4})
+    before = Reading(folder, tmp_path / "cache", fingerprints=False)()
+    reading = Reading(folder, tmp_path / "cache")
+    found = reading()
+    assert reading.decoded == [0, 1, 2, 3]
+    assert torch.equal(found.outputs().values, before.outputs().values)
+    assert all(content.fingerprint for content in found.contents.values())
+    reading()
+    assert reading.decoded == []
+
+
+def test_a_changed_file_never_gets_the_fingerprint_of_another(make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = make_folder(classes={"a": 3})
+    reading = Reading(folder, tmp_path / "cache")
+    first = reading().contents
+    (folder / "a" / "000.png").write_bytes((folder / "a" / "002.png").read_bytes())
+    scene(0).save(folder / "a" / "001.png")
+    second = reading().contents
+    assert reading.decoded == [1]
+    assert second[0] == second[2] == first[2]
+    assert second[1].fingerprint == fingerprint(read_image(folder / "a" / "001.png")).hex()
+
+
+def test_damaged_fingerprints_are_made_again(make_folder: MakeFolder, tmp_path: Path) -> None:
+    reading = Reading(make_folder(classes={"a": 3}), tmp_path / "cache")
+    first = reading().contents
+    (shard,) = (tmp_path / "cache" / fingerprints_of(reading.family).name).glob("rows-*")
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 255
+    shard.write_bytes(content)
+    assert reading().contents == first
+    assert len(reading.decoded) == 1

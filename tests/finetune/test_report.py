@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pytest
+from called import Answer, caller
+from conftest import MakeFolder
+from hypothesis import given
+from hypothesis import strategies as st
+from made_run import made_run
+from PIL import Image
+
+import finetune
+from finetune import InputError, cli
+from finetune.report import write_report
+from finetune.report_confusion import by_confusion
+
+FEW = ["cats", "dogs"]
+SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0}
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    return caller(cli.main, "finetune", monkeypatch, capfd)
+
+
+@pytest.fixture
+def trained(make_folder: MakeFolder, tmp_path: Path) -> Path:
+    folder = make_folder(classes={"blue": 24, "red": 24}, size=24)
+    finetune.fit(folder, tmp_path / "run", strategy="head", **SMALL)
+    return tmp_path / "run"
+
+
+def test_a_report_names_what_was_found_and_how_it_was_made(tmp_path: Path) -> None:
+    run = made_run(tmp_path, FEW, 30, certainty=1.0)
+    page = unescape(write_report(run).read_text())
+    metrics = json.loads((run / "metrics.json").read_text())
+    with (run / "predictions.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test" and row["label"] != row["predicted"]]
+    worst = max(rows, key=lambda row: float(row["probability"]))
+    for text in (
+        f"{metrics['accuracy']:.1%}",
+        metrics["reason"],
+        worst["path"],
+        f"{float(worst['probability']):.1%}",
+        "identical to test/twin.jpg",
+        "truncated",
+        shlex.join(["finetune", "fit", str(tmp_path / "pictures"), "--out", str(run)]),
+        "--strategy full --epochs 8",
+        "Expected calibration error",
+    ):
+        assert text in page
+    for count in [count for row in metrics["confusion"] for count in row]:
+        assert f">{count}</a>" in page
+
+
+def test_the_same_run_makes_the_same_page(tmp_path: Path) -> None:
+    run = made_run(tmp_path, FEW, 8)
+    first = write_report(run).read_bytes()
+    assert write_report(run).read_bytes() == first
+
+
+def test_names_of_files_and_classes_are_escaped(tmp_path: Path) -> None:
+    page = write_report(made_run(tmp_path, ["<b>bold<b>", "a&b"], 4)).read_text()
+    assert "<b>" not in page
+    assert "&lt;b&gt;broken" in page
+
+
+def test_what_an_older_run_has_not_kept_is_said(tmp_path: Path) -> None:
+    run = made_run(tmp_path, FEW, 8)
+    (run / "probabilities.safetensors").unlink()
+    page = write_report(run).read_text()
+    assert "has not kept its probabilities" in page
+    assert "Confidently wrong" in page or "Confidently right" in page
+
+
+def test_pictures_that_are_gone_are_said_to_be_so(tmp_path: Path) -> None:
+    run = made_run(tmp_path, FEW, 8)
+    shutil.rmtree(tmp_path / "pictures")
+    page = write_report(run).read_text()
+    assert "can no longer be read" in page
+    assert "data:image/webp" not in page
+
+
+def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "a", FEW, 8)
+    other = made_run(tmp_path / "b", FEW, 9)
+    shutil.copy(other / "probabilities.safetensors", run)
+    with pytest.raises(InputError, match="different pictures"):
+        write_report(run)
+    (run / "predictions.csv").write_text("path,split\nx,test\n")
+    (run / "probabilities.safetensors").unlink()
+    with pytest.raises(InputError, match="may be damaged"):
+        write_report(run)
+    (run / "predictions.csv").unlink()
+    with pytest.raises(InputError, match=r"predictions\.csv is missing"):
+        write_report(run)
+    with pytest.raises(InputError, match="not a run folder"):
+        write_report(tmp_path)
+    assert not (run / "report.html").exists()
+
+
+def test_two_thousand_large_pictures_stay_under_five_megabytes(tmp_path: Path) -> None:
+    classes = [f"class {number}" for number in range(20)]
+    path = write_report(made_run(tmp_path, classes, 67, certainty=1.5, side=700, kinds=4))
+    assert path.stat().st_size < 5_000_000
+
+
+def test_heat_maps_stand_beside_the_pictures_that_are_confidently_wrong(tmp_path: Path) -> None:
+    asked: list[Path] = []
+
+    def explain(paths: Sequence[Path]) -> Mapping[Path, Image.Image]:
+        asked.extend(paths)
+        return {path: Image.new("RGB", (32, 32), "red") for path in paths[1:]}
+
+    page = write_report(made_run(tmp_path, FEW, 30, certainty=0.5), explain=explain).read_text()
+    assert len(asked) == 12
+    assert all(path.is_file() for path in asked)
+    assert page.count("what spoke for") >= 11
+
+
+@given(st.permutations(range(12)))
+def test_classes_that_are_confused_with_each_other_stand_together(order: list[int]) -> None:
+    counts = np.diag(np.full(12, 5.0))
+    for one, other in zip(order[::2], order[1::2], strict=True):
+        counts[one, other] = counts[other, one] = 4
+    place = {label: position for position, label in enumerate(by_confusion(counts))}
+    assert sorted(place) == list(range(12))
+    assert all(abs(place[one] - place[other]) == 1 for one, other in zip(order[::2], order[1::2], strict=True))
+
+
+def test_an_evaluation_leaves_its_figures_and_a_report(trained: Path, make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = make_folder("others", classes={"blue": 6, "red": 6}, size=24, seed=5)
+    result = finetune.evaluate(trained, folder, out=tmp_path / "left", device="cpu")
+    saved = json.loads((tmp_path / "left" / "metrics.json").read_text())
+    assert saved["accuracy"] == result["accuracy"]
+    with (tmp_path / "left" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sum(row["label"] == row["predicted"] for row in rows) / len(rows) == result["accuracy"]
+    page = Path(result["report"]).read_text()
+    assert "Evaluation on others" in page
+    assert "data:image/webp" in page
+    shutil.rmtree(trained)  # what an evaluation tells does not hang on where the run went
+    assert write_report(tmp_path / "left").read_text() == page
+
+
+def test_an_evaluation_replaces_no_files_but_an_evaluation(
+    trained: Path, make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    folder = make_folder("others", classes={"blue": 2, "red": 2}, size=24, seed=5)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    for out in (tmp_path / "mine", trained):
+        with pytest.raises(InputError, match="holds no evaluation"):
+            finetune.evaluate(trained, folder, out=out, device="cpu")
+    finetune.evaluate(trained, folder, out=tmp_path / "left", device="cpu")
+    finetune.evaluate(trained, folder, out=tmp_path / "left", device="cpu")
+
+
+def test_the_commands_make_reports(
+    trained: Path, make_folder: MakeFolder, tmp_path: Path, call: Callable[..., Answer]
+) -> None:
+    folder = make_folder("others", classes={"blue": 2, "red": 2}, size=24, seed=5)
+    namesake = make_folder("elsewhere/others", classes={"blue": 2, "red": 2}, size=24, seed=6)
+    for pictures, name in ((folder, "others"), (namesake, "others-2"), (folder, "others")):
+        answer = call("evaluate", trained, pictures, "--device", "cpu", "--json")
+        assert Path(json.loads(answer.out)["report"]) == trained / "evaluations" / name / "report.html"
+    (trained / "report.html").unlink(missing_ok=True)
+    answer = call("report", trained)
+    assert (answer.code, Path(answer.out.strip())) == (0, trained / "report.html")
+    assert call("report", tmp_path).code == 2
