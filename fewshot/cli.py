@@ -10,6 +10,7 @@ import click
 
 from fewshot.picture_commands import embed, enrol, forget, info, recognize, search, verify
 from fewshot.recipe import Recipe
+from fewshot.report_command import report
 from finetune.commands import INTERRUPTED, as_json, display_for, hyper_parameters, on_device, print_json, run_command
 from finetune.errors import InputError
 
@@ -172,7 +173,7 @@ def download(folder: Path) -> None:
     fetched(folder, announce=click.echo)
 
 
-for command in (embed, search, enrol, forget, recognize, verify, info):
+for command in (embed, search, enrol, forget, recognize, verify, info, report):
     cli.add_command(command)
 
 

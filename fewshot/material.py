@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,15 +133,15 @@ def folder_material(folder: Path, side: int, *, labels: bool, everything: bool =
         what = "classes with pictures" if labels else "pictures"
         raise InputError(f"{folder} holds {len(known)} {what} that can be read; at least 2 are wanted")
     pictures = frame_whole(torch.stack(kept))
-    held_out = set(known[::_HELD_OUT]) if labels and not everything and len(known) >= _CLASSES_TO_HOLD_OUT else set()
+    apart = held_out(known) if labels and not everything else set()
     sizes = Counter(of)
-    judged = {name for name in held_out if sizes[name] > 1}
+    judged = {name for name in apart if sizes[name] > 1}
     judge, judged_by, pairs = None, "", None
     if len(judged) > 1:
         chosen = _chosen(pictures, of, judged)
         judge, pairs = _judge_pictures(*chosen), _paired_pictures(*chosen)
         judged_by = f"{min(_MOST_WAYS, len(judged))}-way 1-shot"
-    learned, classes = _chosen(pictures, of, set(known) - held_out if judge is not None else set(known))
+    learned, classes = _chosen(pictures, of, set(known) - apart if judge is not None else set(known))
     return (
         Material(
             pictures=learned,
@@ -155,6 +155,11 @@ def folder_material(folder: Path, side: int, *, labels: bool, everything: bool =
         ),
         unreadable,
     )
+
+
+def held_out(known: Sequence[str]) -> set[str]:
+    """Of ten classes or more every fifth, of their sorted names."""
+    return set(known[::_HELD_OUT]) if len(known) >= _CLASSES_TO_HOLD_OUT else set()
 
 
 def _chosen(pictures: Framed, of: list[str], names: set[str]) -> tuple[Framed, Tensor]:

@@ -1,0 +1,233 @@
+"""What was found out about an encoder, made into the page that shows it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from markupsafe import Markup
+
+from fewshot.benchmarking import Report, published_for, shape_of
+from fewshot.measuring import Result
+from fewshot.protocols import VerificationResult
+from fewshot.report_curves import SameOrDifferent
+from fewshot.report_map import Map
+from fewshot.report_questions import HardAlphabet, HardClass, WayCurve, WrongNeighbour
+from fewshot.report_run import Trained, course, facts
+from fewshot.report_tested import Tested
+from finetune.charts import Band, Bar, Line, Mark, bar_chart, line_chart
+from finetune.page import render
+
+# Drawings of a class that is often mistaken, and of what it is taken for.
+_SHOWN = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """notes: what could not be measured, and why. The rest is there where something was tested."""
+
+    trained: Trained
+    report: Report
+    notes: tuple[str, ...]
+    seed: int
+    tested: Tested | None = None
+    curves: Sequence[WayCurve] = ()
+    alphabets: Sequence[HardAlphabet] = ()
+    classes: Sequence[HardClass] = ()
+    wrong: tuple[int, int, list[WrongNeighbour]] | None = None
+    pairs: SameOrDifferent | None = None
+    map: Map | None = field(default=None)
+
+
+def page_of(found: Findings) -> str:
+    """The page, as HTML."""
+    recipe = found.trained.config["recipe"]
+    return render(
+        "omniglot.html.j2",
+        package="fewshot",
+        name=found.trained.name,
+        on_omniglot=found.trained.on_omniglot,
+        notes=found.notes,
+        tested=found.tested,
+        kinds=("character", "characters", "drawing") if _drawn(found) else ("class", "classes", "picture"),
+        headline=_headline(found),
+        protocols=[_protocol(result) for result in found.report.results],
+        lake=_lake(found.report.results),
+        skipped=[f"{name}: {reason.removeprefix(f'{name}: ')}" for name, reason in found.report.skipped.items()],
+        curves=_curves(found.curves),
+        alphabets=_alphabets(found),
+        classes=[_hard(found.tested, hard) for hard in found.classes] if found.tested else [],
+        wrong=_wrong(found),
+        pairs=found.pairs,
+        verification=_verification(found),
+        map=found.map,
+        facts=facts(found.trained),
+        course=course(found.trained),
+        command=found.trained.command,
+        recipe=[(option, "chosen by the run" if value is None else value) for option, value in recipe.items()],
+        seed=found.seed,
+        versions=f"Python {platform.python_version()}, torch {torch.__version__}",
+    )
+
+
+def _drawn(found: Findings) -> bool:
+    return found.tested is not None and found.tested.grouped
+
+
+def _headline(found: Findings) -> dict[str, Any] | None:
+    """The first figure that a reader wants: the protocol that leads its table, or the most ways of the curve."""
+    results = found.report.results
+    if results:
+        first = results[0]
+        return {
+            "accuracy": first.accuracy,
+            "interval": first.interval,
+            "what": f"{shape_of(first)}, {first.trials:,} questions",
+        }
+    if found.curves:
+        first_curve = found.curves[0]
+        point = min(first_curve.points, key=lambda each: abs(each.way - 20))
+        what = f"{point.way}-way 1-shot, {point.trials:,} questions"
+        return {"accuracy": point.accuracy, "interval": point.interval, "what": what}
+    return None
+
+
+def _protocol(result: Result) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "shape": shape_of(result),
+        "accuracy": result.accuracy,
+        "interval": result.interval,
+        "trials": result.trials,
+        "tested": result.tested,
+        "published": published_for(result),
+        "also": None,
+    }
+    if isinstance(result, VerificationResult):
+        shown["also"] = (
+            f"area under the ROC {100 * result.auc:.1f} % ({_interval(result.auc_interval)}), "
+            f"equal error rate {100 * result.eer:.1f} % ({_interval(result.eer_interval)})"
+        )
+    return shown
+
+
+def _lake(results: Sequence[Result]) -> Markup | None:
+    """The 20 runs that most papers are compared by, as bars."""
+    measured = next((result for result in results if result.protocol in ("lake", "lake-minimal")), None)
+    if measured is None:
+        return None
+    low, high = measured.interval
+    bars = [Bar("this encoder", measured.accuracy, low, high, highlighted=True)]
+    bars += [Bar(row.name, row.accuracy) for row in published_for(measured)]
+    ranked = sorted(bars, key=lambda bar: -bar.value)
+    return bar_chart(ranked, title="Lake's 20 runs: 20-way one-shot", value_label="accuracy", percent=True)
+
+
+def _curves(curves: Sequence[WayCurve]) -> Markup | None:
+    if not curves:
+        return None
+    lines, bands = [], []
+    # One step from each way to the next: they are about evenly spaced by their logarithms, and all have their names.
+    ways = sorted({point.way for curve in curves for point in curve.points})
+    for curve in curves:
+        examples = "1 example of each" if curve.shot == 1 else f"{curve.shot} examples of each"
+        name = examples + (", one alphabet" if curve.inside else "")
+        places = [ways.index(point.way) for point in curve.points]
+        lines.append(Line(name, places, [point.accuracy for point in curve.points], dashed=curve.inside))
+        low, high = zip(*(point.interval for point in curve.points), strict=True)
+        bands.append(Band(name, places, low, high, filled=True))
+    return line_chart(
+        lines,
+        title="Accuracy by the number of classes to choose among",
+        x_label="ways: classes to choose among",
+        y_label="accuracy",
+        percent=True,
+        x_names=[str(way) for way in ways],
+        bands=bands,
+    )
+
+
+def _alphabets(found: Findings) -> Markup | None:
+    if not found.alphabets or found.tested is None:
+        return None
+    bars = [
+        Bar(found.tested.groups[hard.group], hard.accuracy, *hard.interval, highlighted=True)
+        for hard in found.alphabets
+    ]
+    title = f"{found.alphabets[0].way}-way 1-shot inside each alphabet, the hardest first"
+    return bar_chart(bars, title=title, value_label="accuracy", percent=True)
+
+
+def _hard(tested: Tested, hard: HardClass) -> dict[str, Any]:
+    return {
+        "name": tested.names[hard.label],
+        "taken_for": tested.names[hard.taken_for],
+        "accuracy": hard.accuracy,
+        "taken": hard.taken,
+        "way": hard.way,
+        "own": _examples(tested, hard.label),
+        "other": _examples(tested, hard.taken_for),
+    }
+
+
+def _examples(tested: Tested, label: int) -> list[str]:
+    return [tested.picture(row) for row in (tested.embedded.label == label).nonzero()[:_SHOWN, 0].tolist()]
+
+
+def _wrong(found: Findings) -> dict[str, Any] | None:
+    if found.wrong is None or found.tested is None:
+        return None
+    count, asked, worst = found.wrong
+    tested, names = found.tested, found.tested.names
+    label = tested.embedded.label
+    rows = [
+        {
+            "query": (tested.picture(wrong.row), tested.described(wrong.row)),
+            "own": (tested.picture(wrong.own), tested.described(wrong.own)),
+            "other": (tested.picture(wrong.other), tested.described(wrong.other)),
+            "name": names[int(label[wrong.row])],
+            "taken_for": names[int(label[wrong.other])],
+            "own_similarity": wrong.own_similarity,
+            "other_similarity": wrong.other_similarity,
+        }
+        for wrong in worst
+    ]
+    return {"count": count, "asked": asked, "share": count / asked if asked else None, "rows": rows}
+
+
+def _verification(found: Findings) -> list[Markup]:
+    pairs = found.pairs
+    if pairs is None:
+        return []
+    marks = [Mark(pairs.eer, f"equal error rate {100 * pairs.eer:.1f} %")]
+    roc = line_chart(
+        [Line("ROC", pairs.false_accept, [1 - rate for rate in pairs.false_reject])],
+        title=f"ROC: area {100 * pairs.auc:.1f} %",
+        x_label="false accepts: share of the different pairs called the same",
+        y_label="true accepts: share of the same pairs",
+        percent=True,
+        x_range=(0, 1),
+        y_range=(0, 1),
+        marks=marks,
+    )
+    errors = [(far, frr) for far, frr in zip(pairs.false_accept, pairs.false_reject, strict=True) if far and frr]
+    if len(errors) < 2:
+        return [roc]
+    det = line_chart(
+        [Line("DET", [far for far, _ in errors], [frr for _, frr in errors])],
+        title=f"DET: equal error rate {100 * pairs.eer:.1f} %",
+        x_label="false accepts (share), logarithmic",
+        y_label="false rejects, logarithmic",
+        log_x=True,
+        log_y=True,
+        percent=True,
+        marks=marks if pairs.eer else [],
+        diagonal=True,
+    )
+    return [roc, det]
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fewshot.projection import METHODS, MOST, project
+from finetune.errors import InputError
+
+
+def clusters(count: int = 4, each: int = 12, width: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors (n, width) in heaps that lie far apart, and the heap of each (n,)."""
+    random = np.random.default_rng(0)
+    heap = np.repeat(np.arange(count), each)
+    return (10 * np.eye(count, width)[heap] + random.normal(0, 0.1, (len(heap), width))).astype(np.float32), heap
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_heaps_that_lie_apart_stay_apart_on_the_map(method: str) -> None:
+    vectors, heap = clusters(3)
+    found = project(vectors, method)  # type: ignore[arg-type]
+    distance = np.linalg.norm(found.places[:, None] - found.places, axis=2)
+    np.fill_diagonal(distance, np.inf)
+    assert (heap[distance.argmin(1)] == heap).all()
+    assert found.method == method
+    assert found.trust is not None
+    assert found.trust > 0.8
+    assert (found.variance is not None) == (method == "pca")
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.integers(1, 40), width=st.integers(1, 6), seed=st.integers(0, 9))
+def test_places_lie_in_the_unit_square_whatever_is_projected(rows: int, width: int, seed: int) -> None:
+    vectors = np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32)
+    found = project(vectors, "pca")
+    assert found.places.shape == (rows, 2)
+    assert np.isfinite(found.places).all()
+    assert found.places.min() >= -1e-9
+    assert found.places.max() <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("rows", [4, 5, 9])
+def test_few_vectors_are_laid_out_by_t_sne_too(rows: int) -> None:
+    found = project(np.random.default_rng(0).normal(size=(rows, 5)).astype(np.float32))
+    assert found.method == "t-sne"
+    assert np.isfinite(found.places).all()
+
+
+def test_vectors_that_are_all_the_same_lie_in_the_middle() -> None:
+    found = project(np.full((30, 4), 0.3, np.float32))
+    assert (found.places == 0.5).all()
+    assert (found.method, found.trust) == ("pca", None)
+
+
+def test_a_seed_stands_for_one_map() -> None:
+    vectors, _ = clusters()
+    assert (project(vectors, seed=3).places == project(vectors, seed=3).places).all()
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [
+        np.zeros((0, 3), np.float32),
+        np.zeros(3, np.float32),
+        np.zeros((MOST + 1, 2), np.float32),
+        np.full((5, 2), np.nan, np.float32),
+    ],
+)
+def test_what_makes_no_map_is_refused(vectors: np.ndarray) -> None:
+    with pytest.raises(InputError, match="a map of vectors"):
+        project(vectors)
+
+
+def test_a_method_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InputError, match="there are t-sne and pca"):
+        project(np.zeros((5, 2), np.float32), "umap")  # type: ignore[arg-type]

@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from drawings import folder_of, small
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_omniglot import SMALL, small_omniglot, small_splits
+
+from fewshot.embedded import Embedded, embed_once
+from fewshot.embedder import Embedder
+from fewshot.learning import learn_folder, learn_omniglot
+from fewshot.omniglot import Character, read_omniglot
+from fewshot.report import Written, report
+from fewshot.report_curves import same_or_different
+from fewshot.report_questions import hardest_alphabets, hardest_classes, way_curves, wrong_neighbours
+from fewshot.report_run import read_run
+from fewshot.report_tested import remembering
+from fewshot.splits import LAKE, SPLITS, characters_of, select
+from fewshot.verification import curve
+from finetune.errors import InputError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def splits() -> Iterator[None]:
+    with small_splits():
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_omniglot(tmp_path_factory.mktemp("omniglot"))
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    learn_omniglot(folder, recipe=small(alphabets=1, epochs=4), data=data)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(run: Path, data: Path) -> Written:
+    return report(str(run), data=data, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def page(written: Written) -> str:
+    return written.path.read_text(encoding="utf-8")
+
+
+def own_folder(folder: Path, classes: int = 20) -> Path:
+    return folder_of(folder, classes, 6)
+
+
+# --- Omniglot ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_lies_in_the_run_and_holds_all_that_it_shows(written: Written, run: Path, page: str) -> None:
+    assert written.path == run / "report.html"
+    assert len(page.encode()) < 5_000_000
+    shown = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert len(shown) > 50
+    assert all(source.startswith(("data:", "#")) for source in shown)
+    assert "http" not in re.sub(r"data:[^\"]*|http-equiv", "", page)
+
+
+def test_only_protocols_that_may_measure_the_run_are_shown_and_the_others_say_why(written: Written, page: str) -> None:
+    assert {result.protocol for result in written.report.results} == {"lake", "within", "koch", "all-way-659"}
+    assert "17 of 17 characters to test on were trained on" in written.report.skipped["vinyals"]
+    assert "17 of 17 characters to test on were trained on" in page
+    assert written.tested == "evaluation: 45 classes, 6 drawers"
+
+
+def test_published_rows_stand_beside_what_was_measured(page: str) -> None:
+    assert "lake 20-way 1-shot" in page
+    assert "Bayesian program learning" in page
+    assert "Lake et al. 2015" in page
+    assert "matching networks" not in page
+
+
+def test_what_the_run_was_trained_with_is_told(page: str, run: Path) -> None:
+    trained = read_run(str(run))
+    assert trained.history
+    assert trained.command.startswith("fewshot train omniglot --split lake")
+    assert "--network fewtune_conv4" in trained.command
+    assert trained.command in page.replace("&#39;", "'")
+    assert str(trained.config["fingerprint"]) in page
+
+
+def test_the_curves_of_verification_are_of_the_pairs_in_the_table(written: Written) -> None:
+    koch = next(result for result in written.report.results if result.protocol == "koch")
+    assert written.same_or_different is not None
+    assert written.same_or_different.eer == pytest.approx(koch.eer)  # type: ignore[union-attr]
+    assert written.same_or_different.auc == pytest.approx(koch.auc)  # type: ignore[union-attr]
+
+
+def test_an_encoder_that_saw_everything_is_shown_without_figures(run: Path, data: Path, tmp_path: Path) -> None:
+    embedder = Embedder.load(run, device="cpu")
+    every = characters_of([*LAKE, *SMALL["evaluation"], "Tagalog"])
+    config = json.loads((run / "config.json").read_text())
+    about = {name: config[name] for name in ("source", "split", "recipe")}
+    Embedder(embedder.network, embedder.spec, trained_on=every, device="cpu").save(tmp_path / "leaking", **about)
+    found = report(str(tmp_path / "leaking"), data=data, device="cpu")
+    assert found.tested is None
+    assert found.report.results == ()
+    assert "were trained on" in found.path.read_text()
+
+
+def test_without_omniglot_the_training_is_shown_and_what_is_missing_said(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FEWTUNE_DATA", raising=False)
+    found = report(str(run), tmp_path / "bare.html", device="cpu")
+    text = found.path.read_text()
+    assert found.tested is None
+    assert "Nothing was measured. where is Omniglot?" in text
+    assert "How it was trained" in text
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_the_page_and_prints_the_figures(call, run: Path, data: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    answer = call("report", own_run(tmp_path), "--json", "--out", tmp_path / "deep" / "page.html")
+    assert answer.code == 0, answer.err
+    figures = json.loads(answer.out)
+    assert Path(figures["path"]).is_file()
+    assert figures["wrong_neighbours"]["of"] == 4 * 6
+    assert 0 <= figures["same_or_different"]["eer"] <= 1
+
+
+def own_run(place: Path, classes: int = 20, **options: object) -> Path:
+    learn_folder(own_folder(place / "pictures", classes), place / "own", recipe=small(**options), everything=False)
+    return place / "own"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["nowhere"], "nowhere is no run"),
+        (["{run}", "--data", "{empty}"], "holds no Omniglot"),
+        (["{run}", "--out", "{empty}"], "cannot be written"),
+        (["{run}", "--seed", "-1"], "--seed"),
+        (["{damaged}"], "not valid JSON"),
+        (["{unfinished}"], "has not finished"),
+        (["{other}"], "not of a run of fewshot train"),
+    ],
+)
+def test_what_cannot_be_reported_is_one_line_and_exit_code_2(  # type: ignore[no-untyped-def]
+    words: list[str], named: str, call, run: Path, tmp_path: Path
+) -> None:
+    for name, content in (
+        ("damaged", "{"),
+        ("unfinished", '{"format": 1, "recipe": {}}'),
+        ("other", '{"format": 1, "config": {"backbone": "resnet18"}}'),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(content)
+    (tmp_path / "empty").mkdir()
+    places = {name: tmp_path / name for name in ("damaged", "unfinished", "other", "empty")}
+    answer = call("report", *(word.format(run=run, **places) for word in words))
+    assert answer.code == 2
+    assert named in answer.err
+    assert len(answer.err.strip().splitlines()) == 1
+    assert answer.out == ""
+
+
+# --- a folder of one's own --------------------------------------------------------------------------------------------
+
+
+def test_a_run_on_a_folder_is_asked_about_the_classes_that_it_held_out(tmp_path: Path) -> None:
+    found = report(str(own_run(tmp_path)), device="cpu")
+    text = found.path.read_text()
+    assert found.tested == "4 classes of pictures that were held out, 24 pictures"
+    assert found.report.results == ()
+    assert "class00" in text
+    assert "class05" in text
+    assert ">class01" not in text
+
+
+def test_names_of_classes_are_text_and_not_markup(tmp_path: Path) -> None:
+    folder = own_folder(tmp_path / "pictures")
+    (folder / "class00").rename(folder / "a<script>alert(1)<")
+    learn_folder(folder, tmp_path / "own", recipe=small())
+    text = report(str(tmp_path / "own"), device="cpu").path.read_text()
+    assert "a&lt;script&gt;alert(1)&lt;" in text
+    assert "<script>alert" not in text
+
+
+def test_pictures_that_are_not_those_held_out_are_not_measured_on(tmp_path: Path) -> None:
+    run = own_run(tmp_path)
+    (tmp_path / "pictures" / "class00").rename(tmp_path / "pictures" / "class99")
+    found = report(str(run), device="cpu")
+    assert found.tested is None
+    assert "does not hold the pictures any more that this run held out" in found.path.read_text()
+
+
+def test_a_run_that_held_nothing_out_is_shown_without_figures(tmp_path: Path) -> None:
+    found = report(str(own_run(tmp_path, classes=4)), device="cpu")
+    assert found.tested is None
+    assert "held no classes out" in found.path.read_text()
+
+
+# --- what is asked ----------------------------------------------------------------------------------------------------
+
+
+def embedded_of(label: list[int], alphabet: list[int], vectors: torch.Tensor) -> Embedded:
+    """alphabet: of each class."""
+    return Embedded(
+        vectors=vectors,
+        character=torch.tensor(label),
+        drawer=torch.arange(len(label)),
+        turn=torch.zeros(len(label), dtype=torch.int64),
+        characters=tuple(Character(f"alphabet{alphabet[number]}", number) for number in range(len(alphabet))),
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(labels=st.lists(st.integers(0, 4), min_size=2, max_size=25), seed=st.integers(0, 99))
+def test_wrong_neighbours_are_those_that_a_plain_search_finds(labels: list[int], seed: int) -> None:
+    vectors = torch.nn.functional.normalize(torch.randn(len(labels), 3, generator=torch.Generator().manual_seed(seed)))
+    count, asked, worst = wrong_neighbours(embedded_of(labels, [0] * 5, vectors), most=99)
+    similar = (vectors @ vectors.T).tolist()
+    expected = []
+    for row, label in enumerate(labels):
+        own = [similar[row][other] for other in range(len(labels)) if other != row and labels[other] == label]
+        wrong = [similar[row][other] for other in range(len(labels)) if labels[other] != label]
+        if own and wrong:
+            expected.append(max(wrong) - max(own))
+    assert asked == len(expected)
+    assert count == sum(gap > 0 for gap in expected)
+    gaps = [found.other_similarity - found.own_similarity for found in worst]
+    assert gaps == sorted(gaps, reverse=True)
+    assert (max(expected, default=-1) > 0) == bool(worst)
+    for found in worst:
+        assert labels[found.row] == labels[found.own] != labels[found.other]
+        assert found.row != found.own
+
+
+def test_the_hardest_come_first_and_say_what_they_are_taken_for() -> None:
+    """Alphabet 1 has two classes in one place; all else lies apart."""
+    label = [number for number in range(8) for _ in range(4)]
+    places = torch.eye(8)
+    places[7] = places[6]
+    noise = 0.01 * torch.randn(len(label), 8, generator=torch.Generator().manual_seed(0))
+    embedded = embedded_of(label, [0] * 4 + [1] * 4, places[label] + noise)
+    alphabets = hardest_alphabets(embedded)
+    assert [(hard.group, hard.way, hard.classes) for hard in alphabets] == [(1, 4, 4), (0, 4, 4)]
+    assert alphabets[1].accuracy == 1
+    assert all(hard.interval[0] <= hard.accuracy <= hard.interval[1] for hard in alphabets)
+    classes = hardest_classes(embedded)
+    assert {(hard.label, hard.taken_for) for hard in classes} == {(6, 7), (7, 6)}
+    # Ties count as one in as many as tie.
+    assert all(hard.accuracy == pytest.approx(1 - hard.taken, abs=0.05) for hard in classes)
+
+
+def test_curves_reach_from_two_ways_to_the_whole_set(data: Path) -> None:
+    drawn = select(read_omniglot(data, ("evaluation",)), SPLITS["evaluation"])
+    embedded = embed_once(drawn, lambda drawings: drawings[:, ::5, ::5].flatten(1).float())
+    one, five, inside = way_curves(embedded)
+    assert [point.way for point in one.points] == [2, 3, 5, 10, 20, 45]
+    assert (one.shot, five.shot, inside.shot) == (1, 5, 1)
+    assert [point.way for point in inside.points] == [2, 3, 5, 10, 20]
+    assert one.points[0].accuracy > one.points[-1].accuracy
+    assert five.points[-1].accuracy > one.points[-1].accuracy
+    for point in (*one.points, *five.points, *inside.points):
+        assert point.interval[0] <= point.accuracy <= point.interval[1]
+
+
+def test_a_drawing_is_embedded_once_however_often_it_is_asked_about() -> None:
+    asked = []
+
+    def embed(drawings: torch.Tensor) -> torch.Tensor:
+        asked.append(len(drawings))
+        return drawings.flatten(1).float()
+
+    drawings = torch.arange(3 * 4, dtype=torch.uint8).view(3, 2, 2)
+    once = remembering(embed)
+    again = drawings[[2, 0, 2, 1, 0]]
+    assert (once(drawings[:2]) == embed(drawings[:2])).all()
+    assert (once(again) == embed(again)).all()
+    assert asked == [2, 2, 1, 5]
+    assert (once(drawings.rot90(1, (1, 2))) == drawings.rot90(1, (1, 2)).flatten(1)).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 999), shift=st.floats(-1, 3))
+def test_a_thinned_curve_keeps_its_ends_and_its_rates_are_monotone(seed: int, shift: float) -> None:
+    random = torch.Generator().manual_seed(seed)
+    same = torch.rand(900, generator=random) < 0.4
+    scores = torch.randn(900, generator=random).double() + shift * same
+    found = same_or_different(scores, same)
+    assert (found.false_accept[0], found.false_reject[0]) == (0, 1)
+    assert (found.false_accept[-1], found.false_reject[-1]) == (1, 0)
+    assert list(found.false_accept) == sorted(found.false_accept)
+    assert list(found.false_reject) == sorted(found.false_reject, reverse=True)
+    assert len(found.false_accept) <= 240
+    assert found.eer == curve(scores, same).eer
+
+
+def test_the_encoders_own_threshold_is_measured_on_these_pairs() -> None:
+    scores, same = torch.tensor([0.9, 0.8, 0.7, 0.2]).double(), torch.tensor([True, False, True, False])
+    assert same_or_different(scores, same, {"threshold": 0.75}).own == (0.5, 0.5)
+    assert same_or_different(scores, same).own is None
+
+
+@pytest.mark.parametrize("history", ["step,loss\n1,what\n", "step,loss\n1,2,3\n"])
+def test_a_damaged_history_is_named(history: str, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
+    (tmp_path / "history.csv").write_text(history)
+    with pytest.raises(InputError, match=r"history\.csv"):
+        read_run(str(tmp_path))
