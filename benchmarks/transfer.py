@@ -4,9 +4,10 @@
 
 Of each data set, the pictures of val/, or every second one by the hash of its name where there is none, judge and
 choose nothing. Of the others, so many of each class, drawn by the seed, are given to `finetune fit`, which sets some
-aside to choose by. A run of `auto` is also that of the strategy that it took. Runs are appended one by one to
-benchmarks/results/transfer.json and not made again: stop it and start it as you like. Baselines, of the same pictures:
-the nearest class mean, and the linear head, which every run reports.
+aside to choose by. `auto` is the very run of the strategy that it takes, which is looked up where it was made already.
+Runs are appended one by one to benchmarks/results/transfer.json and not made again: stop it and start it as you like.
+Baselines, of the same pictures: the nearest class mean and a linear probe in closed form on the features, and the
+linear head, which every run reports.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import hashlib
 import os
 import random
 import tempfile
-from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
 from machine import provenance
 from rich.console import Console
 
@@ -27,13 +29,16 @@ from finetune import fit
 from finetune.config import Config
 from finetune.files import read_json, write_json
 from finetune.folder import Sample, list_folder
+from finetune.preparation import prepare
+from finetune.probe import probe_answers
 from finetune.progress import Display
+from finetune.strategy import STRATEGIES as STRATEGY
 
 RESULT = Path(__file__).parent / "results" / "transfer.json"
 DATASETS = ("cats-dogs", "flowers", "textures", "steel-defects")
 BACKBONE = "tf_efficientnet_lite0"
 SIZES = ("5", "10", "50", "all")
-STRATEGIES = ("auto", "head", "partial", "full", "train", "scratch")
+STRATEGIES = ("head", "partial", "full", "train", "scratch", "auto")
 
 
 def main() -> None:
@@ -41,34 +46,39 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=DATASETS)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES)
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
-    data = Path(os.environ["FEWTUNE_DATA"])
     result: dict[str, Any] = read_json(RESULT) if RESULT.exists() else {"backbone": BACKBONE, "runs": []}
-    done = {(run["dataset"], run["size"], run["seed"], run["strategy"]) for run in result["runs"]}
-    for strategy in args.strategies:
-        for dataset in args.datasets:
-            for size in args.sizes:
-                for seed in range(args.seeds):
-                    if (dataset, size, seed, strategy) not in done:
-                        runs = list(measured(data, dataset, size, seed, strategy))
-                        done |= {(run["dataset"], run["size"], run["seed"], run["strategy"]) for run in runs}
-                        result["runs"] += runs
-                        write_json(RESULT, result | provenance())
+    done = {(run["dataset"], run["size"], run["seed"], run["strategy"]): run for run in result["runs"]}
+    for seed, strategy, size, dataset in product(args.seeds, args.strategies, args.sizes, args.datasets):
+        if (dataset, size, seed, strategy) in done:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            link(Path(os.environ["FEWTUNE_DATA"]) / dataset, Path(folder), size, seed)
+            config = configured(strategy, seed)
+            known, reason = None, ""
+            if strategy == "auto":
+                choice = prepare(list_folder(Path(folder)), config, None, Display()).choice
+                known, reason = done.get((dataset, size, seed, choice.strategy.name)), choice.reason
+                known = known if choice.strategy == STRATEGY[choice.strategy.name] else None
+            found = measured(folder, config) if known is None else known | {"reason": reason}
+            if strategy == "head":
+                found |= {"probe": probe_accuracy(folder, config)}
+        run = {"dataset": dataset, "size": size, "seed": seed} | found | {"strategy": strategy}
+        print({name: run[name] for name in ("dataset", "size", "seed", "strategy", "took", "kept", "accuracy")})
+        done[dataset, size, seed, strategy] = run
+        result["runs"].append(run)
+        write_json(RESULT, result | provenance())
 
 
-def measured(data: Path, dataset: str, size: str, seed: int, strategy: str) -> Iterator[dict[str, Any]]:
-    """One run; of auto two, for it is also that of the strategy which it took."""
-    with tempfile.TemporaryDirectory() as scratch:
-        link(data / dataset, Path(scratch), size, seed)
-        weights = str(data / "weights" / f"{BACKBONE}.safetensors")
-        config = Config(backbone=BACKBONE, weights=weights, strategy=strategy, seed=seed)
-        metrics = fit(scratch, config=config, display=Display(Console(stderr=True))).metrics
-    found = {
-        "dataset": dataset,
-        "size": size,
-        "seed": seed,
-        "strategy": strategy,
+def configured(strategy: str, seed: int) -> Config:
+    weights = str(Path(os.environ["FEWTUNE_DATA"]) / "weights" / f"{BACKBONE}.safetensors")
+    return Config(backbone=BACKBONE, weights=weights, strategy=strategy, seed=seed)
+
+
+def measured(folder: str, config: Config) -> dict[str, Any]:
+    metrics = fit(folder, config=config, display=Display(Console(stderr=True))).metrics
+    return {
         "took": metrics["strategy"],
         "kept": metrics["kept"],
         "accuracy": metrics["accuracy"],
@@ -76,15 +86,21 @@ def measured(data: Path, dataset: str, size: str, seed: int, strategy: str) -> I
         "val": metrics["val"]["accuracy"],
         "baselines": {name: figures["accuracy"] for name, figures in metrics["baselines"].items()},
         "reason": metrics["reason"],
+        "best_epoch": metrics["best_epoch"],
+        "share_of_the_way": metrics["share_of_the_way"],
         "pictures": metrics["pictures"],
         "seconds": metrics["seconds"],
     }
-    print(
-        {name: found[name] for name in ("dataset", "size", "seed", "strategy", "took", "kept", "accuracy", "seconds")}
-    )
-    yield found
-    if strategy == "auto":
-        yield found | {"strategy": metrics["strategy"]}
+
+
+def probe_accuracy(folder: str, config: Config) -> float:
+    """Of a ridge probe on the features, which has learned from the training and the validation pictures."""
+    rows = prepare(list_folder(Path(folder)), config, None, Display()).rows
+    parts = [rows.of_split(split) for split in ("train", "val")]
+    pooled, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    asked, truth = rows.of_split("test")
+    answers = probe_answers(pooled[:, -rows.width :], labels, asked[:, -rows.width :])
+    return float((answers == truth).double().mean())
 
 
 def link(source: Path, target: Path, size: str, seed: int) -> None:

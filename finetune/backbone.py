@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -56,6 +56,8 @@ class Backbone(nn.Module):
                 f"{name} cannot see pictures of --image-size {image_size} ({_first_line(error)})"
             ) from error
         self.stages = _stages(self.model)
+        # The highest stage that is left, by name, where those above it were dropped.
+        self.highest: str | None = None
         self._lowest_trained = 0
         self._batch_norm_trains = True
         self.to(memory_format=torch.channels_last)
@@ -92,6 +94,22 @@ class Backbone(nn.Module):
             if frozen or (isinstance(module, _BatchNorm) and not self._batch_norm_trains):
                 module.eval()
         return self
+
+    def drop_above(self, name: str) -> None:
+        """Leave out the stages above the one called `name`: the features (n, width) are then the mean over places of
+        what that gives. InputError when there is no such stage, or the model's code cannot be traced."""
+        above = self.stage_index(name) + 1
+        if above == len(self.stages):
+            return
+        device, was_training = next(self.parameters()).device, self.training
+        self.eval()
+        self.model = _pooled_below(self, above, device)
+        self.stages = self.stages[:above]
+        self.highest = name
+        with torch.no_grad():
+            size = self.preprocessing.size
+            self.width = int(self.model(torch.zeros(1, 3, size, size, device=device)).shape[1])
+        self.train(was_training)
 
     def cut(self, stage: int) -> tuple[nn.Module, nn.Module]:
         """The network below stage `stage` and the network from it up, sharing this one's parameters.
@@ -188,7 +206,51 @@ def _cut(backbone: Backbone, stage: int) -> tuple[nn.Module, nn.Module]:
         return nn.Identity(), backbone.model
     if stage == len(backbone.stages):
         return backbone.model, nn.Identity()
-    tracer = NodePathTracer(leaf_modules=get_notrace_modules(), autowrap_functions=get_notrace_functions())
+    tracer = _Tracer()
+    nodes, first = _traced(tracer, backbone, stage)
+    pictures = next(node for node in nodes[0].graph.nodes if node.op == "placeholder")
+    result = next(node for node in nodes[0].graph.nodes if node.op == "output").args[0]
+    crossing = [node for node in [pictures, *nodes[:first]] if not set(nodes[first:]).isdisjoint(node.users)]
+    lower = _part_of(nodes[:first], [pictures], crossing)
+    upper = _part_of(nodes[first:], crossing, [result])
+    return GraphModule(tracer.root, lower), GraphModule(tracer.root, upper)
+
+
+def _pooled_below(backbone: Backbone, stage: int, device: torch.device) -> GraphModule:
+    """The network below stage `stage`, averaged over places. Modules keep their names, and whole stages stay whole."""
+    tracer = _Tracer({below.name for below in backbone.stages[1:]})
+    nodes, first = _traced(tracer, backbone, stage)
+    pictures = next(node for node in nodes[0].graph.nodes if node.op == "placeholder")
+    crossing = [node for node in nodes[:first] if not set(nodes[first:]).isdisjoint(node.users)]
+    if len(crossing) != 1:
+        raise InputError(f"{len(crossing)} values leave {backbone.stages[stage - 1].name} of {backbone.name}, not one")
+    below = GraphModule(tracer.root, _part_of(nodes[:first], [pictures], crossing)).eval()
+    size = backbone.preprocessing.size
+    with torch.no_grad():
+        shape = below(torch.zeros(1, 3, size, size, device=device)).shape
+    graph = below.graph
+    result = next(node for node in graph.nodes if node.op == "output")
+    if len(shape) > 2:
+        places = (1,) if len(shape) == 3 else (1, 2) if shape[1] == shape[2] != shape[3] else (2, 3)
+        with graph.inserting_before(result):
+            result.args = (graph.call_method("mean", (result.args[0], places)),)
+    below.recompile()
+    return below
+
+
+class _Tracer(NodePathTracer):  # type: ignore[misc]
+    """whole: names of modules that are one step each."""
+
+    def __init__(self, whole: Collection[str] = ()):
+        super().__init__(leaf_modules=get_notrace_modules(), autowrap_functions=get_notrace_functions())
+        self._whole = whole
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return name in self._whole or bool(super().is_leaf_module(module, name))
+
+
+def _traced(tracer: _Tracer, backbone: Backbone, stage: int) -> tuple[list[Node], int]:
+    """What the backbone computes, step by step, and the position of the first step of stage `stage`."""
     try:
         graph = tracer.trace(backbone.model)
     # A model's own Python runs here on symbols, and can fail as it likes.
@@ -197,12 +259,7 @@ def _cut(backbone: Backbone, stage: int) -> tuple[nn.Module, nn.Module]:
     above = tuple(f"{upper.name}." for upper in backbone.stages[stage:])
     nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output", "get_attr")]
     first = next(i for i, node in enumerate(nodes) if f"{tracer.node_to_qualname.get(node, '')}.".startswith(above))
-    pictures = next(node for node in graph.nodes if node.op == "placeholder")
-    result = next(node for node in graph.nodes if node.op == "output").args[0]
-    crossing = [node for node in [pictures, *nodes[:first]] if not set(nodes[first:]).isdisjoint(node.users)]
-    lower = _part_of(nodes[:first], [pictures], crossing)
-    upper = _part_of(nodes[first:], crossing, [result])
-    return GraphModule(tracer.root, lower), GraphModule(tracer.root, upper)
+    return nodes, first
 
 
 def _part_of(nodes: list[Node], inputs: list[Node], outputs: list[Node]) -> Graph:

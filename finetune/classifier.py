@@ -151,6 +151,7 @@ class Classifier:
                 "classes": list(self.classes),
                 "preprocessing": asdict(self.preprocessing),
                 "temperature": self.temperature,
+                "highest_stage": self.network.backbone.highest,
             },
         )
 
@@ -175,6 +176,8 @@ def load(folder: str | Path, *, device: str = "auto", precision: str | None = No
     except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{folder / CONFIG_FILE} is not as a run leaves it: {error}") from error
     backbone = Backbone(config.backbone, image_size=config.image_size)
+    if saved.get("highest_stage") is not None:
+        backbone.drop_above(str(saved["highest_stage"]))
     tensors = {
         name.replace("backbone.", "backbone.model.", 1): value
         for name, value in read_tensors(folder / WEIGHTS_FILE).items()

@@ -50,12 +50,14 @@ def cli() -> None:
 def fit(folder: Path, out: Path, resume: bool, as_json: bool, **options: Any) -> None:
     """Train a classifier on FOLDER: one sub-folder of pictures per class, or the same below train/, val/, test/."""
     import finetune
+    from finetune.report import REPORT_FILE
 
     classifier = finetune.fit(folder, out, config=Config(**options), resume=resume, display=display_for(as_json))
     if as_json:
         print_json(classifier.metrics)
     else:
-        _print_result(classifier.metrics, f"{out}: finetune predict {out} PICTURES…")
+        metrics = classifier.metrics | {"report": str(out / REPORT_FILE)}
+        _print_result(metrics, f"{out}: finetune predict {out} PICTURES…")
     if classifier.metrics["interrupted"]:
         sys.exit(INTERRUPTED)
 

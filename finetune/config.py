@@ -14,6 +14,10 @@ from finetune.strategy import STRATEGIES
 AUTO = "auto"
 
 
+# Word for --drop-above: what the probe curve says.
+BEST = "best"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config(Options):
     """How a run is made. None means: chosen by the run, which says what it chose.
@@ -27,6 +31,9 @@ class Config(Options):
     )
     strategy: str = option("auto", "which layers learn", choices=("auto", *STRATEGIES))
     unfreeze: str | None = option(None, "lowest stage that 'partial' trains, by name")
+    drop_above: str | None = option(
+        None, f"leave out the stages above this one, by name; {BEST}: above the depth whose probe errs least"
+    )
     epochs: int | None = option(None, "passes over the training pictures, for strategies that need them", low=1)
     batch_size: int = option(32, "pictures per step", low=1)
     optimizer: str = option("adamw", "", choices=("adamw", "sgd"))
@@ -71,5 +78,7 @@ class Config(Options):
         super().__post_init__()
         if self.val_fraction + self.test_fraction >= 1:
             raise InputError("--val-fraction and --test-fraction leave nothing to train on: their sum must be below 1")
+        if self.drop_above is not None and self.strategy == "scratch":
+            raise InputError("--drop-above goes with pretrained stages, not with --strategy scratch")
         if self.unfreeze is not None and self.strategy not in ("auto", "partial"):
             raise InputError(f"--unfreeze goes with --strategy partial, not {self.strategy}")

@@ -1,7 +1,8 @@
 """What the errors on training and validation pictures say together: too small a model, too large a one, or done.
 
 As taught since Ng (2017, Machine Learning Yearning, chapters 20 to 27): a high training error asks for a larger model
-or longer training, a low one with a high validation error for regularisation and more data.
+or longer training, a low one with a high validation error for regularisation and more data. Where both are high, the
+larger of the two, the training error and what validation adds to it, is the one to mend first.
 """
 
 from __future__ import annotations
@@ -66,8 +67,9 @@ def diagnose(
         train_error = 1 - train["accuracy"]
         on = f" on {train['n']:,} pictures" if "n" in train else ""
         evidence.insert(0, f"training error {_share(train_error)}{on}, as they are, without augmentation")
-        if train_error > HIGH:
-            return _underfit(evidence, metrics, config)
+        if train_error > HIGH and (error - train_error <= train_error or low - train_error <= GAP):
+            later = _fitted_later(history, config, classes)
+            return _overfit(evidence + later, metrics, config) if later else _underfit(evidence, metrics, config)
         if low - train_error > GAP:
             return _overfit(evidence + _turned(history), metrics, config)
         if high <= DONE:
@@ -75,7 +77,7 @@ def diagnose(
         return _unknown(evidence, "there are too few validation pictures to tell a good model from a middling one")
     if high <= DONE:
         return _done(evidence)
-    left = _loss_left(history, metrics.get("best_epoch", 0), config.get("label_smoothing", 0.0), classes)
+    left = _loss_left(history, metrics.get("best_epoch", 0), config, classes)
     if left is None:
         return _unknown(evidence, "how well it does on its own training pictures was not measured")
     evidence.append(
@@ -118,11 +120,12 @@ def _underfit(evidence: Sequence[str], metrics: Mapping[str, Any], config: Mappi
 
 def _overfit(evidence: Sequence[str], metrics: Mapping[str, Any], config: Mapping[str, Any]) -> Diagnosis:
     advice = []
-    kept = metrics.get("kept") or metrics.get("strategy")
-    trained = kept != "head" and metrics.get("epochs", 0)
-    if metrics.get("strategy") == "scratch":
+    strategy = metrics.get("strategy")
+    kept = metrics.get("kept") or strategy
+    trained = bool(metrics.get("epochs", 0)) and strategy != "head"
+    if strategy == "scratch":
         advice.append("--strategy auto: pretrained weights need far fewer pictures than random ones")
-    elif trained:
+    elif trained and kept != "head":
         advice.append(f"--strategy {'head' if kept == 'partial' else 'partial'}: let less of the network move")
     if trained:
         stronger = max(0.08, round((config.get("crop_scale") or 0.35) / 2, 2))
@@ -162,10 +165,23 @@ def _unknown(evidence: Sequence[str], why: str) -> Diagnosis:
     )
 
 
-def _loss_left(history: Sequence[Mapping[str, float]], best_epoch: int, smoothing: float, classes: int) -> float | None:
-    """Where the training loss of the kept epoch lies between the least that label smoothing allows, 0, and that of
-    guessing, 1; None where no epoch was kept."""
-    row = next((row for row in history if row["epoch"] == best_epoch), None)
+def _fitted_later(history: Sequence[Mapping[str, float]], config: Mapping[str, Any], classes: int) -> list[str]:
+    """What tells that training went on to fit its pictures while validation turned: what was kept, an early epoch or
+    the head from before, has a high training error because it was stopped, not because it could not learn."""
+    left = _loss_left(history, history[-1]["epoch"], config, classes) if history else None
+    turned = _turned(history)
+    if left is None or left > HIGH_LOSS or not turned:
+        return []
+    return [*turned, f"training loss ended {_share(left)} of the way from a perfect fit to guessing"]
+
+
+def _loss_left(
+    history: Sequence[Mapping[str, float]], epoch: float, config: Mapping[str, Any], classes: int
+) -> float | None:
+    """Where the training loss of `epoch` lies between the least that label smoothing allows, 0, and that of guessing,
+    1; None where there was no such epoch."""
+    smoothing: float = config.get("label_smoothing", 0.0)
+    row = next((row for row in history if row["epoch"] == epoch), None)
     if row is None or classes < 2 or not math.isfinite(row["train_loss"]):
         return None
     spread = smoothing / classes

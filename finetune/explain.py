@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
-from captum.attr import LayerGradCam
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ COLOURS = "inferno"
 # Share of the colour where the heat is 1; and the power of the heat that fades it in.
 STRONGEST, FADE = 0.75, 0.7
 
-# Pictures at once: what gradients need of each is kept until they are known.
+# Pictures at once.
 BATCH = 16
 
 
@@ -130,10 +130,12 @@ def _tells_places(output: Tensor) -> bool:
 def _batch(
     classifier: Classifier, layer: nn.Module, pictures: Pictures, positions: range, labels: list[int] | None
 ) -> list[HeatMap | UnreadablePicture]:
+    from captum.attr import LayerGradCam  # here, because it takes a second to import
+
     batch = pictures.batch(positions)
     found: dict[int, HeatMap] = {}
     if len(batch.index):
-        inputs = classifier.preprocessing.normalize(batch.pixels.to(classifier.fabric.device)).requires_grad_()
+        inputs = classifier.preprocessing.normalize(batch.pixels.to(classifier.fabric.device))
         network = classifier.network.eval()
         asked = None if labels is None else torch.tensor([labels[index] for index in batch.index.tolist()])
         targets, shares = torch.empty(0), torch.empty(0)
@@ -146,7 +148,8 @@ def _batch(
             chosen: Tensor = logits.gather(1, targets[:, None])[:, 0]
             return chosen
 
-        heat = LayerGradCam(forward, layer).attribute(inputs, relu_attributions=True).detach()
+        with _begins_at(layer, network):
+            heat = LayerGradCam(forward, layer).attribute(inputs, relu_attributions=True).detach()
         heat = nn.functional.interpolate(heat, size=inputs.shape[2:], mode="bilinear")[:, 0].clamp(min=0)
         heat = heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)
         shares = shares.gather(1, targets[:, None])[:, 0]
@@ -156,6 +159,21 @@ def _batch(
             picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
             found[index] = HeatMap(picture, one, classifier.classes[target], share)
     return [found.get(index) or _unreadable(pictures, batch.contents[index].reason, index) for index in positions]
+
+
+@contextmanager
+def _begins_at(layer: nn.Module, network: nn.Module) -> Iterator[None]:
+    """Gradients reach down to what `layer` gives and no further: nothing that lies below is kept in memory for them."""
+    learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    hook = layer.register_forward_hook(lambda module, arguments, output: output.detach().requires_grad_())
+    try:
+        for parameter in learned:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        hook.remove()
+        for parameter in learned:
+            parameter.requires_grad_(True)
 
 
 def _unreadable(pictures: Pictures, reason: str | None, index: int) -> UnreadablePicture:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from finetune.backbone import Backbone, Network
-from finetune.checkpoint import Score
-from finetune.config import Config
+from finetune.config import BEST, Config
+from finetune.dropping import drop_above
 from finetune.engine import open_engine
 from finetune.folder import Listing
 from finetune.frozen import Outputs
 from finetune.head import Heads, solve_heads
 from finetune.inputs import Material
 from finetune.loader import Pictures
-from finetune.metrics import accuracy, log_loss
 from finetune.plan import Plan, plan_for
 from finetune.pooled import PooledStages
 from finetune.pretrained import load_pretrained
@@ -49,14 +48,12 @@ class Prepared:
     def backbone(self) -> Backbone:
         return self.stages.backbone
 
-    def beginning(self, config: Config) -> tuple[Network, Score | None]:
-        """The network as training by gradient starts, and the score that it must beat, None where it starts anew."""
-        strategy = self.choice.strategy
-        if strategy.head_first:
-            val_pooled, val_labels = self.rows.of_split("val")
-            logits = self.heads.best(val_pooled)
-            start = Score(accuracy(logits, val_labels), log_loss(logits, val_labels, self.class_weights))
-            return Network(self.backbone, self.heads.features.as_layer()).to(self.fabric.device), start
+    def beginning(self, config: Config) -> tuple[Network, Tensor | None]:
+        """The network as training by gradient starts, and the logits (m, classes) of the validation pictures that it
+        must beat, None where it starts anew."""
+        if self.choice.strategy.head_first:
+            network = Network(self.backbone, self.heads.features.as_layer()).to(self.fabric.device)
+            return network, self.heads.best(self.rows.of_split("val")[0])
         torch.manual_seed(config.seed)
         layer = nn.Linear(self.backbone.width, len(self.rows.folder.classes))
         return Network(self.backbone, layer).to(self.fabric.device), None
@@ -102,6 +99,8 @@ def prepare(listing: Listing, config: Config, run: RunFolder | None, display: Di
     backbone = Backbone(config.backbone, image_size=config.image_size)
     if config.unfreeze is not None:
         backbone.stage_index(config.unfreeze)  # wrong names are told before an hour of reading, not after
+    if config.drop_above not in (None, BEST):
+        backbone.stage_index(config.drop_above)
     if config.strategy == "auto" or STRATEGIES[config.strategy].start == "pretrained":
         load_pretrained(backbone, config.weights, display.say)
     backbone.to(fabric.device)
@@ -113,9 +112,13 @@ def prepare(listing: Listing, config: Config, run: RunFolder | None, display: Di
         display.say(line)
 
     classes = len(rows.folder.classes)
-    curve = training_curve(stages, rows) if config.strategy == "auto" else None
+    curve = training_curve(stages, rows) if config.strategy == "auto" or config.drop_above == BEST else None
     choice = choose(config.strategy, len(rows.folder.train) / classes, curve)
     display.say(choice.reason)
+    if config.drop_above is not None:
+        stages, rows = drop_above(stages, rows, config.drop_above, curve, display)
+        if all(stage.name != choice.strategy.lowest for stage in backbone.stages):
+            choice = replace(choice, strategy=replace(choice.strategy, lowest=None))
     class_weights = _class_weights(config.class_weights, rows.of_split("train")[1], classes)
     heads = solve_heads(
         rows.of_split("train"),

@@ -52,11 +52,6 @@ class Probe:
         """Whether it errs less than the last depth: by a tenth and more than chance, and names no fewer right."""
         return self.less_error_interval[0] > CLEARLY and self.over_last >= 0
 
-    @property
-    def clearly_worse(self) -> bool:
-        """Whether it errs more than the last depth, by more than chance."""
-        return self.less_error_interval[1] < 0
-
 
 @dataclass(frozen=True)
 class Curve:
@@ -77,7 +72,6 @@ class Curve:
             "together": probes[-1],
             "best": self.best.depth,
             "different": self.different,
-            "enough_from": self.enough_from.depth,
         }
 
     @property
@@ -88,12 +82,6 @@ class Curve:
     def best(self) -> Probe:
         """The depth that errs least, the highest one among equals."""
         return min(reversed(self.probes), key=lambda probe: probe.error)
-
-    @property
-    def enough_from(self) -> Probe:
-        """The lowest depth from which on none is clearly worse than the last: what lies above adds nothing itself."""
-        above = self.probes[::-1]
-        return above[next((number for number, probe in enumerate(above) if probe.clearly_worse), len(above)) - 1]
 
     @property
     def different(self) -> bool:
@@ -123,6 +111,14 @@ def probe_curve(parts: Sequence[Tensor], depths: Sequence[str], labels: Tensor, 
     last = _Against(judged[-2], targets, labels, seed)
     probes = [last.probe(name, found) for name, found in zip((*depths, TOGETHER), judged, strict=True)]
     return Curve(tuple(probes[:-1]), probes[-1], len(labels), len(counts))
+
+
+def probe_answers(features: Tensor, labels: Tensor, asked: Tensor) -> Tensor:
+    """The class (m,) that a probe on features (n, width) with labels (n,) from 0 gives each of (m, width)."""
+    targets = torch.nn.functional.one_hot(labels).double()
+    scale = (features - features.mean(0)).double().square().sum(1).mean().sqrt().clamp_min(1e-12)
+    strength = _left_out(_scaled(features), targets - targets.mean(0)).strength
+    return _ridge(features.double() / scale, targets, asked.double() / scale, strength).argmax(1)
 
 
 def _targets(labels: Tensor) -> Tensor:

@@ -17,9 +17,11 @@ from finetune.report_confusion import confusion_of
 from finetune.report_figures import (
     areas,
     calibration_error,
+    kept_told,
     probe_chart,
     reliability_chart,
     result_chart,
+    sweep_chart,
     training_charts,
 )
 from finetune.report_findings import Findings, read_findings
@@ -62,6 +64,8 @@ def _values(findings: Findings, explain: Explain | None) -> dict[str, Any]:
         "result_chart": result_chart(metrics),
         "diagnosis": None if findings.evaluated else _diagnosis(findings),
         "training_charts": training_charts(findings),
+        "kept_told": kept_told(metrics),
+        "sweep_chart": sweep_chart(metrics.get("lr_sweep")),
         "probe_chart": probe_chart(metrics.get("probe_curve")),
         "confusion": confusion,
         "behind": [(cell, *shown_in(cell, album)) for cell in confusion.cells],

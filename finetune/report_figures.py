@@ -15,6 +15,7 @@ from finetune.baselines import BASELINES
 from finetune.charts import Band, Bar, Line, Mark, bar_chart, line_chart
 from finetune.metrics import expected_calibration_error, reliability, wilson_interval
 from finetune.report_findings import Findings
+from finetune.strategy import STRATEGIES
 
 # So many classes have a curve of their own; of more, those with the least area.
 _CURVES = 5
@@ -61,6 +62,29 @@ def _whiskers(name: str, first: int, probes: Sequence[Mapping[str, Any]]) -> Ban
     return Band(name, places, [probe["interval"][0] for probe in probes], [probe["interval"][1] for probe in probes])
 
 
+def sweep_chart(sweep: Mapping[str, Any] | None) -> Markup | None:
+    """The smoothed loss of the sweep of learning rates, as far as its shape can be read, and the rate it suggests."""
+    points = [point for point in (sweep or {}).get("points", []) if point["smoothed"] is not None]
+    if not points:
+        return None
+    losses = [point["smoothed"] for point in points]
+    best = losses.index(min(losses))
+    # Where a sweep ends the loss grows without bound, which would flatten the rest.
+    low, high = losses[best], max(losses[: best + 1])
+    room = 0.08 * (high - low) or 0.1
+    suggestion = (sweep or {}).get("suggestion")
+    return line_chart(
+        [Line("loss", [point["lr"] for point in points], losses)],
+        title="Sweep of learning rates",
+        x_label="learning rate of the head",
+        y_label="loss in nats, smoothed",
+        log_x=True,
+        y_range=(low - room, high + 2 * room),
+        marks=[] if suggestion is None else [Mark(suggestion, f"taken: {suggestion:.2g}")],
+        dots=False,
+    )
+
+
 def training_charts(findings: Findings) -> list[Markup]:
     """Loss and accuracy over the epochs, the kept one marked."""
     history, best = findings.history, findings.metrics.get("best_epoch", 0)
@@ -82,6 +106,25 @@ def training_charts(findings: Findings) -> list[Markup]:
         ]
     except ValueError:  # an epoch or two without a finite number
         return []
+
+
+def kept_told(metrics: Mapping[str, Any]) -> str | None:
+    """In words which weights of a training were kept; None where nothing was trained."""
+    best, strategy = metrics.get("best_epoch", 0), STRATEGIES.get(str(metrics.get("strategy")))
+    if not metrics.get("epochs"):
+        return None
+    if not best:
+        return "No epoch was kept: none beat the head that was solved before training."
+    kept = f"Kept are the weights of epoch {best}"
+    way = metrics.get("share_of_the_way")
+    if way is None or strategy is None or not strategy.head_first or metrics.get("interrupted"):
+        return f"{kept}."
+    if way == 1:
+        return f"{kept}, whole: nothing tried between them and those that training began with was better on validation."
+    return (
+        f"{kept}, but only {way:.0%} of the way to them from those that training began with: "
+        "on validation that was better than the whole way."
+    )
 
 
 @dataclass(frozen=True)

@@ -95,13 +95,13 @@ def choose(requested: str, pictures_per_class: float, curve: Curve | None = None
     if curve is not None and different and strategy is PARTIAL:
         strategy = replace(PARTIAL, lowest=_lowest(curve))
         if strategy.lowest is not None:
-            sentence += f"; from {strategy.lowest} up, below which no depth tells as much as the last"
+            sentence += f"; from {strategy.lowest} up, above the depth that errs least"
     return Choice(strategy, f"{sentence}.", curve)
 
 
 def _lowest(curve: Curve) -> str | None:
-    """The stage above the lowest depth that is enough: where depths differ, what lies above has little to keep."""
-    above = curve.probes.index(curve.enough_from) + 1
+    """The stage above the depth that errs least: where pictures differ, what lies above has little to keep."""
+    above = curve.probes.index(curve.best) + 1
     return curve.probes[above].depth if above < len(curve.probes) - 1 else None
 
 

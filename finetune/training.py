@@ -16,6 +16,7 @@ from finetune.checkpoint import Course, Score, read_checkpoint, save_checkpoint
 from finetune.config import AUTO, Config
 from finetune.errors import TrainingDiverged
 from finetune.frozen_inputs import inputs_for
+from finetune.head import ENOUGH_TO_CHOOSE
 from finetune.inputs import Inputs, Material, Shown
 from finetune.interpolation import SHARES, between
 from finetune.loggers import Log
@@ -37,7 +38,7 @@ def train(
     config: Config,
     material: Material,
     *,
-    start: Score | None,
+    start: Tensor | None,
     checkpoint: Path | None,
     resume: bool,
     display: Display,
@@ -45,17 +46,19 @@ def train(
 ) -> Course:
     """Train `network`, leave in it the weights of the best validation result, and tell how it went.
 
-    start: the score of the weights as given, which training must beat to replace them, and from which on the way is
-    tried at the end; None when they are worth nothing. checkpoint: file to keep up to date after every epoch, and with
-    `resume` to continue from. log: where each epoch's figures also go. With --lr auto a sweep finds the learning rate
-    first. Ctrl-C ends training early with the best weights so far. Raises TrainingDiverged when the loss stops being
-    finite, InputError for a picture that is no longer what it was.
+    start: logits (m, classes) of the validation pictures by what is known without training, which must be beaten to
+    replace the weights as given, and from which on the way is tried at the end; None when these are worth nothing.
+    checkpoint: file to keep up to date after every epoch, and with `resume` to continue from. log: where each epoch's
+    figures also go. With --lr auto a sweep finds the learning rate first. Ctrl-C ends training early with the best
+    weights so far. Raises TrainingDiverged when the loss stops being finite, InputError for a picture that is no longer
+    what it was.
     """
     network.backbone.freeze_below(plan.lowest, batch_norm_trains=plan.batch_norm_trains)
     inputs = inputs_for(fabric, network, config, material, lowest=plan.lowest, epochs=plan.epochs, display=display)
     learned_from = {"pictures": material.fingerprint, "inputs": inputs.name}
     begun = copy_of(network)
-    course, best, kept = Course(best=start), begun, None
+    known = None if start is None else _score(start, material)
+    course, best, kept = Course(best=known), begun, None
     if resume and checkpoint is not None and checkpoint.exists():
         kept = read_checkpoint(checkpoint, learned_from)
         course, best = kept.course, kept.best
@@ -78,7 +81,7 @@ def train(
             batches = inputs.batches(course.epoch, plan.epochs)
             while course.epoch < plan.epochs and course.since_best < plan.patience:
                 train_loss, share = _one_epoch(steps, plan, config, course.epoch, batches, advance)
-                score = _validate(inputs, material)
+                score = _score(inputs.validation_logits(), material)
                 if not math.isfinite(score.loss):
                     raise TrainingDiverged(
                         f"the validation loss became {score.loss} after epoch {course.epoch + 1}: "
@@ -107,9 +110,25 @@ def train(
         course.interrupted = True
     if start is not None and course.best_epoch > 0 and not course.interrupted:
         best = _best_between(network, begun, best, inputs, material, course)
+        network.load_state_dict(best)
+        if not convincing(inputs.validation_logits(), start, material.val_labels):
+            course.best, course.best_epoch, course.share, best = known, 0, 1.0, begun
+            display.say("training did better on too few validation pictures to go by it.")
     network.load_state_dict(best)
     network.eval()
     return course
+
+
+def convincing(logits: Tensor, start: Tensor, labels: Tensor) -> bool:
+    """Whether logits (m, classes) are better than those of the start beyond chance, where few pictures would tell.
+
+    Among fewer than ENOUGH_TO_CHOOSE, more must be put right than wrong by 1.64 standard errors of that difference
+    (McNemar 1947; 5 %, one-sided).
+    """
+    if len(labels) >= ENOUGH_TO_CHOOSE:
+        return True
+    better = (logits.argmax(1) == labels).long() - (start.argmax(1) == labels).long()
+    return int(better.sum()) > 1.64 * math.sqrt(int(better.abs().sum()))
 
 
 def _best_between(
@@ -125,7 +144,7 @@ def _best_between(
     for share in SHARES:
         weights = between(begun, trained, share)
         network.load_state_dict(weights)
-        score = _validate(inputs, material)
+        score = _score(inputs.validation_logits(), material)
         if score.beats(course.best):
             course.best, course.share, best = score, share, weights
     return best
@@ -155,8 +174,7 @@ def _one_epoch(
     return float(total) / plan.steps_per_epoch, share
 
 
-def _validate(inputs: Inputs, material: Material) -> Score:
-    logits = inputs.validation_logits()
+def _score(logits: Tensor, material: Material) -> Score:
     return Score(accuracy(logits, material.val_labels), log_loss(logits, material.val_labels, material.class_weights))
 
 

@@ -73,6 +73,7 @@ def measure(
         "probe_curve": None if choice.curve is None else choice.curve.to_dict(),
         "kept": "head" if heads is not None else choice.strategy.name,
         "learned_from": list(learned),
+        "highest_stage": prepared.backbone.highest,
         "head_reads": list(prepared.stages.last(prepared.heads.best.width)),
         "interrupted": course.interrupted,
         "epochs": course.epoch,

@@ -77,7 +77,9 @@ def test_how_large_a_drawing_is_hardly_matters(number: int, side: int) -> None:
     one, other = render(frame_drawings(torch.stack([on_page(ink, 0, 0), on_page(large, 0, 0)]), side), side)
     # Of the smaller one half the pixels are kept where pictures are halved: softer strokes at the same places.
     assert float((one - other).abs().mean()) < (0.03 if side == FULL else 0.1)
-    assert float((centroid(one[None]) - centroid(other[None])).abs().max()) < 0.015 * side
+    # Nothing moves by more than half a pixel of those that are kept of the smaller one.
+    kept = max(ink.shape) * (1 + MARGIN) / (1 if side == FULL else 2)
+    assert float((centroid(one[None]) - centroid(other[None])).abs().max()) < 0.5 * side / kept
 
 
 def test_what_is_too_faint_to_be_ink_does_not_widen_the_window() -> None:

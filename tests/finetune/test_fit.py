@@ -325,6 +325,14 @@ def test_test_time_views_are_averaged(test_time: str, make_folder: MakeFolder) -
     assert one == pytest.approx(other, abs=0.01)
 
 
+def test_auto_is_the_very_run_of_the_strategy_that_it_takes(make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = make_folder(classes={"red": 60, "green": 60})
+    taken = finetune.fit(folder, tmp_path / "auto", epochs=2, **SMALL).metrics["strategy"]
+    assert taken == "partial"
+    finetune.fit(folder, tmp_path / "named", strategy=taken, epochs=2, **SMALL)
+    assert_same_weights(tmp_path / "auto", tmp_path / "named")
+
+
 def test_evaluate_matches_classes_by_name_and_leaves_training_pictures_out(
     make_folder: MakeFolder, tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ from finetune.cli import main
 from finetune.config import Config
 from finetune.errors import InputError
 from finetune.pooled import PooledStages
-from finetune.probe import probe_curve
+from finetune.probe import probe_answers, probe_curve
 from finetune.probing import probe_folder
 from finetune.strategy import choose
 
@@ -102,7 +102,7 @@ def test_a_probe_judges_every_picture_by_the_others(seed: int, n: int, width: in
     targets = torch.nn.functional.one_hot(labels).double()
     answers = cross_val_predict(Ridge(alpha=probe.strength * energy), scaled.numpy(), targets.numpy(), cv=LeaveOneOut())
     guessed = (targets - targets.mean(0)).square().sum()
-    assert probe.error == pytest.approx(float((targets - torch.from_numpy(answers)).square().sum() / guessed), rel=0.15)
+    assert probe.error == pytest.approx(float((targets - torch.from_numpy(answers)).square().sum() / guessed), rel=0.3)
 
 
 def test_classes_that_part_at_an_earlier_depth_are_called_different() -> None:
@@ -125,6 +125,43 @@ def test_classes_that_part_at_the_last_depth_are_called_alike() -> None:
     assert curve.best.depth == "features"
     assert not curve.different
     assert "like the backbone's own" in choose("auto", 60, curve).reason
+
+
+def test_depths_are_told_apart_where_every_picture_is_named_right() -> None:
+    """By how far the answers lie from the classes: accuracy has no room left."""
+    labels = torch.arange(300) % 3
+    parts = [depth(labels, 16, 0.0), depth(labels, 64, 2.0, 1), depth(labels, 64, 1.2, 2)]
+    curve = probe_curve(parts, ["stem", "middle", "features"], labels)
+    assert curve.last.accuracy == 1
+    assert curve.probes[1].clearly_better
+    assert curve.best.depth == "middle"
+    assert "less squared error" in choose("auto", 60, curve).reason
+
+
+def test_auto_follows_the_curve() -> None:
+    labels = torch.arange(300) % 5
+    names = ["stem", "low", "middle", "high", "features"]
+    parts = [depth(labels, 64, apart, seed) for seed, apart in enumerate((0.0, 0.1, 0.9, 0.5, 0.1))]
+    differ = probe_curve(parts, names, labels)
+    assert choose("auto", 60, differ).strategy.name == "partial"
+    assert choose("auto", 60, differ).strategy.lowest == "high"  # above "middle"
+    assert "from high up" in choose("auto", 60, differ).reason
+    assert choose("auto", 500, differ).strategy.name == "train"
+    parts = [depth(labels, 64, apart, seed) for seed, apart in enumerate((0.0, 0.1, 0.1, 0.1, 0.6))]
+    alike = probe_curve(parts, names, labels)
+    assert choose("auto", 60, alike).strategy.lowest is None
+    assert choose("auto", 500, alike).strategy.name == "full"
+
+
+def test_a_probe_s_answers_are_those_of_ridge_regression_at_its_strength() -> None:
+    labels, others = torch.arange(60) % 3, torch.arange(40) % 3
+    features, asked = depth(labels, 20, 0.8, 3), depth(others, 20, 0.8, 3)
+    strength = probe_curve([features], ["features"], labels).last.strength
+    scaled = (features - features.mean(0)).double()
+    scale = scaled.square().sum(1).mean().sqrt()
+    energy = float((scaled / scale).square().sum()) / 20
+    model = RidgeClassifier(alpha=strength * energy).fit((features / scale).numpy(), labels.numpy())
+    assert probe_answers(features, labels, asked).tolist() == model.predict((asked / scale).numpy()).tolist()
 
 
 def test_noise_beside_noise_is_not_called_better() -> None:

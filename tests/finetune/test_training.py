@@ -15,7 +15,7 @@ from finetune.loader import Shuffle, batches_per_epoch, epoch_order
 from finetune.plan import Plan, epochs_for, plan_for
 from finetune.steps import mixup, optimizer_for
 from finetune.strategy import FULL, PARTIAL, TRAIN
-from finetune.training import schedule
+from finetune.training import convincing, schedule
 from finetune.transforms import view_seed
 
 
@@ -114,3 +114,25 @@ def test_a_plan_counts_its_steps() -> None:
         Plan(epochs=3, patience=2, steps_per_epoch=7, lr=1, stage_decay=1, lowest=0, batch_norm_trains=False).steps
         == 21
     )
+
+
+# --- few validation pictures ------------------------------------------------------------------------------------------
+
+
+def logits_of(answers: list[int]) -> torch.Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(answers), 2).float()
+
+
+def test_few_validation_pictures_must_show_an_improvement_beyond_chance() -> None:
+    labels = torch.zeros(20, dtype=torch.int64)
+    start = logits_of([1] * 6 + [0] * 14)
+    assert not convincing(start, start, labels)
+    assert not convincing(logits_of([0] * 2 + [1] * 4 + [0] * 14), start, labels)  # two more are right: may be chance
+    assert convincing(logits_of([0] * 3 + [1] * 3 + [0] * 14), start, labels)
+    assert not convincing(logits_of([0] * 5 + [1] + [0] * 12 + [1] * 2), start, labels)  # five right, two wrong
+
+
+def test_many_validation_pictures_are_gone_by() -> None:
+    labels = torch.zeros(200, dtype=torch.int64)
+    start = logits_of([1] * 6 + [0] * 194)
+    assert convincing(logits_of([1] * 5 + [0] * 195), start, labels)

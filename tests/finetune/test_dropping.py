@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import MakeFolder
+
+import finetune
+from finetune.backbone import Backbone
+from finetune.errors import InputError
+from finetune.exporting import export
+from finetune.pooled import PooledStages
+
+FAMILIES = {
+    "fewtune_conv4": (35, "blocks.1"),
+    "resnet10t": (64, "layer2"),
+    "tf_efficientnet_lite0": (64, "blocks.4"),
+    "vit_tiny_patch16_224": (224, "blocks.7"),
+}
+SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0, "trivial_augment": False, "batch_size": 8}
+THREE = {"red": 30, "green": 30, "blue": 30}
+
+
+@pytest.mark.parametrize(("name", "place"), FAMILIES.items())
+def test_what_is_left_sees_what_the_whole_saw_at_that_depth(name: str, place: tuple[int, str]) -> None:
+    size, highest = place
+    torch.manual_seed(0)
+    backbone = Backbone(name, image_size=size).eval()
+    whole, pictures = PooledStages(backbone), torch.randn(2, 3, size, size)
+    position, known = backbone.stage_index(highest), set(backbone.state_dict())
+    parameters = sum(parameter.numel() for parameter in backbone.parameters())
+    with torch.no_grad():
+        wanted = whole.split(whole(pictures))
+        backbone.drop_above(highest)
+        left = PooledStages(backbone)
+        found = left.split(left(pictures))
+    assert len(found) == position + 1
+    for one, other in zip(found, wanted, strict=False):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    assert backbone.width == found[-1].shape[1]
+    assert sum(parameter.numel() for parameter in backbone.parameters()) < parameters
+    assert set(backbone.state_dict()) < known
+    lower, upper = backbone.cut(position)
+    with torch.no_grad():
+        torch.testing.assert_close(upper(lower(pictures)), found[-1], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["head", "partial"])
+def test_a_run_without_upper_stages_is_kept_loaded_and_exported(
+    strategy: str, make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    folder = make_folder(classes=THREE)
+    run = tmp_path / "run"
+    classifier = finetune.fit(folder, run, strategy=strategy, drop_above="blocks.1", epochs=2, **SMALL)
+    assert classifier.metrics["accuracy"] > 0.9
+    assert classifier.metrics["highest_stage"] == "blocks.1"
+    picture = folder / "red" / "003.png"
+    loaded = finetune.load(run, device="cpu")
+    assert [stage.name for stage in loaded.network.backbone.stages] == ["stem", "blocks.1"]
+    assert dict(loaded.predict(picture).top) == pytest.approx(dict(classifier.predict(picture).top))
+    assert export(run, tmp_path / "small.onnx")["parity"]["pictures"] > 0
+
+
+def test_the_best_depth_of_the_curve_is_the_last_that_is_left(make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = make_folder(classes=THREE)
+    metrics = finetune.fit(folder, tmp_path / "run", strategy="head", drop_above="best", **SMALL).metrics
+    best = json.loads((tmp_path / "run" / "metrics.json").read_text())["probe_curve"]["best"]
+    assert metrics["highest_stage"] == (None if best == "features" else best)
+
+
+def test_a_stage_that_there_is_not_is_told_before_anything_is_read(make_folder: MakeFolder, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no stage 'blocks.9'; .* blocks.1"):
+        finetune.fit(make_folder(classes=THREE), tmp_path / "run", drop_above="blocks.9", **SMALL)
+    with pytest.raises(InputError, match="--drop-above"):
+        finetune.fit(make_folder("other", classes=THREE), strategy="scratch", drop_above="blocks.1", **SMALL)

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from conftest import MakeFolder
+from hypothesis import given
+from hypothesis import strategies as st
+
+import finetune
+from finetune.interpolation import SHARES, between
+
+SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0, "batch_size": 8}
+ALIKE = {"red": 30, "green": 30, "blue": 30}
+
+
+@given(st.floats(0, 1), st.integers(0, 1000))
+def test_weights_between_lie_on_the_line_and_counts_are_those_of_the_trained(share: float, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    begun, trained = ({"weight": torch.randn(3, 2, generator=random), "count": torch.tensor(n)} for n in (1, 7))
+    found = between(begun, trained, share)
+    wanted = begun["weight"] * (1 - share) + trained["weight"] * share
+    torch.testing.assert_close(found["weight"], wanted, atol=1e-5, rtol=1e-5)
+    assert found["count"] == 7
+
+
+def test_what_is_kept_on_the_way_is_at_least_as_good_on_validation(make_folder: MakeFolder, tmp_path: Path) -> None:
+    """The share that is told is that of the weights that are kept, and no epoch was better."""
+    folder = make_folder(classes=ALIKE, noise=150)
+    classifier = finetune.fit(folder, tmp_path / "run", strategy="full", epochs=6, lr=3e-3, **SMALL)
+    metrics, course = classifier.metrics, (tmp_path / "run" / "history.csv").read_text().splitlines()
+    header = course[0].split(",")
+    rows = [dict(zip(header, map(float, line.split(",")), strict=True)) for line in course[1:]]
+    assert metrics["share_of_the_way"] in (1.0, *SHARES)
+    assert metrics["kept"] == "head" or metrics["val"]["accuracy"] >= max(row["val_accuracy"] for row in rows) - 1e-9
