@@ -146,33 +146,67 @@ def omniglot(result: dict[str, Any]) -> str:
 
 
 def finetune_speed(result: dict[str, Any]) -> str:
+    fastai = result.get("fastai")
     rows = []
     for name in ("head", "partial"):
         loop = result[f"tutorial_{name}"]["accuracy"]
         for state in ("cold", "warm"):
             found = result[f"{name}_{state}"]
+            over = f"{fastai['ours_as_fast'][f'{name}_{state}']:.1f}" if fastai else "not run"
             with_loop = f"{found['accuracy']:.1%} (the loop after {len(loop)}: {loop[-1]:.1%})"
-            rows.append((f"`{name}`, {state} cache", f"{found['times_as_fast']:.1f}", with_loop))
-    return markdown(("", f"times as fast as {result['epochs']} epochs of the tutorial's loop", "accuracy on val"), rows)
+            memory = f"{found['peak_memory'] / 1e9:.1f} GB"
+            rows.append((f"`{name}`, {state} cache", f"{found['times_as_fast']:.1f}", over, with_loop, memory))
+    epochs = result["epochs"]
+    heads = (
+        "",
+        f"times as fast as {epochs} epochs of the tutorial's loop",
+        f"as fastai's `fine_tune({epochs - 1})`",
+        "accuracy on val",
+        "peak memory",
+    )
+    steps = "; ".join(
+        f"{step} {rate:,.0f}" for step, rate in result["partial_cold"]["pictures_per_second"].items() if rate
+    )
+    return f"{markdown(heads, rows)}\n\nPictures per second of each step of `partial`, cold: {steps}."
 
 
 def transfer(result: dict[str, Any]) -> str:
-    """Means over seeds, with how many there were."""
-    strategies = list(dict.fromkeys(run["strategy"] for run in result["runs"] if run["strategy"] != "auto"))
+    """Means over seeds, with how many there were, and what `auto` loses to the best that ran."""
+    strategies = list(dict.fromkeys(run["strategy"] for run in result["runs"]))
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
     for run in result["runs"]:
         cell = found.setdefault((run["dataset"], run["size"]), {})
         cell.setdefault(run["strategy"], []).append(run["accuracy"])
         if run["strategy"] == "head":
             cell.setdefault("mean", []).append(run["baselines"]["nearest_class_mean"])
+            cell.setdefault("probe", []).append(run["probe"])
     rows = []
     for (dataset, size), cell in found.items():
         shown = [
             f"{statistics.mean(cell[name]):.1%} ({len(cell[name])})" if name in cell else "not run"
-            for name in ("mean", *strategies)
+            for name in ("mean", "probe", *strategies)
         ]
         rows.append((dataset, size, *shown))
-    return markdown(("data set", "pictures per class", "nearest class mean", *strategies), rows)
+    table = markdown(("data set", "pictures per class", "class mean", "ridge probe", *strategies), rows)
+    return f"{table}\n\n{_lost(result['runs'])}"
+
+
+def _lost(runs: Sequence[dict[str, Any]]) -> str:
+    """What `auto` loses to the best in hindsight, where another strategy than its own ran as well."""
+    cells: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = {}
+    for run in runs:
+        cells.setdefault((run["dataset"], run["size"], run["seed"]), {})[run["strategy"]] = run
+    lost = [
+        100 * (max(run["accuracy"] for run in cell.values()) - cell["auto"]["accuracy"])
+        for cell in cells.values()
+        if "auto" in cell and len(set(cell) - {"auto", cell["auto"]["took"]}) > 0
+    ]
+    if not lost:
+        return ""
+    return (
+        f"In the {len(lost)} draws where another strategy ran too, `auto` is {statistics.mean(lost):.1f} points below "
+        f"the best in hindsight on average, {max(lost):.1f} at worst."
+    )
 
 
 def recognizer(result: dict[str, Any]) -> str:
