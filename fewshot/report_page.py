@@ -21,8 +21,19 @@ from fewshot.report_tested import Tested
 from finetune.charts import Band, Bar, Line, Mark, bar_chart, line_chart
 from finetune.page import render
 
-# Drawings of a class that is often mistaken, and of what it is taken for.
-_SHOWN = 3
+# Drawings of a class that is often mistaken, and of what it is taken for; of a colour of the map.
+_SHOWN, _SHOWN_OF_GROUP = 3, 7
+
+# What each protocol asks, for a reader who does not know it by its paper's name.
+ASKS = {
+    "lake": "20 runs: which of 20 characters of one alphabet, each drawn once by one person, another person drew",
+    "lake-minimal": "the same, after learning from a few alphabets alone",
+    "within": "the same, with alphabets, characters and drawers at random",
+    "koch": "whether two drawings are of one character or of two of one alphabet",
+    "vinyals": "characters of all alphabets mixed, each in four turns, which count as characters of their own",
+    "vinyals-upright": "the same, upright alone",
+    "all-way": "which of all the characters at once",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +66,7 @@ def page_of(found: Findings) -> str:
         kinds=("character", "characters", "drawing") if _drawn(found) else ("class", "classes", "picture"),
         headline=_headline(found),
         protocols=[_protocol(result) for result in found.report.results],
+        asks=_asks(found.report.results),
         lake=_lake(found.report.results),
         skipped=[f"{name}: {reason.removeprefix(f'{name}: ')}" for name, reason in found.report.skipped.items()],
         curves=_curves(found.curves),
@@ -64,6 +76,7 @@ def page_of(found: Findings) -> str:
         pairs=found.pairs,
         verification=_verification(found),
         map=found.map,
+        colours=_colours(found),
         facts=facts(found.trained),
         course=course(found.trained),
         command=found.trained.command,
@@ -78,10 +91,11 @@ def _drawn(found: Findings) -> bool:
 
 
 def _headline(found: Findings) -> dict[str, Any] | None:
-    """The first figure that a reader wants: the protocol that leads its table, or the most ways of the curve."""
+    """The first figure that a reader wants: 20-way one-shot of the protocol that leads the table, or of the curve."""
     results = found.report.results
     if results:
-        first = results[0]
+        leading = [result for result in results if result.protocol == results[0].protocol]
+        first = next((result for result in leading if "20-way 1-shot" in shape_of(result)), leading[0])
         return {
             "accuracy": first.accuracy,
             "interval": first.interval,
@@ -107,22 +121,31 @@ def _protocol(result: Result) -> dict[str, Any]:
     }
     if isinstance(result, VerificationResult):
         shown["also"] = (
-            f"area under the ROC {100 * result.auc:.1f} % ({_interval(result.auc_interval)}), "
-            f"equal error rate {100 * result.eer:.1f} % ({_interval(result.eer_interval)})"
+            f"area under the ROC {100 * result.auc:.1f}% ({_interval(result.auc_interval)}), "
+            f"equal error rate {100 * result.eer:.1f}% ({_interval(result.eer_interval)})"
         )
     return shown
 
 
-def _lake(results: Sequence[Result]) -> Markup | None:
-    """The 20 runs that most papers are compared by, as bars."""
+def _asks(results: Sequence[Result]) -> list[tuple[str, str]]:
+    """What the measured protocols ask, once for each kind, as (name, words)."""
+    measured = dict.fromkeys(result.protocol for result in results)
+    kinds = dict.fromkeys("all-way" if name.startswith("all-way") else name for name in measured)
+    return [(kind, ASKS[kind]) for kind in kinds]
+
+
+def _lake(results: Sequence[Result]) -> dict[str, Any] | None:
+    """The 20 runs that most papers are compared by, as bars, and what was published of them."""
     measured = next((result for result in results if result.protocol in ("lake", "lake-minimal")), None)
     if measured is None:
         return None
     low, high = measured.interval
     bars = [Bar("this encoder", measured.accuracy, low, high, highlighted=True)]
-    bars += [Bar(row.name, row.accuracy) for row in published_for(measured)]
+    published = published_for(measured)
+    bars += [Bar(row.name, row.accuracy) for row in published]
     ranked = sorted(bars, key=lambda bar: -bar.value)
-    return bar_chart(ranked, title="Lake's 20 runs: 20-way one-shot", value_label="accuracy", percent=True)
+    chart = bar_chart(ranked, title="Lake's 20 runs: 20-way one-shot", value_label="accuracy", percent=True)
+    return {"chart": chart, "published": published}
 
 
 def _curves(curves: Sequence[WayCurve]) -> Markup | None:
@@ -197,32 +220,51 @@ def _wrong(found: Findings) -> dict[str, Any] | None:
     return {"count": count, "asked": asked, "share": count / asked if asked else None, "rows": rows}
 
 
+def _colours(found: Findings) -> list[dict[str, Any]]:
+    """The groups of the map, in the order of their colours: how hard each is, and what its classes look like."""
+    if found.map is None or found.tested is None:
+        return []
+    tested, shown = found.tested, found.map.rows
+    if tested.grouped:
+        names, group = tested.groups, tested.embedded.alphabet[shown]
+    else:
+        names, group = tested.names, tested.embedded.character[shown]
+    accuracy = {names[hard.group]: hard.accuracy for hard in found.alphabets}
+    colours = []
+    for name in found.map.groups:
+        rows = shown[group == names.index(name)]
+        spaced = torch.linspace(0, len(rows) - 1, min(_SHOWN_OF_GROUP, len(rows))).round().long()
+        examples = [(tested.picture(row), tested.described(row)) for row in rows[spaced].tolist()]
+        colours.append({"name": name, "accuracy": accuracy.get(name), "examples": examples})
+    return colours
+
+
 def _verification(found: Findings) -> list[Markup]:
     pairs = found.pairs
     if pairs is None:
         return []
-    marks = [Mark(pairs.eer, f"equal error rate {100 * pairs.eer:.1f} %")]
+    # Both axes in per cent, so that a reader need not go from one unit to another.
+    marks = [Mark(100 * pairs.eer, f"equal error rate {100 * pairs.eer:.1f}%")]
     roc = line_chart(
-        [Line("ROC", pairs.false_accept, [1 - rate for rate in pairs.false_reject])],
-        title=f"ROC: area {100 * pairs.auc:.1f} %",
-        x_label="false accepts: share of the different pairs called the same",
-        y_label="true accepts: share of the same pairs",
-        percent=True,
-        x_range=(0, 1),
-        y_range=(0, 1),
+        [Line("ROC", [100 * rate for rate in pairs.false_accept], [100 - 100 * rate for rate in pairs.false_reject])],
+        title=f"ROC: area {100 * pairs.auc:.1f}%",
+        x_label="different pairs called the same, %",
+        y_label="same pairs called the same, %",
+        x_range=(0, 100),
+        y_range=(0, 100),
         marks=marks,
     )
-    errors = [(far, frr) for far, frr in zip(pairs.false_accept, pairs.false_reject, strict=True) if far and frr]
+    rates = zip(pairs.false_accept, pairs.false_reject, strict=True)
+    errors = [(100 * far, 100 * frr) for far, frr in rates if far and frr]
     if len(errors) < 2:
         return [roc]
     det = line_chart(
         [Line("DET", [far for far, _ in errors], [frr for _, frr in errors])],
-        title=f"DET: equal error rate {100 * pairs.eer:.1f} %",
-        x_label="false accepts (share), logarithmic",
-        y_label="false rejects, logarithmic",
+        title="DET: one error against the other",
+        x_label="different pairs called the same, %, logarithmic",
+        y_label="same pairs called different, %, logarithmic",
         log_x=True,
         log_y=True,
-        percent=True,
         marks=marks if pairs.eer else [],
         diagonal=True,
     )
@@ -230,4 +272,4 @@ def _verification(found: Findings) -> list[Markup]:
 
 
 def _interval(interval: tuple[float, float]) -> str:
-    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
+    return f"{100 * interval[0]:.1f}% to {100 * interval[1]:.1f}%"

@@ -17,6 +17,8 @@ from fewshot.measuring import Result
 from fewshot.protocols import ProtocolResult, all_way, vinyals, within
 
 WAYS = (2, 3, 5, 10, 20, 50, 100, 200, 400)
+# The last point has all classes; those before it stand clear of it, by so many times.
+_CLEAR = 1.2
 # Questions asked for a point of a curve, about, and episodes at least.
 _ASKED, _LEAST = 100_000, 50
 # Examples of every class drawn anew so many times: where all classes are asked about, and inside one alphabet.
@@ -52,12 +54,12 @@ def way_curves(embedded: Embedded, seed: int = 0, known: Sequence[Result] = ()) 
             points = [
                 vinyals(embedded, way=way, shot=shot, episodes=max(_LEAST, _ASKED // way // shot), seed=seed)
                 for way in WAYS
-                if way < classes
+                if way * _CLEAR <= classes
             ]
             found.append(WayCurve(shot, False, (*points, _whole(embedded, shot, seed, known))))
     smallest = int(arrange(embedded.label, embedded.alphabet).member_sizes.min())
     if len(embedded.alphabet.unique()) > 1 and smallest > 1 and fewest > 1:
-        ways = sorted({way for way in WAYS if way < smallest} | {smallest})
+        ways = sorted({way for way in WAYS if way * _CLEAR <= smallest} | {smallest})
         inside = [within(embedded, way=way, episodes=_EPISODES_INSIDE, seed=seed) for way in ways]
         found.append(WayCurve(1, True, tuple(inside)))
     return found
@@ -114,7 +116,7 @@ def hardest_alphabets(embedded: Embedded, *, way: int = 20, seed: int = 0) -> li
     return sorted(found, key=lambda alphabet: alphabet.accuracy)
 
 
-def hardest_classes(embedded: Embedded, *, most: int = 12, seed: int = 0) -> list[HardClass]:
+def hardest_classes(embedded: Embedded, *, most: int = 8, seed: int = 0) -> list[HardClass]:
     """Those that the pictures of one example of each class of their alphabet most often mistake, the hardest first.
 
     Classes that are never mistaken are not among them.

@@ -20,7 +20,6 @@ from fewshot.embedded import Embed, Embedded, embed_once
 from fewshot.embedder import Embedder
 from fewshot.material import held_out
 from fewshot.omniglot import Character, Omniglot
-from fewshot.protocols import describe
 from fewshot.splits import SPLITS, Split, leaks, select
 from fewshot.verification import labelled_pairs, similarity
 from finetune.errors import InputError
@@ -88,7 +87,7 @@ def tested_drawings(omniglot: Omniglot, split: str, embed: Embed) -> Tested:
 
     return Tested(
         embedded=embedded,
-        what=describe(embedded),
+        what=f"{len(names)} characters by {len(embedded.drawer.unique())} drawers, the split {split}",
         names=names,
         groups=tuple(readable(name) for name in drawn.alphabets),
         picture=lambda row: drawing_uri(drawn.pictures[row]),

@@ -74,7 +74,7 @@ def test_only_protocols_that_may_measure_the_run_are_shown_and_the_others_say_wh
     assert {result.protocol for result in written.report.results} == {"lake", "within", "koch", "all-way-659"}
     assert "17 of 17 characters to test on were trained on" in written.report.skipped["vinyals"]
     assert "17 of 17 characters to test on were trained on" in page
-    assert written.tested == "evaluation: 45 classes, 6 drawers"
+    assert written.tested == "45 characters by 6 drawers, the split evaluation"
 
 
 def test_published_rows_stand_beside_what_was_measured(page: str) -> None:
