@@ -69,12 +69,13 @@ def sweep_chart(sweep: Mapping[str, Any] | None) -> Markup | None:
         return None
     losses = [point["smoothed"] for point in points]
     best = losses.index(min(losses))
-    # Where a sweep ends the loss grows without bound, which would flatten the rest.
+    # Where a sweep ends the loss grows without bound, which would flatten the rest: only its first steps are drawn.
     low, high = losses[best], max(losses[: best + 1])
     room = 0.08 * (high - low) or 0.1
+    end = next((place for place in range(best, len(losses)) if losses[place] > high + 2 * room), len(losses)) + 1
     suggestion = (sweep or {}).get("suggestion")
     return line_chart(
-        [Line("loss", [point["lr"] for point in points], losses)],
+        [Line("loss", [point["lr"] for point in points[:end]], losses[:end])],
         title="Sweep of learning rates",
         x_label="learning rate of the head",
         y_label="loss in nats, smoothed",

@@ -67,6 +67,8 @@ def made_run(
         "interrupted": False,
         "epochs": epochs,
         "best_epoch": epochs - 2,
+        "share_of_the_way": 0.5,
+        "lr_sweep": _sweep(),
         "baselines": {"majority_class": guess, "nearest_class_mean": guess, "head": guess},
         "val": {**accuracy_of(tensors["val"].argmax(1), val), "loss": 0.3, "n": len(val), "used_for_selection": True},
         "unreadable": [{"path": "train/<b>broken</b>.jpg", "reason": "truncated"}],
@@ -101,10 +103,30 @@ def _picture(place: Path, number: int, side: int, random: np.random.Generator) -
     return path
 
 
+def _sweep() -> dict[str, Any]:
+    """Of 100 steps: the loss falls, then grows until it is no number."""
+    rates = [1e-6 * 1e6 ** (step / 99) for step in range(100)]
+    losses = [1.5 - 0.012 * step if step < 80 else 0.6 * 1.4 ** (step - 80) for step in range(99)]
+    points = [{"lr": rate, "loss": loss, "smoothed": loss} for rate, loss in zip(rates, [*losses, None], strict=True)]
+    return {"suggestion": rates[50], "trouble": None, "diverged": True, "stage_rates": None, "points": points}
+
+
 def _probe_curve() -> dict[str, Any]:
     depths = ("stem", "blocks.0", "blocks.1", "blocks.2", "blocks.3", "features", "together")
     probes = [
-        {"depth": depth, "accuracy": 0.5 + 0.06 * place, "interval": [0.45 + 0.06 * place, 0.55 + 0.06 * place]}
+        {
+            "depth": depth,
+            "accuracy": 0.5 + 0.06 * place,
+            "interval": [0.45 + 0.06 * place, 0.55 + 0.06 * place],
+            "error": 0.6 - 0.06 * place,
+            "less_error": 0.2 * (place - 5),
+            "less_error_interval": [0.2 * (place - 5) - 0.05, 0.2 * (place - 5) + 0.05],
+        }
         for place, depth in enumerate(depths)
     ]
-    return {"probes": probes[:-1], "together": probes[-1], "best": "features", "different": False}
+    return {
+        "probes": probes[:-1],
+        "together": probes[-1],
+        "best": "features",
+        "different": False,
+    }

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+import finetune
 from finetune import Config
 from finetune.diagnosis import Diagnosis, diagnose
 from finetune.metrics import wilson_interval
+from finetune.report_findings import read_findings
 
 CONFIG = Config().to_dict()
 
@@ -37,6 +42,7 @@ def epochs(train: list[float], val: list[float]) -> list[dict[str, float]]:
     [
         (0.60, 0.58, 500, "underfit"),
         (0.70, 0.40, 500, "underfit"),  # both: the first thing to mend is what it cannot even learn
+        (0.87, 0.50, 500, "overfit"),  # both: three quarters of the error come with new pictures
         (1.00, 0.75, 500, "overfit"),
         (0.99, 0.98, 500, "done"),
         (1.00, 0.90, 20, "unknown"),
@@ -48,6 +54,47 @@ def test_the_errors_on_training_and_validation_pictures_decide(train: float, val
     assert found.kind == kind
     assert f"{1 - val:.1%}" in " ".join(found.evidence)
     assert f"{1 - train:.1%}" in " ".join(found.evidence)
+
+
+NO_AUGMENTATION = {"trivial_augment": False, "crop_scale": 1.0, "flip": False, "label_smoothing": 0.0}
+LONG = {"epochs": 14, "patience": 14, "lr": 3e-3, **NO_AUGMENTATION}
+
+
+@pytest.mark.parametrize(
+    ("options", "random_labels", "kind"),
+    [
+        ({"strategy": "scratch", **LONG}, True, "overfit"),
+        ({"strategy": "head"}, True, "overfit"),
+        ({"strategy": "scratch", "epochs": 1, "lr": 1e-6}, False, "underfit"),
+        ({"strategy": "head"}, False, "done"),
+    ],
+)
+def test_a_true_run_that_was_made_to_go_wrong_is_told_so_by_its_own_files(
+    options: dict[str, Any], random_labels: bool, kind: str, tmp_path: Path
+) -> None:
+    """Labels that mean nothing can be learned by heart, and help with no other picture."""
+    random = np.random.default_rng(0)
+    for label in ("blue", "red"):
+        (tmp_path / "pictures" / label).mkdir(parents=True)
+    for number in range(60):
+        label = number % 2
+        colour = random.integers(30, 226, 3) if random_labels else np.array((40, 60, 216)[:: 1 if label else -1])
+        pixels = np.clip(colour + random.normal(0, 30, (20, 20, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / ("blue", "red")[label] / f"{number:03d}.png")
+    small = {"backbone": "fewtune_conv4", "image_size": 32, "device": "cpu", "workers": 0}
+    finetune.fit(tmp_path / "pictures", tmp_path / "run", val_fraction=0.4, test_fraction=0.0, **small, **options)
+    found = read_findings(tmp_path / "run")
+    told = diagnose(found.metrics, found.history, found.made["config"], len(found.classes))
+    assert told.kind == kind, told.evidence
+    assert f">{told.name}</span>" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_network_that_was_stopped_before_it_had_fitted_is_not_too_small() -> None:
+    turned = epochs([2.2, 1.0, 0.4, 0.3], [2.2, 2.1, 2.4, 2.9])
+    found = diagnosed(0.40, 500, 0.65, turned, best_epoch=2)
+    assert found.kind == "overfit"
+    assert any("rose from 2.1 to 2.9" in line for line in found.evidence)
+    assert diagnosed(0.40, 500, 0.65, turned[:2], best_epoch=2).kind == "underfit"
 
 
 def test_without_training_accuracy_the_history_decides() -> None:
