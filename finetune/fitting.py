@@ -86,7 +86,7 @@ def fit(
 
 def _kept(prepared: Prepared, network: Network, course: Course, config: Config) -> tuple[Classifier, Heads | None]:
     """What the run leaves: what was trained, or the solved heads where that did not beat them; these then, too."""
-    heads = prepared.heads if course.best_epoch == 0 and prepared.choice.strategy.head_first else None
+    heads = prepared.heads if course.best_epoch == 0 and prepared.choice.strategy.start == "pretrained" else None
     backbone = prepared.backbone
     if heads is not None:
         stages = None if heads.kept.width == backbone.width else prepared.stages

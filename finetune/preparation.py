@@ -50,13 +50,14 @@ class Prepared:
 
     def beginning(self, config: Config) -> tuple[Network, Tensor | None]:
         """The network as training by gradient starts, and the logits (m, classes) of the validation pictures that it
-        must beat, None where it starts anew."""
+        must beat to be kept, None from random weights: the baseline is told as it is."""
+        start = self.heads.best(self.rows.of_split("val")[0])
         if self.choice.strategy.head_first:
-            network = Network(self.backbone, self.heads.features.as_layer()).to(self.fabric.device)
-            return network, self.heads.best(self.rows.of_split("val")[0])
+            return Network(self.backbone, self.heads.features.as_layer()).to(self.fabric.device), start
         torch.manual_seed(config.seed)
         layer = nn.Linear(self.backbone.width, len(self.rows.folder.classes))
-        return Network(self.backbone, layer).to(self.fabric.device), None
+        network = Network(self.backbone, layer).to(self.fabric.device)
+        return network, start if self.choice.strategy.start == "pretrained" else None
 
     def plan(self, network: Network, config: Config) -> Plan:
         return plan_for(self.choice.strategy, config, network, len(self.rows.folder.train))

@@ -46,19 +46,19 @@ def train(
 ) -> Course:
     """Train `network`, leave in it the weights of the best validation result, and tell how it went.
 
-    start: logits (m, classes) of the validation pictures by what is known without training, which must be beaten to
-    replace the weights as given, and from which on the way is tried at the end; None when these are worth nothing.
-    checkpoint: file to keep up to date after every epoch, and with `resume` to continue from. log: where each epoch's
-    figures also go. With --lr auto a sweep finds the learning rate first. Ctrl-C ends training early with the best
-    weights so far. Raises TrainingDiverged when the loss stops being finite, InputError for a picture that is no longer
-    what it was.
+    start: logits (m, classes) of the validation pictures by what is known without training, which what is trained must
+    beat: otherwise the weights stay as given, and the best epoch is 0. None when there is nothing to beat. Where the
+    network begins with a solved head, what lies on the way from there is tried at the end. checkpoint: file to keep up
+    to date after every epoch, and with `resume` to continue from. log: where each epoch's figures also go. With --lr
+    auto a sweep finds the learning rate first. Ctrl-C ends training early with the best weights so far. Raises
+    TrainingDiverged when the loss stops being finite, InputError for a picture that is no longer what it was.
     """
     network.backbone.freeze_below(plan.lowest, batch_norm_trains=plan.batch_norm_trains)
     inputs = inputs_for(fabric, network, config, material, lowest=plan.lowest, epochs=plan.epochs, display=display)
     learned_from = {"pictures": material.fingerprint, "inputs": inputs.name}
     begun = copy_of(network)
     known = None if start is None else _score(start, material)
-    course, best, kept = Course(best=known), begun, None
+    course, best, kept = Course(best=known if plan.from_head else None), begun, None
     if resume and checkpoint is not None and checkpoint.exists():
         kept = read_checkpoint(checkpoint, learned_from)
         course, best = kept.course, kept.best
@@ -108,12 +108,14 @@ def train(
         if course.best is None:
             raise
         course.interrupted = True
-    if start is not None and course.best_epoch > 0 and not course.interrupted:
-        best = _best_between(network, begun, best, inputs, material, course)
+    if start is not None and known is not None and course.best_epoch > 0 and not course.interrupted:
+        if plan.from_head:
+            best = _best_between(network, begun, best, inputs, material, course)
         network.load_state_dict(best)
-        if not convincing(inputs.validation_logits(), start, material.val_labels):
+        logits = inputs.validation_logits()
+        if not _score(logits, material).beats(known) or not convincing(logits, start, material.val_labels):
             course.best, course.best_epoch, course.share, best = known, 0, 1.0, begun
-            display.say("training did better on too few validation pictures to go by it.")
+            display.say("what was trained is not clearly better on the validation pictures than the head.")
     network.load_state_dict(best)
     network.eval()
     return course

@@ -72,7 +72,7 @@ def test_a_run_folder_tells_what_was_done(make_folder: MakeFolder, tmp_path: Pat
 def test_same_seed_same_numbers_and_another_seed_others(make_folder: MakeFolder, tmp_path: Path) -> None:
     folder = make_folder(classes=THREE)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        finetune.fit(folder, tmp_path / name, strategy="train", epochs=2, mixup=0.2, seed=seed, **SMALL)
+        finetune.fit(folder, tmp_path / name, strategy="scratch", epochs=2, mixup=0.2, seed=seed, **SMALL)
     a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
     assert a == b
     assert a != c
@@ -82,11 +82,12 @@ def test_workers_change_no_weight(make_folder: MakeFolder, tmp_path: Path) -> No
     folder = make_folder(classes=THREE)
     for workers in (0, 2):
         options = SMALL | {"workers": workers, "trivial_augment": True}
-        finetune.fit(folder, tmp_path / str(workers), strategy="train", epochs=1, **options)
+        finetune.fit(folder, tmp_path / str(workers), strategy="scratch", epochs=1, **options)
     assert (tmp_path / "0" / "model.safetensors").read_bytes() == (tmp_path / "2" / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("strategy", ["partial", "full", "train"])
+# scratch always keeps what was trained; the others may end with the head.
+@pytest.mark.parametrize("strategy", ["partial", "full", "scratch"])
 def test_a_killed_run_resumes_to_the_same_weights(strategy: str, make_folder: MakeFolder, tmp_path: Path) -> None:
     folder = make_folder(classes=THREE)
     options = {"strategy": strategy, "epochs": 8, "patience": 8, "mixup": 0.2, **SMALL}
@@ -132,8 +133,8 @@ def test_an_out_folder_with_other_things_in_it_is_left_alone(make_folder: MakeFo
     assert os.listdir(tmp_path / "full") == ["thesis.txt"]
 
 
-@pytest.mark.parametrize("strategy", ["partial", "full"])
-def test_a_strategy_that_starts_from_the_head_never_ends_below_it(
+@pytest.mark.parametrize("strategy", ["partial", "full", "train"])
+def test_a_strategy_that_starts_from_pretrained_weights_never_ends_below_the_head(
     strategy: str, make_folder: MakeFolder, tmp_path: Path
 ) -> None:
     folder = make_folder(classes=THREE)  # so easy that nothing beats the head by luck
@@ -163,7 +164,7 @@ def test_no_run_ends_with_weights_that_are_no_numbers(strategy: str, make_folder
 
 def test_a_very_rare_class_does_not_swallow_the_common_one(make_folder: MakeFolder) -> None:
     folder = make_folder(classes={"common": 200, "rare": 4})
-    metrics = finetune.fit(folder, strategy="train", epochs=6, label_smoothing=0.1, **SMALL).metrics
+    metrics = finetune.fit(folder, strategy="scratch", epochs=6, label_smoothing=0.1, **SMALL).metrics
     assert metrics["val"]["accuracy"] > 0.9
 
 

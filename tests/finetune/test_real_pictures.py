@@ -63,6 +63,7 @@ def test_full_killed_and_resumed_ends_with_the_same_weights(
     fit_until_killed(cats_dogs, tmp_path / "killed", choices)
     finetune.fit(cats_dogs, tmp_path / "killed", resume=True, **choices)
     assert_same_weights(tmp_path / "whole", tmp_path / "killed")
+    assert (tmp_path / "whole" / "history.csv").read_text() == (tmp_path / "killed" / "history.csv").read_text()
 
 
 def test_what_was_learned_fast_holds_in_plain_float32(
