@@ -8,7 +8,6 @@ Chromium, and Omniglot below FEWTUNE_DATA; each picture is a section of a report
 from __future__ import annotations
 
 import io
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,19 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
 from finetune.files import replacing
 
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from browser import chromium  # type: ignore[import-not-found]
+
 LARGEST = 150_000  # bytes
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # A sheet made by a script is none that the page's policy is about.
 ADD_STYLE = """(css) => {
     const sheet = new CSSStyleSheet();
     sheet.replaceSync(css);
     document.adoptedStyleSheets.push(sheet);
 }"""
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run")
 
 
 def _gallery(selector: str, columns: int, shown: int) -> str:
@@ -77,13 +77,9 @@ def call(module: str, *words: str) -> None:
 
 
 def shoot(reports: dict[str, Path], out: Path) -> None:
-    browser = next((path for path in map(shutil.which, BROWSERS) if path), None)
-    if browser is None:
-        sys.exit(f"none of {', '.join(BROWSERS)} is on the path; install one")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=browser, args=list(FLAGS))
+    with chromium() as browser:
         for shot in SHOTS:
-            page = opened.new_page(
+            page = browser.new_page(
                 viewport={"width": shot.width, "height": 1000}, device_scale_factor=2, color_scheme="light"
             )
             page.goto(reports[shot.report].resolve().as_uri())
@@ -94,7 +90,6 @@ def shoot(reports: dict[str, Path], out: Path) -> None:
                 temporary.write_bytes(crisp(picture(page, shot)))
             print(f"{path}: {path.stat().st_size / 1000:.0f} KB")
             page.close()
-        opened.close()
 
 
 def picture(page: Page, shot: Shot) -> bytes:

@@ -4,8 +4,8 @@
 
 The run is `finetune fit --strategy head` on links to that many pictures of cats-dogs/train, half of each class, cache
 empty: the fastest run, so the one that a report weighs heaviest on. Its report is timed inside it, imports and heat
-maps included, and is compared with all the time that `fit` takes, the report included. The large page is of a made-up
-run of 100 classes with 100 test pictures each, opened --repeats times in headless Chromium, a new profile each time:
+maps included, and is compared with the time that `fit` takes without it. The large page is of a made-up run of 100
+classes with 100 test pictures each, opened --repeats times in headless Chromium, a new profile each time:
 from navigation to the end of the load event, and to the second frame after it, when it has been painted.
 Results go to benchmarks/results/report_cost.json.
 """

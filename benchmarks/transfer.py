@@ -1,6 +1,6 @@
 """Every strategy, and auto, on every data set at several sizes: what the choice between them is worth.
 
-    FEWTUNE_DATA=DATA python benchmarks/transfer.py [--strategies head auto ...] [--sizes 5 10 50 all] [--seeds 3]
+    FEWTUNE_DATA=DATA python benchmarks/transfer.py [--strategies head auto ...] [--sizes 5 10 50 all] [--seeds 0 1 2]
 
 Of each data set, the pictures of val/, or every second one by the hash of its name where there is none, judge and
 choose nothing. Of the others, so many of each class, drawn by the seed, are given to `finetune fit`, which sets some

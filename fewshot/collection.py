@@ -1,4 +1,4 @@
-"""A folder of pictures kept as an index: embedded once, and again where content is new; and searched by pictures."""
+"""A folder of pictures kept as an index: embedded once, and again where content is new."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewshot.embedder import Embedder
-from fewshot.index import Index, Neighbour
-from fewshot.sheet import Row, Tile
+from fewshot.index import Index
 from finetune.errors import InputError, UnreadablePicture
 from finetune.folder import list_unlabelled
 from finetune.images import read_content
@@ -57,7 +56,8 @@ def keep_index(
     paths = {path.relative_to(folder).as_posix(): path for path in list_unlabelled([folder])}
     index = _opened(folder, out, embedder, kind)
     known = {key: str(index.metadata(key).get("sha256")) for key in index.keys}
-    # Into an empty index everything goes; embedding reads and hashes it all the same.
+    # Into an empty index everything goes; embedding reads and hashes it all the same. Elsewhere what is new is read
+    # twice, at a hundredth of the time that embedding takes, rather than held in memory until its turn comes.
     contents, unreadable = _contents(paths, display) if known else (dict.fromkeys(paths, ""), {})
     gone = [key for key in known if key not in contents]
     moved = _moved(known, contents)
@@ -86,45 +86,6 @@ def keep_index(
     return index, Kept(
         embedded, len(moved), len(contents) - len(wanted) - len(moved), len(gone), dict(sorted(unreadable.items()))
     )
-
-
-def open_index(
-    folder: Path, embedder: Embedder | None = None, *, memory_mapped: bool = False, device: str = "auto"
-) -> tuple[Index, Embedder]:
-    """The index in `folder`, and the embedder that it was made with, or `embedder`. InputError when that is another."""
-    fingerprint = None if embedder is None else embedder.fingerprint
-    index = Index.load(folder, fingerprint=fingerprint, memory_mapped=memory_mapped, device=device)
-    if embedder is None:
-        embedder = Embedder.of_origin(index.about.get("embedder"), device=device)
-        if embedder.fingerprint != index.fingerprint:
-            raise InputError(
-                f"{folder} was made with the embedder {index.fingerprint}; {embedder.source} is {embedder.fingerprint} "
-                "now: embed again into another --out"
-            )
-    return index, embedder
-
-
-def search_pictures(
-    index: Index, embedder: Embedder, queries: Sequence[Path], *, k: int = 10, at_least: float | None = None
-) -> tuple[list[tuple[Path, list[Neighbour]]], dict[str, str]]:
-    """The neighbours of every picture at `queries`, files and folders, the most similar first; and the unreadable."""
-    paths = list_unlabelled(queries)
-    found = embedder.embed_all(paths)
-    good = [row for row in range(len(paths)) if row not in found.unreadable]
-    near = index.search(found.vectors[good], k, at_least=at_least)
-    answers = [(paths[row], neighbours) for row, neighbours in zip(good, near, strict=True)]
-    return answers, {str(paths[row]): reason for row, reason in found.unreadable.items()}
-
-
-def sheet_rows(index: Index, found: Sequence[tuple[Path, list[Neighbour]]]) -> list[Row]:
-    """A contact sheet's rows of what `search_pictures` found. InputError where the index does not know its folder."""
-    folder = index.about.get("folder")
-    if folder is None:
-        raise InputError("this index does not say where its pictures are; a sheet of them cannot be drawn")
-    return [
-        Row(Tile(query, query.name), [Tile(Path(folder) / each.key, each.key, each.similarity) for each in near])
-        for query, near in found
-    ]
 
 
 def _opened(folder: Path, out: Path, embedder: Embedder, kind: str) -> Index:

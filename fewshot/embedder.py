@@ -58,6 +58,9 @@ class Embeddings:
 class Embedder:
     """An encoder with its preprocessing. trained_on: Omniglot's characters that it learned from; empty for others.
 
+    The network is done learning: nothing here changes its weights, and nobody else may, since the fingerprint and what
+    was converted to run fast are of those that it had when first asked. Other weights are another embedder.
+
     source, weights: what `load` was given, folders and files as absolute paths; None for one that was made otherwise.
     verification: the thresholds that the encoder carries, as calibration leaves them; None without any.
     """
@@ -130,12 +133,17 @@ class Embedder:
         named = {"source": self.source, "weights": self.weights}
         return named | {"views": self.views, "tolerance": self.tolerance}
 
+    @cached_property
+    def network_fingerprint(self) -> str:
+        """12 hexadecimal digits of weights, network and preprocessing; read from all of the weights, once."""
+        return fingerprint_of(self.network, self.spec)
+
     @property
     def fingerprint(self) -> str:
         """12 hexadecimal digits of what the vectors depend on: weights, network, preprocessing and views."""
         if self.views == 1:
-            return fingerprint_of(self.network, self.spec)
-        return hashlib.sha256(f"{fingerprint_of(self.network, self.spec)} {self.views}".encode()).hexdigest()[:12]
+            return self.network_fingerprint
+        return hashlib.sha256(f"{self.network_fingerprint} {self.views}".encode()).hexdigest()[:12]
 
     @cached_property
     def width(self) -> int:

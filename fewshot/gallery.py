@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from finetune.errors import InputError
 
 Vectors = NDArray[np.float32]
 Floats = NDArray[np.float64]
+Rate = Callable[[Floats], Floats]  # similarity -> the share of something that is so similar, or more
 
 # What is known before anything is enrolled weighs as much as so many enrolled classes.
 PRIOR_CLASSES = 10
@@ -262,10 +264,12 @@ class Gallery:
         # Examples of one class are alike: four of them are as likely to be like something else as two that are not.
         return _Rates(samples, weights, self._pair_rates(), float(np.sqrt(self._counts).sum()))
 
-    def _pair_rates(self) -> _Pairs:
-        """Of pairs of different classes, how many are how similar."""
+    def _pair_rates(self) -> Rate:
+        """The share of pairs of different classes that are so similar: as it was measured, or by a normal
+        distribution."""
         if self.impostors is not None:
-            return _Pairs(curve=(np.array(self.impostors.thresholds), np.array(self.impostors.false_accept)))
+            thresholds, rates = np.array(self.impostors.thresholds), np.array(self.impostors.false_accept)
+            return partial(_on_curve, thresholds=thresholds, rates=rates)
         starts = np.concatenate([[0], np.cumsum(self._counts)[:-1]])
         means = np.add.reduceat(self._examples.astype(np.float64), starts, axis=0)
         means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
@@ -276,34 +280,26 @@ class Gallery:
         count = pairs + UNLIKE_PAIRS
         mean = (total + UNLIKE_PAIRS * UNLIKE_MEAN) / count
         square = (squares + UNLIKE_PAIRS * (UNLIKE_DEVIATION**2 + UNLIKE_MEAN**2)) / count
-        return _Pairs(normal=(mean, float(np.sqrt(max(square - mean**2, 1e-12)))))
+        return partial(_beyond_normal, mean=mean, deviation=float(np.sqrt(max(square - mean**2, 1e-12))))
 
 
-@dataclass(frozen=True)
-class _Pairs:
-    """The share of pairs of different classes that are so similar: by a measured curve, or by a normal distribution
-    that ends at 1."""
+def _on_curve(similarity: Floats, thresholds: Floats, rates: Floats) -> Floats:
+    """The share that was measured from each of `thresholds` on, and between them."""
+    return np.interp(similarity, thresholds, rates, left=1.0, right=0.0)
 
-    curve: tuple[Floats, Floats] | None = None
-    normal: tuple[float, float] | None = None
 
-    def at(self, similarity: Floats) -> Floats:
-        if self.curve is not None:
-            thresholds, rates = self.curve
-            return np.interp(similarity, thresholds, rates, left=1.0, right=0.0)
-        assert self.normal is not None, "one of the two is given"
-        mean, deviation = self.normal
-        # Of the normal distribution, what lies up to 1: no cosine is above.
-        above, beyond = (
-            torch.special.ndtr(torch.as_tensor((mean - place) / deviation)).numpy() for place in (similarity, 1.0)
-        )
-        return np.asarray(np.clip((above - beyond) / (1 - beyond), 0, 1), np.float64)
+def _beyond_normal(similarity: Floats, mean: float, deviation: float) -> Floats:
+    """The share from `similarity` on of a normal distribution that ends at 1, since no cosine is above."""
+    above, beyond = (
+        torch.special.ndtr(torch.as_tensor((mean - place) / deviation)).numpy() for place in (similarity, 1.0)
+    )
+    return np.asarray(np.clip((above - beyond) / (1 - beyond), 0, 1), np.float64)
 
 
 class _Rates:
     """The share of unknown pictures that are so similar, or more, to the nearest of the enrolled classes."""
 
-    def __init__(self, samples: Floats, weights: Floats, pairs: _Pairs, chances: float):
+    def __init__(self, samples: Floats, weights: Floats, pairs: Rate, chances: float):
         order = np.argsort(samples)
         self._samples = samples[order]
         # What lies at a place and above it.
@@ -315,7 +311,7 @@ class _Rates:
         """Falling from 1 to 0, in the shape of `similarity`."""
         wanted = similarity.astype(np.float64)
         measured = self._above[np.searchsorted(self._samples, wanted, side="left")]
-        by_pairs = -np.expm1(self._chances * np.log1p(-np.minimum(self._pairs.at(wanted), 1 - 1e-12)))
+        by_pairs = -np.expm1(self._chances * np.log1p(-np.minimum(self._pairs(wanted), 1 - 1e-12)))
         return np.asarray((measured + PRIOR_CLASSES * by_pairs) / (self._above[0] + PRIOR_CLASSES), np.float64)
 
     def threshold(self, rate: float) -> float:

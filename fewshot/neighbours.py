@@ -1,8 +1,6 @@
-"""Exact nearest neighbours by cosine: FAISS on the CPU or a GPU, or a plain product of matrices, with one answer."""
+"""Exact nearest neighbours by cosine, from a plain product of matrices: what the index is checked against."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -18,14 +16,12 @@ Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 ROUNDING = 2e-6
 
 
-def nearest(gallery: Vectors, queries: Vectors, k: int, engine: str = "faiss-cpu") -> Found:
+def nearest(gallery: Vectors, queries: Vectors, k: int) -> Found:
     """The k most similar to each of `queries` (m, d) in `gallery` (n, d), the most similar first: how similar they are,
-    and their rows, both (m, k). Unit vectors are wanted. engine: a name in ENGINES.
+    and their rows, both (m, k). Unit vectors are wanted.
 
-    InputError for k out of range, other shapes, vectors that are not of length 1, and an engine that is not here.
+    InputError for k out of range, other shapes, and vectors that are not of length 1.
     """
-    if engine not in ENGINES:
-        raise InputError(f"no engine {engine!r}; there are {', '.join(ENGINES)}")
     if gallery.ndim != 2 or queries.ndim != 2 or gallery.shape[1] != queries.shape[1]:
         raise InputError(f"a gallery of shape {gallery.shape} cannot be asked by queries of shape {queries.shape}")
     if not 1 <= k <= len(gallery):
@@ -33,7 +29,9 @@ def nearest(gallery: Vectors, queries: Vectors, k: int, engine: str = "faiss-cpu
     for name, vectors in (("gallery", gallery), ("queries", queries)):
         if not np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3):
             raise InputError(f"{name}: vectors of length 1 are wanted; is one of them not a number, or not normalised?")
-    return ENGINES[engine](np.ascontiguousarray(gallery, np.float32), np.ascontiguousarray(queries, np.float32), k)
+    held, asked = (torch.from_numpy(np.ascontiguousarray(vectors, np.float32)) for vectors in (gallery, queries))
+    similarity, rows = (asked @ held.T).topk(k, dim=1)
+    return similarity.numpy(), rows.numpy()
 
 
 def disagreements(one: Found, other: Found) -> int:
@@ -48,36 +46,3 @@ def disagreements(one: Found, other: Found) -> int:
     tied[:, :-1] |= close
     tied[:, -1] = True
     return int((apart | ((rows != others) & ~tied)).any(1).sum())
-
-
-def _torch(gallery: Vectors, queries: Vectors, k: int) -> Found:
-    similarity = torch.from_numpy(queries) @ torch.from_numpy(gallery).T
-    values, rows = similarity.topk(k, dim=1)
-    return values.numpy(), rows.numpy()
-
-
-def _faiss_cpu(gallery: Vectors, queries: Vectors, k: int) -> Found:
-    import faiss  # here, because it takes a second to import
-
-    index = faiss.IndexFlatIP(gallery.shape[1])
-    index.add(gallery)
-    values, rows = index.search(queries, k)
-    return values, rows
-
-
-def _faiss_gpu(gallery: Vectors, queries: Vectors, k: int) -> Found:
-    import faiss
-
-    if not hasattr(faiss, "StandardGpuResources") or not faiss.get_num_gpus():
-        raise InputError("faiss-gpu: FAISS sees no GPU here")
-    index = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), gallery.shape[1])
-    index.add(gallery)
-    values, rows = index.search(queries, k)
-    return values, rows
-
-
-ENGINES: Mapping[str, Callable[[Vectors, Vectors, int], Found]] = {
-    "torch": _torch,
-    "faiss-cpu": _faiss_cpu,
-    "faiss-gpu": _faiss_gpu,
-}

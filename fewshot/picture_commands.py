@@ -121,7 +121,7 @@ def search(
     as_json: bool,
 ) -> None:
     """The pictures of INDEX that are most like each QUERY, a picture or a folder of pictures."""
-    from fewshot.collection import open_index, search_pictures, sheet_rows
+    from fewshot.picture_search import open_index, search_pictures, sheet_rows
     from fewshot.sheet import write_sheet
 
     given = _given(model, weights, tolerance, device, as_json)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fewshot.benchmarking import Report
-from fewshot.embedded import UPRIGHT, embed_once
+from fewshot.embedded import UPRIGHT, Embed, embed_once
 from fewshot.embedder import Embedder
 from fewshot.measuring import NEEDED, Result, measure, refused
 from fewshot.models import Model, by_embedding
@@ -79,7 +79,8 @@ def report(
     path = out or (Path(f"{run}.html") if run in SHIPPED else trained.folder / REPORT_FILE)
     _writable(path)
     embedder = Embedder.load(run, device=device)
-    model = by_embedding(run, remembering(embedder.embed_drawings), embedder.trained_on, embedder.fingerprint)
+    embed = remembering(embedder.embed_drawings)
+    model = by_embedding(run, embed, embedder.trained_on, embedder.fingerprint)
     place, notes = _omniglot(trained, data)
     names, skipped = _allowed(model) if place is not None else ([], {})
 
@@ -93,7 +94,7 @@ def report(
             notes.append(str(error))
     if tested is None and omniglot is not None and split is not None:
         display.say(f"{split}: {len(SPLITS[split].characters):,} characters that were not learned from")
-        tested = tested_drawings(omniglot, split, model.embed)  # type: ignore[arg-type]
+        tested = tested_drawings(omniglot, split, embed)
 
     results: list[Result] = []
     if names:
@@ -106,17 +107,14 @@ def report(
     if tested is not None:
         display.say("looking for what is hard")
         alphabets = hardest_alphabets(tested.embedded, seed=seed) if tested.grouped else []
-        findings = Findings(
-            trained,
-            benchmarked,
-            tuple(notes),
-            seed,
+        findings = replace(
+            findings,
             tested=tested,
             curves=way_curves(tested.embedded, seed, results),
             alphabets=alphabets,
             classes=hardest_classes(tested.embedded, seed=seed),
             wrong=wrong_neighbours(tested.embedded),
-            pairs=_pairs(tested, model, omniglot, "koch" in names, embedder.verification, seed),
+            pairs=_pairs(tested, embed, omniglot, "koch" in names, embedder.verification, seed),
             map=draw_map(tested, alphabets, seed),
         )
     write_text(path, page_of(findings))
@@ -168,16 +166,16 @@ def _read(place: Path, model: Model, names: Sequence[str]) -> Omniglot | None:
 
 def _pairs(
     tested: Tested,
-    model: Model,
+    embed: Embed,
     omniglot: Omniglot | None,
     published: bool,
     verification: dict[str, Any] | None,
     seed: int,
 ) -> SameOrDifferent:
     """The very pairs of the published protocol where it may be used, so that the curves are of the table's figures."""
-    if published and tested.grouped and omniglot is not None and model.embed is not None:
+    if published and tested.grouped and omniglot is not None:
         validation, test = (
-            embed_once(select(omniglot, SPLITS[split]), model.embed, turns=UPRIGHT) for split in NEEDED["koch"]
+            embed_once(select(omniglot, SPLITS[split]), embed, turns=UPRIGHT) for split in NEEDED["koch"]
         )
         return same_or_different(*koch_pairs(validation, test, seed), verification)
     return same_or_different(*pairs_of(tested.embedded, seed), verification)

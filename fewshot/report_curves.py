@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fewshot.embedded import Embedded
@@ -72,7 +73,7 @@ def pairs_of(embedded: Embedded, seed: int = 0) -> tuple[Tensor, Tensor]:
     return similarity(embedded.vectors, rows), same
 
 
-def _thinned(false_accept: Any, false_reject: Any) -> Any:
+def _thinned(false_accept: NDArray[np.float64], false_reject: NDArray[np.float64]) -> NDArray[np.int64]:
     """Positions of a curve's points that stand about evenly on it, both as it is and by the logarithms of its rates."""
     least = 1 / PAIRS
     along = np.zeros(len(false_accept))

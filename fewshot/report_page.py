@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class Findings:
     classes: Sequence[HardClass] = ()
     wrong: tuple[int, int, list[WrongNeighbour]] | None = None
     pairs: SameOrDifferent | None = None
-    map: Map | None = field(default=None)
+    map: Map | None = None
 
 
 def page_of(found: Findings) -> str:

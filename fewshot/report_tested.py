@@ -8,6 +8,7 @@ import io
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ class Tested:
     """embedded: upright, the classes of an own folder standing as characters of one nameless alphabet.
 
     what: in words. names: of the classes, by `embedded.character`. groups: of the alphabets, by `embedded.alphabet`.
-    picture: a row as a data URI. described: a row in words.
+    picture: a row as a data URI, made once. described: a row in words.
     """
 
     embedded: Embedded
@@ -90,7 +91,7 @@ def tested_drawings(omniglot: Omniglot, split: str, embed: Embed) -> Tested:
         what=f"{len(names)} characters by {len(embedded.drawer.unique())} drawers, the split {split}",
         names=names,
         groups=tuple(readable(name) for name in drawn.alphabets),
-        picture=lambda row: drawing_uri(drawn.pictures[row]),
+        picture=cache(lambda row: drawing_uri(drawn.pictures[row])),
         described=described,
     )
 
@@ -150,7 +151,7 @@ def tested_folder(embedder: Embedder, folder: Path, display: Display) -> Tested:
         what=f"{len(names)} classes of {folder.name} that were held out, {len(samples):,} pictures",
         names=names,
         groups=("",),
-        picture=lambda row: thumbnail(read_image(folder / samples[row].path)),
+        picture=cache(lambda row: thumbnail(read_image(folder / samples[row].path))),
         described=lambda row: f"{samples[row].label}, {Path(samples[row].path).name}",
     )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import timm
 
-from fewshot.embedder import CONFIG_FILE, FORMAT, WEIGHTS_FILE, characters_from, fingerprint_of
+from fewshot.embedder import CONFIG_FILE, FORMAT, WEIGHTS_FILE, characters_from
 from fewshot.encoders import Spec, create
 from finetune.backbone import Backbone
 from finetune.classifier import load as load_classifier
@@ -83,7 +83,7 @@ def _of_training(made: type[Embedder], folder: Path, config: Any, options: dict[
     except RuntimeError as error:
         raise InputError(f"{folder / WEIGHTS_FILE} does not fit {spec.network}; it may be damaged") from error
     embedder = made(network, spec, trained_on=trained_on, **options)
-    if fingerprint_of(network, spec) != config.get("fingerprint"):
+    if embedder.network_fingerprint != config.get("fingerprint"):
         raise InputError(f"{folder / WEIGHTS_FILE} is not what {path} was written with; one of them may be damaged")
     embedder.verification = config.get("verification")
     return embedder

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 420, 270
+from finetune.axes import WIDTH, Axis, Frame, number, path, short, shortened, text
+
 # Of the lines' colours in the page's style.
 COLOURS = 8
 # Lines of fewer points get a dot at each.
@@ -103,9 +104,9 @@ def line_chart(
     ends = [(x, y) for band in bands for x, *both in zip(band.x, band.low, band.high, strict=True) for y in both]
     xs, ys = zip(*points, *(end for end in ends if _drawable(*end)), strict=True)
     tilted = sum(map(len, x_names)) > 44
-    frame = _Frame(
-        _Axis(x_range or (min(xs), max(xs)), log_x, padded=bool(x_names)),
-        _Axis(y_range or (min(ys), max(ys)), log_y, padded=y_range is None),
+    frame = Frame(
+        Axis(x_range or (min(xs), max(xs)), log_x, padded=bool(x_names)),
+        Axis(y_range or (min(ys), max(ys)), log_y, padded=y_range is None),
         left=54,
         bottom=74 if tilted else 42,
     )
@@ -113,13 +114,13 @@ def line_chart(
     if diagonal:
         low = max(frame.x.low, frame.y.low)
         high = min(frame.x.high, frame.y.high)
-        parts.append(_path([frame.place(low, low), frame.place(high, high)], "diagonal"))
+        parts.append(path([frame.place(low, low), frame.place(high, high)], "diagonal"))
     colour = {line.name: f"c{position % COLOURS + 1}" for position, line in enumerate(lines)}
     for band in bands:
         parts.append(_band(band, frame, colour.get(band.name, "c1")))
     for line in lines:
         placed = [frame.place(x, y) if _drawable(x, y) else None for x, y in zip(line.x, line.y, strict=True)]
-        parts.append(_path(placed, f"line {colour[line.name]}{' dashed' if line.dashed else ''}"))
+        parts.append(path(placed, f"line {colour[line.name]}{' dashed' if line.dashed else ''}"))
         if dots and len(drawn[line.name]) <= _DOTS:
             parts += [_dot(*where, colour[line.name]) for where in placed if where is not None]
     parts += _marks(marks, frame)
@@ -137,18 +138,18 @@ def bar_chart(bars: Sequence[Bar], *, title: str, value_label: str, percent: boo
     for position, bar in enumerate(bars):
         y = 20 + position * row
         kind = "bar highlighted" if bar.highlighted else "bar"
-        parts.append(_text(left, y - 6, _shortened(bar.name, 48), "start"))
+        parts.append(text(left, y - 6, shortened(bar.name, 48), "start"))
         parts.append(
             Markup('<rect class="{}" x="{}" y="{}" width="{}" height="{}" rx="2"/>').format(
-                kind, left, y, _short(max(0.5, bar.value * length)), 14
+                kind, left, y, short(max(0.5, bar.value * length)), 14
             )
         )
         edge = bar.value
         if bar.low is not None and bar.high is not None:
             middle = y + 7
-            parts.append(_path([(left + bar.low * length, middle), (left + bar.high * length, middle)], "whisker"))
+            parts.append(path([(left + bar.low * length, middle), (left + bar.high * length, middle)], "whisker"))
             edge = max(edge, bar.high)
-        parts.append(_text(left + edge * length + 6, y + 12, number(bar.value, percent), "start", "value"))
+        parts.append(text(left + edge * length + 6, y + 12, number(bar.value, percent), "start", "value"))
     told = "; ".join(f"{bar.name}: {number(bar.value, percent)}" for bar in bars)
     return _figure(title, f"{value_label}. {told}.", parts, 2 + row * len(bars), [])
 
@@ -173,8 +174,8 @@ def scatter(points: Sequence[Point], *, title: str, groups: Sequence[str] = ()) 
                 "<title>{}</title></circle>"
             ).format(
                 colour[point.group],
-                _short(10 + (point.x - left) / extent * side),
-                _short(10 + side - (point.y - top) / extent * side),
+                short(10 + (point.x - left) / extent * side),
+                short(10 + side - (point.y - top) / extent * side),
                 point.label,
                 "-1" if position else "0",
                 Markup(' data-picture="{}"').format(point.thumbnail) if point.thumbnail else "",
@@ -189,89 +190,16 @@ def scatter(points: Sequence[Point], *, title: str, groups: Sequence[str] = ()) 
     return _wrapped(title, drawing, legend)
 
 
-def number(value: float, percent: bool = False) -> str:
-    """As a person reads it: three digits that tell, or a percentage."""
-    if percent:
-        return f"{100 * value:.2g}%" if 0 < abs(value) < 0.00995 else f"{100 * value:.1f}%".replace(".0%", "%")
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-class _Axis:
-    """A range of numbers laid on 0 to 1, by their logarithms where `log`."""
-
-    def __init__(self, ends: tuple[float, float], log: bool, *, padded: bool):
-        self.log = log
-        low, high = ends
-        if log and low <= 0:
-            raise ValueError("a logarithmic axis needs numbers above 0")
-        if low == high:
-            low, high = (low / 2, high * 2) if log else (low - 0.5, high + 0.5)
-        elif padded and not log:
-            room = 0.06 * (high - low)
-            low, high = (0.0 if 0 <= low < 0.3 * high else low - room), high + room
-        self.low, self.high = low, high
-
-    def share(self, value: float) -> float:
-        if self.log:
-            return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
-
-    def ticks(self) -> list[float]:
-        if self.log:
-            exponents = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
-            every = max(1, len(exponents) // 6)
-            return [10.0**exponent for exponent in exponents[::every]] or [self.low, self.high]
-        step = _round_step((self.high - self.low) / 5)
-        first = math.ceil(self.low / step - 1e-9)
-        return [round(tick * step, 12) for tick in range(first, math.floor(self.high / step + 1e-9) + 1)]
-
-
-class _Frame:
-    """Where the data lie in the drawing."""
-
-    def __init__(self, x: _Axis, y: _Axis, *, left: float, bottom: float):
-        self.x, self.y = x, y
-        self.left, self.right, self.top = left, WIDTH - 12.0, 34.0
-        self.floor = HEIGHT - 42.0
-        self.height = self.floor + bottom
-
-    def place(self, x: float, y: float) -> tuple[float, float]:
-        across, up = self.x.share(x), min(1.0, max(0.0, self.y.share(y)))
-        return self.left + across * (self.right - self.left), self.floor - up * (self.floor - self.top)
-
-    def grid(self, percent: bool, x_names: Sequence[str], tilted: bool) -> Iterable[Markup]:
-        for tick in self.y.ticks():
-            _, y = self.place(self.x.low, tick)
-            yield _path([(self.left, y), (self.right, y)], "grid")
-            yield _text(self.left - 6, y + 4, f"{100 * tick:.4g}%" if percent else number(tick), "end")
-        ticks = [(float(position), name) for position, name in enumerate(x_names)]
-        for tick, name in ticks or [(tick, number(tick)) for tick in self.x.ticks()]:
-            x, _ = self.place(tick, self.y.high)
-            if tilted:
-                yield Markup('<text class="end" transform="translate({} {}) rotate(-35)">{}</text>').format(
-                    _short(x + 4), _short(self.floor + 16), _shortened(name, 14)
-                )
-            else:
-                yield _text(x, self.floor + 16, name, "middle")
-
-    def labels(self, x_label: str, y_label: str) -> Markup:
-        return (
-            _text((self.left + self.right) / 2, self.height - 7, x_label, "middle", "label")
-            + Markup("\n")
-            + _text(2, 11, y_label, "start", "label")
-        )
-
-
-def _marks(marks: Sequence[Mark], frame: _Frame) -> Iterable[Markup]:
+def _marks(marks: Sequence[Mark], frame: Frame) -> Iterable[Markup]:
     for position, mark in enumerate(marks):
         x, top = frame.place(mark.x, frame.y.high)
-        yield _path([(x, top - 14), (x, frame.floor)], "mark")
+        yield path([(x, top - 14), (x, frame.floor)], "mark")
         # On the side with room; the first above the drawing, others under each other.
         anchor, shift = ("end", -5) if x > (frame.left + frame.right) / 2 else ("start", 5)
-        yield _text(x + shift, top - 5 + 17 * position, mark.label, anchor, "marked")
+        yield text(x + shift, top - 5 + 17 * position, mark.label, anchor, "marked")
 
 
-def _band(band: Band, frame: _Frame, colour: str) -> Markup:
+def _band(band: Band, frame: Frame, colour: str) -> Markup:
     rows = [
         (x, low, high)
         for x, low, high in zip(band.x, band.low, band.high, strict=True)
@@ -279,27 +207,12 @@ def _band(band: Band, frame: _Frame, colour: str) -> Markup:
     ]
     if band.filled:
         around = [frame.place(x, low) for x, low, _ in rows] + [frame.place(x, high) for x, _, high in reversed(rows)]
-        return _path(around, f"area {colour}")
-    return _joined([_path([frame.place(x, low), frame.place(x, high)], f"whisker {colour}") for x, low, high in rows])
-
-
-def _path(points: Sequence[tuple[float, float] | None], kind: str) -> Markup:
-    steps, drawing = [], False
-    for point in points:
-        if point is not None:
-            steps.append(f"{'L' if drawing else 'M'}{_short(point[0])} {_short(point[1])}")
-        drawing = point is not None
-    return Markup('<path class="{}" d="{}"/>').format(kind, " ".join(steps))
+        return path(around, f"area {colour}")
+    return _joined([path([frame.place(x, low), frame.place(x, high)], f"whisker {colour}") for x, low, high in rows])
 
 
 def _dot(x: float, y: float, colour: str) -> Markup:
-    return Markup('<circle class="dot {}" cx="{}" cy="{}" r="3"/>').format(colour, _short(x), _short(y))
-
-
-def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> Markup:
-    return Markup('<text class="{}" x="{}" y="{}">{}</text>').format(
-        f"{anchor} {kind}".strip(), _short(x), _short(y), text
-    )
+    return Markup('<circle class="dot {}" cx="{}" cy="{}" r="3"/>').format(colour, short(x), short(y))
 
 
 def _figure(
@@ -309,7 +222,7 @@ def _figure(
     drawing = Markup(
         '<svg viewBox="0 0 {} {}" role="img" aria-labelledby="chart{}-title chart{}-text">\n'
         '<title id="chart{}-title">{}</title>\n<desc id="chart{}-text">{}</desc>\n{}\n</svg>'
-    ).format(WIDTH, _short(height), unique, unique, unique, title, unique, description, _joined(parts))
+    ).format(WIDTH, short(height), unique, unique, unique, title, unique, description, _joined(parts))
     return _wrapped(title, drawing, legend)
 
 
@@ -337,20 +250,6 @@ def _told(points: Sequence[tuple[float, float]], percent: bool, x_names: Sequenc
 
 def _drawable(x: float, y: float) -> bool:
     return math.isfinite(x) and math.isfinite(y)
-
-
-def _round_step(step: float) -> float:
-    """The next of 1, 2, 2.5, 5 and 10 times a power of ten."""
-    power = 10.0 ** math.floor(math.log10(step))
-    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= step * 0.999)
-
-
-def _short(value: float) -> str:
-    return f"{value:.1f}".rstrip("0").rstrip(".")
-
-
-def _shortened(name: str, longest: int) -> str:
-    return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
 def _joined(parts: Iterable[Markup]) -> Markup:

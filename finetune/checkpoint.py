@@ -98,8 +98,9 @@ def read_checkpoint(path: Path, learned_from: Mapping[str, str]) -> Checkpoint:
             f"{path} was trained on {metadata.get('inputs')}, not {learned_from['inputs']}: "
             "make room for the first, or remove it to train again from the start"
         )
-    course = Course(**json.loads(metadata["course"]))
-    course.best = None if course.best is None else Score(**course.best)  # type: ignore[arg-type]
+    saved = json.loads(metadata["course"])
+    best = saved.pop("best")
+    course = Course(**saved, best=None if best is None else Score(**best))
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in _part(tensors, "optimizer.").items():
         position, name = key.split(".", 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 import unicodedata
 from collections.abc import Sequence
@@ -82,6 +83,17 @@ def check_name(path: Path) -> None:
     """InputError for a path that does not end in .png."""
     if path.suffix.lower() != ".png":
         raise InputError(f"{path}: a contact sheet is a PNG; give it a name that ends in .png")
+
+
+def check_place(path: Path, pictures: Path) -> None:
+    """Before an hour of reading: InputError where no sheet can be written to `path`, or where it lies in the folder
+    `pictures`, in which it might replace one."""
+    check_name(path)
+    if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(pictures)):
+        raise InputError(f"{path} (--sheet) lies in {pictures}, where nothing is changed; choose another place")
+    nearest = next(above for above in path.absolute().parents if above.exists())
+    if path.is_dir() or not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"{path} (--sheet) cannot be written to; choose another place")
 
 
 def blank(width: int, height: int, what: str) -> Image.Image:

@@ -100,7 +100,9 @@ def _underfit(evidence: Sequence[str], metrics: Mapping[str, Any], config: Mappi
     elif larger and larger != strategy:
         advice.append(f"--strategy {larger}: let more of the network learn")
     epochs = metrics.get("epochs", 0)
-    if epochs:
+    if metrics.get("interrupted"):
+        advice.insert(0, "--resume: the run was interrupted, let it go to its end")
+    elif epochs:
         longer = f"--epochs {2 * epochs}: train longer"
         at_the_end = metrics.get("best_epoch", 0) >= 0.8 * epochs
         advice.insert(

@@ -36,6 +36,8 @@ def drop_above(
     if position == len(backbone.stages) - 1:
         display.say(f"no stage is dropped: {asked} is the last.")
         return stages, rows
+    # Where nothing was read it is not yet in evaluation mode, and a look at it would move its batch norms.
+    backbone.eval()
     before = _size(backbone)
     backbone.drop_above(asked)
     after = _size(backbone)

@@ -116,7 +116,8 @@ def _evaluated(place: Path) -> str | None:
     if not (place / METRICS_FILE).is_file():
         return None
     found = read_json(place / METRICS_FILE)
-    return str(found[EVALUATED]["folder"]) if isinstance(found, dict) and EVALUATED in found else ""
+    evaluated = found.get(EVALUATED) if isinstance(found, dict) else None
+    return str(evaluated.get("folder")) if isinstance(evaluated, dict) else ""
 
 
 def _check_out(out: Path) -> None:
@@ -154,8 +155,10 @@ def _used_by_content(run: Path) -> dict[str, str]:
         if "folder" in read_config(run):
             raise InputError(f"{path} is missing: without it, pictures that the run was trained on cannot be left out")
         return {}  # a classifier saved through the API alone
-    with path.open(newline="", encoding="utf-8") as file:
-        try:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
             return {row["sha256"]: LEARNED if row["learned"] == "yes" else row["split"] for row in csv.DictReader(file)}
-        except KeyError as error:
-            raise InputError(f"{path} has no column {error}; it may be damaged") from error
+    except KeyError as error:
+        raise InputError(f"{path} has no column {error}; it may be damaged") from error
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read ({error}); it may be damaged") from error

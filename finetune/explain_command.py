@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import click
 
 from finetune.commands import as_json, existing, on_device
+from finetune.errors import InputError
 
 
 @click.command()
@@ -24,15 +28,20 @@ def explain(run: Path, pictures: tuple[Path, ...], out: Path, label: str | None,
     Unreadable files are named on stderr (exit code 2).
     """
     import finetune
-    from finetune.explain import heat_maps
+    from finetune.explain import BATCH, heat_maps
     from finetune.files import replacing
     from finetune.folder import list_unlabelled
 
     classifier = finetune.load(run, device=device)
     paths = list_unlabelled(pictures)
-    found = heat_maps(classifier, paths, None if label is None else [label] * len(paths))
+    _check_out(out, pictures)
+    # Some at a time, so that a folder of any size goes through.
+    groups = (paths[start : start + BATCH] for start in range(0, len(paths), BATCH))
+    answers = chain.from_iterable(
+        heat_maps(classifier, group, None if label is None else [label] * len(group)) for group in groups
+    )
     failed, taken = False, set[str]()
-    for path, answer in zip(paths, found, strict=True):
+    for path, answer in zip(paths, answers, strict=True):
         if isinstance(answer, finetune.UnreadablePicture):
             failed = True
             click.echo(f"finetune: {answer}", err=True)
@@ -52,6 +61,18 @@ def explain(run: Path, pictures: tuple[Path, ...], out: Path, label: str | None,
             click.echo(f"{target}: {answer.label} {answer.probability:.1%}")
     if failed:
         sys.exit(2)
+
+
+def _check_out(out: Path, pictures: Sequence[Path]) -> None:
+    """InputError where `out` is no folder to write to, or lies where the pictures do: it might replace one of them."""
+    place = Path(os.path.realpath(out))
+    nearest = next(above for above in (place, *place.parents) if above.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"{out} (--out) cannot be written to; choose another folder")
+    for given in pictures:
+        folder = Path(os.path.realpath(given if given.is_dir() else given.parent))
+        if place == folder or (given.is_dir() and place.is_relative_to(folder)):
+            raise InputError(f"{out} (--out) holds the pictures, where nothing is changed; choose another folder")
 
 
 def _free_name(stem: str, taken: set[str]) -> str:

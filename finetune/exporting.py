@@ -147,11 +147,11 @@ def _validation_pictures(run: Path, saved: dict[str, Any]) -> list[Path]:
     table = run / PICTURES_FILE
     if "folder" not in saved or not table.exists():
         raise InputError(f"{run} does not say what pictures it was validated on; {instead}")
-    with table.open(newline="", encoding="utf-8") as file:
-        try:
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
             paths = [Path(saved["folder"]) / row["path"] for row in csv.DictReader(file) if row["split"] == "val"]
-        except (KeyError, ValueError) as error:
-            raise InputError(f"{table} is not as a run leaves it; it may be damaged; {instead}") from error
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        raise InputError(f"{table} is not as a run leaves it; it may be damaged; {instead}") from error
     gone = [path for path in paths if not path.exists()]
     if gone or not paths:
         what = f"{gone[0]} is gone, and {len(gone) - 1} more" if gone else f"{table} names no validation picture"

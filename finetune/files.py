@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from finetune.errors import InputError
+
+_LOCKS: set[int] = set()  # this process's handles of folders that it has locked
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems say that have none
 
 
 @contextmanager
@@ -40,26 +44,68 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """`folder`, which is made where it is missing, for this process alone; others wait. On Windows nobody waits.
+def locked(folder: Path, *, busy: str | None = None) -> Iterator[None]:
+    """`folder`, which is made where it is missing, for this process alone; others wait, or are told `busy`, an
+    InputError. On Windows, and where a file system has no locks, all go on at once.
 
-    The lock goes with the process, and leaves no file. InputError where the folder cannot be made.
+    The lock goes with the process, and leaves no file, nor a folder that was made for it and stayed empty. InputError
+    where the folder cannot be made.
     """
+    made: list[Path] = []  # the deepest first
+    handle = None
+    while handle is None:
+        try:
+            missing = [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder} cannot be made: {error.strerror}") from error
+        made += missing
+        handle = _locked_handle(folder, busy)
+    _LOCKS.add(handle)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be made: {error.strerror}") from error
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
+        if handle in _LOCKS:  # not so in a child that was forked meanwhile
+            for path in made:
+                with suppress(OSError):  # it holds something
+                    path.rmdir()
+            _LOCKS.remove(handle)
+            os.close(handle)
+
+
+def _locked_handle(folder: Path, busy: str | None) -> int | None:
+    """What holds the lock until it is closed; None where another process removed the folder meanwhile."""
+    if sys.platform == "win32":
+        return os.open(os.devnull, os.O_RDONLY)
+    import fcntl
+
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            os.close(handle)
+            if busy is not None and isinstance(error, BlockingIOError):
+                raise InputError(busy) from error
+            raise
+    if folder.exists() and os.path.samestat(os.fstat(handle), folder.stat()):
+        return handle
+    os.close(handle)
+    return None
+
+
+def _let_go() -> None:
+    """In a forked child: its copies of the locks' handles would hold them beyond the end of its parent."""
+    for handle in _LOCKS:
         os.close(handle)
+    _LOCKS.clear()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -11,7 +11,7 @@ from finetune.checkpoint import Course
 from finetune.classifier import Classifier, load
 from finetune.config import AUTO, Config
 from finetune.errors import InputError
-from finetune.folder import list_folder
+from finetune.folder import Listing, list_folder
 from finetune.head import Heads
 from finetune.loggers import check_log, open_log
 from finetune.preparation import Prepared, prepare
@@ -48,11 +48,19 @@ def fit(
     display = display or Display()
     check_log(config, None if out is None else Path(out))
     listing = list_folder(Path(folder))
-    run = None if out is None else RunFolder(Path(out))
-    if run is not None and run.begin(listing.root, config, resume=resume):
-        display.say(f"{out} holds this run, finished")
-        return load(run.path, device=config.device)
+    if out is None:
+        return _fitted(listing, None, config, False, display, started)
+    with RunFolder(Path(out)) as run:
+        if run.begin(listing.root, config, resume=resume):
+            display.say(f"{out} holds this run, finished")
+            return load(run.path, device=config.device)
+        return _fitted(listing, run, config, resume, display, started)
 
+
+def _fitted(
+    listing: Listing, run: RunFolder | None, config: Config, resume: bool, display: Display, started: float
+) -> Classifier:
+    """The whole job, once it may begin. started: when it did, for the seconds that it took."""
     prepared = prepare(listing, config, run, display)
     network, start = prepared.beginning(config)
     course = Course()

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich import box
+from rich import box, markup
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from finetune.commands import as_json, display_for, existing, hyper_parameters, print_json
 from finetune.config import Config
+from finetune.errors import InputError
 from finetune.options import Options
 
 if TYPE_CHECKING:
@@ -57,34 +58,41 @@ def inspect(folder: Path, sheet: Path | None, as_json: bool, **options: Any) -> 
     Nothing in FOLDER is changed. Suspect labels are sought among the pictures that a run would learn from or choose on;
     those of test are left alone.
     """
-    from finetune.contact_sheet import check_name, write_sections
+    from finetune.contact_sheet import check_place, write_sections
     from finetune.inspection import inspect_folder
 
     if sheet is not None:
-        check_name(sheet)
+        check_place(sheet, folder)
     found = inspect_folder(folder, config=Config(**options), display=display_for(as_json))
-    if sheet is not None:
-        write_sections(sheet, _sections(found))
+    # First, so that a sheet that fails takes nothing of this with it.
     if as_json:
         print_json(found.to_dict())
     else:
-        _print(found, sheet)
+        _print(found)
+    if sheet is not None:
+        sections = _sections(found)
+        if not sections:
+            raise InputError(f"{sheet} (--sheet) was not drawn: no picture in {folder} can be read")
+        write_sections(sheet, sections)
+        if not as_json:
+            click.echo(f"\ncontact sheet: {sheet}")
 
 
-def _print(found: Inspection, sheet: Path | None) -> None:
+def _print(found: Inspection) -> None:
     # Lines as long as they are: a path that is broken in two cannot be copied.
     out = Console(highlight=False, soft_wrap=True)
     megabytes = found.bytes / 1e6
+    classes = "1 class" if len(found.counts) == 1 else f"{len(found.counts):,} classes"
     out.print(
-        f"[bold]{escape(str(found.root))}[/bold]  {found.pictures:,} pictures, {len(found.counts)} classes, "
+        f"[bold]{_escape(str(found.root))}[/bold]  {found.pictures:,} pictures, {classes}, "
         f"{megabytes:,.{0 if megabytes >= 10 else 1}f} MB"
     )
     if found.refusal is not None:
-        out.print(f"[bold red]A run would stop:[/bold red] {escape(found.refusal)}")
+        out.print(f"[bold red]A run would stop:[/bold red] {_escape(found.refusal)}")
     _print_list(
         out,
         f"{len(found.unreadable)} unreadable",
-        [(escape(_path(found, entry.path)), escape(entry.reason)) for entry in found.unreadable],
+        [(_escape(_path(found, entry.path)), _escape(entry.reason)) for entry in found.unreadable],
     )
     _print_suspects(out, found)
     _print_groups(out, found, "identical", found.identical)
@@ -92,9 +100,7 @@ def _print(found: Inspection, sheet: Path | None) -> None:
     _print_classes(out, found)
     _print_sizes(out, found)
     for note in found.notes:
-        out.print(escape(note), style="dim")
-    if sheet is not None:
-        out.print(f"\ncontact sheet: {escape(str(sheet))}")
+        out.print(_escape(note), style="dim")
 
 
 def _print_suspects(out: Console, found: Inspection) -> None:
@@ -104,7 +110,7 @@ def _print_suspects(out: Console, found: Inspection) -> None:
     labels = "1 suspect label" if len(found.suspects) == 1 else f"{len(found.suspects)} suspect labels"
     title = f"{labels} of {found.judged:,} judged, worst first"
     lines = [
-        (escape(_path(found, each.path)), f"{escape(each.label)} → [bold]{escape(each.predicted)}[/bold]?")
+        (_escape(_path(found, each.path)), f"{_escape(each.label)} → [bold]{_escape(each.predicted)}[/bold]?")
         for each in found.suspects
     ]
     _print_list(out, title, lines)
@@ -117,9 +123,9 @@ def _print_groups(out: Console, found: Inspection, kind: str, groups: Sequence[A
         if len(group.splits) > 1:
             where.append(f"[bold]across {', '.join(group.splits)}[/bold]")
         if len(group.labels) > 1:
-            where.append(f"[bold]labels {escape(', '.join(group.labels))}[/bold]")
+            where.append(f"[bold]labels {_escape(', '.join(group.labels))}[/bold]")
         more = [f"and {len(group.paths) - 2} more"] if len(group.paths) > 2 else []
-        first, second = (escape(_path(found, path)) for path in group.paths[:2])
+        first, second = (_escape(_path(found, path)) for path in group.paths[:2])
         lines.append((f"{first}  {second}", ", ".join([*more, *where])))
     _print_list(out, f"{len(groups)} groups of {kind}" if len(groups) != 1 else f"1 group of {kind}", lines)
 
@@ -148,7 +154,7 @@ def _print_classes(out: Console, found: Inspection) -> None:
     shown = largest_first if len(largest_first) <= 3 * SHOWN else [*largest_first[:SHOWN], *largest_first[-SHOWN:]]
     for label in shown:
         cells = [str(found.counts[label].get(split, 0)) for split in splits]
-        table.add_row(escape(label), *cells, "█" * round(24 * totals[label] / most))
+        table.add_row(_escape(label), *cells, "█" * round(24 * totals[label] / most))
     out.print()
     out.print(table)
     if len(shown) < len(totals):
@@ -170,7 +176,7 @@ def _print_sizes(out: Console, found: Inspection) -> None:
     )
     if sizes.odd:
         _print_list(
-            out, f"{len(sizes.odd)} much longer than wide", [(escape(_path(found, path)), "") for path in sizes.odd]
+            out, f"{len(sizes.odd)} much longer than wide", [(_escape(_path(found, path)), "") for path in sizes.odd]
         )
 
 
@@ -180,6 +186,15 @@ def _counted(counts: dict[str, int]) -> str:
 
 def _path(found: Inspection, path: str) -> str:
     return str(found.root / path)
+
+
+def _escape(text: str) -> str:
+    """`text` as it is on a line of its own: no markup, and no control character that breaks the line or hides."""
+    controls = ("Cc", "Zl", "Zp")
+    signs = (
+        sign.encode("unicode_escape").decode() if unicodedata.category(sign) in controls else sign for sign in text
+    )
+    return markup.escape("".join(signs))
 
 
 def _sections(found: Inspection) -> list[Section]:

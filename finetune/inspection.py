@@ -26,9 +26,9 @@ from finetune.pooled import PooledStages
 from finetune.pretrained import load_pretrained
 from finetune.progress import Display
 from finetune.reading import read_pictures
+from finetune.rows import SPLITS
 from finetune.suspects import find_suspects, judged_rows
 
-SPLITS = ("train", "val", "test")
 # The longer side over the shorter beyond which most of a picture is cut off before a network sees it.
 ODD_ASPECT = 3.0
 # Paths of each class that are given as examples.
@@ -147,7 +147,7 @@ def _audited(listing: Listing, contents: Sequence[Content], config: Config) -> t
     try:
         return audit(listing, contents, **fractions, max_bad=config.max_bad), None
     except InputError as error:
-        return None, str(error).split("\n")[0]  # the lines that follow list what is told elsewhere
+        return None, str(error).split("\n")[0].rstrip(": ")  # the lines that follow list what is told elsewhere
 
 
 def _splits(listing: Listing, contents: Sequence[Content], found: Folder | None) -> dict[int, str]:

@@ -16,7 +16,7 @@ from finetune.config import Config
 from finetune.errors import InputError
 from finetune.files import write_text
 
-HISTORY_FILE = "history.jsonl"
+LINES_FILE = "history.jsonl"
 PROJECT = "fewtune"
 
 # The package that each tracker is, and the extra of ours that brings it.
@@ -64,10 +64,10 @@ class RunLog(Log):
         line = {**row, "seconds": round(now - self._since, 3)}
         self._since = now
         try:
-            with (self._folder / HISTORY_FILE).open("a", encoding="utf-8") as file:
+            with (self._folder / LINES_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
-            raise InputError(f"{self._folder / HISTORY_FILE} cannot be written: {error.strerror}") from error
+            raise InputError(f"{self._folder / LINES_FILE} cannot be written: {error.strerror}") from error
         if self._tracker is not None:
             self._tracker.epoch(line)
 
@@ -90,7 +90,7 @@ class RunLog(Log):
 
     def _keep_only(self, history: Sequence[Row]) -> None:
         """Lines of the epochs in `history` alone: one that a crash has cut short, or that will come anew, goes."""
-        path, lines = self._folder / HISTORY_FILE, dict[Any, Row]()
+        path, lines = self._folder / LINES_FILE, dict[Any, Row]()
         for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
             try:
                 row = json.loads(text)

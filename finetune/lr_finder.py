@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -88,7 +88,8 @@ def sweep_rates(
     with the head's, in the ratios of the plan. The network is left as it was, and the same seed gives the same sweep.
     """
     before = copy_of(network)
-    taken = Steps(fabric, network, inputs.learner, Plan(**{**vars(plan), "lr": 1.0}), config, material)
+    plan = replace(plan, lr=1.0)
+    taken = Steps(fabric, network, inputs.learner, plan, config, material)
     scale = SGD_RATE if config.optimizer == "sgd" else 1
     rates = [scale * LOWEST * (HIGHEST / LOWEST) ** (step / (steps - 1)) for step in range(steps)]
     losses: list[float] = []
@@ -113,7 +114,7 @@ def sweep_rates(
     found, trouble = suggested(rates[: len(losses)], smoothed, diverged)
     top = len(network.backbone.stages)
     stages = {
-        stage.name: plan.stage_decay ** (top - position)
+        stage.name: plan.stage_rate(position, top)
         for position, stage in enumerate(network.backbone.stages)
         if position >= plan.lowest
     }

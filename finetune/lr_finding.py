@@ -12,6 +12,8 @@ from finetune.lr_finder import Sweep, sweep_rates
 from finetune.preparation import prepare
 from finetune.progress import Display
 
+_NO_RATE = "strategy head solves its head at once and has no learning rate; choose another one (--strategy partial)"
+
 
 def find_rate(folder: str | Path, *, config: Config | None = None, display: Display | None = None) -> Sweep:
     """The sweep of the training that a run on `folder` would make, with the batches that it would learn from.
@@ -19,13 +21,13 @@ def find_rate(folder: str | Path, *, config: Config | None = None, display: Disp
     InputError for a folder, file or option that cannot be used, and for a strategy that learns nothing by gradient.
     """
     config, display = config or Config(), display or Display()
+    if config.strategy == "head":
+        raise InputError(_NO_RATE)
     listing = list_folder(Path(folder))
     prepared = prepare(listing, config, None, display)
     strategy = prepared.choice.strategy
     if strategy.trains == "head":
-        raise InputError(
-            "strategy head solves its head at once and has no learning rate; choose another one (--strategy partial)"
-        )
+        raise InputError(_NO_RATE)
     network, _ = prepared.beginning(config)
     plan, material = prepared.plan(network, config), prepared.material(config)
     network.backbone.freeze_below(plan.lowest, batch_norm_trains=plan.batch_norm_trains)

@@ -12,7 +12,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from finetune.charts import number
+from finetune.axes import number
 
 THUMBNAIL = 96
 _QUALITY = 70

@@ -22,7 +22,8 @@ SGD_RATE = 30
 class Plan:
     """Every choice that the loop needs, made. lowest: position of the lowest stage that learns.
 
-    from_head: whether the network begins with a solved head. lr: learning rate of the head; with --lr auto it is the strategy's own, which the sweep then replaces.
+    from_head: whether the network begins with a solved head. lr: learning rate of the head; with --lr auto it is the
+    strategy's own, which the sweep then replaces.
     """
 
     epochs: int

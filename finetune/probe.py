@@ -115,10 +115,9 @@ def probe_curve(parts: Sequence[Tensor], depths: Sequence[str], labels: Tensor, 
 
 def probe_answers(features: Tensor, labels: Tensor, asked: Tensor) -> Tensor:
     """The class (m,) that a probe on features (n, width) with labels (n,) from 0 gives each of (m, width)."""
-    targets = torch.nn.functional.one_hot(labels).double()
-    scale = (features - features.mean(0)).double().square().sum(1).mean().sqrt().clamp_min(1e-12)
-    strength = _left_out(_scaled(features), targets - targets.mean(0)).strength
-    return _ridge(features.double() / scale, targets, asked.double() / scale, strength).argmax(1)
+    strength = _left_out(_scaled(features), _targets(labels)).strength
+    one_hot = torch.nn.functional.one_hot(labels).double()
+    return _ridge(features.double(), one_hot, asked.double(), strength).argmax(1)
 
 
 def _targets(labels: Tensor) -> Tensor:

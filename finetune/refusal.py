@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,9 +73,15 @@ def refusal_for(rows: Sequence[Refusal], target_error: float) -> Refusal:
         best = min((row.bound for row in rows), default=1.0)
         raise InputError(
             f"--target-error {target_error:g} cannot be promised: the run's validation pictures show no less than "
-            f"{best:.2g}; ask for that, validate on more pictures, or give --min-probability"
+            f"{_rounded_up(best):g}; ask for that, validate on more pictures, or give --min-probability"
         )
     return max(kept, key=lambda row: row.coverage)
+
+
+def _rounded_up(share: float) -> float:
+    """To two digits, upwards, so that what is told can be asked for."""
+    step = 10.0 ** (math.floor(math.log10(share)) - 1)
+    return round(math.ceil(share / step) * step, 12)
 
 
 def upper_bound(errors: int, n: int, confidence: float) -> float:
@@ -91,8 +98,11 @@ def validation_answers(run: Path) -> tuple[list[float], list[bool]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if row["split"] == "val"]
-            return [float(row["probability"]) for row in rows], [row["label"] == row["predicted"] for row in rows]
+        probabilities = [float(row["probability"]) for row in rows]
+        if not all(0 <= probability <= 1 for probability in probabilities):
+            raise ValueError("a probability is not between 0 and 1")
+        return probabilities, [row["label"] == row["predicted"] for row in rows]
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}; give --min-probability instead") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise InputError(f"{path} is not as a run leaves it; it may be damaged; give --min-probability") from error

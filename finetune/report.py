@@ -8,8 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jinja2 import UndefinedError
+
+from finetune.classifier import CONFIG_FILE, METRICS_FILE
 from finetune.config import Config
 from finetune.diagnosis import diagnose
+from finetune.errors import InputError
 from finetune.files import write_text
 from finetune.options import flag
 from finetune.page import render
@@ -42,7 +46,14 @@ def write_report(run: str | Path, *, explain: Explain | None = None) -> Path:
     """
     findings = read_findings(Path(run))
     path = findings.path / REPORT_FILE
-    write_text(path, render("report.html.j2", **_values(findings, explain)))
+    try:
+        page = render("report.html.j2", **_values(findings, explain))
+    # The figures in these two files are as many as the page shows: what is no figure is met where it is drawn.
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, UndefinedError) as error:
+        files = f"{findings.path / METRICS_FILE} or {CONFIG_FILE} beside it"
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{files} is not as a run leaves it ({type(error).__name__}: {reason})") from error
+    write_text(path, page)
     return path
 
 

@@ -98,15 +98,12 @@ def training_charts(findings: Findings) -> list[Markup]:
         Line("validation", epochs, [row["val_loss"] for row in history]),
     ]
     accuracy = [Line("validation", epochs, [row["val_accuracy"] for row in history])]
-    try:
-        return [
-            line_chart(loss, title="Loss", x_label="epoch", y_label="loss in nats", marks=marks),
-            line_chart(
-                accuracy, title="Validation accuracy", x_label="epoch", y_label="accuracy", percent=True, marks=marks
-            ),
-        ]
-    except ValueError:  # an epoch or two without a finite number
-        return []
+    return [
+        line_chart(loss, title="Loss", x_label="epoch", y_label="loss in nats", marks=marks),
+        line_chart(
+            accuracy, title="Validation accuracy", x_label="epoch", y_label="accuracy", percent=True, marks=marks
+        ),
+    ]
 
 
 def kept_told(metrics: Mapping[str, Any]) -> str | None:
@@ -115,7 +112,7 @@ def kept_told(metrics: Mapping[str, Any]) -> str | None:
     if not metrics.get("epochs"):
         return None
     if not best:
-        return "No epoch was kept: none beat the head that was solved before training."
+        return "No epoch was kept: on validation none was clearly better than the head that was solved before training."
     kept = f"Kept are the weights of epoch {best}"
     way = metrics.get("share_of_the_way")
     if way is None or strategy is None or not strategy.head_first or metrics.get("interrupted"):

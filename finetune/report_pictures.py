@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from PIL import Image
 
 from finetune.errors import UnreadablePicture
 from finetune.images import MAX_PIXELS, read_image
+from finetune.loader import cores
 from finetune.page import thumbnail
 from finetune.report_confusion import Cell
 from finetune.report_findings import Answer
@@ -76,7 +76,7 @@ class Album:
         """Read `paths`, the most wanted first, until one of the bounds is met; a path counts as often as it comes."""
         wanted = list(islice(dict.fromkeys(paths), pictures))
         spent = 0
-        with ThreadPoolExecutor(os.cpu_count()) as readers:
+        with ThreadPoolExecutor(cores()) as readers:
             for path, small in zip(wanted, readers.map(self._read, wanted), strict=True):
                 if small is None:
                     self.gone.append(path)

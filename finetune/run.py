@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,17 @@ from finetune.audit import Content
 from finetune.classifier import CONFIG_FILE, FORMAT, METRICS_FILE, WEIGHTS_FILE, read_config
 from finetune.config import Config
 from finetune.errors import InputError
-from finetune.files import read_tensors_and_metadata, write_json, write_tensors
+from finetune.files import locked, read_tensors_and_metadata, write_json, write_tensors
 from finetune.folder import Listing
 from finetune.frozen import Outputs
 from finetune.options import flag
 
 
 class RunFolder:
-    """A run folder that is being filled. What only a continuation needs lies in `state/` and goes at the end."""
+    """A run folder that is being filled. What only a continuation needs lies in `state/` and goes at the end.
+
+    As a context it keeps other processes away from `begin` on, until it is left.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -28,15 +32,28 @@ class RunFolder:
         self._features = path / "state" / "features.safetensors"
 
         self._request: dict[str, Any] = {}
+        self._lock = ExitStack()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.close()
 
     def begin(self, folder: Path, config: Config, *, resume: bool) -> bool:
-        """Check that this run may start or continue here, changing nothing; True when it has finished already.
+        """Check that this run may start or continue here; True when it has finished already. Nothing is changed.
 
-        InputError when there is something else here, or a run that was started with other options or pictures.
+        InputError when there is something else here, a run that was started with other options or pictures, or one that
+        another process is at.
         """
         nearest = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
         if not nearest.is_dir() or not os.access(nearest, os.W_OK):
             raise InputError(f"{self.path} (--out) cannot be written to")
+        busy = f"another process is at a run in {self.path} (--out); wait for its end or choose another folder"
+        self._lock.enter_context(locked(self.path, busy=busy))
+        return self._may_begin(folder, config, resume)
+
+    def _may_begin(self, folder: Path, config: Config, resume: bool) -> bool:
         request = {"format": FORMAT, "folder": str(folder.resolve()), "config": config.to_dict()}
         self._request = request
         if not (self.path / CONFIG_FILE).exists():

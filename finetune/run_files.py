@@ -13,6 +13,8 @@ PREDICTIONS_FILE = "predictions.csv"
 PROBABILITIES_FILE = "probabilities.safetensors"
 PREDICTIONS_HEADER = ("path", "split", "label", "predicted", "probability", "probability_of_label")
 PICTURES_FILE = "pictures.csv"
+# A row for each epoch, once training is over; `loggers` has them while it goes on.
+HISTORY_FILE = "history.csv"
 # learned: whether what was kept has learned from it.
 PICTURES_HEADER = ("path", "split", "label", "sha256", "learned")
 

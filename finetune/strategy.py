@@ -29,7 +29,6 @@ class Strategy:
     stage_decay: float
     batch_norm: str
     epochs: int
-    when: str
     lowest: str | None = None
 
 
@@ -37,27 +36,22 @@ class Strategy:
 HEAD = Strategy(
     name="head", start="pretrained", head_first=True, trains="head",
     learning_rate=None, stage_decay=1.0, batch_norm="frozen", epochs=0,
-    when="few pictures, like the backbone's own",
 )
 PARTIAL = Strategy(
     name="partial", start="pretrained", head_first=True, trains="top",
     learning_rate=1e-4, stage_decay=0.7, batch_norm="frozen", epochs=8,
-    when="few pictures, unlike the backbone's own",
 )
 FULL = Strategy(
     name="full", start="pretrained", head_first=True, trains="all",
     learning_rate=1e-4, stage_decay=0.7, batch_norm="frozen", epochs=8,
-    when="many pictures, like the backbone's own",
 )
 TRAIN = Strategy(
     name="train", start="pretrained", head_first=False, trains="all",
     learning_rate=3e-4, stage_decay=1.0, batch_norm="trained", epochs=10,
-    when="many pictures, unlike the backbone's own",
 )
 SCRATCH = Strategy(
     name="scratch", start="random", head_first=False, trains="all",
     learning_rate=1e-3, stage_decay=1.0, batch_norm="trained", epochs=30,
-    when="never: the baseline that the others must beat",
 )
 # fmt: on
 

@@ -22,6 +22,7 @@ from finetune.progress import Display
 from finetune.rows import SPLITS, Rows
 from finetune.run import RunFolder
 from finetune.run_files import (
+    HISTORY_FILE,
     PICTURES_FILE,
     PICTURES_HEADER,
     PREDICTIONS_FILE,
@@ -74,7 +75,7 @@ def measure(
         "kept": "head" if heads is not None else choice.strategy.name,
         "learned_from": list(learned),
         "highest_stage": prepared.backbone.highest,
-        "head_reads": list(prepared.stages.last(prepared.heads.best.width)),
+        "head_reads": list(prepared.stages.last(classifier.network.head.in_features)),
         "interrupted": course.interrupted,
         "epochs": course.epoch,
         "best_epoch": course.best_epoch,
@@ -127,7 +128,7 @@ def _baselines(rows: Rows, heads: Heads) -> dict[str, Any]:
 def write_run(run: RunFolder, classifier: Classifier, rows: Rows, measured: Measured, course: Course) -> None:
     """Fill the run folder; config.json goes last, because a run with class names in it counts as finished."""
     if course.history:
-        write_csv(run.path / "history.csv", list(course.history[0]), [list(row.values()) for row in course.history])
+        write_csv(run.path / HISTORY_FILE, list(course.history[0]), [list(row.values()) for row in course.history])
     predictions = [
         (sample, split, row)
         for split, log_probabilities in measured.judged.items()

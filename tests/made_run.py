@@ -13,7 +13,7 @@ from PIL import Image
 from finetune import Config
 from finetune.files import write_csv, write_json, write_tensors
 from finetune.metrics import accuracy_of, summary
-from finetune.verdict import PICTURES_HEADER, PREDICTIONS_HEADER
+from finetune.run_files import PICTURES_HEADER, PREDICTIONS_HEADER
 
 
 def made_run(

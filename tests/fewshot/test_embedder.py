@@ -21,7 +21,7 @@ from PIL import Image
 from rich.console import Console
 
 import fewshot.embedder
-from fewshot.embedder import Embedder
+from fewshot.embedder import Embedder, fingerprint_of
 from fewshot.encoders import Spec, create, read_square, rounded
 from fewshot.learning import learn_folder
 from fewshot.omniglot import Character, lake_runs
@@ -96,6 +96,15 @@ def test_the_fingerprint_is_of_weights_and_preprocessing() -> None:
         next(other.network.parameters())[0] += 1
     assert embedder.fingerprint == same.fingerprint
     assert len({embedder.fingerprint, smaller.fingerprint, other.fingerprint}) == 3
+
+
+def test_no_use_of_an_embedder_changes_its_weights(tmp_path: Path) -> None:
+    embedder = untrained(views=2)
+    before = embedder.network_fingerprint
+    embedder.embed([np.full((40, 30), shade, np.uint8) for shade in range(200)], batch_size=32)
+    embedder.embed_drawings(torch.zeros(3, 105, 105, dtype=torch.uint8))
+    embedder.save(tmp_path)
+    assert fingerprint_of(embedder.network, embedder.spec) == before == untrained().fingerprint != embedder.fingerprint
 
 
 def test_every_encoder_of_the_project_is_known_without_importing_anything_else() -> None:

@@ -198,6 +198,8 @@ def test_a_failed_enrol_leaves_the_gallery_as_it_was(call: Call, model: Path, pi
     told(call("enrol", pictures, "one", pictures / "sign 1"), "is not empty and holds no gallery")
     told(call("recognize", pictures, pictures), "holds no gallery")
     assert (gallery / "gallery.safetensors").read_bytes() == before
+    told(call("enrol", tmp_path / "new" / "gallery", "one", bad, "--model", model), "bad.png")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="nobody waits there")

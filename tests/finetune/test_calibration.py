@@ -324,7 +324,16 @@ def test_thresholds_that_make_no_sense_are_one_line(words: list[str], named: str
     assert len(answer.err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("content", [None, "nothing\n", "split,probability,label,predicted\nval,high,a,b\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        "nothing\n",
+        "split,probability,label,predicted\nval,high,a,b\n",
+        "split,probability,label,predicted\nval,nan,a,b\n",
+        "split,probability,label,predicted\nval,1,a," + "b" * 200_000,
+    ],
+)
 def test_a_run_without_its_predictions_says_so(content: str | None, run, fitted: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     folder = at_temperature(fitted, tmp_path / "run", 1)
     (folder / "predictions.csv").unlink()
@@ -334,3 +343,13 @@ def test_a_run_without_its_predictions_says_so(content: str | None, run, fitted:
     assert (answer.code, answer.out) == (2, "")
     assert "predictions.csv" in answer.err or "cannot be promised" in answer.err
     assert len(answer.err.splitlines()) == 1
+
+
+@given(st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_target_that_is_offered_instead_can_be_asked_for(trial: tuple[int, int]) -> None:
+    errors, n = trial
+    rows = refusals([0.9] * n, [position >= errors for position in range(n)])
+    with pytest.raises(InputError) as told:
+        refusal_for(rows, 1e-5)
+    offered = float(str(told.value).split("no less than ")[1].split(";")[0])
+    assert offered == 1 or refusal_for(rows, offered).bound <= offered

@@ -114,6 +114,9 @@ def test_too_little_known_is_said() -> None:
 def test_advice_names_flags_that_exist_and_fits_the_run() -> None:
     short = epochs([2.2, 2.1, 2.0], [2.2, 2.1, 2.0])
     assert diagnosed(0.3, train=0.3, history=short, best_epoch=3).advice[0].startswith("--epochs 6:")
+    stopped = diagnosed(0.3, train=0.3, history=short, best_epoch=3, interrupted=True)
+    assert stopped.advice[0].startswith("--resume:")
+    assert not any(line.startswith("--epochs") for line in stopped.advice)
     head = diagnosed(0.3, train=0.3, strategy="head", kept="head")
     assert head.advice[0].startswith("--strategy partial:")
     scratch = diagnosed(0.3, train=1.0, strategy="scratch", kept="scratch")

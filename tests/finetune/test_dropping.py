@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +10,14 @@ from conftest import MakeFolder
 
 import finetune
 from finetune.backbone import Backbone
+from finetune.config import Config
 from finetune.errors import InputError
 from finetune.exporting import export
+from finetune.folder import list_folder
 from finetune.pooled import PooledStages
+from finetune.preparation import prepare
+from finetune.progress import Display
+from finetune.run import RunFolder
 
 FAMILIES = {
     "fewtune_conv4": (35, "blocks.1"),
@@ -19,7 +25,9 @@ FAMILIES = {
     "tf_efficientnet_lite0": (64, "blocks.4"),
     "vit_tiny_patch16_224": (224, "blocks.7"),
 }
-SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0, "trivial_augment": False, "batch_size": 8}
+SMALL: dict[str, Any] = {
+    "backbone": "fewtune_conv4", "device": "cpu", "workers": 0, "trivial_augment": False, "batch_size": 8,
+}  # fmt: skip
 THREE = {"red": 30, "green": 30, "blue": 30}
 
 
@@ -68,6 +76,16 @@ def test_the_best_depth_of_the_curve_is_the_last_that_is_left(make_folder: MakeF
     metrics = finetune.fit(folder, tmp_path / "run", strategy="head", drop_above="best", **SMALL).metrics
     best = json.loads((tmp_path / "run" / "metrics.json").read_text())["probe_curve"]["best"]
     assert metrics["highest_stage"] == (None if best == "features" else best)
+
+
+def test_a_run_that_goes_on_without_reading_drops_stages_to_the_same_network(
+    make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    listing = list_folder(make_folder(classes=THREE))
+    config, run = Config(strategy="head", drop_above="blocks.1", **SMALL), RunFolder(tmp_path / "run")
+    run.begin(listing.root, config, resume=False)
+    first, again = (prepare(listing, config, run, Display()).backbone.state_dict() for _ in range(2))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
 
 
 def test_a_stage_that_there_is_not_is_told_before_anything_is_read(make_folder: MakeFolder, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import MakeFolder
+from hostile import state
 from PIL import Image
 from torch import nn
 
@@ -151,3 +152,23 @@ def test_a_picture_that_cannot_be_read_stands_in_its_place(patches: Classifier, 
     first, second = heat_maps(patches, [tmp_path / "none.png", pixels])
     assert isinstance(first, UnreadablePicture)
     assert isinstance(second, HeatMap)
+
+
+@pytest.mark.parametrize("given", ["folder", "picture"])
+@pytest.mark.parametrize("out", ["folder/red", "link/red", "file"])
+def test_no_picture_is_replaced_by_its_heat_map(
+    given: str, out: str, patches: Classifier, make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    folder = make_folder(classes={"red": 2})
+    (tmp_path / "link").symlink_to(folder)
+    (tmp_path / "file").touch()
+    patches.save(tmp_path / "run")
+    before = state(folder)
+    pictures = folder if given == "folder" else folder / "red" / "000.png"
+    place = tmp_path / out.replace("folder", folder.name)
+    result = CliRunner().invoke(
+        cli, ["explain", str(tmp_path / "run"), str(pictures), "--out", str(place), "--device", "cpu"]
+    )
+    assert isinstance(result.exception, InputError)
+    assert f"{place} (--out)" in str(result.exception)
+    assert state(folder) == before

@@ -223,14 +223,14 @@ def test_where_the_pictures_have_gone_others_will_do(run, place: Path, tmp_path:
     assert read_json(tmp_path / "run.pt2.json")["parity"]["pictures"] == 30
 
 
-@pytest.mark.parametrize("damage", ["missing", "columns", "empty"])
+@pytest.mark.parametrize("damage", ["missing", "columns", "empty", "long"])
 def test_a_run_that_names_no_pictures_says_what_to_do(damage: str, run, place: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     shutil.copytree(place / "run", tmp_path / "run")
     table = tmp_path / "run" / "pictures.csv"
     if damage == "missing":
         table.unlink()
     else:
-        table.write_text("a,b\n1,2\n" if damage == "columns" else "path,split\n")
+        table.write_text({"columns": "a,b\n1,2\n", "empty": "path,split\n", "long": "a" * 200_000}[damage])
     answer = run("export", tmp_path / "run")
     assert (answer.code, len(answer.err.splitlines())) == (2, 1)
     assert "--pictures FOLDER" in answer.err

@@ -136,8 +136,15 @@ def test_a_folder_that_no_run_could_use_is_inspected_all_the_same(run, tmp_path:
 
 
 def test_what_cannot_be_done_is_refused_before_anything_is_read(run, folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    before = state(folder)
     for words, named in (
         ((folder, "--sheet", tmp_path / "sheet.jpg"), "ends in .png"),
+        ((folder, "--sheet", folder / "red" / "copy.png"), "nothing is changed"),
+        ((folder, "--sheet", tmp_path / "link" / "new.png"), "nothing is changed"),
+        ((folder, "--sheet", folder / "red" / "copy.png" / "sheet.png"), "--sheet"),
+        ((folder, "--sheet", tmp_path / "folder.png"), "(--sheet) cannot be written to"),
         ((tmp_path, "--val-fraction", "0.9"), "--val-fraction"),
         ((tmp_path / "blue",), "blue"),
         ((folder, "--epochs", "3"), "--epochs"),
@@ -146,3 +153,24 @@ def test_what_cannot_be_done_is_refused_before_anything_is_read(run, folder: Pat
         assert answer.code == 2
         assert named in answer.err
         assert len(answer.err.strip().splitlines()) == 1
+    assert state(folder) == before
+
+
+def test_where_no_picture_can_be_read_there_is_no_sheet_and_all_else_is_told(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for label in ("blue", "red"):
+        (tmp_path / "folder" / label).mkdir(parents=True)
+        (tmp_path / "folder" / label / "text.png").write_text("no picture")
+    answer = run("inspect", tmp_path / "folder", *FAST, "--sheet", tmp_path / "sheet.png", "--json")
+    assert (answer.code, len(answer.err.splitlines())) == (2, 1)
+    assert "sheet.png (--sheet) was not drawn" in answer.err
+    assert len(json.loads(answer.out)["unreadable"]) == 2
+    assert not (tmp_path / "sheet.png").exists()
+
+
+def test_names_stay_on_their_line(run, make_folder: MakeFolder) -> None:  # type: ignore[no-untyped-def]
+    folder = make_folder(classes={"one\nline": 1, "[red]": 1})
+    (folder / "[red]" / "a\nb\x1b[31m.png").write_text("no picture")
+    text = run("inspect", folder, *FAST).out
+    assert f"{folder}/[red]/a\\nb\\x1b[31m.png  not a picture" in text
+    assert "\none\\nline  " in text
+    assert "3 pictures, 2 classes" in text

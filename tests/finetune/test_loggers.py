@@ -12,14 +12,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import finetune
 from finetune import Config, InputError
-from finetune.loggers import HISTORY_FILE, open_log
+from finetune.loggers import LINES_FILE, open_log
 
 ROWS = [{"epoch": epoch, "train_loss": 1 / epoch, "val_accuracy": 0.5, "lr": 0.1} for epoch in (1, 2, 3)]
 METRICS = {"split": "test", "accuracy": 0.75, "best_epoch": 2}
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / HISTORY_FILE).read_text().splitlines()]
+    return [json.loads(line) for line in (folder / LINES_FILE).read_text().splitlines()]
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -45,7 +45,7 @@ def test_a_run_that_goes_on_has_each_epoch_once(tmp_path: Path) -> None:
         log.epoch(ROWS[0])
         log.epoch(ROWS[1])
     first = lines_of(tmp_path)[0]
-    with (tmp_path / HISTORY_FILE).open("a") as file:
+    with (tmp_path / LINES_FILE).open("a") as file:
         file.write('{"epoch": 3, "tra')
     with open_log(Config(), tmp_path) as log:
         log.begin(ROWS[:1])

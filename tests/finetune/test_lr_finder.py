@@ -162,7 +162,10 @@ def test_a_run_that_goes_on_keeps_the_rate_and_ends_with_the_same_weights(
 
 def test_the_strategy_head_has_no_rate_to_find(make_folder: MakeFolder) -> None:
     with pytest.raises(InputError, match="--strategy"):
-        find_rate(make_folder(classes=THREE, size=20), config=Config(**SMALL, strategy="head"))
+        find_rate(
+            make_folder(classes=THREE, size=20), config=Config(**SMALL, strategy="head"), display=(told := Told())
+        )
+    assert told.lines == [], "before anything is read"
 
 
 def test_the_head_is_solved_without_a_rate_and_says_so(make_folder: MakeFolder) -> None:

@@ -215,6 +215,8 @@ def test_a_run_tells_the_curve_that_it_chose_by_and_what_its_head_reads(make_fol
     assert f"{curve['probes'][-1]['accuracy']:.1%}" in chosen["reason"]
     depths = [probe["depth"] for probe in curve["probes"]]
     assert chosen["head_reads"] in (depths[-1:], depths[-3:])
+    trained = finetune.fit(folder, backbone="fewtune_conv4", device="cpu", strategy="scratch", epochs=1).metrics
+    assert trained["head_reads"] == ["features"]
     assert finetune.fit(folder, backbone="fewtune_conv4", device="cpu", strategy="head").metrics["probe_curve"] is None
 
 

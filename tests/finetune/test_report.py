@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from called import Answer, caller
 from conftest import MakeFolder
 from hypothesis import given
@@ -19,9 +21,11 @@ from made_run import made_run
 from PIL import Image
 
 import finetune
-from finetune import InputError, cli
-from finetune.report import write_report
+from finetune import Config, InputError, cli
+from finetune.files import write_tensors
+from finetune.report import command, write_report
 from finetune.report_confusion import by_confusion
+from finetune.report_findings import read_findings
 
 FEW = ["cats", "dogs"]
 SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0}
@@ -71,6 +75,9 @@ def test_a_report_names_what_was_found_and_how_it_was_made(tmp_path: Path) -> No
     [
         ({"share_of_the_way": 1.0}, "weights of epoch 6, whole"),
         ({"best_epoch": 0}, "No epoch was kept"),
+        ({"best_epoch": 0}, "8, of which none was kept"),
+        ({"kept": "head"}, "full was not clearly better on validation"),
+        ({"kept": "head", "epochs": 0, "interrupted": True}, "No epoch of full was finished: the head was kept"),
         ({"strategy": "scratch", "share_of_the_way": 1.0}, "Kept are the weights of epoch 6."),
         ({"share_of_the_way": None, "lr_sweep": None}, "Kept are the weights of epoch 6."),
         (
@@ -84,9 +91,32 @@ def test_a_report_names_what_was_found_and_how_it_was_made(tmp_path: Path) -> No
 def test_what_was_kept_of_a_training_and_how_fast_it_learned_is_told_in_words(
     metrics: dict[str, Any], told: str, tmp_path: Path
 ) -> None:
-    page = unescape(write_report(made_run(tmp_path, FEW, 4, **metrics)).read_text())
+    run = made_run(tmp_path, FEW, 4)
+    saved = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps(saved | metrics))
+    page = unescape(write_report(run).read_text())
     assert told in page
     assert ("Sweep of learning rates" in page) == (metrics.get("lr_sweep", {}) is not None)
+
+
+def test_the_command_in_a_report_asks_for_the_very_options_of_the_run(tmp_path: Path) -> None:
+    run = made_run(tmp_path, FEW, 4)
+    options = {
+        "cache": False,
+        "flip": False,
+        "lr": "auto",
+        "weights": "my weights.safetensors",
+        "mixup": 0.2,
+        "seed": 7,
+    }
+    config = Config(strategy="partial", unfreeze="blocks.5", **options)
+    made = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(made | {"config": config.to_dict()}))
+    program, name, *words = shlex.split(command(read_findings(run)))
+    asked = cli.cli.commands[name].make_context(name, words).params
+    assert program == "finetune"
+    assert (asked.pop("folder"), asked.pop("out")) == (tmp_path / "pictures", run)
+    assert Config(**{key: asked[key] for key in config.to_dict()}) == config
 
 
 def test_the_same_run_makes_the_same_page(tmp_path: Path) -> None:
@@ -133,6 +163,14 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a run folder"):
         write_report(tmp_path)
     assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize("row", ["1,0.5", "1,0.5,high,0.5", "1,nan,0.5,0.5"])
+def test_a_damaged_history_is_named(row: str, tmp_path: Path) -> None:
+    run = made_run(tmp_path, FEW, 4)
+    (run / "history.csv").write_text(f"epoch,train_loss,val_loss,val_accuracy\n{row}\n")
+    with pytest.raises(InputError, match=r"history\.csv is not as a run leaves it"):
+        write_report(run)
 
 
 def test_two_thousand_large_pictures_stay_under_five_megabytes(tmp_path: Path) -> None:
@@ -204,3 +242,45 @@ def test_the_commands_make_reports(
     answer = call("report", trained)
     assert (answer.code, Path(answer.out.strip())) == (0, trained / "report.html")
     assert call("report", tmp_path).code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("metrics.json", lambda text: "[]"),
+        ("metrics.json", lambda text: text[:200]),
+        ("metrics.json", lambda text: text.replace('"split"', '"slit"')),
+        ("metrics.json", lambda text: text.replace('"interval"', '"inter"')),
+        ("metrics.json", lambda text: text.replace('"per_class"', '"per"')),
+        ("metrics.json", lambda text: '{"split": "test", "evaluated": 3}'),
+        ("config.json", lambda text: text.replace('"cats"', '"cows"')),
+        ("config.json", lambda text: text.replace('"backbone"', '"spine"')),
+        ("config.json", lambda text: text.replace('"folder": "', '"folder": 3, "_": "')),
+        ("predictions.csv", lambda text: text.replace("split", "slit")),
+        ("predictions.csv", lambda text: text.replace("test,cats", "test,cows")),
+        ("predictions.csv", lambda text: text + "test/cats/new.jpg,test,cats,cats,nan,0.5\n"),
+        ("predictions.csv", lambda text: text + '"' + "a" * 200_000),
+        ("pictures.csv", lambda text: text.replace("label", "name")),
+        ("pictures.csv", lambda text: text + "\udcff"),
+    ],
+)
+def test_damaged_files_are_named_and_the_old_report_stays(
+    name: str, change: Callable[[str], str], tmp_path: Path
+) -> None:
+    run = made_run(tmp_path, FEW, 2, side=16)
+    (run / "report.html").write_text("old")
+    (run / name).write_text(change((run / name).read_text()), errors="surrogateescape")
+    with pytest.raises(InputError) as told:
+        write_report(run)
+    assert name in str(told.value) or "predictions.csv" in str(told.value)
+    assert "\n" not in str(told.value)
+    assert (run / "report.html").read_text() == "old"
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4,), (4, 2, 2)])
+@pytest.mark.parametrize("value", [0.0, math.nan])
+def test_probabilities_of_other_classes_are_refused(shape: tuple[int, ...], value: float, tmp_path: Path) -> None:
+    run = made_run(tmp_path, FEW, 2, side=16)
+    write_tensors(run / "probabilities.safetensors", {"test": torch.full(shape, value)})
+    with pytest.raises(InputError, match=r"probabilities\.safetensors holds no log-probabilities of 2 classes"):
+        write_report(run)

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from made_index import WIDTH, assert_exact, filled, named, unit
+
+from fewshot.index import Index
+from fewshot.index_engines import import_faiss
+from fewshot.neighbours import nearest
+from finetune.errors import InputError
+
+
+def test_a_gpu_answers_as_the_cpu_does_or_is_said_to_be_missing() -> None:
+    faiss = import_faiss()
+    if not hasattr(faiss, "StandardGpuResources") or not faiss.get_num_gpus():
+        with pytest.raises(InputError, match="device cuda: FAISS sees no CUDA device here"):
+            Index(WIDTH, device="cuda")
+        return
+    index = filled(3000, device="cuda")
+    for change in (lambda: None, lambda: index.remove(named(7)), lambda: index.replace(["key 9"], unit(1))):
+        change()
+        assert_exact(index, unit(50, seed=1), 10)
+        assert_exact(index, unit(2, seed=1), 2500)  # more than a GPU tells
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_an_approximate_index_reaches_its_recall_and_says_it(kind: str) -> None:
+    index = Index(32, kind=kind, least_recall=0.97)
+    vectors, queries = unit(4000, width=32), unit(300, seed=1, width=32)
+    index.add(named(4000), vectors)
+    found = index.search(queries, 10)
+    _, rows = nearest(vectors, queries, 10)
+    hits = [len({f"key {row}" for row in true} & set(keys)) for true, keys in zip(rows, found.keys, strict=True)]
+    assert index.structure == kind
+    assert 0.97 <= index.recall <= 1
+    assert np.mean(hits) / 10 > index.recall - 0.03
+    assert f"{kind}, recall {index.recall:.3f}" in repr(index)
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_an_approximate_index_passes_over_what_was_removed_and_still_finds_k(kind: str) -> None:
+    index, vectors = Index(WIDTH, kind=kind), unit(1000)
+    index.add(named(1000), vectors)
+    index.remove(named(498, first=2))
+    found = index.search(vectors[:300], 10)
+    assert not set(found.keys.flat) & set(named(498, first=2))
+    index.remove(named(1000)[500:993])
+    left = ["key 0", "key 1", *named(7, first=993)]
+    assert all(sorted(keys) == sorted(left) for keys in index.search(vectors[:20], 9).keys)
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_an_approximate_index_that_grew_from_one_vector_keeps_its_recall(kind: str) -> None:
+    index, vectors = Index(WIDTH, kind=kind), unit(2000)
+    index.add(["key 0"], vectors[:1])
+    for first in range(1, 2000, 100):
+        index.add(named(2000)[first : first + 100], vectors[first : first + 100])
+    assert index.recall >= 0.95
+    assert (index.search(vectors, 1).keys[:, 0] == named(2000)).mean() >= 0.95
+
+
+def test_replacing_for_ever_does_not_fill_memory() -> None:
+    index = filled(20, "hnsw")
+    for seed in range(20):
+        index.replace(named(20), unit(20, seed))
+    assert index._engine.faiss_index.ntotal <= 60
+
+
+def test_equal_vectors_cost_no_recall() -> None:
+    index = Index(WIDTH, kind="ivf")
+    index.add(named(300), np.repeat(unit(3), 100, axis=0))
+    assert index.recall == 1
+
+
+def test_auto_is_exact_until_lists_gain_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fewshot.index.AUTO_FROM", 3000)
+    centres = unit(40, width=64)
+    random_numbers = np.random.default_rng(0)
+    near = centres.repeat(100, 0) + 0.05 * random_numbers.standard_normal((4000, 64), dtype=np.float32)
+    near /= np.linalg.norm(near, axis=1, keepdims=True)
+    gains, does_not = Index(64, device="cpu"), Index(64, device="cpu")
+    gains.add(named(2000), near[::2])
+    assert gains.structure == "exact"
+    gains.add(named(2000, first=2000), near[1::2])
+    assert (gains.kind, gains.structure) == ("auto", "ivf")
+    gains.remove(named(2500))
+    gains.compact()
+    assert gains.structure == "exact"
+    # Where vectors have no near neighbours, lists do not help.
+    does_not.add(named(4000), unit(4000, width=64))
+    assert does_not.structure == "exact"
+    assert does_not.recall == 1

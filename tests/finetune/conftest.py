@@ -1,0 +1,12 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from finetune.backbone import Backbone
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    torch.manual_seed(0)
+    return Backbone("fewtune_conv4").eval()
