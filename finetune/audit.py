@@ -152,9 +152,8 @@ def _usable(listing: Listing, hashes: Mapping[int, str]) -> tuple[dict[int, str]
     if dropped:
         notes.append(f"Classes without a picture that can be trained on, left out: {some(dropped)}.")
     if len(classes) < 2:
-        raise InputError(
-            f"{listing.root} has fewer than two classes with pictures that can be trained on; without: {some(dropped)}"
-        )
+        without = f"; without: {some(dropped)}" if dropped else ""
+        raise InputError(f"{listing.root} has fewer than two classes with pictures that can be trained on{without}")
     for index in sides:
         if samples[index].label in dropped:
             left_out.setdefault(index, "its class has no picture to train on")

@@ -239,7 +239,8 @@ def _print_result(metrics: dict[str, Any], kept_in: str | None) -> None:
             baseline = metrics["baselines"][key]
             out.print(f"         {baseline['accuracy']:.1%}  {name}")
     if metrics.get("kept") not in (None, metrics["strategy"]):
-        out.print(f"{metrics['strategy']} did not beat the head on validation: the {metrics['kept']} was kept")
+        why = "was not clearly better than the head on validation" if metrics["epochs"] else "finished no epoch"
+        out.print(f"{metrics['strategy']} {why}: the {metrics['kept']} was kept")
     if metrics.get("left_out_trained_on"):
         out.print(f"{metrics['left_out_trained_on']} pictures were left out: the run was trained on them")
     for entry in metrics["unreadable"] if kept_in is None else []:

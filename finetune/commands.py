@@ -69,7 +69,8 @@ def run_command(cli: click.Command, name: str) -> None:
         click.echo(f"{name}: {error.filename or 'the system'}: {error.strerror or error}", err=True)
         sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
-        click.echo(f"{name}: interrupted; what the run had kept is there for --resume", err=True)
+        kept = "; what the run had kept is there for --resume" if sys.argv[1:2] in (["fit"], ["train"]) else ""
+        click.echo(f"{name}: interrupted{kept}", err=True)
         sys.exit(INTERRUPTED)
 
 

@@ -56,7 +56,7 @@ def evaluate(
     started = time.monotonic()
     display = display or Display()
     if out is not None:
-        _check_out(Path(out))
+        _check_out(Path(out), Path(run), Path(folder))
     classifier = load(run, device=device)
     listing = list_folder(Path(folder), to_train=False)
     samples = _wanted(listing.samples, split, Path(folder))
@@ -120,8 +120,12 @@ def _evaluated(place: Path) -> str | None:
     return str(evaluated.get("folder")) if isinstance(evaluated, dict) else ""
 
 
-def _check_out(out: Path) -> None:
-    """Before an hour of reading: InputError where `out` cannot be written to, or holds anything but an evaluation."""
+def _check_out(out: Path, run: Path, folder: Path) -> None:
+    """Before an hour of reading: InputError where `out` cannot be written to, holds anything but an evaluation, or lies
+    with the pictures and not in the run."""
+    place, own, pictures = (Path(os.path.realpath(path)) for path in (out, run, folder))
+    if place.is_relative_to(pictures) and not place.is_relative_to(own):
+        raise InputError(f"{out} (--out) lies in {folder}, where nothing is changed; choose another folder")
     nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InputError(f"{out} (--out) cannot be written to")

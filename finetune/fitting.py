@@ -16,7 +16,7 @@ from finetune.head import Heads
 from finetune.loggers import check_log, open_log
 from finetune.preparation import Prepared, prepare
 from finetune.progress import Display
-from finetune.report import write_report
+from finetune.report import REPORT_FILE, write_report
 from finetune.run import RunFolder
 from finetune.training import train
 from finetune.verdict import measure, write_run
@@ -35,9 +35,9 @@ def fit(
 
     out: run folder to leave it in, or None to keep it in memory. config, or its fields as keywords: see `Config`.
     resume: continue the run in `out`, with the same final weights as if it had never stopped. Ctrl-C during training
-    returns the best so far, with `metrics["interrupted"]` true. What the run is worth
-    stands in the returned classifier's `metrics`. Raises InputError for a folder, file or option that cannot be used,
-    TrainingDiverged when the loss stops being finite.
+    returns the best so far, with `metrics["interrupted"]` true. What the run is worth stands in the returned
+    classifier's `metrics`. Raises InputError for a folder, file or option that cannot be used, TrainingDiverged when
+    the loss stops being finite.
     """
     started = time.monotonic()
     if config is not None and options:
@@ -53,7 +53,10 @@ def fit(
     with RunFolder(Path(out)) as run:
         if run.begin(listing.root, config, resume=resume):
             display.say(f"{out} holds this run, finished")
-            return load(run.path, device=config.device)
+            classifier = load(run.path, device=config.device)
+            if not (run.path / REPORT_FILE).exists():  # killed when all else was written
+                _report(run, classifier)
+            return classifier
         return _fitted(listing, run, config, resume, display, started)
 
 
@@ -86,10 +89,14 @@ def _fitted(
         log.result(classifier.metrics)
     if run is not None:
         write_run(run, classifier, prepared.rows, measured, course)
-        from finetune.explain import explanation  # with a drawing library, which nothing else needs
-
-        write_report(run.path, explain=explanation(classifier))
+        _report(run, classifier)
     return classifier
+
+
+def _report(run: RunFolder, classifier: Classifier) -> None:
+    from finetune.explain import explanation  # with a drawing library, which nothing else needs
+
+    write_report(run.path, explain=explanation(classifier))
 
 
 def _kept(prepared: Prepared, network: Network, course: Course, config: Config) -> tuple[Classifier, Heads | None]:

@@ -12,6 +12,7 @@ from finetune.backbone import Backbone, Network
 from finetune.config import BEST, Config
 from finetune.dropping import drop_above
 from finetune.engine import open_engine
+from finetune.errors import InputError
 from finetune.folder import Listing
 from finetune.frozen import Outputs
 from finetune.head import Heads, solve_heads
@@ -118,6 +119,9 @@ def prepare(listing: Listing, config: Config, run: RunFolder | None, display: Di
     display.say(choice.reason)
     if config.drop_above is not None:
         stages, rows = drop_above(stages, rows, config.drop_above, curve, display)
+        if config.unfreeze is not None and all(stage.name != config.unfreeze for stage in backbone.stages):
+            left = ", ".join(stage.name for stage in backbone.stages)
+            raise InputError(f"--unfreeze {config.unfreeze} is no stage that --drop-above leaves; these are {left}")
         if all(stage.name != choice.strategy.lowest for stage in backbone.stages):
             choice = replace(choice, strategy=replace(choice.strategy, lowest=None))
     class_weights = _class_weights(config.class_weights, rows.of_split("train")[1], classes)
@@ -130,7 +134,7 @@ def prepare(listing: Listing, config: Config, run: RunFolder | None, display: Di
         # what they are worth to choose by would have to be found anew.
         learn_from_val=rows.val_was_made and config.test_time == "plain",
     )
-    if heads.best is not heads.features:
+    if heads.best is not heads.features and choice.strategy.start == "pretrained":
         by = "cross-validation" if heads.cross_validated else "validation"
         reads = ", ".join(stages.last(heads.best.width))
         display.say(f"head: on {reads} side by side, which {by} prefers to the features alone.")

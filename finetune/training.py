@@ -108,8 +108,8 @@ def train(
         if course.best is None:
             raise
         course.interrupted = True
-    if start is not None and known is not None and course.best_epoch > 0 and not course.interrupted:
-        if plan.from_head:
+    if start is not None and known is not None and course.best_epoch > 0:
+        if plan.from_head and not course.interrupted:
             best = _best_between(network, begun, best, inputs, material, course)
         network.load_state_dict(best)
         logits = inputs.validation_logits()

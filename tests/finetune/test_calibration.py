@@ -60,7 +60,8 @@ def test_calibration_error_falls_on_pictures_that_did_not_fit_the_temperature(se
 @given(SEEDS, st.integers(0, 60))
 @settings(max_examples=25, deadline=None)
 def test_few_pictures_move_an_honest_network_little(seed: int, n: int) -> None:
-    assert 0.5 <= fit_temperature(*honest(n, seed)) <= 2
+    # Of 2,500 draws the furthest were 0.44 and 2.3; a factor of 2 is left about once in 500.
+    assert 1 / 3 <= fit_temperature(*honest(n, seed)) <= 3
 
 
 def test_honest_networks_are_left_alone_more_often_than_not_and_lose_little() -> None:

@@ -52,7 +52,7 @@ def patches(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
             left, top = random.integers(0, SIDE - PATCH, 2)
             picture(colour, left, top, random).save(folder / name / f"{number}.png")
     return finetune.fit(
-        folder, strategy="train", epochs=8, lr=3e-3, backbone="fewtune_conv4", image_size=SIDE, device="cpu",
+        folder, strategy="scratch", epochs=8, lr=3e-3, backbone="fewtune_conv4", image_size=SIDE, device="cpu",
         trivial_augment=False, crop_scale=1.0, label_smoothing=0.0, workers=0, test_fraction=0,
     )  # fmt: skip
 

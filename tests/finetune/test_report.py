@@ -101,7 +101,7 @@ def test_what_was_kept_of_a_training_and_how_fast_it_learned_is_told_in_words(
 
 def test_the_command_in_a_report_asks_for_the_very_options_of_the_run(tmp_path: Path) -> None:
     run = made_run(tmp_path, FEW, 4)
-    options = {
+    options: dict[str, Any] = {
         "cache": False,
         "flip": False,
         "lr": "auto",
@@ -226,6 +226,10 @@ def test_an_evaluation_replaces_no_files_but_an_evaluation(
     for out in (tmp_path / "mine", trained):
         with pytest.raises(InputError, match="holds no evaluation"):
             finetune.evaluate(trained, folder, out=out, device="cpu")
+    for out in (folder, folder / "blue", folder / "new"):
+        with pytest.raises(InputError, match="nothing is changed"):
+            finetune.evaluate(trained, folder, out=out, device="cpu")
+    assert not (folder / "new").exists()
     finetune.evaluate(trained, folder, out=tmp_path / "left", device="cpu")
     finetune.evaluate(trained, folder, out=tmp_path / "left", device="cpu")
 
