@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -239,10 +240,11 @@ def _runner(content: bytes, format: str) -> Callable[[Tensor], Tensor]:
 
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(content), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    request, one_at_a_time = compiled.create_infer_request(), Lock()
 
     def infer(pixels: Tensor) -> Tensor:
-        found = compiled.create_infer_request().infer([pixels.contiguous().numpy()])[0]
-        return torch.tensor(found)
+        with one_at_a_time:  # it takes all cores for each batch
+            return torch.tensor(request.infer([pixels.contiguous().numpy()])[0])
 
     return infer
 
