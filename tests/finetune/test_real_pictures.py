@@ -58,7 +58,7 @@ def test_partial_never_ends_below_the_head(cats_dogs: Path, options: dict[str, o
 def test_full_killed_and_resumed_ends_with_the_same_weights(
     cats_dogs: Path, options: dict[str, object], tmp_path: Path
 ) -> None:
-    choices = {**options, "strategy": "full", "epochs": 3, "patience": 3, "workers": 1, "image_size": 96}
+    choices = {**options, "strategy": "full", "epochs": 2, "patience": 2, "workers": 1, "image_size": 64}
     finetune.fit(cats_dogs, tmp_path / "whole", **choices)
     fit_until_killed(cats_dogs, tmp_path / "killed", choices)
     finetune.fit(cats_dogs, tmp_path / "killed", resume=True, **choices)
