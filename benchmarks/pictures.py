@@ -52,7 +52,7 @@ class Shot:
 
 
 SHOTS = (
-    Shot("curve", "train", "#learning figure.chart", 760),
+    Shot("curve", "scratch", "#learning figure.chart", 760),
     Shot("gallery", "full", "#pictures ul.pictures", 860, _gallery("#pictures ul.pictures", columns=4, shown=8)),
     Shot("confusion", "full", "table.confusion", 860),
     Shot("map", "omniglot", "#map figure.chart", 760),
@@ -65,7 +65,7 @@ def main(out: Path) -> None:
         folder = Path(made)
         call("finetune.cli", "demo", "--out", str(folder / "demo"))
         call("fewshot.cli", "report", "omniglot", "--out", str(folder / "omniglot.html"))
-        reports = {strategy: folder / "demo" / strategy / "report.html" for strategy in ("train", "full")}
+        reports = {strategy: folder / "demo" / strategy / "report.html" for strategy in ("scratch", "full")}
         reports["omniglot"] = folder / "omniglot.html"
         shoot(reports, out)
 

@@ -23,8 +23,8 @@ from finetune.folder import Sample, list_folder
 from finetune.metrics import summary
 from finetune.progress import Display
 from finetune.report import write_report
-from finetune.report_findings import EVALUATED
 from finetune.run_files import (
+    EVALUATED,
     PICTURES_FILE,
     PREDICTIONS_FILE,
     PREDICTIONS_HEADER,

@@ -15,10 +15,16 @@ from torch import Tensor
 from finetune.classifier import CONFIG_FILE, METRICS_FILE, read_config
 from finetune.errors import InputError
 from finetune.files import read_json, read_tensors
-from finetune.run_files import HISTORY_FILE, PICTURES_FILE, PREDICTIONS_FILE, PREDICTIONS_HEADER, PROBABILITIES_FILE
+from finetune.run_files import (
+    EVALUATED,
+    HISTORY_FILE,
+    PICTURES_FILE,
+    PREDICTIONS_FILE,
+    PREDICTIONS_HEADER,
+    PROBABILITIES_FILE,
+)
 
 # What metrics.json of an evaluation says of where it comes from.
-EVALUATED = "evaluated"
 # A log-probability is at most 0, and rounding does not add more than this.
 _LARGEST = 1e-3
 # What is read of each epoch.

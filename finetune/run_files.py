@@ -8,6 +8,9 @@ from torch import Tensor
 
 from finetune.folder import Sample
 
+# Key of metrics.json under which an evaluation says what it is of.
+EVALUATED = "evaluated"
+
 PREDICTIONS_FILE = "predictions.csv"
 # Log-probabilities of every class, (n, classes) for each split, in the order of the predictions.
 PROBABILITIES_FILE = "probabilities.safetensors"

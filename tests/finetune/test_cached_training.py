@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import MakeFolder
 from killing import assert_same_weights, fit_until_killed
+from told import Told
 from torch import Tensor, nn
 
 import finetune
@@ -31,24 +32,12 @@ from finetune.frozen_inputs import FrozenInputs, inputs_for, view_shown
 from finetune.inputs import Material, PictureInputs
 from finetune.loader import Pictures
 from finetune.plan import plan_for
-from finetune.progress import Display
 from finetune.strategy import PARTIAL
 from finetune.training import train
 from finetune.transforms import evaluation_view, pixels_needed, training_view
 
 SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0, "batch_size": 8}
 THREE = {"blue": 20, "green": 20, "red": 20}
-
-
-class Told(Display):
-    """Keeps what it was told to say."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
 
 @dataclass

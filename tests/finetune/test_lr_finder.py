@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from conftest import MakeFolder
 from hypothesis import given
 from hypothesis import strategies as st
+from told import Told
 from torch import Tensor
 
 import finetune
@@ -31,17 +32,6 @@ SMALL: dict[str, Any] = {
     "image_size": 16,
 }  # fmt: skip
 THREE = {"blue": 8, "green": 8, "red": 8}
-
-
-class Told(Display):
-    """Keeps what it was told to say."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
 
 class StopsAt(Log):
