@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,19 +13,7 @@ from torch import Tensor
 from finetune.backbone import Network
 from finetune.errors import InputError
 from finetune.files import read_tensors_and_metadata, write_tensors
-
-
-@dataclass
-class Score:
-    """A validation result; of two, the one with more right wins, and of equals the one with less loss."""
-
-    accuracy: float
-    loss: float
-
-    def beats(self, other: Score | None) -> bool:
-        if not math.isfinite(self.loss):
-            return False
-        return other is None or (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
+from finetune.judging import Score
 
 
 @dataclass

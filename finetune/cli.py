@@ -239,7 +239,7 @@ def _print_result(metrics: dict[str, Any], kept_in: str | None) -> None:
             baseline = metrics["baselines"][key]
             out.print(f"         {baseline['accuracy']:.1%}  {name}")
     if metrics.get("kept") not in (None, metrics["strategy"]):
-        why = "was not clearly better than the head on validation" if metrics["epochs"] else "finished no epoch"
+        why = "did no better than the head on validation" if metrics["epochs"] else "finished no epoch"
         out.print(f"{metrics['strategy']} {why}: the {metrics['kept']} was kept")
     if metrics.get("left_out_trained_on"):
         out.print(f"{metrics['left_out_trained_on']} pictures were left out: the run was trained on them")

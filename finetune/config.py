@@ -52,7 +52,7 @@ class Config(Options):
     crop_scale: float = option(0.35, "smallest share of a picture that a random crop keeps", low=0.01, below=1.01)
     flip: bool = option(True, "mirror pictures left to right at random")
     trivial_augment: bool = option(True, "one random colour or shape distortion a picture (TrivialAugment)")
-    views: int = option(6, "augmented views of each picture that training on frozen stages draws from", low=1)
+    views: int = option(12, "augmented views of each picture that training on frozen stages draws from", low=1)
     mixup: float = option(0.0, "strength of mixup: alpha of its beta distribution, 0 for none", low=0)
     test_time: str = option("plain", "views averaged for a prediction", choices=("plain", "flip", "ten-crop"))
     val_fraction: float = option(0.15, "share of the pictures to choose on, when no val/ is given", low=0, below=1)

@@ -3,28 +3,27 @@ back, chosen on validation pictures or by cross-validation."""
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from finetune.folds import folds_of
-from finetune.metrics import log_loss
+from finetune.logistic import Logistic
+from finetune.principal_axes import principal_axes
 
 T = TypeVar("T")
 
 # Inverse L2 strengths for features of unit mean square norm, weakest model first so that each starts from the last.
 STRENGTHS = tuple(float(c) for c in np.geomspace(1, 10_000, 9))
 
-# Depths that a head may read side by side. Those far below the last tell little that these do not.
-DEPTHS = 3
+# What a head may read: how much the last depths count, the features last. FALLING serves nearly everywhere, and is
+# given up only where another is better by more than chance.
+FEATURES, FALLING, EQUAL = (1.0,), (0.25, 0.5, 1.0), (1.0, 1.0, 1.0)
 
 # Fewer validation pictures than these choose by chance: all that there are, in FOLDS parts, then choose in their place,
 # unless they are so many that it takes long.
@@ -60,14 +59,16 @@ class LinearHead:
 class Heads:
     """Heads of one folder. features: reads the features alone, what a network starts to learn from.
 
-    best: the better of that and of one that reads more depths; both have learned from the training pictures alone, so
-    that validation may judge them. kept: best, or its like that has learned from the validation pictures too.
+    best: the better of that and of one that reads more depths; both have learned from the training pictures alone.
+    kept: best, or its like that has learned from the validation pictures too. val_logits (m, classes): what `kept`
+    is worth on the validation pictures, each of them judged by a head of its kind that has not learned from it.
     cross_validated: whether the choice was made so, not on the validation pictures.
     """
 
     features: LinearHead
     best: LinearHead
     kept: LinearHead
+    val_logits: Tensor
     cross_validated: bool
 
 
@@ -81,28 +82,29 @@ def solve_heads(
 ) -> Heads:
     """Heads on pooled activations (n, sum of widths), the features last, for labels (n,) int64, every class present.
 
-    What is read, the last of the depths or the last DEPTHS side by side, and the strength are those with the least
-    log-loss, on val, or where that is small in cross-validation on both. learn_from_val: whether the one that is kept
-    may learn from val too. class_weights (classes,) or None for equal ones.
+    What is read, of FEATURES, FALLING and EQUAL, and the strength are chosen by the log-loss on val, or where that is
+    small in cross-validation on both. learn_from_val: whether the one that is kept may learn from val too.
+    class_weights (classes,) or None for equal ones.
     """
     both = torch.cat([train[0], val[0]]), torch.cat([train[1], val[1]])
     folds = folds_of(both[1], FOLDS)
     crossed = len(val[1]) < ENOUGH_TO_CHOOSE and len(both[1]) <= MOST_CROSS_VALIDATED and int(folds.max()) > 0
-    found = []
-    for depths in (1, min(DEPTHS, len(widths))):
-        read = widths[-depths:]
+
+    def judged(counts: tuple[float, ...]) -> _Judged:
+        reading = _Reading.of(counts, widths)
         if crossed:
-            loss, strength = _cross_validated(*both, folds, read, class_weights)
-            found.append((loss, _solved(*train, read, strength, class_weights)))
-        else:
-            found.append(_validated(*train, *val, read, class_weights))
-    features = found[0][1]
-    best = found[1][1] if found[1][0] < found[0][0] else features
-    kept = best
-    if learn_from_val:
-        read = widths[-1:] if best is features else widths[-DEPTHS:]
-        kept = _solved(*both, read, best.strength, class_weights)
-    return Heads(features, best, kept, crossed)
+            return _cross_validated(*both, folds, len(train[1]), reading, class_weights)
+        return _validated(train, val, reading, class_weights)
+
+    features, chosen = judged(FEATURES), judged(FALLING)
+    for other in (features, judged(EQUAL)):
+        if other.clearly_beats(chosen):
+            chosen = other
+    best = chosen.head
+    if not learn_from_val:
+        return Heads(features.head, best, best, best(val[0]), crossed)
+    kept = _solved(_Rows.of(both[0], chosen.reading), both[1], best.strength, class_weights)
+    return Heads(features.head, best, kept, chosen.logits[-len(val[1]) :], crossed)
 
 
 def nearest_mean(features: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
@@ -116,113 +118,137 @@ def nearest_mean(features: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class _Reading:
+    """The last depths, which are so wide, and how much each counts beside the others."""
+
+    widths: tuple[int, ...]
+    counts: tuple[float, ...]
+
+    @classmethod
+    def of(cls, counts: tuple[float, ...], widths: Sequence[int]) -> _Reading:
+        depths = min(len(counts), len(widths))
+        return cls(tuple(widths[-depths:]), counts[-depths:])
+
+
+@dataclass(frozen=True)
 class _Rows:
     """Activations (n, width) as logistic regression receives them, and the way back.
 
-    Each depth is centred and scaled by one number, so that all count alike. Fewer pictures than numbers span fewer
-    dimensions, in which the penalty and every answer are the same: `axes` (dimensions, width), None where not fewer.
+    Each depth is centred and scaled by one number, so that all count as the reading says, and rows are of unit mean
+    square length: (pooled - mean) / scale. The penalty and every answer are the same along their principal axes, which
+    are fewer where there are fewer pictures than numbers: x (n, axes).
     """
 
-    x: NDArray[np.float32]
+    x: Tensor
     mean: Tensor
     scale: Tensor
-    axes: Tensor | None
+    _rows: Tensor
+    _way_back: Tensor
 
     @classmethod
-    def of(cls, pooled: Tensor, read: Sequence[int]) -> _Rows:
-        parts = pooled[:, -sum(read) :].split(list(read), 1)
+    def of(cls, pooled: Tensor, reading: _Reading) -> _Rows:
+        parts = pooled[:, -sum(reading.widths) :].split(list(reading.widths), 1)
+        length = sum(count**2 for count in reading.counts) ** 0.5
         mean = torch.cat([part.mean(0) for part in parts])
-        scale = torch.cat([_spread(part).expand(part.shape[1]) for part in parts]) * len(parts) ** 0.5
-        x = ((pooled[:, -sum(read) :] - mean) / scale).double()
-        if len(x) >= x.shape[1]:
-            return cls(x.float().numpy(), mean, scale, None)
-        axes = torch.linalg.svd(x, full_matrices=False).Vh
-        return cls((x @ axes.T).float().numpy(), mean, scale, axes.float())
+        scale = torch.cat(
+            [
+                (_spread(part) * length / count).expand(part.shape[1])
+                for part, count in zip(parts, reading.counts, strict=True)
+            ]
+        )
+        rows = ((torch.cat(parts, 1) - mean) / scale).double()
+        vectors, values = principal_axes(rows)
+        return cls(vectors * values.sqrt(), mean, scale, rows, vectors / values.sqrt())
 
-    def head(self, model: LogisticRegression) -> LinearHead:
-        """What the model has learned of rows like these, for activations as they are."""
-        weight, bias = torch.from_numpy(np.asarray(model.coef_)), torch.from_numpy(np.asarray(model.intercept_))
-        if len(weight) == 1:  # scikit-learn keeps one row for two classes
-            weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-        if self.axes is not None:
-            weight = weight @ self.axes
-        weight = (weight / self.scale).float()
-        return LinearHead(weight, bias.float() - weight @ self.mean, float(model.C))
+    def head(self, weight: Tensor, bias: Tensor, strength: float) -> LinearHead:
+        """What was solved for x, for activations as they are."""
+        raw = ((weight.double() @ self._way_back.T @ self._rows) / self.scale).float()
+        return LinearHead(raw, bias - raw @ self.mean, strength)
 
 
-def _solved(
-    pooled: Tensor, labels: Tensor, read: Sequence[int], strength: float, class_weights: Tensor | None
-) -> LinearHead:
-    """Multinomial logistic regression on the last depths, as wide as `read`."""
-    rows = _Rows.of(pooled, read)
-    model = _model(class_weights)
-    _fit(model, rows.x, labels.numpy(), strength)
-    return rows.head(model)
+@dataclass(frozen=True)
+class _Judged:
+    """A head on `reading` that has learned from the training pictures, and how heads like it were judged.
+
+    logits (n, classes): of pictures that they were not learned from, val last. losses (n or fewer,): of those that
+    judge, in nats, each as much as its class counts.
+    """
+
+    reading: _Reading
+    head: LinearHead
+    logits: Tensor
+    losses: Tensor
+
+    def clearly_beats(self, other: _Judged) -> bool:
+        """By more than one standard error of the difference on the same pictures."""
+        less = other.losses - self.losses
+        return float(less.mean()) > float(less.std()) / math.sqrt(len(less))
+
+
+def _solved(rows: _Rows, labels: Tensor, strength: float, class_weights: Tensor | None) -> LinearHead:
+    """What the first of the rows, as many as there are labels, teach."""
+    model = Logistic(rows.x[: len(labels)], labels, int(labels.max()) + 1, class_weights)
+    return rows.head(*model.solve(strength), strength)
 
 
 def _validated(
-    pooled: Tensor,
-    labels: Tensor,
-    val_pooled: Tensor,
-    val_labels: Tensor,
-    read: Sequence[int],
-    class_weights: Tensor | None,
-) -> tuple[float, LinearHead]:
-    """The head with the least log-loss on the validation pictures, and that loss."""
-    rows, model, y = _Rows.of(pooled, read), _model(class_weights), labels.numpy()
+    train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], reading: _Reading, class_weights: Tensor | None
+) -> _Judged:
+    """The head with the least log-loss on val."""
+    rows = _Rows.of(train[0], reading)
+    model = Logistic(rows.x, train[1], int(train[1].max()) + 1, class_weights)
 
-    def tried(strength: float) -> tuple[float, LinearHead]:
-        _fit(model, rows.x, y, strength)
-        head = rows.head(model)
-        return log_loss(head(val_pooled), val_labels, class_weights), head
+    def at(strength: float) -> _Judged:
+        head = rows.head(*model.solve(strength), strength)
+        logits = head(val[0])
+        return _Judged(reading, head, logits, _losses(logits, val[1], class_weights))
 
-    return _least(tried)
+    return _least(at, lambda judged: judged.losses)
 
 
 def _cross_validated(
-    pooled: Tensor, labels: Tensor, folds: Tensor, read: Sequence[int], class_weights: Tensor | None
-) -> tuple[float, float]:
-    """The strength with the least log-loss, each picture judged by what was learned from the other folds; that loss."""
-    rows, y, fold = _Rows.of(pooled, read), labels.numpy(), folds.numpy()
-    parts = [(fold != number, fold == number, _model(class_weights)) for number in range(fold.max() + 1)]
-    judged = folds >= 0
+    pooled: Tensor, labels: Tensor, folds: Tensor, train: int, reading: _Reading, class_weights: Tensor | None
+) -> _Judged:
+    """The head on the first `train` rows at the strength with the least log-loss, each picture being judged by what was
+    learned from the other folds."""
+    rows, classes, judged = _Rows.of(pooled, reading), int(labels.max()) + 1, folds >= 0
+    parts = []
+    for number in range(int(folds.max()) + 1):
+        learned, asked = folds != number, folds == number
+        parts.append((asked, Logistic(rows.x[learned], labels[learned], classes, class_weights)))
 
-    def tried(strength: float) -> tuple[float, float]:
-        logits = torch.zeros(len(y), int(y.max()) + 1)
-        for learn, asked, model in parts:
-            _fit(model, rows.x[learn], y[learn], strength)
-            decided = torch.from_numpy(model.decision_function(rows.x[asked])).float()
-            # scikit-learn has one number for two classes
-            logits[asked] = decided if decided.ndim == 2 else torch.stack([-decided, decided], 1) / 2
-        return log_loss(logits[judged], labels[judged], class_weights), strength
+    def at(strength: float) -> tuple[float, Tensor, Tensor]:
+        logits = torch.zeros(len(labels), classes)
+        for asked, model in parts:
+            weight, bias = model.solve(strength)
+            logits[asked] = rows.x[asked].float() @ weight.T + bias
+        return strength, logits, _losses(logits[judged], labels[judged], class_weights)
 
-    return _least(tried)
+    strength, logits, losses = _least(at, lambda found: found[2])
+    return _Judged(reading, _solved(rows, labels[:train], strength, class_weights), logits, losses)
 
 
-def _least(tried: Callable[[float], tuple[float, T]]) -> tuple[float, T]:
-    """The least loss along the path of strengths, with what has it."""
+def _losses(logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:
+    """(n,) in nats, each as much as its class counts."""
+    found = nn.functional.cross_entropy(logits.double(), labels, reduction="none")
+    if class_weights is None:
+        return found
+    counts = class_weights[labels].double()
+    return found * counts / counts.mean()
+
+
+def _least(at: Callable[[float], T], losses: Callable[[T], Tensor]) -> T:
+    """What there is at the strength along the path with the least mean loss."""
     best: tuple[float, T] | None = None
     for strength in STRENGTHS:
-        found = tried(strength)
-        if best is None or found[0] < best[0]:
-            best = found
-        elif found[0] > 1.5 * best[0]:
+        found = at(strength)
+        loss = float(losses(found).mean())
+        if best is None or loss < best[0]:
+            best = loss, found
+        elif loss > 1.2 * best[0]:
             break  # the loss has one valley along the path, and it lies behind
     assert best is not None
-    return best
-
-
-def _model(class_weights: Tensor | None) -> LogisticRegression:
-    weights = None if class_weights is None else {index: float(weight) for index, weight in enumerate(class_weights)}
-    return LogisticRegression(warm_start=True, max_iter=300, class_weight=weights)
-
-
-def _fit(model: LogisticRegression, x: NDArray[np.float32], y: NDArray[np.int64], strength: float) -> None:
-    model.C = strength
-    with warnings.catch_warnings():
-        # Nearly separable classes and a weak penalty: stopping early is a penalty too, and what judges sees it.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(x, y)
+    return best[1]
 
 
 def _spread(part: Tensor) -> Tensor:

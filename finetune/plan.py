@@ -12,7 +12,7 @@ from finetune.loader import batches_per_epoch
 from finetune.strategy import Strategy
 
 # A run takes at least so many steps, few pictures or not, in at most so many epochs.
-LEAST_STEPS, MOST_EPOCHS = 400, 40
+LEAST_STEPS, MOST_EPOCHS = 200, 40
 
 # What SGD with momentum takes where AdamW takes 1, when neither is told its learning rate.
 SGD_RATE = 30

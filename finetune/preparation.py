@@ -52,7 +52,7 @@ class Prepared:
     def beginning(self, config: Config) -> tuple[Network, Tensor | None]:
         """The network as training by gradient starts, and the logits (m, classes) of the validation pictures that it
         must beat to be kept, None from random weights: the baseline is told as it is."""
-        start = self.heads.best(self.rows.of_split("val")[0])
+        start = self.heads.val_logits
         if self.choice.strategy.head_first:
             return Network(self.backbone, self.heads.features.as_layer()).to(self.fabric.device), start
         torch.manual_seed(config.seed)
@@ -136,8 +136,7 @@ def prepare(listing: Listing, config: Config, run: RunFolder | None, display: Di
     )
     if heads.best is not heads.features and choice.strategy.start == "pretrained":
         by = "cross-validation" if heads.cross_validated else "validation"
-        reads = ", ".join(stages.last(heads.best.width))
-        display.say(f"head: on {reads} side by side, which {by} prefers to the features alone.")
+        display.say(f"head: on {', '.join(stages.last(heads.best.width))} side by side, chosen by {by}.")
     return Prepared(fabric, stages, rows, choice, heads, class_weights)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from finetune.errors import InputError
 from finetune.folds import folds_of
+from finetune.principal_axes import principal_axes
 
 # Ridge strengths, as shares of the mean eigenvalue of the features' covariance.
 STRENGTHS = tuple(float(value) for value in np.geomspace(1e-4, 10, 11))
@@ -144,7 +145,7 @@ class _Judged:
 
 def _left_out(features: Tensor, targets: Tensor) -> _Judged:
     """Each of (n, width), centred, judged by what was learned from all the others, at the strength that errs least."""
-    vectors, values = _eigen(features)
+    vectors, values = principal_axes(features)
     best: _Judged | None = None
     for strength in STRENGTHS:
         ridge = strength * float(values.sum()) / min(features.shape)
@@ -157,18 +158,6 @@ def _left_out(features: Tensor, targets: Tensor) -> _Judged:
             best = _Judged(targets - residual, error, features.shape[1], strength)
     assert best is not None
     return best
-
-
-def _eigen(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Left singular vectors (n, rank) and squared singular values (rank,) of (n, width)."""
-    n, width = features.shape
-    if width < n:
-        values, right = torch.linalg.eigh(features.T @ features)
-        kept = values > values[-1].clamp_min(1e-300) * 1e-12
-        return features @ (right[:, kept] / values[kept].sqrt()), values[kept]
-    values, left = torch.linalg.eigh(features @ features.T)
-    kept = values > values[-1].clamp_min(1e-300) * 1e-12
-    return left[:, kept], values[kept]
 
 
 def _together(parts: Sequence[Tensor], targets: Tensor, fold: Tensor) -> _Judged:
@@ -202,7 +191,7 @@ def _telling(features: Tensor, targets: Tensor) -> Tensor:
 def _ridge(features: Tensor, targets: Tensor, asked: Tensor, strength: float) -> Tensor:
     """What ridge regression on (n, width) says of (m, width): (m, classes)."""
     mean, centre = features.mean(0), targets.mean(0)
-    vectors, values = _eigen(features - mean)
+    vectors, values = principal_axes(features - mean)
     ridge = strength * float(values.sum()) / min(features.shape)
     # weights = features.T @ vectors @ diag(1 / (values + ridge)) @ vectors.T @ targets
     through = ((asked - mean) @ (features - mean).T) @ (vectors / (values + ridge))

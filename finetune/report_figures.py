@@ -112,7 +112,7 @@ def kept_told(metrics: Mapping[str, Any]) -> str | None:
     if not metrics.get("epochs"):
         return None
     if not best:
-        return "No epoch was kept: on validation none was clearly better than the head that was solved before training."
+        return "No epoch was kept: on validation none did better than the head that was solved before training."
     kept = f"Kept are the weights of epoch {best}"
     way = metrics.get("share_of_the_way")
     if way is None or strategy is None or not strategy.head_first or metrics.get("interrupted"):

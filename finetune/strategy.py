@@ -39,15 +39,15 @@ HEAD = Strategy(
 )
 PARTIAL = Strategy(
     name="partial", start="pretrained", head_first=True, trains="top",
-    learning_rate=1e-4, stage_decay=0.7, batch_norm="frozen", epochs=8,
+    learning_rate=2e-4, stage_decay=0.7, batch_norm="frozen", epochs=8,
 )
 FULL = Strategy(
     name="full", start="pretrained", head_first=True, trains="all",
-    learning_rate=1e-4, stage_decay=0.7, batch_norm="frozen", epochs=8,
+    learning_rate=2e-4, stage_decay=0.7, batch_norm="frozen", epochs=8,
 )
 TRAIN = Strategy(
-    name="train", start="pretrained", head_first=False, trains="all",
-    learning_rate=3e-4, stage_decay=1.0, batch_norm="trained", epochs=10,
+    name="train", start="pretrained", head_first=True, trains="all",
+    learning_rate=3e-4, stage_decay=1.0, batch_norm="frozen", epochs=10,
 )
 SCRATCH = Strategy(
     name="scratch", start="random", head_first=False, trains="all",

@@ -12,16 +12,15 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from finetune.backbone import Network
-from finetune.checkpoint import Course, Score, read_checkpoint, save_checkpoint
+from finetune.checkpoint import Course, read_checkpoint, save_checkpoint
 from finetune.config import AUTO, Config
 from finetune.errors import TrainingDiverged
 from finetune.frozen_inputs import inputs_for
-from finetune.head import ENOUGH_TO_CHOOSE
 from finetune.inputs import Inputs, Material, Shown
 from finetune.interpolation import SHARES, between
+from finetune.judging import Judges
 from finetune.loggers import Log
 from finetune.lr_finder import sweep_rates
-from finetune.metrics import accuracy, log_loss
 from finetune.plan import Plan
 from finetune.progress import Advance, Display
 from finetune.steps import Steps, copy_of
@@ -57,7 +56,8 @@ def train(
     inputs = inputs_for(fabric, network, config, material, lowest=plan.lowest, epochs=plan.epochs, display=display)
     learned_from = {"pictures": material.fingerprint, "inputs": inputs.name}
     begun = copy_of(network)
-    known = None if start is None else _score(start, material)
+    judges = Judges(material.val_labels, material.class_weights, len(material.indices) / network.head.out_features)
+    known = None if start is None else judges.score(start)
     course, best, kept = Course(best=known if plan.from_head else None), begun, None
     if resume and checkpoint is not None and checkpoint.exists():
         kept = read_checkpoint(checkpoint, learned_from)
@@ -81,7 +81,7 @@ def train(
             batches = inputs.batches(course.epoch, plan.epochs)
             while course.epoch < plan.epochs and course.since_best < plan.patience:
                 train_loss, share = _one_epoch(steps, plan, config, course.epoch, batches, advance)
-                score = _score(inputs.validation_logits(), material)
+                score = judges.score(inputs.validation_logits())
                 if not math.isfinite(score.loss):
                     raise TrainingDiverged(
                         f"the validation loss became {score.loss} after epoch {course.epoch + 1}: "
@@ -89,7 +89,8 @@ def train(
                     )
                 course.epoch += 1
                 course.since_best += 1
-                if score.beats(course.best):
+                # Few judges would choose one epoch of many by chance: the last is taken, when the rate is low.
+                if judges.few or score.beats(course.best):
                     course.best, course.best_epoch, course.since_best, best = score, course.epoch, 0, copy_of(network)
                 row = {
                     "epoch": course.epoch,
@@ -110,27 +111,14 @@ def train(
         course.interrupted = True
     if start is not None and known is not None and course.best_epoch > 0:
         if plan.from_head and not course.interrupted:
-            best = _best_between(network, begun, best, inputs, material, course)
+            best = _best_between(network, begun, best, inputs, judges, course)
         network.load_state_dict(best)
-        logits = inputs.validation_logits()
-        if not _score(logits, material).beats(known) or not convincing(logits, start, material.val_labels):
+        if not judges.keep(inputs.validation_logits(), start):
             course.best, course.best_epoch, course.share, best = known, 0, 1.0, begun
-            display.say("what was trained is not clearly better on the validation pictures than the head.")
+            display.say("on the validation pictures, what was trained does not do better than the head.")
     network.load_state_dict(best)
     network.eval()
     return course
-
-
-def convincing(logits: Tensor, start: Tensor, labels: Tensor) -> bool:
-    """Whether logits (m, classes) are better than those of the start beyond chance, where few pictures would tell.
-
-    Among fewer than ENOUGH_TO_CHOOSE, more must be put right than wrong by 1.64 standard errors of that difference
-    (McNemar 1947; 5 %, one-sided).
-    """
-    if len(labels) >= ENOUGH_TO_CHOOSE:
-        return True
-    better = (logits.argmax(1) == labels).long() - (start.argmax(1) == labels).long()
-    return int(better.sum()) > 1.64 * math.sqrt(int(better.abs().sum()))
 
 
 def _best_between(
@@ -138,7 +126,7 @@ def _best_between(
     begun: dict[str, Tensor],
     trained: dict[str, Tensor],
     inputs: Inputs,
-    material: Material,
+    judges: Judges,
     course: Course,
 ) -> dict[str, Tensor]:
     """The weights on the way from `begun` to `trained` that validation prefers, told in `course`."""
@@ -146,7 +134,7 @@ def _best_between(
     for share in SHARES:
         weights = between(begun, trained, share)
         network.load_state_dict(weights)
-        score = _score(inputs.validation_logits(), material)
+        score = judges.score(inputs.validation_logits())
         if score.beats(course.best):
             course.best, course.share, best = score, share, weights
     return best
@@ -174,10 +162,6 @@ def _one_epoch(
             losses.clear()
         advance(len(batch), "")
     return float(total) / plan.steps_per_epoch, share
-
-
-def _score(logits: Tensor, material: Material) -> Score:
-    return Score(accuracy(logits, material.val_labels), log_loss(logits, material.val_labels, material.class_weights))
 
 
 def schedule(step: int, steps: int, warmup: int) -> float:

@@ -100,9 +100,10 @@ def _judged(
     """Log-probabilities (n, classes) of the pictures at the indices asked for, by split; of those without any, none."""
     asked = {split: indices for split, indices in asked.items() if indices}
     if heads is not None and classifier.config.test_time == "plain":
+        by = {"train": heads.best, "test": heads.kept}
         # The network is a head on the frozen backbone: what is known is not computed again.
-        by = {"train": heads.best, "val": heads.best, "test": heads.kept}
-        return {split: by[split](rows.pooled[indices]).log_softmax(1) for split, indices in asked.items()}
+        answers = {split: head(rows.pooled[asked[split]]) for split, head in by.items() if split in asked}
+        return {split: logits.log_softmax(1) for split, logits in ({"val": heads.val_logits} | answers).items()}
     paths = rows.paths()
     wanted = [paths[index] for indices in asked.values() for index in indices]
     found, index, contents = classifier.log_probabilities(wanted, display=display)
@@ -117,11 +118,11 @@ def _baselines(rows: Rows, heads: Heads) -> dict[str, Any]:
     train_pooled, train_labels = rows.of_split("train")
     majority = torch.full_like(labels, int(train_labels.bincount().argmax()))
     means = nearest_mean(train_pooled[:, -rows.width :], train_labels, pooled[:, -rows.width :])
-    head = heads.kept if rows.measured == "test" else heads.best
+    answers = heads.kept(pooled) if rows.measured == "test" else heads.val_logits
     return {
         "majority_class": accuracy_of(majority, labels),
         "nearest_class_mean": accuracy_of(means, labels),
-        "head": accuracy_of(head(pooled).argmax(1), labels),
+        "head": accuracy_of(answers.argmax(1), labels),
     }
 
 

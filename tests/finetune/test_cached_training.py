@@ -252,7 +252,7 @@ def test_a_run_goes_on_with_what_it_began_with_or_not_at_all(
     options = {"strategy": "partial", "epochs": 25, "patience": 25, **SMALL}
     fit_until_killed(folder, tmp_path / "run", options)
     monkeypatch.setattr(ActivationCache, "has_room", lambda self, size: False)
-    with pytest.raises(InputError, match=r"6 views of each picture.*make room"):
+    with pytest.raises(InputError, match=r"12 views of each picture.*make room"):
         finetune.fit(folder, tmp_path / "run", resume=True, **options)
 
 

@@ -326,11 +326,17 @@ def test_test_time_views_are_averaged(test_time: str, make_folder: MakeFolder) -
     assert one == pytest.approx(other, abs=0.01)
 
 
+def test_a_few_validation_pictures_do_not_choose_the_epoch(make_folder: MakeFolder) -> None:
+    few = finetune.fit(make_folder("few", classes={"red": 60, "green": 60}), strategy="partial", epochs=3, **SMALL)
+    assert (few.metrics["kept"], few.metrics["best_epoch"]) == ("partial", 3)
+
+
 def test_auto_is_the_very_run_of_the_strategy_that_it_takes(make_folder: MakeFolder, tmp_path: Path) -> None:
     folder = make_folder(classes={"red": 60, "green": 60})
-    taken = finetune.fit(folder, tmp_path / "auto", epochs=2, **SMALL).metrics["strategy"]
-    assert taken == "partial"
-    finetune.fit(folder, tmp_path / "named", strategy=taken, epochs=2, **SMALL)
+    options = {"epochs": 2, "unfreeze": "blocks.3", **SMALL}
+    taken = finetune.fit(folder, tmp_path / "auto", **options).metrics
+    assert (taken["strategy"], taken["kept"]) == ("partial", "partial")
+    finetune.fit(folder, tmp_path / "named", strategy="partial", **options)
     assert_same_weights(tmp_path / "auto", tmp_path / "named")
 
 

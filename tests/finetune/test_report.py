@@ -76,7 +76,7 @@ def test_a_report_names_what_was_found_and_how_it_was_made(tmp_path: Path) -> No
         ({"share_of_the_way": 1.0}, "weights of epoch 6, whole"),
         ({"best_epoch": 0}, "No epoch was kept"),
         ({"best_epoch": 0}, "8, of which none was kept"),
-        ({"kept": "head"}, "full was not clearly better on validation"),
+        ({"kept": "head"}, "full did no better on validation"),
         ({"kept": "head", "epochs": 0, "interrupted": True}, "No epoch of full was finished: the head was kept"),
         ({"strategy": "scratch", "share_of_the_way": 1.0}, "Kept are the weights of epoch 6."),
         ({"share_of_the_way": None, "lr_sweep": None}, "Kept are the weights of epoch 6."),

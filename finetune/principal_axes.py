@@ -1,0 +1,25 @@
+"""The principal axes of rows of numbers, in whichever of two ways is the cheaper."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def principal_axes(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Left singular vectors (n, rank) and squared singular values (rank,) of rows (n, width), centred, float64.
+
+    Rank is the number of dimensions that the rows span, but for those in which they lie next to nowhere.
+    """
+    n, width = rows.shape
+    if width < n:
+        values, right = torch.linalg.eigh(rows.T @ rows)
+        kept = _kept(values)
+        return rows @ (right[:, kept] / values[kept].sqrt()), values[kept]
+    values, left = torch.linalg.eigh(rows @ rows.T)
+    kept = _kept(values)
+    return left[:, kept], values[kept]
+
+
+def _kept(values: Tensor) -> Tensor:
+    return values > values[-1].clamp_min(1e-300) * 1e-12
