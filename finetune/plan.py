@@ -22,8 +22,7 @@ SGD_RATE = 30
 class Plan:
     """Every choice that the loop needs, made. lowest: position of the lowest stage that learns.
 
-    from_head: whether the network begins with a solved head. lr: learning rate of the head; with --lr auto it is the
-    strategy's own, which the sweep then replaces.
+    lr: learning rate of the head; with --lr auto it is the strategy's own, which the sweep then replaces.
     """
 
     epochs: int
@@ -33,7 +32,6 @@ class Plan:
     stage_decay: float
     lowest: int
     batch_norm_trains: bool
-    from_head: bool
 
     @property
     def steps(self) -> int:
@@ -71,7 +69,6 @@ def plan_for(strategy: Strategy, config: Config, network: Network, n: int) -> Pl
         stage_decay=strategy.stage_decay if config.stage_decay is None else config.stage_decay,
         lowest=lowest,
         batch_norm_trains=strategy.batch_norm == "trained",
-        from_head=strategy.head_first,
     )
 
 

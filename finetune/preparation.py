@@ -52,13 +52,12 @@ class Prepared:
     def beginning(self, config: Config) -> tuple[Network, Tensor | None]:
         """The network as training by gradient starts, and the logits (m, classes) of the validation pictures that it
         must beat to be kept, None from random weights: the baseline is told as it is."""
-        start = self.heads.val_logits
-        if self.choice.strategy.head_first:
-            return Network(self.backbone, self.heads.features.as_layer()).to(self.fabric.device), start
+        if self.choice.strategy.start == "pretrained":
+            network = Network(self.backbone, self.heads.features.as_layer())
+            return network.to(self.fabric.device), self.heads.val_logits
         torch.manual_seed(config.seed)
         layer = nn.Linear(self.backbone.width, len(self.rows.folder.classes))
-        network = Network(self.backbone, layer).to(self.fabric.device)
-        return network, start if self.choice.strategy.start == "pretrained" else None
+        return Network(self.backbone, layer).to(self.fabric.device), None
 
     def plan(self, network: Network, config: Config) -> Plan:
         return plan_for(self.choice.strategy, config, network, len(self.rows.folder.train))

@@ -115,7 +115,7 @@ def kept_told(metrics: Mapping[str, Any]) -> str | None:
         return "No epoch was kept: on validation none did better than the head that was solved before training."
     kept = f"Kept are the weights of epoch {best}"
     way = metrics.get("share_of_the_way")
-    if way is None or strategy is None or not strategy.head_first or metrics.get("interrupted"):
+    if way is None or strategy is None or strategy.start != "pretrained" or metrics.get("interrupted"):
         return f"{kept}."
     if way == 1:
         return f"{kept}, whole: nothing tried between them and those that training began with was better on validation."

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 class Strategy:
     """What of the network learns, from which start, and how fast.
 
-    start: "pretrained" or "random" weights. head_first: a linear head is solved on frozen features before anything
-    else moves (LP-FT, Kumar et al. 2022, section 4). trains: "head", "top" (the stages from `Config.unfreeze` up) or
-    "all". learning_rate: of the head, for AdamW; None where nothing is learned by gradient. stage_decay: what a stage's
+    start: "pretrained" weights, with a linear head solved on frozen features before anything else moves (LP-FT, Kumar
+    et al. 2022, section 4), or "random" ones. trains: "head", "top" (the stages from `Config.unfreeze` up) or "all".
+    learning_rate: of the head, for AdamW; None where nothing is learned by gradient. stage_decay: what a stage's
     learning rate keeps of that of the stage above it. batch_norm: whether its statistics stay those of the pretraining
     ("frozen") or follow the new pictures ("trained"). epochs: at least so many, see `plan.epochs_for`. lowest: the
     lowest stage that learns where it trains the "top", by name; None for a quarter of them.
@@ -23,7 +23,6 @@ class Strategy:
 
     name: str
     start: str
-    head_first: bool
     trains: str
     learning_rate: float | None
     stage_decay: float
@@ -34,23 +33,23 @@ class Strategy:
 
 # fmt: off
 HEAD = Strategy(
-    name="head", start="pretrained", head_first=True, trains="head",
+    name="head", start="pretrained", trains="head",
     learning_rate=None, stage_decay=1.0, batch_norm="frozen", epochs=0,
 )
 PARTIAL = Strategy(
-    name="partial", start="pretrained", head_first=True, trains="top",
+    name="partial", start="pretrained", trains="top",
     learning_rate=2e-4, stage_decay=0.7, batch_norm="frozen", epochs=8,
 )
 FULL = Strategy(
-    name="full", start="pretrained", head_first=True, trains="all",
+    name="full", start="pretrained", trains="all",
     learning_rate=2e-4, stage_decay=0.7, batch_norm="frozen", epochs=8,
 )
 TRAIN = Strategy(
-    name="train", start="pretrained", head_first=True, trains="all",
+    name="train", start="pretrained", trains="all",
     learning_rate=3e-4, stage_decay=1.0, batch_norm="frozen", epochs=10,
 )
 SCRATCH = Strategy(
-    name="scratch", start="random", head_first=False, trains="all",
+    name="scratch", start="random", trains="all",
     learning_rate=1e-3, stage_decay=1.0, batch_norm="trained", epochs=30,
 )
 # fmt: on

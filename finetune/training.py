@@ -45,9 +45,9 @@ def train(
 ) -> Course:
     """Train `network`, leave in it the weights of the best validation result, and tell how it went.
 
-    start: logits (m, classes) of the validation pictures by what is known without training, which what is trained must
-    beat: otherwise the weights stay as given, and the best epoch is 0. None when there is nothing to beat. Where the
-    network begins with a solved head, what lies on the way from there is tried at the end. checkpoint: file to keep up
+    start: logits (m, classes) of the validation pictures by what is known without training, where the network begins
+    with a solved head. What lies on the way from there is then tried at the end, and unless it is kept (`Judges`), the
+    weights stay as given, and the best epoch is 0. None when there is nothing to beat. checkpoint: file to keep up
     to date after every epoch, and with `resume` to continue from. log: where each epoch's figures also go. With --lr
     auto a sweep finds the learning rate first. Ctrl-C ends training early with the best weights so far. Raises
     TrainingDiverged when the loss stops being finite, InputError for a picture that is no longer what it was.
@@ -57,8 +57,7 @@ def train(
     learned_from = {"pictures": material.fingerprint, "inputs": inputs.name}
     begun = copy_of(network)
     judges = Judges(material.val_labels, material.class_weights, len(material.indices) / network.head.out_features)
-    known = None if start is None else judges.score(start)
-    course, best, kept = Course(best=known if plan.from_head else None), begun, None
+    course, best, kept = Course(), begun, None
     if resume and checkpoint is not None and checkpoint.exists():
         kept = read_checkpoint(checkpoint, learned_from)
         course, best = kept.course, kept.best
@@ -106,16 +105,16 @@ def train(
                     save_checkpoint(checkpoint, network, steps.optimizer, learned_from, course, best)
                 advance(0, f"epoch {course.epoch}/{plan.epochs}, validation {score.accuracy:.1%}")
     except KeyboardInterrupt:
-        if course.best is None:
+        if course.best is None and start is None:
             raise
         course.interrupted = True
-    if start is not None and known is not None and course.best_epoch > 0:
-        if plan.from_head and not course.interrupted:
+    if start is not None:
+        if course.best_epoch > 0 and not course.interrupted:
             best = _best_between(network, begun, best, inputs, judges, course)
         network.load_state_dict(best)
-        if not judges.keep(inputs.validation_logits(), start):
-            course.best, course.best_epoch, course.share, best = known, 0, 1.0, begun
+        if course.best_epoch > 0 and not judges.keep(inputs.validation_logits(), start):
             display.say("on the validation pictures, what was trained does not do better than the head.")
+            course.best_epoch, course.share, best = 0, 1.0, begun
     network.load_state_dict(best)
     network.eval()
     return course

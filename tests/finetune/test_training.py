@@ -99,5 +99,5 @@ def test_mixup_blends_pictures_and_targets_alike() -> None:
 
 
 def test_a_plan_counts_its_steps() -> None:
-    rates = {"lr": 1, "stage_decay": 1, "lowest": 0, "batch_norm_trains": False, "from_head": True}
+    rates = {"lr": 1, "stage_decay": 1, "lowest": 0, "batch_norm_trains": False}
     assert Plan(epochs=3, patience=2, steps_per_epoch=7, **rates).steps == 21
