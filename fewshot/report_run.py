@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,7 +15,7 @@ from fewshot.recipe import Recipe
 from fewshot.sources import SHIPPED
 from finetune.charts import Line, Mark, line_chart
 from finetune.errors import InputError
-from finetune.files import read_json
+from finetune.files import read_csv, read_json
 from finetune.options import flag
 
 _NOT_REPEATED = ("device",)  # of a recipe: where it runs is no part of what it is
@@ -124,9 +123,8 @@ def _history(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-    except (ValueError, TypeError, csv.Error) as error:
+        return [{name: float(value) for name, value in row.items() if value} for row in read_csv(path, ("step",))]
+    except (ValueError, TypeError) as error:
         raise InputError(f"{path} is no history of a training ({error}); it may be damaged") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import time
 from collections import Counter
@@ -18,7 +17,7 @@ from torch import Tensor
 from finetune.audit import Unreadable
 from finetune.classifier import METRICS_FILE, load, read_config
 from finetune.errors import InputError
-from finetune.files import read_json, write_csv, write_json, write_tensors
+from finetune.files import read_csv, read_json, write_csv, write_json, write_tensors
 from finetune.folder import Sample, list_folder
 from finetune.metrics import summary
 from finetune.progress import Display
@@ -159,10 +158,5 @@ def _used_by_content(run: Path) -> dict[str, str]:
         if "folder" in read_config(run):
             raise InputError(f"{path} is missing: without it, pictures that the run was trained on cannot be left out")
         return {}  # a classifier saved through the API alone
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return {row["sha256"]: LEARNED if row["learned"] == "yes" else row["split"] for row in csv.DictReader(file)}
-    except KeyError as error:
-        raise InputError(f"{path} has no column {error}; it may be damaged") from error
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read ({error}); it may be damaged") from error
+    rows = read_csv(path, ("sha256", "learned", "split"))
+    return {row["sha256"]: LEARNED if row["learned"] == "yes" else row["split"] for row in rows}

@@ -15,7 +15,6 @@ or, with OpenVINO, whose precision must be asked for: `openvino.compile_model("p
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
@@ -32,7 +31,7 @@ from torch import Tensor, nn
 from finetune.calibration import calibrated
 from finetune.classifier import Classifier, averaged, load, read_config
 from finetune.errors import InputError
-from finetune.files import replacing, write_json
+from finetune.files import read_csv, replacing, write_json
 from finetune.folder import list_unlabelled
 from finetune.frozen import run_over
 from finetune.onnx_graph import onnx_program
@@ -149,10 +148,10 @@ def _validation_pictures(run: Path, saved: dict[str, Any]) -> list[Path]:
     if "folder" not in saved or not table.exists():
         raise InputError(f"{run} does not say what pictures it was validated on; {instead}")
     try:
-        with table.open(newline="", encoding="utf-8") as file:
-            paths = [Path(saved["folder"]) / row["path"] for row in csv.DictReader(file) if row["split"] == "val"]
-    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-        raise InputError(f"{table} is not as a run leaves it; it may be damaged; {instead}") from error
+        rows = read_csv(table, ("path", "split"))
+    except InputError as error:
+        raise InputError(f"{error}; {instead}") from error
+    paths = [Path(saved["folder"]) / row["path"] for row in rows if row["split"] == "val"]
     gone = [path for path in paths if not path.exists()]
     if gone or not paths:
         what = f"{gone[0]} is gone, and {len(gone) - 1} more" if gone else f"{table} names no validation picture"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 from scipy.special import betaincinv  # type: ignore[import-untyped]
 
 from finetune.errors import InputError
+from finetune.files import read_csv
 from finetune.run_files import PREDICTIONS_FILE
 
 # Shares of the validation pictures that may be left after refusal. Few, and the same for every target: each bound is
@@ -96,13 +96,14 @@ def validation_answers(run: Path) -> tuple[list[float], list[bool]]:
     """
     path = run / PREDICTIONS_FILE
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["split"] == "val"]
+        table = read_csv(path, ("split", "label", "predicted", "probability"))
+    except InputError as error:
+        raise InputError(f"{error}; give --min-probability instead") from error
+    rows = [row for row in table if row["split"] == "val"]
+    try:
         probabilities = [float(row["probability"]) for row in rows]
         if not all(0 <= probability <= 1 for probability in probabilities):
             raise ValueError("a probability is not between 0 and 1")
-        return probabilities, [row["label"] == row["predicted"] for row in rows]
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}; give --min-probability instead") from error
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise InputError(f"{path} is not as a run leaves it; it may be damaged; give --min-probability") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not as a run leaves it ({error}); give --min-probability instead") from error
+    return probabilities, [row["label"] == row["predicted"] for row in rows]

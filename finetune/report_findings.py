@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from finetune.classifier import CONFIG_FILE, METRICS_FILE, read_config
 from finetune.errors import InputError
-from finetune.files import read_json, read_tensors
+from finetune.files import read_csv, read_json, read_tensors
 from finetune.run_files import (
     EVALUATED,
     HISTORY_FILE,
@@ -156,18 +155,7 @@ def _history(path: Path) -> tuple[dict[str, float], ...]:
 
 
 def _table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file that has these columns, and maybe others."""
+    """The rows of a table of the run that has these columns, and maybe others."""
     if not path.exists():
         raise InputError(f"{path} is missing: a report is made of it")
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows, there = list(reader), set(reader.fieldnames or ())
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, csv.Error) as error:
-        raise InputError(f"{path} is not as a run leaves it ({error}); it may be damaged") from error
-    lacking = [column for column in columns if column not in there]
-    if lacking:
-        raise InputError(f"{path} is not as a run leaves it (it has no column {lacking[0]}); it may be damaged")
-    return rows
+    return read_csv(path, columns)

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from finetune.errors import InputError
-from finetune.files import read_json, read_tensors, read_tensors_and_metadata, replacing, write_json, write_tensors
+from finetune.files import (
+    read_csv,
+    read_json,
+    read_tensors,
+    read_tensors_and_metadata,
+    replacing,
+    write_csv,
+    write_json,
+    write_tensors,
+)
 
 
 def test_json_and_tensors_come_back(tmp_path: Path) -> None:
@@ -36,3 +45,20 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
             read(damaged)
         with pytest.raises(InputError, match="absent"):
             read(tmp_path / "absent")
+
+
+def test_a_table_is_read_back_with_its_columns(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    write_csv(path, ("name", "n"), [("a, b", 1), ('"', 2)])
+    assert read_csv(path, ("n", "name")) == [{"name": "a, b", "n": "1"}, {"name": '"', "n": "2"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [("name\na\n", "no column n"), ("name,n\na\n", "cut short"), ("", "no column"), ("name,n\n\xff,1\n", "no CSV")],
+)
+def test_a_damaged_table_is_named(text: str, what: str, tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=rf"table\.csv .*{what}"):
+        read_csv(path, ("name", "n"))

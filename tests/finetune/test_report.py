@@ -169,7 +169,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
 def test_a_damaged_history_is_named(row: str, tmp_path: Path) -> None:
     run = made_run(tmp_path, FEW, 4)
     (run / "history.csv").write_text(f"epoch,train_loss,val_loss,val_accuracy\n{row}\n")
-    with pytest.raises(InputError, match=r"history\.csv is not as a run leaves it"):
+    with pytest.raises(InputError, match=r"history\.csv (is not as a run leaves it|has a row that is cut short)"):
         write_report(run)
 
 
