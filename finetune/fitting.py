@@ -19,7 +19,8 @@ from finetune.progress import Display
 from finetune.report import REPORT_FILE, write_report
 from finetune.run import RunFolder
 from finetune.training import train
-from finetune.verdict import measure, write_run
+from finetune.verdict import measure
+from finetune.writing import write_run
 
 
 def fit(

@@ -1,8 +1,7 @@
-"""What a run is worth and how it is written down: metrics.json, predictions.csv, pictures.csv, history.csv."""
+"""What a run is worth: the contents of metrics.json, and the probabilities behind them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,25 +10,13 @@ from torch import Tensor
 
 from finetune.calibration import calibrated, calibration_summary, fit_temperature
 from finetune.checkpoint import Course
-from finetune.classifier import METRICS_FILE, Classifier
-from finetune.engine import describe
+from finetune.classifier import Classifier
 from finetune.errors import InputError
-from finetune.files import write_csv, write_json, write_tensors
 from finetune.head import Heads, nearest_mean
 from finetune.metrics import accuracy_of, summary
 from finetune.preparation import Prepared
 from finetune.progress import Display
 from finetune.rows import SPLITS, Rows
-from finetune.run import RunFolder
-from finetune.run_files import (
-    HISTORY_FILE,
-    PICTURES_FILE,
-    PICTURES_HEADER,
-    PREDICTIONS_FILE,
-    PREDICTIONS_HEADER,
-    PROBABILITIES_FILE,
-    prediction_rows,
-)
 
 # Training pictures that a trained network is measured on, at most: enough to tell whether it has learned them.
 MOST_OF_TRAIN = 300
@@ -124,40 +111,6 @@ def _baselines(rows: Rows, heads: Heads) -> dict[str, Any]:
         "nearest_class_mean": accuracy_of(means, labels),
         "head": accuracy_of(answers.argmax(1), labels),
     }
-
-
-def write_run(run: RunFolder, classifier: Classifier, rows: Rows, measured: Measured, course: Course) -> None:
-    """Fill the run folder; config.json goes last, because a run with class names in it counts as finished."""
-    if course.history:
-        write_csv(run.path / HISTORY_FILE, list(course.history[0]), [list(row.values()) for row in course.history])
-    predictions = [
-        (sample, split, row)
-        for split, log_probabilities in measured.judged.items()
-        for sample, row in zip(rows.samples(split), log_probabilities, strict=True)
-    ]
-    write_csv(run.path / PREDICTIONS_FILE, PREDICTIONS_HEADER, prediction_rows(classifier.classes, predictions))
-    write_tensors(run.path / PROBABILITIES_FILE, measured.judged)
-    write_csv(run.path / PICTURES_FILE, PICTURES_HEADER, _picture_rows(rows, measured.learned))
-    write_json(run.path / METRICS_FILE, classifier.metrics)
-    classifier.save(
-        run.path,
-        {
-            "folder": str(rows.listing.root.resolve()),
-            "strategy": classifier.metrics["strategy"],
-            "kept": classifier.metrics["kept"],
-            "made_with": describe(classifier.fabric),
-        },
-    )
-    if not course.interrupted:
-        run.finish()
-
-
-def _picture_rows(rows: Rows, learned: Sequence[str]) -> list[tuple[str, ...]]:
-    return [
-        (sample.path, split, sample.label, rows.hashes[index], "yes" if split in learned else "no")
-        for split in SPLITS
-        for sample, index in zip(rows.samples(split), rows.indices(split), strict=True)
-    ]
 
 
 def _brief(log_probabilities: Tensor, labels: Tensor) -> dict[str, Any]:

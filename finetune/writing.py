@@ -1,0 +1,56 @@
+"""A run written down: metrics.json, predictions.csv, probabilities, pictures.csv, history.csv, and the classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from finetune.checkpoint import Course
+from finetune.classifier import METRICS_FILE, Classifier
+from finetune.engine import describe
+from finetune.files import write_csv, write_json, write_tensors
+from finetune.rows import SPLITS, Rows
+from finetune.run import RunFolder
+from finetune.run_files import (
+    HISTORY_FILE,
+    PICTURES_FILE,
+    PICTURES_HEADER,
+    PREDICTIONS_FILE,
+    PREDICTIONS_HEADER,
+    PROBABILITIES_FILE,
+    prediction_rows,
+)
+from finetune.verdict import Measured
+
+
+def write_run(run: RunFolder, classifier: Classifier, rows: Rows, measured: Measured, course: Course) -> None:
+    """Fill the run folder; config.json goes last, because a run with class names in it counts as finished."""
+    if course.history:
+        write_csv(run.path / HISTORY_FILE, list(course.history[0]), [list(row.values()) for row in course.history])
+    predictions = [
+        (sample, split, row)
+        for split, log_probabilities in measured.judged.items()
+        for sample, row in zip(rows.samples(split), log_probabilities, strict=True)
+    ]
+    write_csv(run.path / PREDICTIONS_FILE, PREDICTIONS_HEADER, prediction_rows(classifier.classes, predictions))
+    write_tensors(run.path / PROBABILITIES_FILE, measured.judged)
+    write_csv(run.path / PICTURES_FILE, PICTURES_HEADER, _picture_rows(rows, measured.learned))
+    write_json(run.path / METRICS_FILE, classifier.metrics)
+    classifier.save(
+        run.path,
+        {
+            "folder": str(rows.listing.root.resolve()),
+            "strategy": classifier.metrics["strategy"],
+            "kept": classifier.metrics["kept"],
+            "made_with": describe(classifier.fabric),
+        },
+    )
+    if not course.interrupted:
+        run.finish()
+
+
+def _picture_rows(rows: Rows, learned: Sequence[str]) -> list[tuple[str, ...]]:
+    return [
+        (sample.path, split, sample.label, rows.hashes[index], "yes" if split in learned else "no")
+        for split in SPLITS
+        for sample, index in zip(rows.samples(split), rows.indices(split), strict=True)
+    ]
