@@ -180,14 +180,17 @@ def transfer(result: dict[str, Any]) -> str:
         if run["strategy"] == "head":
             cell.setdefault("mean", []).append(run["baselines"]["nearest_class_mean"])
             cell.setdefault("probe", []).append(run["probe"])
+            cell.setdefault("plain", []).append(run["plain"])
     rows = []
     for (dataset, size), cell in found.items():
         shown = [
             f"{statistics.mean(cell[name]):.1%} ({len(cell[name])})" if name in cell else "not run"
-            for name in ("mean", "probe", *strategies)
+            for name in ("mean", "probe", "plain", *strategies)
         ]
         rows.append((dataset, size, *shown))
-    table = markdown(("data set", "pictures per class", "class mean", "ridge probe", *strategies), rows)
+    table = markdown(
+        ("data set", "pictures per class", "class mean", "ridge probe", "plain classifier", *strategies), rows
+    )
     return f"{table}\n\n{_lost(result['runs'])}"
 
 

@@ -6,8 +6,8 @@ Of each data set, the pictures of val/, or every second one by the hash of its n
 choose nothing. Of the others, so many of each class, drawn by the seed, are given to `finetune fit`, which sets some
 aside to choose by. `auto` is the very run of the strategy that it takes, which is looked up where it was made already.
 Runs are appended one by one to benchmarks/results/transfer.json and not made again: stop it and start it as you like.
-Baselines, of the same pictures: the nearest class mean and a linear probe in closed form on the features, and the
-linear head, which every run reports.
+Baselines, of the same pictures, on the features: the nearest class mean, which every run reports, a linear probe in
+closed form, and a plain linear classifier: scikit-learn's LogisticRegression, its strength chosen on a fifth.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from machine import provenance
+from plain import plain_accuracy
 from rich.console import Console
 
 from finetune import fit
@@ -63,7 +64,7 @@ def main() -> None:
                 known = known if choice.strategy == STRATEGY[choice.strategy.name] else None
             found = measured(folder, config) if known is None else known | {"reason": reason}
             if strategy == "head":
-                found |= {"probe": probe_accuracy(folder, config)}
+                found |= plain_classifiers(folder, config)
         run = {"dataset": dataset, "size": size, "seed": seed} | found | {"strategy": strategy}
         print({name: run[name] for name in ("dataset", "size", "seed", "strategy", "took", "kept", "accuracy")})
         done[dataset, size, seed, strategy] = run
@@ -93,14 +94,16 @@ def measured(folder: str, config: Config) -> dict[str, Any]:
     }
 
 
-def probe_accuracy(folder: str, config: Config) -> float:
-    """Of a ridge probe on the features, which has learned from the training and the validation pictures."""
+def plain_classifiers(folder: str, config: Config) -> dict[str, float]:
+    """Accuracy of a ridge probe and of a plain linear classifier on the features, which have learned from the training
+    and the validation pictures."""
     rows = prepare(list_folder(Path(folder)), config, None, Display()).rows
     parts = [rows.of_split(split) for split in ("train", "val")]
     pooled, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     asked, truth = rows.of_split("test")
-    answers = probe_answers(pooled[:, -rows.width :], labels, asked[:, -rows.width :])
-    return float((answers == truth).double().mean())
+    features, asked = pooled[:, -rows.width :], asked[:, -rows.width :]
+    probe = float((probe_answers(features, labels, asked) == truth).double().mean())
+    return {"probe": probe, "plain": plain_accuracy(features.numpy(), labels.numpy(), asked.numpy(), truth.numpy())}
 
 
 def link(source: Path, target: Path, size: str, seed: int) -> None:
