@@ -182,7 +182,7 @@ class _Judged:
     def clearly_beats(self, other: _Judged) -> bool:
         """By more than one standard error of the difference on the same pictures."""
         less = other.losses - self.losses
-        return float(less.mean()) > float(less.std(correction=0)) / math.sqrt(len(less))
+        return float(less.mean()) > float(less.std(correction=min(1, len(less) - 1))) / math.sqrt(len(less))
 
 
 def _solved(rows: _Rows, labels: Tensor, strength: float, class_weights: Tensor | None) -> LinearHead:
