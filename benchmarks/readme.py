@@ -13,6 +13,7 @@ from typing import Any
 
 from fewshot.published import PUBLISHED, WITHOUT_LABELS, Published
 from finetune.files import read_json, write_text
+from finetune.strategy import STRATEGIES
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -172,7 +173,8 @@ def finetune_speed(result: dict[str, Any]) -> str:
 
 def transfer(result: dict[str, Any]) -> str:
     """Means over seeds, with how many there were, and what `auto` loses to the best that ran."""
-    strategies = list(dict.fromkeys(run["strategy"] for run in result["runs"]))
+    ran = {run["strategy"] for run in result["runs"]}
+    strategies = [name for name in (*STRATEGIES, "auto") if name in ran]
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
     for run in result["runs"]:
         cell = found.setdefault((run["dataset"], run["size"]), {})
@@ -182,7 +184,8 @@ def transfer(result: dict[str, Any]) -> str:
             cell.setdefault("probe", []).append(run["probe"])
             cell.setdefault("plain", []).append(run["plain"])
     rows = []
-    for (dataset, size), cell in found.items():
+    # Rows by size, the sets in the order in which they were begun.
+    for (dataset, size), cell in sorted(found.items(), key=lambda item: ("5", "10", "50", "all").index(item[0][1])):
         shown = [
             f"{statistics.mean(cell[name]):.1%} ({len(cell[name])})" if name in cell else "not run"
             for name in ("mean", "probe", "plain", *strategies)
