@@ -23,7 +23,6 @@ from finetune.run_files import (
     PROBABILITIES_FILE,
 )
 
-# What metrics.json of an evaluation says of where it comes from.
 # A log-probability is at most 0, and rounding does not add more than this.
 _LARGEST = 1e-3
 # What is read of each epoch.
