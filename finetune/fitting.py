@@ -16,8 +16,10 @@ from finetune.head import Heads
 from finetune.loggers import check_log, open_log
 from finetune.preparation import Prepared, prepare
 from finetune.progress import Display
+from finetune.refit import refit, worth_refitting
 from finetune.report import REPORT_FILE, write_report
 from finetune.run import RunFolder
+from finetune.steps import copy_of
 from finetune.training import train
 from finetune.verdict import measure
 from finetune.writing import write_run
@@ -67,7 +69,7 @@ def _fitted(
     """The whole job, once it may begin. started: when it did, for the seconds that it took."""
     prepared = prepare(listing, config, run, display)
     network, start = prepared.beginning(config)
-    course = Course()
+    begun, course = copy_of(network), Course()
     with open_log(config, None if run is None else run.path) as log:
         if prepared.choice.strategy.trains != "head":
             course = train(
@@ -85,7 +87,11 @@ def _fitted(
         elif config.lr == AUTO:
             display.say("--lr auto changes nothing here: the head is solved at once, without a learning rate.")
         classifier, heads = _kept(prepared, network, course, config)
-        measured = measure(classifier, prepared, heads, course, display)
+        unseen = None
+        if worth_refitting(prepared, course):
+            checkpoint = None if run is None else run.refit_checkpoint
+            unseen = refit(prepared, classifier, begun, course, checkpoint=checkpoint, resume=resume, display=display)
+        measured = measure(classifier, prepared, heads, course, display, unseen=unseen)
         classifier.metrics = measured.metrics | {"seconds": round(time.monotonic() - started, 2)}
         log.result(classifier.metrics)
     if run is not None:

@@ -62,10 +62,11 @@ class Prepared:
     def plan(self, network: Network, config: Config) -> Plan:
         return plan_for(self.choice.strategy, config, network, len(self.rows.folder.train))
 
-    def material(self, config: Config) -> Material:
-        """The pictures that are learned from and chosen on."""
+    def material(self, config: Config, *, learn_from_val: bool = False) -> Material:
+        """The pictures that are learned from and chosen on; or, to learn from all of these, none to choose on."""
         rows, preprocessing = self.rows, self.backbone.preprocessing
-        paths = rows.paths()
+        paths, train, val = rows.paths(), rows.indices("train"), rows.indices("val")
+        indices, choosing = (sorted(train + val), []) if learn_from_val else (train, val)
         return Material(
             pictures=Pictures(
                 paths,
@@ -74,19 +75,20 @@ class Prepared:
                 config.max_pixels,
                 config.seed,
             ),
-            indices=list(rows.folder.train),
+            indices=indices,
+            examples=train,
             labels=rows.labels,
             val=Pictures(
-                [paths[index] for index in rows.folder.val],
+                [paths[index] for index in choosing],
                 evaluation_view(preprocessing),
                 preprocessing.shortest_side,
                 config.max_pixels,
             ),
-            val_labels=rows.of_split("val")[1],
+            val_labels=rows.labels[choosing],
             class_weights=self.class_weights,
             preprocessing=preprocessing,
             hashes=rows.hashes,
-            val_hashes=[rows.hashes[index] for index in rows.folder.val],
+            val_hashes=[rows.hashes[index] for index in choosing],
         )
 
 

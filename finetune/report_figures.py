@@ -116,13 +116,20 @@ def kept_told(metrics: Mapping[str, Any]) -> str | None:
     kept = f"Kept are the weights of epoch {best}"
     way = metrics.get("share_of_the_way")
     if way is None or strategy is None or strategy.start != "pretrained" or metrics.get("interrupted"):
-        return f"{kept}."
-    if way == 1:
-        return f"{kept}, whole: nothing tried between them and those that training began with was better on validation."
-    return (
-        f"{kept}, but only {way:.0%} of the way to them from those that training began with: "
-        "on validation that was better than the whole way."
-    )
+        told = f"{kept}."
+    elif way == 1:
+        told = f"{kept}, whole: nothing tried between them and those that training began with was better on validation."
+    else:
+        told = (
+            f"{kept}, but only {way:.0%} of the way to them from those that training began with: "
+            "on validation that was better than the whole way."
+        )
+    if "val" in metrics.get("learned_from", ()):
+        told += (
+            " The same training then learned from the validation pictures too, and its weights took their place; "
+            "what is told of validation pictures is from before."
+        )
+    return told
 
 
 @dataclass(frozen=True)

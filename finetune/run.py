@@ -29,6 +29,7 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self.checkpoint = path / "state" / "checkpoint.safetensors"
+        self.refit_checkpoint = path / "state" / "refit.safetensors"
         self._features = path / "state" / "features.safetensors"
 
         self._request: dict[str, Any] = {}

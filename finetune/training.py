@@ -18,7 +18,7 @@ from finetune.errors import TrainingDiverged
 from finetune.frozen_inputs import inputs_for
 from finetune.inputs import Inputs, Material, Shown
 from finetune.interpolation import SHARES, between
-from finetune.judging import Judges
+from finetune.judging import Judges, Score
 from finetune.loggers import Log
 from finetune.lr_finder import sweep_rates
 from finetune.plan import Plan
@@ -43,7 +43,8 @@ def train(
     display: Display,
     log: Log | None = None,
 ) -> Course:
-    """Train `network`, leave in it the weights of the best validation result, and tell how it went.
+    """Train `network`, leave in it the weights of the best validation result, and tell how it went; without validation
+    pictures, those of the last epoch.
 
     start: logits (m, classes) of the validation pictures by what is known without training, where the network begins
     with a solved head. What lies on the way from there is then tried at the end, and unless it is kept (`Judges`), the
@@ -80,32 +81,23 @@ def train(
             batches = inputs.batches(course.epoch, plan.epochs)
             while course.epoch < plan.epochs and course.since_best < plan.patience:
                 train_loss, share = _one_epoch(steps, plan, config, course.epoch, batches, advance)
-                score = judges.score(inputs.validation_logits())
-                if not math.isfinite(score.loss):
-                    raise TrainingDiverged(
-                        f"the validation loss became {score.loss} after epoch {course.epoch + 1}: "
-                        f"the weights grew without bound; lower the learning rate (--lr, now {plan.lr:g})"
-                    )
+                score = _validated(inputs, judges, plan, course.epoch) if len(material.val) else None
                 course.epoch += 1
                 course.since_best += 1
                 # Few judges would choose one epoch of many by chance: the last is taken, when the rate is low.
-                if judges.few or score.beats(course.best):
+                if judges.few or score is None or score.beats(course.best):
                     course.best, course.best_epoch, course.since_best, best = score, course.epoch, 0, copy_of(network)
-                row = {
-                    "epoch": course.epoch,
-                    "train_loss": train_loss,
-                    "val_loss": score.loss,
-                    "val_accuracy": score.accuracy,
-                    "lr": plan.lr * share,
-                }
+                found = {} if score is None else {"val_loss": score.loss, "val_accuracy": score.accuracy}
+                row = {"epoch": course.epoch, "train_loss": train_loss, **found, "lr": plan.lr * share}
                 course.history.append(row)
                 # Before the checkpoint: an epoch that is redone after a crash replaces its line.
                 log.epoch(row)
                 if checkpoint is not None:
                     save_checkpoint(checkpoint, network, steps.optimizer, learned_from, course, best)
-                advance(0, f"epoch {course.epoch}/{plan.epochs}, validation {score.accuracy:.1%}")
+                said = "" if score is None else f", validation {score.accuracy:.1%}"
+                advance(0, f"epoch {course.epoch}/{plan.epochs}{said}")
     except KeyboardInterrupt:
-        if course.best is None and start is None:
+        if course.best_epoch == 0 and start is None:
             raise
         course.interrupted = True
     if start is not None:
@@ -118,6 +110,17 @@ def train(
     network.load_state_dict(best)
     network.eval()
     return course
+
+
+def _validated(inputs: Inputs, judges: Judges, plan: Plan, epoch: int) -> Score:
+    """What the network is worth after `epoch`, counted from 0."""
+    score = judges.score(inputs.validation_logits())
+    if not math.isfinite(score.loss):
+        raise TrainingDiverged(
+            f"the validation loss became {score.loss} after epoch {epoch + 1}: "
+            f"the weights grew without bound; lower the learning rate (--lr, now {plan.lr:g})"
+        )
+    return score
 
 
 def _best_between(

@@ -35,23 +35,33 @@ class Measured:
 
 
 def measure(
-    classifier: Classifier, prepared: Prepared, heads: Heads | None, course: Course, display: Display
+    classifier: Classifier,
+    prepared: Prepared,
+    heads: Heads | None,
+    course: Course,
+    display: Display,
+    *,
+    unseen: Tensor | None,
 ) -> Measured:
     """What the classifier is worth, which then gives calibrated probabilities.
 
-    heads: those of `prepared` where the classifier is the one of them that is kept, None where it was trained. What is
-    said of validation pictures comes from a head that has not learned from them.
+    heads: those of `prepared` where the classifier is the one of them that is kept, None where it was trained. unseen:
+    where it was trained on the validation pictures too, log-probabilities (m, classes) of these by its like that was
+    not. What is said of validation pictures comes from what has not learned from them.
     """
     rows, choice = prepared.rows, prepared.choice
     some = rows.indices("train")[:: max(1, -(-len(rows.folder.train) // MOST_OF_TRAIN))]
-    raw = _judged(
-        classifier, rows, heads, {"train": some} | {split: rows.indices(split) for split in SPLITS[1:]}, display
-    )
+    asked = {"train": some} | {split: rows.indices(split) for split in SPLITS[1:]}
+    if unseen is None:
+        raw = _judged(classifier, rows, heads, asked, display)
+    else:
+        raw = {"val": unseen} | _judged(classifier, rows, heads, asked | {"val": []}, display)
     val_labels = rows.of_split("val")[1]
     test = (raw["test"], rows.of_split("test")[1]) if "test" in raw else None
     classifier.temperature = fit_temperature(raw["val"], val_labels)
     judged = {split: calibrated(values, classifier.temperature) for split, values in raw.items()}
-    learned = ("train", "val") if heads is not None and heads.kept is not heads.best else ("train",)
+    from_val = unseen is not None or (heads is not None and heads.kept is not heads.best)
+    learned = ("train", "val") if from_val else ("train",)
     metrics = {
         **summary(judged[rows.measured], rows.of_split(rows.measured)[1], rows.folder.classes),
         "split": rows.measured,
