@@ -5,7 +5,8 @@
 Of each data set, the pictures of val/, or every second one by the hash of its name where there is none, judge and
 choose nothing. Of the others, so many of each class, drawn by the seed, are given to `finetune fit`, which sets some
 aside to choose by. `auto` is the very run of the strategy that it takes, which is looked up where it was made already.
-Runs are appended one by one to benchmarks/results/transfer.json and not made again: stop it and start it as you like.
+Runs are appended one by one to benchmarks/results/transfer.json, each with the revision that made it, and not made
+again: stop it and start it as you like.
 Baselines, of the same pictures, on the features: the nearest class mean, which every run reports, a linear probe in
 closed form, and a plain linear classifier: scikit-learn's LogisticRegression, its strength chosen on a fifth.
 """
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import provenance
+from machine import provenance, revision
 from plain import plain_accuracy
 from rich.console import Console
 
@@ -65,7 +66,7 @@ def main() -> None:
             found = measured(folder, config) if known is None else known | {"reason": reason}
             if strategy == "head":
                 found |= plain_classifiers(folder, config)
-        run = {"dataset": dataset, "size": size, "seed": seed} | found | {"strategy": strategy}
+        run = {"dataset": dataset, "size": size, "seed": seed, "revision": revision()} | found | {"strategy": strategy}
         print({name: run[name] for name in ("dataset", "size", "seed", "strategy", "took", "kept", "accuracy")})
         done[dataset, size, seed, strategy] = run
         result["runs"].append(run)
