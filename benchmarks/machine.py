@@ -40,12 +40,16 @@ def cpu_name() -> str:
 
 
 def revision() -> str:
-    """The commit of the working tree, with "+" when it was changed since."""
+    """The commit of the working tree, with "+" when it was changed since, in anything but results."""
     here = Path(__file__).parent
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
     )
     changed = subprocess.run(
-        ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=False
+        ["git", "status", "--porcelain", "-uno", "--", ":/", ":(exclude)results"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
