@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from finetune.folds import folds_of
 from finetune.logistic import Logistic
-from finetune.principal_axes import principal_axes
+from finetune.principal_axes import principal_axes, spread
 
 T = TypeVar("T")
 
@@ -152,7 +152,7 @@ class _Rows:
         mean = torch.cat([part.mean(0) for part in parts])
         scale = torch.cat(
             [
-                (_spread(part) * length / count).expand(part.shape[1])
+                (spread(part) * length / count).expand(part.shape[1])
                 for part, count in zip(parts, reading.counts, strict=True)
             ]
         )
@@ -249,8 +249,3 @@ def _least(at: Callable[[float], T], losses: Callable[[T], Tensor]) -> T:
             break  # the loss has one valley along the path, and it lies behind
     assert best is not None
     return best[1]
-
-
-def _spread(part: Tensor) -> Tensor:
-    """Root of the mean squared distance from the mean."""
-    return (part - part.mean(0)).square().sum(1).mean().sqrt().clamp_min(1e-12)

@@ -1,4 +1,4 @@
-"""The principal axes of rows of numbers, in whichever of two ways is the cheaper."""
+"""How widely rows of numbers are spread, and along which axes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ import torch
 from torch import Tensor
 
 
+def spread(rows: Tensor) -> Tensor:
+    """Root of the mean squared distance of rows (n, width) from their mean, and more than 0."""
+    return (rows - rows.mean(0)).square().sum(1).mean().sqrt().clamp_min(1e-12)
+
+
 def principal_axes(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Left singular vectors (n, rank) and squared singular values (rank,) of rows (n, width), centred, float64.
+    """Left singular vectors (n, rank) and squared singular values (rank,), ascending, of rows (n, width), centred,
+    float64.
 
     Rank is the number of dimensions that the rows span, but for those in which they lie next to nowhere.
     """

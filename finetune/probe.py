@@ -13,7 +13,7 @@ from torch import Tensor
 
 from finetune.errors import InputError
 from finetune.folds import folds_of
-from finetune.principal_axes import principal_axes
+from finetune.principal_axes import principal_axes, spread
 
 # Ridge strengths, as shares of the mean eigenvalue of the features' covariance.
 STRENGTHS = tuple(float(value) for value in np.geomspace(1e-4, 10, 11))
@@ -129,8 +129,8 @@ def _targets(labels: Tensor) -> Tensor:
 
 def _scaled(part: Tensor) -> Tensor:
     """(n, width) float64, centred, of mean square length 1: depths side by side then count alike."""
-    centred = part.double() - part.double().mean(0)
-    return centred / centred.square().sum(1).mean().sqrt().clamp_min(1e-12)
+    rows = part.double()
+    return (rows - rows.mean(0)) / spread(rows)
 
 
 @dataclass(frozen=True)

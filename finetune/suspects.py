@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
+
+from finetune.logistic import Logistic
+from finetune.principal_axes import principal_axes, spread
 
 FOLDS = 5
 # Inverse L2 strength on features of mean square length 1. Probabilities rather than the last right answer are wanted,
@@ -54,7 +56,7 @@ def find_suspects(features: Tensor, labels: NDArray[np.int64], alike: Sequence[i
     names, answers = np.unique(labels[kept], return_inverse=True)
     if len(names) < 2:
         raise ValueError(f"suspect labels need two classes with {FOLDS} different pictures each")
-    probabilities = out_of_fold(features.numpy()[kept], answers, np.asarray(alike)[kept])
+    probabilities = out_of_fold(features[kept], answers, np.asarray(alike)[kept])
     return [
         Suspect(int(kept[row]), int(names[answers[row]]), int(names[found]), own, other)
         for row, found, own, other in disputed(probabilities, answers)
@@ -69,21 +71,14 @@ def judged_rows(labels: NDArray[np.int64], alike: Sequence[int]) -> NDArray[np.i
     return np.array([row for row, label in enumerate(labels.tolist()) if len(groups[label]) >= FOLDS], dtype=np.int64)
 
 
-def out_of_fold(
-    features: NDArray[np.float32], labels: NDArray[np.int64], alike: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def out_of_fold(features: Tensor, labels: NDArray[np.int64], alike: NDArray[np.int64]) -> NDArray[np.float64]:
     """(n, classes): what each picture shows, by a logistic regression on the others."""
+    rows, truth = _scaled(features), torch.from_numpy(labels)
+    found = np.zeros((len(labels), int(labels.max()) + 1))
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
-    # Steps of a few milliseconds: several threads would wait for one another for longer than they work.
-    with threadpool_limits(1):
-        found: NDArray[np.float64] = cross_val_predict(
-            LogisticRegression(C=STRENGTH, max_iter=1000, tol=1e-3),
-            _scaled(features),
-            labels,
-            groups=alike,
-            cv=folds,
-            method="predict_proba",
-        )
+    for learned, judged in folds.split(rows, labels, alike):
+        weight, bias = Logistic(rows[learned], truth[learned], found.shape[1]).solve(STRENGTH)
+        found[judged] = (rows[judged] @ weight.T + bias).softmax(1).numpy()
     return found
 
 
@@ -104,12 +99,9 @@ def disputed(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> l
     return [(int(row), int(found[row]), float(own[row]), float(best[row])) for row in order]
 
 
-def _scaled(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Centred, turned to the directions in which they vary most, of mean square length 1."""
-    centred = features - features.mean(0)
-    if centred.shape[1] > _DIRECTIONS:
-        _, vectors = np.linalg.eigh(centred.T @ centred)
-        centred = centred @ vectors[:, -_DIRECTIONS:]
-    length = float(np.sqrt(np.square(centred).sum(1).mean()))
-    scaled: NDArray[np.float32] = centred / max(length, 1e-12)
-    return scaled
+def _scaled(features: Tensor) -> Tensor:
+    """Along the axes in which they vary most, of mean square length 1: (n, width) to (n, at most _DIRECTIONS)."""
+    rows = features.double()
+    vectors, values = principal_axes(rows - rows.mean(0))
+    turned = (vectors * values.sqrt())[:, -_DIRECTIONS:]
+    return (turned / spread(turned)).float()
