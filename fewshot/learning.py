@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,6 +27,7 @@ from finetune.errors import InputError
 from finetune.files import read_json, write_csv, write_json
 from finetune.options import flag
 from finetune.progress import Display
+from finetune.run import alone_in
 
 METRICS_FILE, HISTORY_FILE = "metrics.json", "history.csv"
 STATE = "state"  # what only a continuation needs
@@ -121,10 +121,24 @@ def _learn(
     display: Display,
 ) -> Embedder:
     request = {"format": FORMAT, **request, "recipe": recipe.to_dict()}
-    kept = _begin(out, request, resume)
-    if kept is not None and (out / WEIGHTS_FILE).exists() and not (out / STATE).exists():
-        display.say(f"{out}: this run has finished already")
-        return Embedder.load(out, device=recipe.device)
+    with alone_in(out):
+        kept = _begin(out, request, resume)
+        if kept is not None and (out / WEIGHTS_FILE).exists() and not (out / STATE).exists():
+            display.say(f"{out}: this run has finished already")
+            return Embedder.load(out, device=recipe.device)
+        return _trained(out, request, kept, framing, read, recipe, display)
+
+
+def _trained(
+    out: Path,
+    request: dict[str, Any],
+    kept: dict[str, Any] | None,
+    framing: Literal["drawing", "whole"],
+    read: Callable[[int], Material],
+    recipe: Recipe,
+    display: Display,
+) -> Embedder:
+    """The run in `out`, begun, or where it is `kept`, gone on with, to its end."""
     torch.manual_seed(recipe.seed)
     spec = Spec(recipe.network, recipe.side or _usual_side(recipe.network), framing)
     network = create(spec)
@@ -154,7 +168,6 @@ def _learn(
     study = replace(study, steps=steps)
     if kept is None:
         # From here on there is something to lose.
-        out.mkdir(parents=True, exist_ok=True)
         write_json(out / CONFIG_FILE, request | {"steps": steps})
     display.say(
         f"{len(material.pictures):,} pictures, {len(material.groups):,} classes, {steps:,} steps of about "
@@ -213,9 +226,6 @@ def _begin(out: Path, request: dict[str, Any], resume: bool) -> dict[str, Any] |
 
     InputError, changing nothing, when there is something else, or a run that was asked for otherwise.
     """
-    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise InputError(f"{out} (--out) cannot be written to")
     if not (out / CONFIG_FILE).exists():
         # What a write that was killed leaves behind begins with a dot and is nobody's.
         if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):

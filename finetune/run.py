@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,7 @@ class RunFolder:
         InputError when there is something else here, a run that was started with other options or pictures, or one that
         another process is at.
         """
-        nearest = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-            raise InputError(f"{self.path} (--out) cannot be written to")
-        busy = f"another process is at a run in {self.path} (--out); wait for its end or choose another folder"
-        self._lock.enter_context(locked(self.path, busy=busy))
+        self._lock.enter_context(alone_in(self.path))
         return self._may_begin(folder, config, resume)
 
     def _may_begin(self, folder: Path, config: Config, resume: bool) -> bool:
@@ -96,6 +93,20 @@ class RunFolder:
         shutil.rmtree(gone, ignore_errors=True)
         for leftover in self.path.glob(".*.[0-9]*"):
             leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(path: Path) -> Iterator[None]:
+    """`path`, where a run is to be, for this process alone, made where it is missing, and gone where it stays empty.
+
+    InputError where another process is at it, or it cannot be written to.
+    """
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"{path} (--out) cannot be written to")
+    busy = f"another process is at a run in {path} (--out); wait for its end or choose another folder"
+    with locked(path, busy=busy):
+        yield
 
 
 def _same_request(path: Path, found: dict[str, Any], request: dict[str, Any]) -> None:

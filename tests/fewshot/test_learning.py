@@ -25,6 +25,7 @@ from fewshot.splits import SPLITS, Split, characters_of
 from fewshot.verification import curve
 from finetune.errors import InputError, TrainingDiverged
 from finetune.files import read_json, read_tensors
+from finetune.run import alone_in
 
 TRAIN, VAL = {"Tagalog": 3}, {"Hebrew": 2}  # alphabets and drawers; Hebrew has the 20 characters that are judged by
 TINY = {"alphabets": 1, "ways": 2}
@@ -295,6 +296,16 @@ def test_an_absurd_learning_rate_is_named(pictures: Path, tmp_path: Path) -> Non
 
 
 # --- killed -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_for_one_process(pictures: Path, tmp_path: Path) -> None:
+    with (
+        alone_in(tmp_path / "run"),
+        pytest.raises(InputError, match=r"another process is at a run in .*run \(--out\)"),
+    ):
+        learn_folder(pictures, tmp_path / "run", recipe=small(epochs=1, **TINY))
+    assert not (tmp_path / "run").exists()
+    learn_folder(pictures, tmp_path / "run", recipe=small(epochs=1, **TINY))
 
 
 def test_a_run_that_was_killed_ends_with_the_same_weights(
