@@ -10,6 +10,7 @@ from torch import Tensor
 
 from finetune.checkpoint import Course
 from finetune.classifier import Classifier
+from finetune.errors import TrainingDiverged
 from finetune.head import ENOUGH_TO_CHOOSE
 from finetune.interpolation import between
 from finetune.metrics import accuracy
@@ -18,6 +19,7 @@ from finetune.preparation import Prepared
 from finetune.progress import Display
 from finetune.steps import copy_of
 from finetune.training import train
+from finetune.verdict import log_probabilities
 
 
 def worth_refitting(prepared: Prepared, course: Course) -> bool:
@@ -43,17 +45,19 @@ def refit(
     training and validation pictures together: as many epochs, at the same rate, as far on the way from the start.
 
     Returns log-probabilities (m, classes) of the validation pictures by the classifier as it was, or None where it
-    stays so: after Ctrl-C, of which `course` then tells, or where having learned from these pictures it knows them
-    worse. checkpoint, resume: as for `train`.
+    stays so: after Ctrl-C, of which `course` then tells, and where the weights grow without bound, or know these
+    pictures less well for having learned from them. checkpoint, resume: as for `train`. InputError for a picture that
+    is no longer what it was.
     """
-    paths, val = prepared.rows.paths(), prepared.rows.indices("val")
-    network, before = classifier.network, copy_of(classifier.network)
-    unseen = classifier.log_probabilities([paths[index] for index in val])[0]
+    rows, network = prepared.rows, classifier.network
+    val = rows.indices("val")
+    before, unseen = copy_of(network), log_probabilities(classifier, rows, val, Display())
     config = replace(classifier.config, lr=course.lr)
     material = prepared.material(config, learn_from_val=True)
     plan = plan_for(prepared.choice.strategy, config, network, len(material.indices))
     display.say(f"training once more, on the {len(val)} validation pictures, too.")
     network.load_state_dict(begun)
+    done = False
     try:
         again = train(
             prepared.fabric,
@@ -66,14 +70,16 @@ def refit(
             resume=resume,
             display=display,
         )
-        course.interrupted = again.interrupted
+        course.interrupted, done = again.interrupted, not again.interrupted
     except KeyboardInterrupt:  # in its first epoch
         course.interrupted = True
-    if not course.interrupted:
+    except TrainingDiverged as error:
+        display.say(f"{error}; what was trained before is kept.")
+    if done:
         network.load_state_dict(between(begun, copy_of(network), course.share))
-        seen = classifier.log_probabilities([paths[index] for index in val])[0]
-        if accuracy(seen, prepared.rows.labels[val]) >= accuracy(unseen, prepared.rows.labels[val]):
+        seen = log_probabilities(classifier, rows, val, Display())
+        if accuracy(seen, rows.labels[val]) >= accuracy(unseen, rows.labels[val]):
             return unseen
-        display.say("it then knew these pictures less well: what was trained before is kept.")
+        display.say("these are known less well for it; what was trained before is kept.")
     network.load_state_dict(before)
     return None

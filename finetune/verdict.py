@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -101,13 +102,20 @@ def _judged(
         # The network is a head on the frozen backbone: what is known is not computed again.
         answers = {split: head(rows.pooled[asked[split]]) for split, head in by.items() if split in asked}
         return {split: logits.log_softmax(1) for split, logits in ({"val": heads.val_logits} | answers).items()}
+    found = log_probabilities(classifier, rows, [index for indices in asked.values() for index in indices], display)
+    return dict(zip(asked, found.split([len(indices) for indices in asked.values()]), strict=True))
+
+
+def log_probabilities(classifier: Classifier, rows: Rows, indices: Sequence[int], display: Display) -> Tensor:
+    """(n, classes) of the pictures at n indices. InputError for one that could be read when the run began and now
+    cannot."""
     paths = rows.paths()
-    wanted = [paths[index] for indices in asked.values() for index in indices]
-    found, index, contents = classifier.log_probabilities(wanted, display=display)
-    if len(index) < len(wanted):
+    wanted = [paths[index] for index in indices]
+    found, readable, contents = classifier.log_probabilities(wanted, display=display)
+    if len(readable) < len(wanted):
         lost = next(path for position, path in enumerate(wanted) if contents[position].reason)
         raise InputError(f"{lost} could be read at the start of the run and cannot now; was the folder changed?")
-    return dict(zip(asked, found.split([len(indices) for indices in asked.values()]), strict=True))
+    return found
 
 
 def _baselines(rows: Rows, heads: Heads) -> dict[str, Any]:
