@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-# The search ends where a step lowers what is minimised by less than this share of it.
+# The search ends where two steps together lower what is minimised by less than this share of it: one alone may be an
+# unlucky one, far from the end.
 _LESS, _MOST_STEPS, _REMEMBERED = 1e-5, 300, 10
 # No class is taken for so decided that the loss were flat about it.
 _LEAST_DOUBT = 1e-4
@@ -70,6 +72,7 @@ def _lowest(objective: Callable[[Tensor], tuple[float, Tensor]], begin: Tensor) 
     """
     place, (value, slope) = begin, objective(begin)
     steps: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=_REMEMBERED)
+    before = math.inf  # the value one step ago
     for _ in range(_MOST_STEPS):
         direction = _downhill(slope, steps)
         gain, length = float((direction * slope).sum()), 1.0
@@ -79,13 +82,13 @@ def _lowest(objective: Callable[[Tensor], tuple[float, Tensor]], begin: Tensor) 
             if lower <= value + 1e-4 * length * gain or length < 1e-6:
                 break
             length /= 2
-        if not lower < value * (1 - _LESS):
+        if not lower < value or not lower < before * (1 - _LESS):
             return there if lower < value else place
         moved, change = there - place, turned - slope
         curved = float((moved * change).sum())
         if curved > 0:
             steps.append((moved, change, curved))
-        place, value, slope = there, lower, turned
+        before, place, value, slope = value, there, lower, turned
     return place
 
 
