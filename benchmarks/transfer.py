@@ -4,7 +4,7 @@
 
 Of each data set, the pictures of val/, or every second one by the hash of its name where there is none, judge and
 choose nothing. Of the others, so many of each class, drawn by the seed, are given to `finetune fit`, which sets some
-aside to choose by. `auto` is the very run of the strategy that it takes, which is looked up where it was made already.
+aside to choose by. At `all`, where there is nothing left to draw, other seeds draw other halves. `auto` is the very run of the strategy that it takes, which is looked up where it was made already.
 Runs are appended one by one to benchmarks/results/transfer.json, each with the revision that made it, and not made
 again: stop it and start it as you like.
 Baselines, of the same pictures, on the features: the nearest class mean, which every run reports, a linear probe in
@@ -110,10 +110,11 @@ def plain_classifiers(folder: str, config: Config) -> dict[str, float]:
 def link(source: Path, target: Path, size: str, seed: int) -> None:
     """A folder of links: train/ as large as was asked for, test/ what judges."""
     samples = list_folder(source, to_train=False).samples
-    judged = [sample for sample in samples if judges(sample)]
+    half = seed if size == "all" else 0
+    judged = [sample for sample in samples if judges(sample, half)]
     by_class: dict[str, list[Sample]] = {}
     for sample in samples:
-        if not judges(sample):
+        if not judges(sample, half):
             by_class.setdefault(sample.label, []).append(sample)
     chosen = []
     for label, of_class in sorted(by_class.items()):
@@ -126,10 +127,10 @@ def link(source: Path, target: Path, size: str, seed: int) -> None:
             place.symlink_to((source / sample.path).absolute())
 
 
-def judges(sample: Sample) -> bool:
+def judges(sample: Sample, half: int) -> bool:
     if sample.split is not None:
         return sample.split != "train"
-    return hashlib.sha256(sample.path.encode()).digest()[0] % 2 == 0
+    return hashlib.sha256((sample.path + f" {half}" * (half > 0)).encode()).digest()[0] % 2 == 0
 
 
 if __name__ == "__main__":
