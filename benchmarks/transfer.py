@@ -4,7 +4,8 @@
 
 Of each data set, the pictures of val/, or every second one by the hash of its name where there is none, judge and
 choose nothing. Of the others, so many of each class, drawn by the seed, are given to `finetune fit`, which sets some
-aside to choose by. At `all`, where there is nothing left to draw, other seeds draw other halves. `auto` is the very run of the strategy that it takes, which is looked up where it was made already.
+aside to choose by. At `all`, where there is nothing left to draw, other seeds draw other halves. `auto` is the very run
+of the strategy that it takes, which is looked up where it was made already.
 Runs are appended one by one to benchmarks/results/transfer.json, each with the revision that made it, and not made
 again: stop it and start it as you like.
 Baselines, of the same pictures, on the features: the nearest class mean, which every run reports, a linear probe in

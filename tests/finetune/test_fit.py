@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from PIL import Image
 
 import finetune
 from finetune import Config, InputError
+from finetune.files import read_csv
 
 SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0, "trivial_augment": False, "batch_size": 8}
 THREE = {"blue": 30, "green": 30, "red": 30}
@@ -57,14 +57,11 @@ def test_a_run_folder_tells_what_was_done(make_folder: MakeFolder, tmp_path: Pat
     assert saved["classes"] == ["blue", "green", "red"]
     assert Config.from_dict(saved["config"]) == Config(strategy="full", epochs=2, **SMALL)
     assert saved["preprocessing"]["size"] == 35
-    with (run / "history.csv").open() as file:
-        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
-    with (run / "predictions.csv").open() as file:
-        tested = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    assert [row["epoch"] for row in read_csv(run / "history.csv", ["epoch"])] == ["1", "2"]
+    tested = [row for row in read_csv(run / "predictions.csv", ["split", "label"]) if row["split"] == "test"]
     assert len(tested) == metrics["n"]
     assert sum(row["label"] == row["predicted"] for row in tested) == round(metrics["accuracy"] * metrics["n"])
-    with (run / "pictures.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 90
+    assert len(read_csv(run / "pictures.csv", ["path"])) == 90
     assert metrics["baselines"].keys() == {"majority_class", "nearest_class_mean", "head"}
     assert metrics["interval"][0] <= metrics["accuracy"] <= metrics["interval"][1]
 
@@ -174,9 +171,8 @@ def test_what_is_reported_is_what_the_saved_classifier_says(
 ) -> None:
     folder = make_folder(classes=THREE, noise=150)
     finetune.fit(folder, tmp_path / "run", strategy="head", precision=precision, **SMALL)
-    with (tmp_path / "run" / "predictions.csv").open() as file:
-        # Of validation pictures, a head speaks that has not learned from them.
-        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    # Of validation pictures, a head speaks that has not learned from them.
+    rows = [row for row in read_csv(tmp_path / "run" / "predictions.csv", ["path"]) if row["split"] == "test"]
     answers = finetune.load(tmp_path / "run", device="cpu").predict_all([folder / row["path"] for row in rows])
     assert [answer.label for answer in answers] == [row["predicted"] for row in rows]
     for answer, row in zip(answers, rows, strict=True):
@@ -189,8 +185,8 @@ def test_a_picture_changed_during_the_run_stops_it_by_name(split: str, make_fold
     options = {"strategy": "full", "epochs": 30, "patience": 30, **SMALL}
     fit_until_killed(folder, run, options)
     finetune.fit(folder, tmp_path / "other", strategy="head", **SMALL)  # splits the same pictures in the same way
-    with (tmp_path / "other" / "pictures.csv").open() as file:
-        name = next(row["path"] for row in csv.DictReader(file) if row["split"] == split)
+    pictures = read_csv(tmp_path / "other" / "pictures.csv", ["path", "split"])
+    name = next(row["path"] for row in pictures if row["split"] == split)
     (folder / name).write_bytes(bytes((folder / name).stat().st_size))
     with pytest.raises(InputError, match=f"{name} was changed"):
         finetune.fit(folder, run, resume=True, **options)

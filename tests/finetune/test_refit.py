@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import io
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import MakeFolder
 from killing import assert_same_weights, fit_until_killed
+from rich.console import Console
 
 import finetune
+from finetune import Config
+from finetune.checkpoint import Course
+from finetune.classifier import Classifier
+from finetune.files import read_csv
+from finetune.folder import list_folder
+from finetune.preparation import prepare
 from finetune.progress import Advance, Display
+from finetune.refit import refit
+from finetune.steps import copy_of
 
 SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0, "trivial_augment": False, "batch_size": 8}
 TWO = {"green": 40, "red": 40}
@@ -89,6 +99,30 @@ def test_ctrl_c_while_it_learns_from_all_leaves_what_was_trained_before(
     assert_same_weights(run, tmp_path / "at once")
 
 
+@pytest.mark.parametrize(
+    ("lr", "head", "told"),
+    [(1e30, 1.0, "without bound"), (1e-9, -1.0, "known less well")],  # the second goes nowhere from reversed answers
+)
+def test_a_second_training_that_fails_leaves_what_was_trained_before(
+    lr: float, head: float, told: str, folder: Path
+) -> None:
+    config = Config(strategy="full", epochs=3, **SMALL)
+    prepared = prepare(list_folder(folder), config, None, Display())
+    network, _ = prepared.beginning(config)
+    classifier = Classifier(
+        network, prepared.rows.folder.classes, prepared.backbone.preprocessing, config, prepared.fabric
+    )
+    before, said = copy_of(network), io.StringIO()
+    begun = {name: value * head if name.startswith("head.") else value for name, value in before.items()}
+    course = Course(epoch=3, best_epoch=3, lr=lr)
+    display = Display(Console(file=said, width=200))
+    unseen = refit(prepared, classifier, begun, course, checkpoint=None, resume=False, display=display)
+    assert unseen is None
+    assert told in said.getvalue()
+    assert not course.interrupted
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
 class _CtrlC(Display):
     """Ctrl-C in the training with this number, counted from 1, after so many of its epochs."""
 
@@ -111,5 +145,4 @@ class _CtrlC(Display):
 
 
 def _rows(table: Path, split: str) -> list[dict[str, str]]:
-    with table.open() as file:
-        return [row for row in csv.DictReader(file) if row["split"] == split]
+    return [row for row in read_csv(table, ["path", "split"]) if row["split"] == split]

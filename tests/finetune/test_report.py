@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import json
 import math
 import shlex
@@ -22,7 +21,7 @@ from PIL import Image
 
 import finetune
 from finetune import Config, InputError, cli
-from finetune.files import write_tensors
+from finetune.files import read_csv, write_tensors
 from finetune.report import command, write_report
 from finetune.report_confusion import by_confusion
 from finetune.report_findings import read_findings
@@ -47,9 +46,9 @@ def test_a_report_names_what_was_found_and_how_it_was_made(tmp_path: Path) -> No
     run = made_run(tmp_path, FEW, 30, certainty=1.0)
     page = unescape(write_report(run).read_text())
     metrics = json.loads((run / "metrics.json").read_text())
-    with (run / "predictions.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "test" and row["label"] != row["predicted"]]
-    worst = max(rows, key=lambda row: float(row["probability"]))
+    rows = read_csv(run / "predictions.csv", ["split", "label", "predicted", "probability"])
+    wrong = [row for row in rows if row["split"] == "test" and row["label"] != row["predicted"]]
+    worst = max(wrong, key=lambda row: float(row["probability"]))
     for text in (
         f"{metrics['accuracy']:.1%}",
         metrics["reason"],
@@ -207,8 +206,7 @@ def test_an_evaluation_leaves_its_figures_and_a_report(trained: Path, make_folde
     result = finetune.evaluate(trained, folder, out=tmp_path / "left", device="cpu")
     saved = json.loads((tmp_path / "left" / "metrics.json").read_text())
     assert saved["accuracy"] == result["accuracy"]
-    with (tmp_path / "left" / "predictions.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(tmp_path / "left" / "predictions.csv", ["label", "predicted"])
     assert sum(row["label"] == row["predicted"] for row in rows) / len(rows) == result["accuracy"]
     page = Path(result["report"]).read_text()
     assert "Evaluation on others" in page
