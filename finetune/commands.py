@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,16 @@ existing = click.Path(exists=True, path_type=Path)
 Command = Callable[..., Any]
 
 
-def hyper_parameters(options: type[Options]) -> Callable[[Command], Command]:
-    """One option for each field of `options`, so that the command line can say what the API can."""
+def hyper_parameters(options: type[Options], *, without: Sequence[str] = ()) -> Callable[[Command], Command]:
+    """One option for each field of `options`, so that the command line can say what the API can.
+
+    without: fields that change nothing of what the command does.
+    """
 
     def attached(command: Command) -> Command:
         for option in reversed(dataclasses.fields(options)):  # type: ignore[arg-type]
+            if option.name in without:
+                continue
             about, choices = option.metadata["about"], option.metadata["choices"]
             name = flag(option.name)
             if kind(option) is bool:

@@ -21,7 +21,7 @@ ROWS, WIDTH = 28, 40
 
 @click.command("lr-find")
 @click.argument("folder", type=existing)
-@hyper_parameters(Config)
+@hyper_parameters(Config, without=("lr", "patience", "warmup", "test_time", "log"))
 @as_json
 def lr_find(folder: Path, as_json: bool, **options: Any) -> None:
     """Which learning rate suits FOLDER: the loss of 100 steps at ever larger rates, and the rate it suggests."""

@@ -181,3 +181,10 @@ def test_the_command_draws_the_curve_and_gives_its_points(make_folder: MakeFolde
     found = json.loads(CliRunner().invoke(cli, [*arguments, "--json"], catch_exceptions=False).stdout)
     assert found["points"][0].keys() == {"lr", "loss", "smoothed"}
     assert f"--lr {found['suggestion']:.2g}" in drawn.stdout
+
+
+@pytest.mark.parametrize("option", ["--lr", "--warmup", "--patience", "--test-time", "--log"])
+def test_an_option_that_a_sweep_does_not_heed_is_refused(option: str, tmp_path: Path) -> None:
+    answer = CliRunner().invoke(cli, ["lr-find", str(tmp_path), option, "1"])
+    assert answer.exit_code == 2
+    assert f"No such option '{option}'" in answer.output
