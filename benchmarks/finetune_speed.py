@@ -1,13 +1,15 @@
 """How much sooner than the tutorial's loop: what is frozen run once, and fast, and not at all on a warm cache.
 
-    FEWTUNE_DATA=DATA python benchmarks/finetune_speed.py [--measured 1] [--fastai PYTHON-WITH-FASTAI]
+    FEWTUNE_DATA=DATA python benchmarks/finetune_speed.py [--measured 1] [--rounds 3] [--fastai PYTHON-WITH-FASTAI]
 
 flowers, tf_efficientnet_lite0, one machine, one run. benchmarks/tutorial_loop.py is timed for --measured epochs, and 20
 of them are taken to last 20 times their mean; once with the classifier alone learning, once with the top two blocks.
 Against it whole programs, imports and all: `finetune fit --strategy head` and `--strategy partial --unfreeze blocks.5`,
-each with an empty cache (cold) and started again with what that left (warm). With --fastai also fastai's fine_tune,
-the frozen epoch and one more timed, for 20 of which the second is taken 19 times. Ratios, accuracies on val/, which is
-the data set's own, pictures per second of each step and peak memory go to benchmarks/results/finetune_speed.json.
+each with an empty cache (cold) and started again with what that left (warm). The head and its loop are timed in turn,
+--rounds times, and the median of each is told: machines are not equally fast all the time. With --fastai also fastai's
+fine_tune, the frozen epoch and one more timed, for 20 of which the second is taken 19 times. Ratios, accuracies on
+val/, which is the data set's own, pictures per second of each step and peak memory go to
+benchmarks/results/finetune_speed.json.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ EPOCHS = 20
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measured", type=int, default=1, help="epochs of the tutorial's loop that are timed")
+    parser.add_argument("--rounds", type=int, default=3, help="of the head, cold and warm, and the loop, in turn")
     parser.add_argument("--fastai", help="a Python that has fastai")
     args = parser.parse_args()
     data = Path(os.environ["FEWTUNE_DATA"])
@@ -44,16 +47,19 @@ def main() -> None:
     result: dict[str, Any] = {"dataset": "flowers", "backbone": BACKBONE, "epochs": EPOCHS, **provenance()}
     with tempfile.TemporaryDirectory() as cache:
         fitted(data, weights, "head", [], cache)  # before the clock: programs and pictures are then in memory for all
-    with tempfile.TemporaryDirectory() as cache:
-        for name, options in (("head", []), ("partial", ["--unfreeze", "blocks.5", "--epochs", str(EPOCHS)])):
-            for state in ("cold", "warm"):
-                result[f"{name}_{state}"] = fitted(data, weights, name, options, cache)
-                print(name, state, result[f"{name}_{state}"], flush=True)
-    for name, top in (("head", 0), ("partial", 2)):
-        found = tutorial(data, weights, args.measured, top)
-        result[f"tutorial_{name}"] = found
-        print("tutorial", name, found, flush=True)
-        twenty = EPOCHS * statistics.mean(found["seconds"])
+    for name, options, top, rounds in (
+        ("head", [], 0, args.rounds),
+        ("partial", ["--unfreeze", "blocks.5", "--epochs", str(EPOCHS)], 2, 1),
+    ):
+        timed: dict[str, list[dict[str, Any]]] = {f"{name}_cold": [], f"{name}_warm": [], f"tutorial_{name}": []}
+        for _ in range(rounds):
+            with tempfile.TemporaryDirectory() as cache:
+                for state in ("cold", "warm"):
+                    timed[f"{name}_{state}"].append(fitted(data, weights, name, options, cache))
+            timed[f"tutorial_{name}"].append(tutorial(data, weights, args.measured, top))
+            print({program: runs[-1] for program, runs in timed.items()}, flush=True)
+        result |= {program: median(runs) for program, runs in timed.items()}
+        twenty = EPOCHS * statistics.mean(result[f"tutorial_{name}"]["seconds"])
         for state in ("cold", "warm"):
             result[f"{name}_{state}"]["times_as_fast"] = twenty / result[f"{name}_{state}"]["seconds"]
     if args.fastai:
@@ -65,6 +71,12 @@ def main() -> None:
         print("fastai", result["fastai"], flush=True)
     write_json(RESULT, result)
     print({name: result[name]["times_as_fast"] for name in result if name.endswith(("cold", "warm"))})
+
+
+def median(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The run that took the middle time, with the times of all."""
+    by_time = sorted(runs, key=lambda run: run["seconds"])
+    return by_time[len(runs) // 2] | {"every_time": [run["seconds"] for run in runs]}
 
 
 def fitted(data: Path, weights: Path, strategy: str, options: list[str], cache: str) -> dict[str, Any]:

@@ -165,8 +165,7 @@ def finetune_speed(result: dict[str, Any]) -> str:
         "accuracy on val",
         "peak memory",
     )
-    # `partial` found what it reads in the cache that `head` had left.
-    rates = result["partial_cold"]["pictures_per_second"] | result["head_cold"]["pictures_per_second"]
+    rates = result["partial_cold"]["pictures_per_second"]
     steps = "; ".join(f"{step} {rate:,.0f}" for step, rate in rates.items())
     return f"{markdown(heads, rows)}\n\nPictures per second of each step, cold: {steps}."
 
