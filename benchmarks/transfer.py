@@ -129,6 +129,7 @@ def link(source: Path, target: Path, size: str, seed: int) -> None:
 
 
 def judges(sample: Sample, half: int) -> bool:
+    """Whether it is a picture to judge by; half: which one, counted from 0, of a set that is not divided."""
     if sample.split is not None:
         return sample.split != "train"
     return hashlib.sha256((sample.path + f" {half}" * (half > 0)).encode()).digest()[0] % 2 == 0
