@@ -10,11 +10,17 @@ from torch import Tensor, nn
 
 
 def onnx_program(
-    network: nn.Module, batch: Tensor, *, names: tuple[str, str] | None = None, opset: int | None = None
+    network: nn.Module,
+    batch: Tensor,
+    *,
+    names: tuple[str, str] | None = None,
+    opset: int | None = None,
+    optimize: bool = True,
 ) -> Any:
     """torch's ONNXProgram of `network`, weights included, for batches of the size of `batch`.
 
     names: of its input and output; given, batches may have any size. opset: torch's own choice where None.
+    optimize: simplify the graph, which takes as long as a fifth of the rest, and which runtimes do by themselves.
     """
     options: dict[str, Any] = {}
     if names is not None:
@@ -25,4 +31,6 @@ def onnx_program(
         }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own ways
-        return torch.onnx.export(network, (batch,), dynamo=True, verbose=False, opset_version=opset, **options)
+        return torch.onnx.export(
+            network, (batch,), dynamo=True, verbose=False, opset_version=opset, optimize=optimize, **options
+        )
