@@ -20,8 +20,8 @@ from finetune.progress import Display
 
 INTERRUPTED = 130
 
-# Python looks for garbage after every 700 new objects or so. Libraries make a million that stay, among which it would
-# look again and again: a third of the time that importing them takes.
+# Python looks for garbage every few hundred new objects. Libraries make a million that stay, and it would look through
+# these again and again: a fifth of the time that importing them takes.
 _NEW_OBJECTS = 10_000
 
 as_json = click.option("--json", "as_json", is_flag=True, help="machine-readable result on stdout, nothing else there")

@@ -110,18 +110,22 @@ def test_a_choice_for_want_of_pictures_does_not_last_and_one_for_exactness_does(
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
-    [("fewtune_conv4", {}), ("vit_tiny_patch16_224", {"img_size": 32, "depth": 2})],
+    ("name", "options", "side"),
+    [
+        ("fewtune_conv4", {}, 32),
+        ("vit_tiny_patch16_224", {"img_size": 32, "depth": 2}, 32),
+        ("test_efficientnet", {}, 224),  # a batch is more than is seen at once
+    ],
 )
 def test_a_converted_network_keeps_to_the_tolerance_for_every_size_of_batch_and_from_several_threads(
-    name: str, options: dict[str, int]
+    name: str, options: dict[str, int], side: int
 ) -> None:
     network = of_timm(name, **options)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     # One picture to check it by, as when others of the first batch cannot be read; larger batches come.
-    chosen = chosen_for(network, pictures(1))
+    chosen = chosen_for(network, pictures(1, side))
     assert chosen.name.startswith("OpenVINO")
-    batches = [pictures(size, seed=size) for size in range(1, BATCH + 1)] * 3
+    batches = [pictures(size, side, seed=size) for size in range(1, BATCH + 1)] * 3
     with ThreadPoolExecutor(3) as pool:
         threaded = list(pool.map(chosen.run, batches))
     for batch, found in zip(batches, threaded, strict=True):
