@@ -1,0 +1,46 @@
+"""The encoder that ships: what it is, and that it does what was recorded of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drawings import character
+
+import fewshot.embedder
+from fewshot.embedder import Embedder
+from fewshot.omniglot import lake_runs
+from fewshot.protocols import distance_by, lake
+from fewshot.splits import BACKGROUND, characters_of
+
+
+def test_the_encoder_that_ships_is_small_and_is_the_one_that_was_measured() -> None:
+    folder = Path(fewshot.embedder.__file__).parent / "weights" / "omniglot"
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 4_000_000
+    shipped = Embedder.load("omniglot", device="cpu")
+    results = Path(__file__).parents[2] / "benchmarks" / "results" / "omniglot.json"
+    assert json.loads(results.read_text())["rows"]["background"]["fingerprint"] == shipped.fingerprint
+    assert shipped.trained_on == characters_of(BACKGROUND)
+
+
+def test_the_encoder_that_ships_tells_new_characters_apart_from_one_example() -> None:
+    support, query = ([255 - character(number, drawer) for number in range(20)] for drawer in (0, 1))
+    embedder = Embedder.load("omniglot", device="cpu")
+    nearest = (embedder.embed(query) @ embedder.embed(support).T).argmax(1)
+    assert (nearest == np.arange(20)).mean() >= 0.8
+
+
+def test_the_shipped_encoder_s_figure_on_lake_s_runs_is_what_was_recorded(real_data: Path) -> None:
+    results = Path(__file__).parents[2] / "benchmarks" / "results" / "omniglot.json"
+    (recorded,) = (
+        result
+        for result in json.loads(results.read_text())["rows"]["background"]["results"]
+        if result["protocol"] == "lake"
+    )
+    shipped = Embedder.load("omniglot", device="cpu")
+    measured = lake(distance_by(shipped.embed_drawings), lake_runs(real_data), trained_on=shipped.trained_on)
+    # Another machine adds up in another order: a question or two may tip.
+    assert measured.accuracy == pytest.approx(recorded["accuracy"], abs=0.0051)
+    assert measured.accuracy > 0.975

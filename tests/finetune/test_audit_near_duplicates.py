@@ -1,0 +1,143 @@
+"""Pictures that look alike are kept on one side of the splits that are made."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from contents import ANCHORS, FRACTIONS, PLAIN, audited, hashes, made, sha
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from finetune.audit import audit
+from finetune.near_duplicates import FINGERPRINT_BYTES
+
+brief = settings(deadline=None, max_examples=50)  # machines under load are slow at times
+
+
+def look(scene: int, variant: int = 0) -> bytes:
+    """A fingerprint; those of one scene differ by 8 bits for each step in `variant`, so that 3 steps are alike."""
+    found = np.random.default_rng(scene).integers(0, 256, FINGERPRINT_BYTES, dtype=np.uint8)
+    found[0], found[1:4] = 50, 128
+    found[4 : 4 + variant] ^= 255
+    return found.tobytes()
+
+
+# Path to content and what it looks like: 12 scenes, of which no two are alike, and steps between pictures of one.
+scenes = st.dictionaries(
+    st.tuples(st.sampled_from("abc"), st.integers(0, 30)),
+    st.tuples(hashes, st.integers(0, 11), st.integers(0, 6)),
+    max_size=20,
+).map(lambda drawn: {f"{label}/{number}.jpg": content for (label, number), content in drawn.items()})
+Scenes = dict[str, tuple[str, int, int]]
+
+
+def seen(pictures: Scenes) -> tuple[dict[str, str], dict[str, bytes]]:
+    """Contents by path, with anchors enough, and fingerprints by content: one content has one look."""
+    contents = {path: content for path, (content, _, _) in pictures.items()}
+    looks: dict[str, bytes] = {}
+    for content, scene, variant in pictures.values():
+        looks.setdefault(content, look(scene, variant))
+    anchors = ANCHORS | {"c/v.jpg": sha(0.3, 2), "c/t.jpg": sha(0.9, 2)}
+    return contents | anchors, {content: seen for content, seen in looks.items() if content not in anchors.values()}
+
+
+def alike(one: bytes, other: bytes) -> bool:
+    differ = np.bitwise_count(np.frombuffer(one, np.uint8) ^ np.frombuffer(other, np.uint8))
+    return bool(differ.sum() <= 30)
+
+
+@brief
+@given(scenes)
+def test_near_duplicates_are_on_one_side(pictures: Scenes) -> None:
+    contents, looks = seen(pictures)
+    folder, sides = audited(contents, looks)
+    assert not any("two sides" in note for note in folder.notes)
+    for one, first in contents.items():
+        for other, second in contents.items():
+            if first in looks and second in looks and alike(looks[first], looks[second]):
+                assert sides[one] == sides[other]
+
+
+@brief
+@given(scenes, scenes)
+def test_only_near_duplicates_of_what_is_added_may_move(old: Scenes, added: Scenes) -> None:
+    added = {path: (content, scene + 100, variant) for path, (content, scene, variant) in added.items()}
+    both, looks = seen(added | old)
+    alone = {path: content for path, content in both.items() if path in old or path not in added}
+    # A content that stands on both sides looks like what it was first.
+    assume(not {content for content, _, _ in old.values()} & {content for content, _, _ in added.values()})
+    _, before = audited(alone, looks)
+    _, after = audited(both, looks)
+    assert {path: after[path] for path in before} == before
+
+
+@brief
+@given(scenes, st.integers(0, 6), hashes)
+def test_a_near_duplicate_moves_its_own_group_at_most(old: Scenes, variant: int, content: str) -> None:
+    assume(content not in {each for each, _, _ in old.values()})
+    contents, looks = seen(old)
+    _, before = audited(contents, looks)
+    _, after = audited(contents | {"a/new.jpg": content}, looks | {content: look(3, variant)})
+    moved = {path for path in before if after[path] != before[path]}
+    assert all(looks.get(contents[path], b"")[40:] == look(3)[40:] for path in moved)
+    group = {after[path] for path in moved}
+    assert len(group) <= 1
+
+
+@brief
+@given(scenes, st.randoms(use_true_random=False))
+def test_the_order_does_not_matter_where_pictures_look_alike(pictures: Scenes, random: object) -> None:
+    contents, looks = seen(pictures)
+    listing, told = made(contents, looks)
+    order = list(range(len(told)))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    shuffled = dataclasses.replace(listing, samples=tuple(listing.samples[index] for index in order))
+    one, other = audit(listing, told, **FRACTIONS), audit(shuffled, [told[index] for index in order], **FRACTIONS)
+    for split in ("train", "val", "test"):
+        assert {listing.samples[index] for index in getattr(one, split)} == {
+            shuffled.samples[index] for index in getattr(other, split)
+        }
+
+
+def test_the_lowest_hash_of_a_group_gives_its_side_and_the_groups_are_told() -> None:
+    looks = {PLAIN["cat/1.jpg"]: look(1), PLAIN["cat/2.jpg"]: look(1, 3), PLAIN["cat/3.jpg"]: look(1, 6)}
+    folder, sides = audited(PLAIN, looks)
+    assert {sides[f"cat/{number}.jpg"] for number in (1, 2, 3)} == {"train"}, "cat would have nothing to train on"
+    _, sides = audited(PLAIN | {"cat/4.jpg": sha(0.8)}, looks)
+    assert {sides[f"cat/{number}.jpg"] for number in (1, 2, 3)} == {"val"}
+    assert folder.near == ((1, 2), (2, 3)), "the third is like the first through the second alone"
+    told = "Near-duplicates, kept on one side of the splits, 1 group: cat/1.jpg, cat/2.jpg and 1 more."
+    assert told in folder.notes
+
+
+def test_near_duplicates_across_given_splits_are_told_and_stay() -> None:
+    pictures = {f"train/{path}": content for path, content in PLAIN.items()}
+    pictures |= {"val/cat/9.jpg": sha(0.6, 1), "test/dog/9.jpg": sha(0.6, 2)}
+    looks = {PLAIN["cat/2.jpg"]: look(1), sha(0.6, 1): look(1, 1), PLAIN["dog/2.jpg"]: look(2), sha(0.6, 2): look(2)}
+    folder, sides = audited(pictures, looks)
+    assert sides == audited(pictures)[1]
+    assert folder.left_out == ()
+    assert folder.notes[1:] == (
+        "Near-duplicates on two sides of the splits, kept, 2 pairs: test/dog/9.jpg ~ train/dog/2.jpg and 1 more.",
+    )
+
+
+def test_near_duplicates_are_parted_where_nothing_could_be_validated_on_otherwise() -> None:
+    pictures = {"cat/0.jpg": sha(0.9), "cat/1.jpg": sha(0.7), "dog/0.jpg": sha(0.8), "dog/1.jpg": sha(0.6)}
+    looks = {sha(0.9): look(1), sha(0.7): look(1), sha(0.8): look(2), sha(0.6): look(2)}
+    folder, sides = audited(pictures, looks)
+    assert sides == audited(pictures)[1]
+    assert any("leave nothing to validate on" in note for note in folder.notes)
+    assert (
+        "Near-duplicates on two sides of the splits, kept, 2 pairs: cat/0.jpg ~ cat/1.jpg and 1 more." in folder.notes
+    )
+
+
+def test_a_class_of_near_duplicates_is_trained_on_and_told() -> None:
+    folder, sides = audited(
+        PLAIN | {"owl/0.jpg": sha(0.1, 7), "owl/1.jpg": sha(0.5, 7)}, dict.fromkeys((sha(0.1, 7), sha(0.5, 7)), look(1))
+    )
+    assert {sides["owl/0.jpg"], sides["owl/1.jpg"]} == {"train"}
+    told = "Classes of near-duplicates of one picture, which can be trained on but not measured: owl."
+    assert told in folder.notes
