@@ -180,3 +180,7 @@ for command in (embed, search, enrol, forget, recognize, verify, info, report):
 def main() -> None:
     """Entry point."""
     run_command(cli, "fewshot")
+
+
+if __name__ == "__main__":
+    main()

@@ -26,6 +26,7 @@ from finetune.engine import describe, open_engine
 from finetune.errors import InputError
 from finetune.files import read_json, write_csv, write_json
 from finetune.options import flag
+from finetune.processes import require_one_process
 from finetune.progress import Display
 from finetune.run import alone_in
 
@@ -120,6 +121,7 @@ def _learn(
     resume: bool,
     display: Display,
 ) -> Embedder:
+    require_one_process("fewshot train")
     request = {"format": FORMAT, **request, "recipe": recipe.to_dict()}
     with alone_in(out):
         kept = _begin(out, request, resume)

@@ -249,3 +249,7 @@ def _print_result(metrics: dict[str, Any], kept_in: str | None) -> None:
         out.print(f"report: {escape(metrics['report'])}")
     if kept_in is not None:
         out.print(f"{metrics['strategy']}, {metrics['seconds']:.0f} s, in {escape(kept_in)}")
+
+
+if __name__ == "__main__":
+    main()

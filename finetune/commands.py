@@ -16,6 +16,7 @@ from rich.console import Console
 
 from finetune.errors import FewtuneError
 from finetune.options import Options, flag, kind
+from finetune.processes import SeveralProcesses
 from finetune.progress import Display
 
 INTERRUPTED = 130
@@ -70,13 +71,17 @@ def run_command(cli: click.Command, name: str) -> None:
         cli.main(prog_name=name, standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:  # a group without a command: its message is the help
+        click.echo(error.format_message())
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" (see {context.command_path} --help)" if context else ""
         click.echo(f"{name}: {' '.join(error.format_message().split())}{hint}", err=True)
         sys.exit(error.exit_code)
     except FewtuneError as error:
-        click.echo(f"{name}: {error}", err=True)
+        # One process says it for all of them.
+        if not isinstance(error, SeveralProcesses) or error.rank == 0:
+            click.echo(f"{name}: {error}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
         click.echo(f"{name}: {error.filename or 'the system'}: {error.strerror or error}", err=True)

@@ -15,6 +15,7 @@ from finetune.folder import Listing, list_folder
 from finetune.head import Heads
 from finetune.loggers import check_log, open_log
 from finetune.preparation import Prepared, prepare
+from finetune.processes import require_one_process
 from finetune.progress import Display
 from finetune.refit import refit, worth_refitting
 from finetune.report import REPORT_FILE, write_report
@@ -43,6 +44,7 @@ def fit(
     the loss stops being finite.
     """
     started = time.monotonic()
+    require_one_process("finetune fit")
     if config is not None and options:
         raise InputError(f"options are given twice, in config and by name: {', '.join(options)}")
     if config is not None and not isinstance(config, Config):

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from called import caller
+from conftest import MakeFolder
+
+import finetune
+from fewshot.cli import main as fewshot_main
+from fewshot.learning import learn_folder
+from finetune.cli import main
+from finetune.errors import InputError
+from finetune.processes import require_one_process
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """This process is the first of two, as torchrun sets it up."""
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(("entry", "words"), [(main, "finetune fit"), (fewshot_main, "fewshot train")])
+def test_the_first_process_says_so_and_every_process_stops(
+    entry,  # type: ignore[no-untyped-def]
+    words: str,
+    launched: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    make_folder: MakeFolder,
+    tmp_path: Path,
+) -> None:
+    folder, out = make_folder(classes={"blue": 2, "red": 2}), tmp_path / "new" / "run"
+    name, command = words.split()
+    call = caller(entry, name, launched, capfd)
+    first = call(command, folder, "--out", out)
+    assert (first.code, len(first.err.splitlines())) == (2, 1)
+    assert f"run it as one process: {words}" in first.err
+    launched.setenv("RANK", "1")
+    other = call(command, folder, "--out", out)
+    assert (other.code, other.out, other.err) == (2, "", "")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_api_raises_too(launched: pytest.MonkeyPatch, make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = make_folder(classes={"blue": 2, "red": 2})
+    with pytest.raises(InputError, match="one process"):
+        finetune.fit(folder, tmp_path / "run")
+    with pytest.raises(InputError, match="one process"):
+        learn_folder(folder, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("variables", [{}, {"WORLD_SIZE": "1", "RANK": "0"}, {"WORLD_SIZE": "4"}, {"RANK": "1"}])
+def test_one_process_goes_on(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    require_one_process("finetune fit")
