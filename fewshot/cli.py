@@ -11,34 +11,51 @@ import click
 from fewshot.picture_commands import embed, enrol, forget, info, recognize, search, verify
 from fewshot.recipe import Recipe
 from fewshot.report_command import report
+from finetune.command_help import HelpfulCommand, InOrderOfUse
 from finetune.commands import INTERRUPTED, as_json, display_for, hyper_parameters, on_device, print_json, run_command
 from finetune.errors import InputError
 
 at_data = click.option(
-    "--data", type=click.Path(path_type=Path), help="folder that holds Omniglot; default: what FEWTUNE_DATA names"
+    "--data",
+    type=click.Path(path_type=Path),
+    show_default="the folder in the environment variable FEWTUNE_DATA",
+    help="Folder that holds Omniglot.",
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=InOrderOfUse, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="fewtune", prog_name="fewshot")
 def cli() -> None:
-    """One-shot learning: pictures found and recognised by their likeness, Siamese networks, the published protocols."""
+    """Recognise, compare and search pictures from one or a few examples.
+
+    No training is needed: start with fewshot enrol GALLERY LABEL PICTURE, then fewshot recognize GALLERY PICTURES.
+    `fewshot train` trains an encoder, and `fewshot benchmark` measures one by the published protocols of Omniglot.
+    `fewshot COMMAND --help` explains one command.
+    """
 
 
-@cli.command()
+@click.command(cls=HelpfulCommand)
 @click.argument("source", metavar="omniglot|FOLDER")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="run folder to leave the encoder in")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Run folder to write: the encoder and its metrics."
+)
 @click.option(
     "--split",
     type=click.Choice(["lake", "lake-minimal", "vinyals", "koch"]),
-    help="what of Omniglot is learned from: what the protocol of that name allows; default: lake",
+    show_default="lake",
+    help="Part of Omniglot to train on: what the protocol of this name allows.",
 )
 @click.option(
-    "--all", "everything", is_flag=True, help="learn from what weights would be chosen by, too; keep the last"
+    "--all", "everything", is_flag=True, help="Also train on the validation classes, and keep the last weights."
 )
-@click.option("--examples", type=click.IntRange(1, 20), help="pictures of each of Omniglot's characters to learn from")
-@click.option("--self-supervised", is_flag=True, help="use no labels: every picture is a class of its own")
-@click.option("--resume", is_flag=True, help="continue the run in --out where it stopped")
+@click.option(
+    "--examples",
+    type=click.IntRange(1, 20),
+    show_default="all 20",
+    help="Number of drawings of each Omniglot character to train on.",
+)
+@click.option("--self-supervised", is_flag=True, help="Use no labels: every picture is a class of its own.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped, with the same options.")
 @at_data
 @hyper_parameters(Recipe)
 @as_json
@@ -54,7 +71,11 @@ def train(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train a Siamese network on Omniglot, or on FOLDER: one sub-folder of pictures a class."""
+    """Train an encoder as a Siamese network.
+
+    Give the word omniglot, or a folder with one sub-folder of pictures per class. --minutes covers the training steps
+    alone: reading the pictures, timing a step and measuring the result come on top, and are announced.
+    """
     from fewshot.learning import learn_folder, learn_omniglot, metrics_of
 
     recipe, display = Recipe(**options), display_for(as_json)
@@ -93,25 +114,44 @@ def train(
         sys.exit(INTERRUPTED)
 
 
-@cli.command()
+@click.command(cls=HelpfulCommand)
 @click.option(
     "--protocol",
     "protocols",
     multiple=True,
     default=("all",),
     show_default=True,
-    help="by name, again for more; all, or all-way: those of them that may measure the model",
+    help="Protocol to measure by: lake, lake-minimal, within, koch, vinyals, vinyals-upright, all-way-423, all-way-659 "
+    "or all-way-1692. Give the option again for more. all takes every protocol that the model may be measured by, "
+    "all-way the last three.",
 )
 @click.option(
-    "--model", default="omniglot", show_default=True, help="omniglot, pixels, hausdorff, affine or a run folder"
+    "--model",
+    default="omniglot",
+    show_default=True,
+    help="Model to measure: omniglot (the encoder that ships), a run folder of `fewshot train`, or a baseline: pixels, "
+    "hausdorff or affine.",
 )
-@click.option("--against", help="another model, asked the same questions, for a paired test")
 @click.option(
-    "--views", type=click.IntRange(1), default=1, show_default=True, help="distorted views averaged into a vector"
+    "--against",
+    metavar="MODEL",
+    show_default="none",
+    help="Second model, compared on the same questions by a paired test.",
 )
-@click.option("--rerank", is_flag=True, help="compare the few nearest again by affine alignment (lake)")
-@click.option("--allow-leaks", is_flag=True, help="measure even on characters that were trained on, and say so")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="of the episodes and pairs")
+@click.option(
+    "--views",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Number of distorted views of each drawing whose vectors are averaged.",
+)
+@click.option(
+    "--rerank", is_flag=True, help="Compare the few nearest drawings again by affine alignment (lake and koch only)."
+)
+@click.option("--allow-leaks", is_flag=True, help="Also measure on characters that were trained on, and report it.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random episodes and pairs."
+)
 @at_data
 @on_device
 @as_json
@@ -127,7 +167,11 @@ def benchmark(
     device: str,
     as_json: bool,
 ) -> None:
-    """Measure a model by the published protocols on Omniglot, each figure with its 95 % interval."""
+    """Measure an encoder by the published protocols of Omniglot.
+
+    Each figure has a 95 % interval and stands beside the published ones. The command says how long it will take before
+    it begins.
+    """
     from fewshot.benchmarking import benchmark as measured
     from fewshot.benchmarking import print_report
 
@@ -149,14 +193,21 @@ def benchmark(
         print_report(report)
 
 
-@cli.command()
+@click.command(cls=HelpfulCommand)
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="folder for pictures"
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs/demo"),
+    show_default=True,
+    help="Folder to write the pictures to.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all random numbers.")
 @as_json
 def demo(out: Path, seed: int, as_json: bool) -> None:
-    """Handwritten digits told apart from one example of each, by the encoder that ships with the package."""
+    """Tell handwritten digits apart from one example of each.
+
+    Uses the encoder that ships with the package. Nothing is downloaded.
+    """
     from fewshot.demo import run_demo
 
     rows = run_demo(out, seed=seed, display=display_for(as_json))
@@ -164,16 +215,20 @@ def demo(out: Path, seed: int, as_json: bool) -> None:
         print_json(rows)
 
 
-@cli.command()
+@click.command(cls=HelpfulCommand)
 @click.argument("folder", type=click.Path(path_type=Path))
 def download(folder: Path) -> None:
-    """Fetch Omniglot's official archives into FOLDER, checksums verified."""
+    """Download Omniglot into a folder.
+
+    The official archives, 18 MB, are written to FOLDER, and their checksums are verified.
+    """
     from fewshot.download import download as fetched
 
     fetched(folder, announce=click.echo)
 
 
-for command in (embed, search, enrol, forget, recognize, verify, info, report):
+# In the order in which they are used.
+for command in (enrol, recognize, forget, verify, embed, search, info, download, train, benchmark, report, demo):
     cli.add_command(command)
 
 

@@ -17,34 +17,55 @@ if TYPE_CHECKING:
     from fewshot.embedder import Embedder
 
 folder_path = click.Path(path_type=Path)
-at_rate = click.option(
-    "--false-accept-rate",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="share of what is to be rejected that may be accepted",
+in_batches = click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    show_default="chosen for the device",
+    help="Number of pictures computed at once.",
 )
-in_batches = click.option("--batch-size", type=click.IntRange(1), help="pictures at once; default: what suits")
-by_workers = click.option("--workers", type=click.IntRange(0), help="who decodes pictures; default: one a core")
+by_workers = click.option(
+    "--workers",
+    type=click.IntRange(0),
+    show_default="one per CPU core",
+    help="Number of processes or threads that decode pictures.",
+)
 
 
-def by_model(default: str | None) -> Callable[[Command], Command]:
-    """--model, --weights and --tolerance."""
+def at_rate(default: str) -> Callable[[Command], Command]:
+    """--false-accept-rate. default: what holds where it is not given, in words."""
+    return click.option(
+        "--false-accept-rate",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        show_default=default,
+        help="Share of pictures of other things that may be accepted by mistake.",
+    )
+
+
+def by_model(default: str | None, otherwise: str = "") -> Callable[[Command], Command]:
+    """--model, --weights and --tolerance. otherwise: what None as default means, in words."""
 
     def attached(command: Command) -> Command:
         options = (
             click.option(
                 "--model",
                 default=default,
-                show_default=default is not None,
-                help="omniglot, a run of fewshot train or finetune fit, or a name that timm knows"
-                + ("" if default else "; default: the one that it was made with"),
+                show_default=otherwise or True,
+                help="Encoder: omniglot (ships with the package, for signs and characters), a run folder of "
+                "`fewshot train` or `finetune fit`, or the name of a timm model (for photographs).",
             ),
-            click.option("--weights", type=existing, help="for a timm model: a file; default: its published weights"),
+            click.option(
+                "--weights",
+                type=existing,
+                show_default="the published weights",
+                help="File with the weights of a timm model: safetensors, or a torch file of plain tensors.",
+            ),
             click.option(
                 "--tolerance",
                 type=click.FloatRange(0, 1, min_open=True),
                 default=0.999,
                 show_default=True,
-                help="cosine that vectors keep with plain float32; 1 for exactly that",
+                help="Smallest cosine between the vectors and those of plain float32. Lower values allow faster "
+                "arithmetic; 1 computes in float32.",
             ),
         )
         for option in reversed(options):
@@ -56,8 +77,15 @@ def by_model(default: str | None) -> Callable[[Command], Command]:
 
 @click.command()
 @click.argument("folder", type=existing)
-@click.option("--out", required=True, type=folder_path, help="index folder to make, or to bring up to date")
-@click.option("--kind", type=click.Choice(["auto", "exact", "ivf", "hnsw"]), default="auto", show_default=True)
+@click.option("--out", required=True, type=folder_path, help="Index folder to create or update.")
+@click.option(
+    "--kind",
+    type=click.Choice(["auto", "exact", "ivf", "hnsw"]),
+    default="auto",
+    show_default=True,
+    help="Structure of the index. exact compares all vectors, ivf and hnsw are approximate. auto is exact until the "
+    "collection is so large that an approximate structure gains much.",
+)
 @by_model("omniglot")
 @in_batches
 @by_workers
@@ -75,7 +103,11 @@ def embed(
     device: str,
     as_json: bool,
 ) -> None:
-    """Keep an index of the pictures below FOLDER: what is new or changed is embedded, what is gone taken out."""
+    """Create or update an index of a folder of pictures.
+
+    Pictures of FOLDER and its sub-folders that are new or changed are embedded; those that are gone are removed from
+    the index. Then: fewshot search INDEX PICTURE.
+    """
     from fewshot.collection import keep_index
 
     display = display_for(as_json)
@@ -100,11 +132,28 @@ def embed(
 @click.command()
 @click.argument("index", type=existing)
 @click.argument("queries", metavar="QUERY...", nargs=-1, required=True, type=existing)
-@click.option("-k", "k", type=click.IntRange(1), default=10, show_default=True, help="neighbours of each picture")
-@click.option("--at-least", type=click.FloatRange(-1, 1), help="only neighbours of this similarity or more")
-@click.option("--sheet", type=folder_path, help="also draw the pictures and their neighbours into this PNG")
-@click.option("--memory-mapped", is_flag=True, help="leave the vectors in their file, of an index larger than memory")
-@by_model(None)
+@click.option(
+    "-k",
+    "k",
+    type=click.IntRange(1),
+    default=10,
+    show_default=True,
+    help="Number of neighbours shown for each picture.",
+)
+@click.option(
+    "--at-least",
+    type=click.FloatRange(-1, 1),
+    show_default="no limit",
+    help="Show only neighbours of this similarity or more, from -1 to 1.",
+)
+@click.option(
+    "--sheet",
+    type=folder_path,
+    show_default="no sheet",
+    help="PNG file to draw the pictures and their neighbours to.",
+)
+@click.option("--memory-mapped", is_flag=True, help="Read the vectors from disk, for an index larger than memory.")
+@by_model(None, "the encoder of the index")
 @on_device
 @as_json
 def search(
@@ -120,7 +169,10 @@ def search(
     device: str,
     as_json: bool,
 ) -> None:
-    """The pictures of INDEX that are most like each QUERY, a picture or a folder of pictures."""
+    """Find the pictures of an index that are most alike.
+
+    INDEX is a folder that `fewshot embed` wrote. Each QUERY is a picture or a folder of pictures.
+    """
     from fewshot.picture_search import open_index, search_pictures, sheet_rows
     from fewshot.sheet import write_sheet
 
@@ -145,9 +197,11 @@ def search(
 @click.argument("gallery", type=folder_path)
 @click.argument("label")
 @click.argument("pictures", nargs=-1, required=True, type=existing)
-@click.option("--background", type=existing, help="also a folder of pictures of what is none of the classes")
-@at_rate
-@by_model(None)
+@click.option(
+    "--background", type=existing, show_default="none", help="Folder of pictures that show none of the classes."
+)
+@at_rate("that of the gallery; 0.05 for a new one")
+@by_model(None, "the encoder of the gallery; omniglot for a new one")
 @on_device
 @as_json
 def enrol(
@@ -162,10 +216,9 @@ def enrol(
     device: str,
     as_json: bool,
 ) -> None:
-    """Let GALLERY, which is made where there is none, know LABEL from these pictures: one is enough.
+    """Add a class to a gallery from one or a few pictures.
 
-    The encoder is that of the gallery; of a new one, --model, or the one that ships. --false-accept-rate: share of
-    pictures of anything else that may be taken for one of the classes; 0.05 for a new gallery.
+    GALLERY is a folder, created where it does not exist. LABEL is the name of the class.
     """
     from fewshot.gallery_folder import change_gallery
     from finetune.folder import list_unlabelled
@@ -184,7 +237,10 @@ def enrol(
 @on_device
 @as_json
 def forget(gallery: Path, labels: Sequence[str], device: str, as_json: bool) -> None:
-    """Take classes out of GALLERY."""
+    """Remove classes from a gallery.
+
+    GALLERY is a folder that `fewshot enrol` wrote.
+    """
     from fewshot.gallery_folder import change_gallery
 
     with change_gallery(gallery, None, device=device) as recognizer:
@@ -196,11 +252,16 @@ def forget(gallery: Path, labels: Sequence[str], device: str, as_json: bool) -> 
 @click.command()
 @click.argument("gallery", type=existing)
 @click.argument("pictures", nargs=-1, required=True, type=existing)
-@click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="classes to show of each picture")
+@click.option(
+    "--top", type=click.IntRange(1), default=3, show_default=True, help="Number of classes shown for each picture."
+)
 @on_device
 @as_json
 def recognize(gallery: Path, pictures: Sequence[Path], top: int, device: str, as_json: bool) -> None:
-    """What each picture shows of what GALLERY knows, or that it is unknown."""
+    """Name the class that each picture shows, or answer unknown.
+
+    GALLERY is a folder that `fewshot enrol` wrote.
+    """
     from fewshot.recognizer import Recognizer
     from finetune.errors import UnreadablePicture
     from finetune.folder import list_unlabelled
@@ -223,8 +284,13 @@ def recognize(gallery: Path, pictures: Sequence[Path], top: int, device: str, as
 @click.command()
 @click.argument("one", type=existing)
 @click.argument("other", type=existing)
-@click.option("--calibrate", type=existing, help="choose the threshold on this folder, one sub-folder a class")
-@at_rate
+@click.option(
+    "--calibrate",
+    type=existing,
+    show_default="the threshold that the encoder carries",
+    help="Folder of labelled pictures, one sub-folder per class, to choose the threshold on.",
+)
+@at_rate("0.01")
 @by_model("omniglot")
 @on_device
 @as_json
@@ -239,7 +305,11 @@ def verify(
     device: str,
     as_json: bool,
 ) -> None:
-    """Whether two pictures show the same. --false-accept-rate: 0.01 unless told."""
+    """Decide whether two pictures show the same thing.
+
+    The threshold is set so that a share of --false-accept-rate of different pairs is accepted by mistake. The encoder
+    omniglot carries its own threshold; for another one give --calibrate.
+    """
     from fewshot.verifier import Verifier
 
     verifier = Verifier(_open(model, weights, tolerance, device, as_json))
@@ -265,7 +335,7 @@ def verify(
 @click.argument("path", metavar="INDEX|GALLERY|MODEL")
 @as_json
 def info(path: str, as_json: bool) -> None:
-    """What an index, a gallery or an encoder is."""
+    """Describe an index, a gallery or an encoder."""
     from fewshot.about import about
 
     found = about(path)

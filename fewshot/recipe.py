@@ -14,44 +14,117 @@ MINERS = ("none", "batch-hard", "multi-similarity", "pair-margin")
 DISTANCES = ("euclidean", "cosine", "signal-to-noise")
 
 
+# Headings of the help text.
+_TRAINING = "Training"
+_LOSS = "Loss"
+_BATCHES = "Batches and augmentation"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Options):
-    """Every hyper-parameter of `fewshot train`. None means: chosen by the run, which says what it chose.
+    """All options of `fewshot train`, in the order of the help text. None: the run chooses the value and reports it.
 
     Raises InputError, naming the option, for a value of the wrong type or out of its range.
     """
 
-    network: str = option("fewtune_drawing", "encoder, any timm model by name, trained from random weights")
-    side: int | None = option(None, "side of the square that the network sees, in pixels", low=8)
-    early_side: int | None = option(None, "side during the first 70 % of the steps: smaller pictures cost less", low=8)
-    loss: str = option("contrastive", "what is minimised over the pairs of a batch", choices=LOSSES)
-    margin: float = option(1.0, "of the contrastive loss, in distance between unit vectors, 0 to 2", low=0, below=2.01)
-    hardest: int = option(
-        8, "of the contrastive loss: nearest pictures of other classes that each is pushed from; 0: all", low=0
+    minutes: float | None = option(
+        None,
+        "Minutes of training. The number of steps that fit is measured at the start. Reading the pictures and "
+        "measuring the result come on top.",
+        low=0,
+        unset="10, where --epochs is not given",
     )
-    miner: str = option("none", "which pairs of a batch count", choices=MINERS)
-    distance: str | None = option(None, "what the loss measures by; the loss's own where not given", choices=DISTANCES)
-    minutes: float | None = option(None, "about how long to train; the steps that fit are counted at the start", low=0)
-    epochs: int | None = option(None, "instead of minutes: passes over as many pictures as there are", low=1)
-    alphabets: int = option(8, "groups drawn for a batch, each laid by one of the symmetries", low=1)
-    ways: int = option(16, "classes drawn from each, at most", low=2)
-    shots: int = option(4, "pictures of each class, each distorted anew", low=2)
+    epochs: int | None = option(
+        None,
+        "Number of passes over the pictures, instead of --minutes.",
+        low=1,
+        unset="as many as fit in --minutes",
+    )
+    network: str = option("fewtune_drawing", "Encoder: any timm model, trained from random weights.", metavar="NAME")
+    side: int | None = option(
+        None,
+        "Side of the network's square input, in pixels.",
+        low=8,
+        unset="the network's own; 64 for a folder and fewtune_drawing",
+    )
+    device: str = option(
+        "auto", "Device to compute on. auto uses a CUDA GPU where there is one.", choices=("auto", "cpu", "cuda")
+    )
+    seed: int = option(0, "Seed of all random numbers.", low=0, below=2**32)
+
+    lr: float = option(2e-3, "Highest learning rate of AdamW.", low=0, section=_TRAINING)
+    weight_decay: float = option(
+        0.02, "Decoupled weight decay. Norm layers and biases are not decayed.", low=0, section=_TRAINING
+    )
+    warmup: float = option(
+        0.05, "Share of the training steps in which the learning rate rises.", low=0, below=1, section=_TRAINING
+    )
+    early_side: int | None = option(
+        None,
+        "Side of the input during the first 70 % of the steps, in pixels. Smaller is faster.",
+        low=8,
+        unset="that of --side",
+        section=_TRAINING,
+    )
+    ema: float = option(
+        0.998,
+        "Decay of the averaged weights at each step. The averaged weights are the ones that are kept.",
+        low=0,
+        below=1,
+        section=_TRAINING,
+    )
+    precision: str = option(
+        "auto",
+        "Number format of the computation. auto uses bfloat16 where the processor is faster with it.",
+        choices=("auto", "float32", "bfloat16"),
+        section=_TRAINING,
+    )
+
+    loss: str = option("contrastive", "Loss over the pairs of a batch.", choices=LOSSES, section=_LOSS)
+    margin: float = option(
+        1.0,
+        "Margin of the contrastive loss, as a distance between unit vectors, from 0 to 2.",
+        low=0,
+        below=2.01,
+        section=_LOSS,
+    )
+    hardest: int = option(
+        8,
+        "Number of nearest pictures of other classes that the contrastive loss pushes each picture from. 0 takes all.",
+        low=0,
+        section=_LOSS,
+    )
+    miner: str = option(
+        "none", "Selection of the pairs of a batch that count in the loss.", choices=MINERS, section=_LOSS
+    )
+    distance: str | None = option(
+        None, "Distance that the loss uses.", choices=DISTANCES, unset="the loss's own", section=_LOSS
+    )
+
+    alphabets: int = option(
+        8,
+        "Number of groups (alphabets of Omniglot) drawn for a batch. Each is turned or mirrored as a whole.",
+        low=1,
+        section=_BATCHES,
+    )
+    ways: int = option(16, "Most classes drawn from each group.", low=2, section=_BATCHES)
+    shots: int = option(4, "Number of pictures of each class. Each is distorted anew.", low=2, section=_BATCHES)
     symmetries: int | None = option(
         None,
-        "what makes other classes of a class: 4 quarter turns, 8 with mirror images, 1 nothing",
+        "Number of turned or mirrored versions that count as classes of their own: 1 (the picture alone), 4 (quarter "
+        "turns) or 8 (also mirror images).",
         low=1,
         below=SYMMETRIES + 1,
+        unset="8 for Omniglot, 1 for a folder",
+        section=_BATCHES,
     )
-    distortion: str | None = option(None, "how far pictures are distorted", choices=tuple(DISTORTIONS))
-    lr: float = option(2e-3, "highest learning rate, of AdamW", low=0)
-    weight_decay: float = option(0.02, "decoupled; never on norms and biases", low=0)
-    warmup: float = option(0.05, "share of the steps during which the learning rate rises", low=0, below=1)
-    ema: float = option(0.998, "what the averaged weights, which are kept, retain at each step", low=0, below=1)
-    precision: str = option(
-        "auto", "auto: bfloat16 where the processor is faster with it", choices=("auto", "float32", "bfloat16")
+    distortion: str | None = option(
+        None,
+        "Strength of the random distortions of training pictures.",
+        choices=tuple(DISTORTIONS),
+        unset="drawing or drawing-strong for Omniglot, photo for a folder",
+        section=_BATCHES,
     )
-    device: str = option("auto", "", choices=("auto", "cpu", "cuda"))
-    seed: int = option(0, "of everything random", low=0, below=2**32)
 
     def __post_init__(self) -> None:
         super().__post_init__()

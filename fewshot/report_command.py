@@ -14,17 +14,27 @@ from finetune.commands import as_json, display_for, on_device, print_json
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="the page; default: report.html in RUN, omniglot.html here for the encoder that ships",
+    show_default="report.html in RUN; omniglot.html for the encoder that ships",
+    help="HTML file to write.",
 )
 @click.option(
-    "--data", type=click.Path(path_type=Path), help="folder that holds Omniglot; default: what FEWTUNE_DATA names"
+    "--data",
+    type=click.Path(path_type=Path),
+    show_default="the folder in the environment variable FEWTUNE_DATA",
+    help="Folder that holds Omniglot.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="of the questions and pairs")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random episodes and pairs."
+)
 @on_device
 @as_json
 def report(run: str, out: Path | None, data: Path | None, seed: int, device: str, as_json: bool) -> None:
-    """Write a page that shows what the encoder of RUN learned: figures beside the published ones, what it mistakes for
-    what, its curves and a map. One file, which opens offline."""
+    """Write a page that shows what an encoder learned.
+
+    RUN is a folder that `fewshot train` wrote; the word omniglot stands for the encoder that ships. The page shows
+    accuracies beside the published ones, typical mistakes, ROC curves and a map of the embedding. It is one file that
+    opens offline. The command says how long it will take before it begins.
+    """
     from fewshot.report import report as written
 
     found = written(run, out, data=data, seed=seed, device=device, display=display_for(as_json))

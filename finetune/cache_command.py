@@ -10,20 +10,25 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from finetune.command_help import InOrderOfUse
 from finetune.commands import as_json, print_json
 
 _DAY = 86_400
 
 
-@click.group()
+@click.group(cls=InOrderOfUse)
 def cache() -> None:
-    """Activations of frozen networks, kept from run to run; $FEWTUNE_CACHE names another place for them."""
+    """Show or clear the outputs of frozen layers kept on disk.
+
+    Later runs on the same pictures use them and are faster. The environment variable FEWTUNE_CACHE names another
+    folder for them.
+    """
 
 
 @cache.command("list")
 @as_json
 def list_cache(as_json: bool) -> None:
-    """What the cache holds, the last used first."""
+    """Show what the cache holds, the last used first."""
     from finetune.activation_shards import default_bound, default_folder, families, size_of
 
     folder = default_folder()
@@ -50,11 +55,20 @@ def list_cache(as_json: bool) -> None:
 
 
 @cache.command()
-@click.option("--older-than", type=click.FloatRange(min=0), metavar="DAYS", help="only what was not used for so long")
-@click.option("--backbone", metavar="NAME", help="only activations of this backbone")
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    metavar="DAYS",
+    show_default="any age",
+    help="Delete only what was not used for this many days.",
+)
+@click.option("--backbone", metavar="NAME", show_default="all backbones", help="Delete only outputs of this backbone.")
 @as_json
 def clear(older_than: float | None, backbone: str | None, as_json: bool) -> None:
-    """Delete what the cache holds, or part of it; it is computed again when it is needed."""
+    """Delete what the cache holds, or part of it.
+
+    A later run computes again what it needs.
+    """
     from finetune.activation_shards import clear, default_folder
 
     folder = default_folder()

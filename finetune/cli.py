@@ -14,6 +14,7 @@ from rich.table import Table
 
 from finetune.baselines import BASELINES
 from finetune.cache_command import cache
+from finetune.command_help import HelpfulCommand, InOrderOfUse
 from finetune.commands import (
     INTERRUPTED,
     as_json,
@@ -34,21 +35,41 @@ from finetune.report_command import report
 if TYPE_CHECKING:
     from finetune.probe import Curve
 
+# Options that change nothing of a probe: it trains no network.
+_NOT_PROBED = (
+    "strategy", "epochs", "lr", "batch_size", "patience", "class_weights", "unfreeze", "drop_above", "optimizer",
+    "weight_decay", "label_smoothing", "warmup", "stage_decay", "flip", "crop_scale", "trivial_augment", "mixup",
+    "views", "test_time", "log",
+)  # fmt: skip
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+
+@click.group(cls=InOrderOfUse, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="fewtune", prog_name="finetune")
 def cli() -> None:
-    """Image classifiers from a folder of pictures, one sub-folder for each class."""
+    """Train image classifiers from a folder of pictures with one sub-folder per class.
+
+    Start with: finetune fit FOLDER --out RUN, then: finetune predict RUN PICTURES.
+    `finetune COMMAND --help` explains one command.
+    """
 
 
-@cli.command()
+@click.command(cls=HelpfulCommand)
 @click.argument("folder", type=existing)
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="run folder to leave the classifier in")
-@click.option("--resume", is_flag=True, help="continue the run in --out where it stopped")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Run folder to write: the classifier, its metrics and report.html.",
+)
+@click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped, with the same options.")
 @hyper_parameters(Config)
 @as_json
 def fit(folder: Path, out: Path, resume: bool, as_json: bool, **options: Any) -> None:
-    """Train a classifier on FOLDER: one sub-folder of pictures per class, or the same below train/, val/, test/."""
+    """Train a classifier on a folder of pictures.
+
+    FOLDER has one sub-folder of pictures per class. It may also have train/, val/ and test/ with these sub-folders
+    inside; what is missing of val/ and test/ is split off the training pictures. FOLDER is never changed.
+    """
     import finetune
     from finetune.report import REPORT_FILE
 
@@ -62,23 +83,29 @@ def fit(folder: Path, out: Path, resume: bool, as_json: bool, **options: Any) ->
         sys.exit(INTERRUPTED)
 
 
-@cli.command()
+@click.command(cls=HelpfulCommand)
 @click.argument("run", type=existing)
 @click.argument("folder", type=existing)
 @click.option(
     "--split",
     type=click.Choice(["train", "val", "test"]),
-    help="which part, where FOLDER has such; default: test, else val",
+    show_default="test, else val, else all pictures",
+    help="Which part of FOLDER to measure on, where it has train/, val/ or test/.",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="folder for the figures, the predictions and the report; default: RUN/evaluations/NAME-OF-FOLDER",
+    show_default="RUN/evaluations/NAME-OF-FOLDER",
+    help="Folder to write metrics, predictions and report.html to.",
 )
 @on_device
 @as_json
 def evaluate(run: Path, folder: Path, split: str | None, out: Path | None, device: str, as_json: bool) -> None:
-    """Measure the classifier in RUN on the pictures in FOLDER; those it was trained on are left out."""
+    """Measure a classifier on other labelled pictures.
+
+    RUN is a folder that `finetune fit` wrote. FOLDER has one sub-folder of pictures per class, named as in training.
+    Pictures that the run was trained on are recognised by their content and left out.
+    """
     import finetune
     from finetune.evaluation import place_for
 
@@ -90,16 +117,24 @@ def evaluate(run: Path, folder: Path, split: str | None, out: Path | None, devic
         _print_result(result, None)
 
 
-@cli.command()
+@click.command(cls=HelpfulCommand)
 @click.argument("run", type=existing)
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PICTURES_OR_FOLDERS...")
-@click.option("--top", type=click.IntRange(min=1), default=3, show_default=True, help="classes shown for each picture")
-@click.option("--min-probability", type=click.FloatRange(0, 1), help='answer "unsure" below this probability')
+@click.option(
+    "--top", type=click.IntRange(min=1), default=3, show_default=True, help="Number of classes shown for each picture."
+)
+@click.option(
+    "--min-probability",
+    type=click.FloatRange(0, 1),
+    show_default="0, every picture is answered",
+    help='Answer "unsure" where the probability is below this value.',
+)
 @click.option(
     "--target-error",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help='answer "unsure" as often as it takes for at most this share of the other answers to be wrong, which the '
-    "run's validation pictures must show with 95 % confidence",
+    show_default="no limit",
+    help='Largest share of wrong answers that is acceptable. Less certain pictures are answered "unsure", so that the '
+    "others keep to this limit with 95 % confidence, judged by the run's validation pictures.",
 )
 @on_device
 @as_json
@@ -112,9 +147,11 @@ def predict(
     device: str,
     as_json: bool,
 ) -> None:
-    """What each picture shows; with --json one object a line. Unreadable files are named on stderr (exit code 2).
+    """Predict the class of each picture.
 
-    A refused picture has "unsure": true in JSON, beside its label, which is then a guess.
+    RUN is a folder that `finetune fit` wrote. Folders of pictures are searched with their sub-folders. --json prints
+    one object per line; a picture answered "unsure" has "unsure": true there, and its label is a guess. Unreadable
+    files are named on stderr, and the exit code is then 2.
     """
     import finetune
     from finetune.folder import list_unlabelled
@@ -155,18 +192,22 @@ def predict(
         sys.exit(2)
 
 
-@cli.command()
+@click.command(cls=HelpfulCommand)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=Path("runs/demo"),
     show_default=True,
-    help="folder for pictures and runs",
+    help="Folder to write the pictures and the runs to.",
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all random numbers.")
 @as_json
 def demo(out: Path, seed: int, as_json: bool) -> None:
-    """Every strategy on handwritten digits, ten per class, with an encoder that ships with the package."""
+    """Compare all strategies on handwritten digits.
+
+    Ten pictures of each digit are learned from, with a small encoder that ships with the package. Nothing is
+    downloaded.
+    """
     from finetune.demo import run_demo
 
     rows = run_demo(out, seed=seed, display=display_for(as_json))
@@ -174,12 +215,16 @@ def demo(out: Path, seed: int, as_json: bool) -> None:
         print_json(rows)
 
 
-@cli.command()
+@click.command(cls=HelpfulCommand)
 @click.argument("folder", type=existing)
-@hyper_parameters(Config)
+@hyper_parameters(Config, without=_NOT_PROBED)
 @as_json
 def probe(folder: Path, as_json: bool, **options: Any) -> None:
-    """How near the pictures in FOLDER are to what the backbone knows: a linear probe at every depth of it."""
+    """Measure how well each backbone depth separates the classes.
+
+    A linear probe is fitted at every depth and cross-validated on the training pictures of FOLDER. The deeper the best
+    probe, the more these pictures resemble those that the backbone was pretrained on.
+    """
     from finetune.probing import probe_folder
 
     curve = probe_folder(folder, config=Config(**options), display=display_for(as_json))
@@ -189,12 +234,9 @@ def probe(folder: Path, as_json: bool, **options: Any) -> None:
         _print_curve(curve)
 
 
-cli.add_command(cache)
-cli.add_command(report)
-cli.add_command(explain)
-cli.add_command(export)
-cli.add_command(inspect)
-cli.add_command(lr_find)
+# In the order in which they are used.
+for command in (inspect, fit, evaluate, predict, explain, export, report, probe, lr_find, cache, demo):
+    cli.add_command(command)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from finetune.command_help import HelpfulOption
 from finetune.errors import FewtuneError
 from finetune.options import Options, flag, kind
 from finetune.processes import SeveralProcesses
@@ -25,8 +26,14 @@ INTERRUPTED = 130
 # these again and again: a fifth of the time that importing them takes.
 _NEW_OBJECTS = 10_000
 
-as_json = click.option("--json", "as_json", is_flag=True, help="machine-readable result on stdout, nothing else there")
-on_device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, and nothing else.")
+on_device = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Device to compute on. auto uses a CUDA GPU where there is one.",
+)
 existing = click.Path(exists=True, path_type=Path)
 
 Command = Callable[..., Any]
@@ -42,7 +49,7 @@ def hyper_parameters(options: type[Options], *, without: Sequence[str] = ()) -> 
         for option in reversed(dataclasses.fields(options)):  # type: ignore[arg-type]
             if option.name in without:
                 continue
-            about, choices = option.metadata["about"], option.metadata["choices"]
+            choices = option.metadata["choices"]
             name = flag(option.name)
             if kind(option) is bool:
                 name = f"{name}/{flag('no_' + option.name)}"
@@ -50,9 +57,12 @@ def hyper_parameters(options: type[Options], *, without: Sequence[str] = ()) -> 
                 name,
                 option.name,
                 type=click.Choice(choices) if choices else None if kind(option) is bool else kind(option),
+                cls=HelpfulOption,
                 default=option.default,
-                show_default=option.default is not None,
-                help=about,
+                show_default=option.metadata["unset"] if option.default is None else True,
+                help=option.metadata["about"],
+                metavar=option.metadata["metavar"],
+                section=option.metadata["section"],
             )
             command = attach(command)
         return command

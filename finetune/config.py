@@ -13,64 +13,176 @@ from finetune.strategy import STRATEGIES
 # The value of `Config.lr` that has the learning rate found by a sweep.
 AUTO = "auto"
 
-
 # Word for --drop-above: what the probe curve says.
 BEST = "best"
+
+# Headings of the help text.
+_TRAINING = "Training (not used by --strategy head)"
+_AUGMENTATION = "Augmentation (not used by --strategy head)"
+_OTHER = "Rarely needed"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Options):
-    """How a run is made. None means: chosen by the run, which says what it chose.
+    """All options of a run, in the order of the help text. None: the run chooses the value and reports it.
 
     Raises InputError, naming the option, for a value of the wrong type or out of its range.
     """
 
-    backbone: str = option("tf_efficientnet_lite0", "any timm model, by name")
+    strategy: str = option(
+        "auto",
+        "Which layers are trained: head (only the linear head), partial (the head and the top stages), full (all "
+        "layers, lower ones more slowly), train (all layers at one rate) or scratch (all layers, from random weights). "
+        "auto chooses by the number of pictures per class.",
+        choices=("auto", *STRATEGIES),
+    )
+    backbone: str = option(
+        "tf_efficientnet_lite0", "Name of the pretrained network: any timm model, or fewtune_conv4.", metavar="NAME"
+    )
     weights: str | None = option(
-        None, "file with the backbone's weights: safetensors, or a torch file of plain tensors"
+        None,
+        "File with the weights of the backbone: safetensors, or a torch file of plain tensors.",
+        unset="the published weights, from the local cache or downloaded",
+        metavar="FILE",
     )
-    strategy: str = option("auto", "which layers learn", choices=("auto", *STRATEGIES))
-    unfreeze: str | None = option(None, "lowest stage that 'partial' trains, by name")
-    drop_above: str | None = option(
-        None, f"leave out the stages above this one, by name; {BEST}: above the depth whose probe errs least"
+    epochs: int | None = option(
+        None,
+        "Number of passes over the training pictures. --strategy head needs none.",
+        low=1,
+        unset="chosen by strategy and number of pictures",
     )
-    epochs: int | None = option(None, "passes over the training pictures, for strategies that need them", low=1)
-    batch_size: int = option(32, "pictures per step", low=1)
-    optimizer: str = option("adamw", "", choices=("adamw", "sgd"))
-    lr: float | str | None = option(None, "learning rate of the head; auto: found by a sweep", low=0, word=AUTO)
-    stage_decay: float | None = option(None, "what a stage's learning rate keeps of the one above it", low=0)
-    weight_decay: float = option(0.02, "decoupled for AdamW, L2 for SGD; never on norms and biases", low=0)
-    warmup: float = option(0.1, "share of the steps during which the learning rate rises", low=0, below=1)
-    label_smoothing: float = option(0.05, "share of the target spread over all classes", low=0, below=1)
+    image_size: int | None = option(
+        None, "Side of the network's square input, in pixels.", low=8, unset="the size the backbone was trained at"
+    )
+    test_fraction: float = option(
+        0.15,
+        "Share of the pictures set aside to measure the result, where the folder has no test/. 0 sets none aside.",
+        low=0,
+        below=1,
+    )
+    val_fraction: float = option(
+        0.15,
+        "Share of the pictures set aside to choose between settings, where the folder has no val/.",
+        low=0,
+        below=1,
+    )
     class_weights: str = option(
         "auto",
-        "weigh rare classes up; auto: when the largest is over 3 times the smallest",
+        "Whether rare classes weigh more in the loss. auto weighs them where the largest class has over 3 times the "
+        "pictures of the smallest.",
         choices=("auto", "balanced", "none"),
     )
-    patience: int | None = option(None, "epochs without a better validation result before training stops", low=1)
-    image_size: int | None = option(None, "side of the square that the network sees, in pixels", low=8)
-    crop_scale: float = option(0.35, "smallest share of a picture that a random crop keeps", low=0.01, below=1.01)
-    flip: bool = option(True, "mirror pictures left to right at random")
-    trivial_augment: bool = option(True, "one random colour or shape distortion a picture (TrivialAugment)")
-    views: int = option(12, "augmented views of each picture that training on frozen stages draws from", low=1)
-    mixup: float = option(0.0, "strength of mixup: alpha of its beta distribution, 0 for none", low=0)
-    test_time: str = option("plain", "views averaged for a prediction", choices=("plain", "flip", "ten-crop"))
-    val_fraction: float = option(0.15, "share of the pictures to choose on, when no val/ is given", low=0, below=1)
-    test_fraction: float = option(
-        0.15, "share of the pictures to measure on, when no test/ is given; 0 for none", low=0, below=1
+    device: str = option(
+        "auto", "Device to compute on. auto uses a CUDA GPU where there is one.", choices=("auto", "cpu", "cuda")
     )
-    max_bad: float = option(0.1, "share of unreadable files beyond which the run stops", low=0, below=1.01)
-    max_pixels: int = option(MAX_PIXELS, "largest picture that is decoded", low=1)
-    cache: bool = option(True, "keep activations of frozen stages for later runs (see finetune cache)")
+    seed: int = option(0, "Seed of all random numbers.", low=0, below=2**32)
+
+    lr: float | str | None = option(
+        None,
+        "Learning rate of the head. Lower stages get less, see --stage-decay. The word auto has it found by a sweep "
+        "before training.",
+        low=0,
+        metavar="FLOAT|auto",
+        word=AUTO,
+        unset="chosen by the strategy",
+        section=_TRAINING,
+    )
+    batch_size: int = option(32, "Number of pictures in each training step.", low=1, section=_TRAINING)
+    patience: int | None = option(
+        None,
+        "Stop training after this many epochs without a better validation result.",
+        low=1,
+        unset="chosen by the number of epochs",
+        section=_TRAINING,
+    )
+    unfreeze: str | None = option(
+        None,
+        "Name of the lowest stage that --strategy partial trains.",
+        unset="the top quarter of the stages, or more for unusual pictures",
+        metavar="STAGE",
+        section=_TRAINING,
+    )
+    optimizer: str = option("adamw", "Optimiser of the training loop.", choices=("adamw", "sgd"), section=_TRAINING)
+    weight_decay: float = option(
+        0.02,
+        "Weight decay: decoupled for AdamW, an L2 penalty for SGD. Norm layers and biases are not decayed.",
+        low=0,
+        section=_TRAINING,
+    )
+    label_smoothing: float = option(
+        0.05, "Share of the target probability that is spread over all classes.", low=0, below=1, section=_TRAINING
+    )
+    warmup: float = option(
+        0.1, "Share of the training steps in which the learning rate rises.", low=0, below=1, section=_TRAINING
+    )
+    stage_decay: float | None = option(
+        None,
+        "Factor from the learning rate of one stage to that of the stage below it.",
+        low=0,
+        unset="chosen by the strategy",
+        section=_TRAINING,
+    )
+
+    flip: bool = option(
+        True,
+        "Mirror training pictures left to right at random. Switch it off where left and right differ in meaning.",
+        section=_AUGMENTATION,
+    )
+    crop_scale: float = option(
+        0.35, "Smallest share of a picture that a random crop keeps.", low=0.01, below=1.01, section=_AUGMENTATION
+    )
+    trivial_augment: bool = option(
+        True,
+        "Apply one random change of colour or shape to each training picture (TrivialAugment).",
+        section=_AUGMENTATION,
+    )
+    mixup: float = option(
+        0.0, "Strength of mixup: alpha of its beta distribution. 0 switches it off.", low=0, section=_AUGMENTATION
+    )
+    views: int = option(
+        12, "Number of augmented views of each picture that frozen stages compute.", low=1, section=_AUGMENTATION
+    )
+
+    test_time: str = option(
+        "plain",
+        "Views of a picture that are averaged for one prediction.",
+        choices=("plain", "flip", "ten-crop"),
+        section=_OTHER,
+    )
+    drop_above: str | None = option(
+        None,
+        f"Remove the stages above this one, for a smaller and faster network. {BEST} keeps up to the stage with the "
+        "best linear probe.",
+        unset="no stage is removed",
+        metavar="STAGE",
+        section=_OTHER,
+    )
+    max_bad: float = option(
+        0.1, "Stop where more than this share of the files is unreadable.", low=0, below=1.01, section=_OTHER
+    )
+    max_pixels: int = option(
+        MAX_PIXELS, "Most pixels of a picture; larger ones count as unreadable.", low=1, section=_OTHER
+    )
+    cache: bool = option(
+        True,
+        "Keep the outputs of frozen stages on disk for later runs. `finetune cache list` shows them.",
+        section=_OTHER,
+    )
     precision: str = option(
-        "auto", "auto: bfloat16 where the processor is faster with it", choices=("auto", "float32", "bfloat16")
+        "auto",
+        "Number format of the computation. auto uses bfloat16 where the processor is faster with it.",
+        choices=("auto", "float32", "bfloat16"),
+        section=_OTHER,
+    )
+    workers: int | None = option(
+        None, "Number of processes or threads that decode pictures.", low=0, unset="one per CPU core", section=_OTHER
     )
     log: str = option(
-        "none", "where every epoch's figures go beside history.jsonl", choices=("none", "tensorboard", "wandb")
+        "none",
+        "Where each epoch's metrics are sent, in addition to history.jsonl in the run folder.",
+        choices=("none", "tensorboard", "wandb"),
+        section=_OTHER,
     )
-    device: str = option("auto", "", choices=("auto", "cpu", "cuda"))
-    workers: int | None = option(None, "processes that decode pictures", low=0)
-    seed: int = option(0, "of everything random", low=0, below=2**32)
 
     def __post_init__(self) -> None:
         if isinstance(self.weights, os.PathLike):

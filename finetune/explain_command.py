@@ -18,14 +18,20 @@ from finetune.errors import InputError
 @click.command()
 @click.argument("run", type=existing)
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PICTURES_OR_FOLDERS...")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="folder to leave a PNG for each picture in")
-@click.option("--label", help="class that the heat is of; default: the one predicted for each picture")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write one PNG per picture to.")
+@click.option(
+    "--label",
+    metavar="CLASS",
+    show_default="the predicted class of each picture",
+    help="Class that the heat map explains.",
+)
 @on_device
 @as_json
 def explain(run: Path, pictures: tuple[Path, ...], out: Path, label: str | None, device: str, as_json: bool) -> None:
-    """Show what in each picture speaks for the class predicted (Grad-CAM); for convolutional backbones.
+    """Draw heat maps of what in each picture decided the prediction.
 
-    Unreadable files are named on stderr (exit code 2).
+    RUN is a folder that `finetune fit` wrote, with a convolutional backbone; the method is Grad-CAM. Unreadable files
+    are named on stderr, and the exit code is then 2.
     """
     import finetune
     from finetune.explain import BATCH, heat_maps

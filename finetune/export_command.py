@@ -11,26 +11,39 @@ from finetune.commands import as_json, display_for, existing, print_json
 
 @click.command()
 @click.argument("run", type=existing)
-@click.option("--format", type=click.Choice(["onnx", "torch-export"]), default="onnx", show_default=True)
+@click.option(
+    "--format",
+    type=click.Choice(["onnx", "torch-export"]),
+    default="onnx",
+    show_default=True,
+    help="Format of the file.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="file to write, .onnx or .pt2; default: beside the run, with its name",
+    show_default="beside RUN, with its name",
+    help="File to write, with the ending .onnx or .pt2.",
 )
 @click.option(
     "--tolerance",
     type=click.FloatRange(0, min_open=True),
     default=1e-4,
     show_default=True,
-    help="largest difference of a probability from the run's own",
+    help="Largest allowed difference between a probability from the file and from the run.",
 )
-@click.option("--pictures", type=existing, help="pictures to check on, where the run's validation pictures are gone")
+@click.option(
+    "--pictures",
+    type=existing,
+    show_default="the run's validation pictures",
+    help="Picture or folder of pictures to check the file on.",
+)
 @as_json
 def export(run: Path, format: str, out: Path | None, tolerance: float, pictures: Path | None, as_json: bool) -> None:
-    """Write the classifier in RUN as one file, which takes pixels and gives probabilities, and FILE.json about it.
+    """Export a classifier as one file for other programs.
 
-    Every validation picture of the run must get the same label from it, and probabilities within --tolerance;
-    otherwise no file is left, and the exit code is 2.
+    RUN is a folder that `finetune fit` wrote. The file maps pixels to probabilities; a JSON file of the same name
+    describes its input and its classes. The export is checked: every validation picture must get the same label, and
+    probabilities within --tolerance. Otherwise no file is left, and the exit code is 2.
     """
     from finetune.exporting import export as export_run
 

@@ -14,6 +14,7 @@ from rich import box, markup
 from rich.console import Console
 from rich.table import Table
 
+from finetune.command_help import HelpfulCommand
 from finetune.commands import as_json, display_for, existing, hyper_parameters, print_json
 from finetune.config import Config
 from finetune.errors import InputError
@@ -43,20 +44,21 @@ _READING = dataclasses.make_dataclass(
 )
 
 
-@click.command()
+@click.command(cls=HelpfulCommand)
 @click.argument("folder", type=existing)
 @click.option(
     "--sheet",
     type=click.Path(path_type=Path),
-    help="also draw suspects, near-duplicates and some of each class into this PNG",
+    show_default="no sheet",
+    help="PNG file to draw a contact sheet to: suspect labels, duplicates and examples of each class.",
 )
 @hyper_parameters(_READING)
 @as_json
 def inspect(folder: Path, sheet: Path | None, as_json: bool, **options: Any) -> None:
-    """What is in FOLDER, before any training: classes, sizes, unreadable files, duplicates, suspect labels.
+    """Check a folder of pictures before training.
 
-    Nothing in FOLDER is changed. Suspect labels are sought among the pictures that a run would learn from or choose on;
-    those of test are left alone.
+    Shows classes, picture sizes, unreadable files, duplicates and suspect labels of FOLDER, which has one sub-folder of
+    pictures per class. FOLDER is never changed. Labels of test pictures are not judged.
     """
     from finetune.contact_sheet import check_place, write_sections
     from finetune.inspection import inspect_folder

@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from finetune.command_help import HelpfulCommand
 from finetune.commands import as_json, display_for, existing, hyper_parameters, print_json
 from finetune.config import Config
 
@@ -19,12 +20,16 @@ if TYPE_CHECKING:
 ROWS, WIDTH = 28, 40
 
 
-@click.command("lr-find")
+@click.command("lr-find", cls=HelpfulCommand)
 @click.argument("folder", type=existing)
 @hyper_parameters(Config, without=("lr", "patience", "warmup", "test_time", "log"))
 @as_json
 def lr_find(folder: Path, as_json: bool, **options: Any) -> None:
-    """Which learning rate suits FOLDER: the loss of 100 steps at ever larger rates, and the rate it suggests."""
+    """Suggest a learning rate for a folder of pictures.
+
+    Trains for a few steps at ever larger learning rates, shows the loss, and suggests the rate where it falls fastest.
+    FOLDER is as for `finetune fit`; nothing is saved. `finetune fit --lr auto` does the same before training.
+    """
     from finetune.lr_finding import find_rate
 
     sweep = find_rate(folder, config=Config(**options), display=display_for(as_json))

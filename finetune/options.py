@@ -19,14 +19,37 @@ def option(
     low: float | None = None,
     below: float | None = None,
     word: str | None = None,
+    unset: str = "",
+    metavar: str | None = None,
+    section: str = "Options",
 ) -> Any:
-    """A field of `Options`. choices: all that are allowed. low: the smallest value; below: what it stays below.
+    """A field of `Options`.
 
-    word: what a number may be instead of a number.
+    Args:
+        default: Its value where it is not given.
+        about: Sentences for the help text; each starts with a capital and ends with a full stop.
+        choices: All allowed values, where there are few.
+        low: The smallest allowed value.
+        below: The value that it must stay below.
+        word: A word that is allowed instead of a number.
+        unset: What None means, in words, for an option whose default is None.
+        metavar: What the help text calls the value, such as FILE.
+        section: Heading of the help text that lists the option.
+
+    Returns:
+        A dataclass field.
     """
-    return field(
-        default=default, metadata={"about": about, "choices": choices, "low": low, "below": below, "word": word}
-    )
+    metadata = {
+        "about": about,
+        "choices": choices,
+        "low": low,
+        "below": below,
+        "word": word,
+        "unset": unset,
+        "metavar": metavar,
+        "section": section,
+    }
+    return field(default=default, metadata=metadata)
 
 
 class Options:

@@ -13,7 +13,11 @@ from finetune.commands import as_json, existing, print_json
 @click.argument("run", type=existing)
 @as_json
 def report(run: Path, as_json: bool) -> None:
-    """Make report.html in RUN anew, from what the run left there: one page that opens offline."""
+    """Write the report of a run again.
+
+    RUN is a folder that `finetune fit` or `finetune evaluate` wrote. report.html in it is replaced; it is one file that
+    opens offline.
+    """
     import finetune
     from finetune.classifier import WEIGHTS_FILE
     from finetune.explain import explanation

@@ -1,0 +1,42 @@
+"""Help of the commands: commands listed in the order of use, options under headings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+# Heading of the options that have none of their own.
+MAIN = "Options"
+
+
+class HelpfulOption(click.Option):
+    """An option that `--help` shows under the heading `section`."""
+
+    def __init__(self, *names: Any, section: str = MAIN, **settings: Any):
+        super().__init__(*names, **settings)
+        self.section = section
+
+
+class HelpfulCommand(click.Command):
+    """A command whose help lists the options by heading, in the order in which headings and options were declared."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {MAIN: []}
+        for option in self.get_params(ctx):
+            row = option.get_help_record(ctx) if isinstance(option, click.Option) else None
+            if row is not None:
+                sections.setdefault(getattr(option, "section", MAIN), []).append(row)
+        for heading, rows in sections.items():
+            if rows:
+                with formatter.section(heading):
+                    formatter.write_dl(rows)
+
+
+class InOrderOfUse(click.Group):
+    """A group that lists its commands in the order in which they were added, each by its first sentence."""
+
+    command_class = HelpfulCommand
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
