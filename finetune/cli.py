@@ -62,9 +62,12 @@ def cli() -> None:
     help="Run folder to write: the classifier, its metrics and report.html.",
 )
 @click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped, with the same options.")
+@click.option(
+    "--overwrite", is_flag=True, help="Replace the run in --out. The old run stays until the new classifier is saved."
+)
 @hyper_parameters(Config)
 @as_json
-def fit(folder: Path, out: Path, resume: bool, as_json: bool, **options: Any) -> None:
+def fit(folder: Path, out: Path, resume: bool, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Train a classifier on a folder of pictures.
 
     FOLDER has one sub-folder of pictures per class. It may also have train/, val/ and test/ with these sub-folders
@@ -73,7 +76,9 @@ def fit(folder: Path, out: Path, resume: bool, as_json: bool, **options: Any) ->
     import finetune
     from finetune.report import REPORT_FILE
 
-    classifier = finetune.fit(folder, out, config=Config(**options), resume=resume, display=display_for(as_json))
+    classifier = finetune.fit(
+        folder, out, config=Config(**options), resume=resume, overwrite=overwrite, display=display_for(as_json)
+    )
     if as_json:
         print_json(classifier.metrics)
     else:

@@ -32,13 +32,15 @@ def fit(
     *,
     config: Config | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     display: Display | None = None,
     **options: Any,
 ) -> Classifier:
     """Train a classifier on `folder`, one sub-folder of pictures for each class.
 
     out: run folder to leave it in, or None to keep it in memory. config, or its fields as keywords: see `Config`.
-    resume: continue the run in `out`, with the same final weights as if it had never stopped. Ctrl-C during training
+    resume: continue the run in `out`, with the same final weights as if it had never stopped. overwrite: replace the run
+    in `out`, which stays until the new classifier is saved. Ctrl-C during training
     returns the best so far, with `metrics["interrupted"]` true. What the run is worth stands in the returned
     classifier's `metrics`. Raises InputError for a folder, file or option that cannot be used, TrainingDiverged when
     the loss stops being finite.
@@ -56,7 +58,7 @@ def fit(
     if out is None:
         return _fitted(listing, None, config, False, display, started)
     with RunFolder(Path(out)) as run:
-        if run.begin(listing.root, config, resume=resume):
+        if run.begin(listing.root, config, resume=resume, overwrite=overwrite):
             display.say(f"{out} holds this run, finished")
             classifier = load(run.path, device=config.device)
             if not (run.path / REPORT_FILE).exists():  # killed when all else was written
@@ -70,6 +72,8 @@ def _fitted(
 ) -> Classifier:
     """The whole job, once it may begin. started: when it did, for the seconds that it took."""
     prepared = prepare(listing, config, run, display)
+    if run is not None:
+        run.started()
     network, start = prepared.beginning(config)
     begun, course = copy_of(network), Course()
     with open_log(config, None if run is None else run.path) as log:

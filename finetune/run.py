@@ -19,12 +19,32 @@ from finetune.files import locked, read_tensors_and_metadata, write_json, write_
 from finetune.folder import Listing
 from finetune.frozen import Outputs
 from finetune.options import flag
+from finetune.run_files import HISTORY_FILE, PICTURES_FILE, PREDICTIONS_FILE, PROBABILITIES_FILE
+
+# All that a run leaves in its folder. config.json is first: without it there is no run.
+RUN_FILES = (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    METRICS_FILE,
+    HISTORY_FILE,
+    "history.jsonl",
+    PREDICTIONS_FILE,
+    PROBABILITIES_FILE,
+    PICTURES_FILE,
+    "report.html",
+    "evaluations",
+    "tensorboard",
+    "wandb",
+    "state",
+)
 
 
 class RunFolder:
     """A run folder that is being filled. What only a continuation needs lies in `state/` and goes at the end.
 
-    As a context it keeps other processes away from `begin` on, until it is left.
+    As a context it keeps other processes away from `begin` on, until it is left. A run that fails before `started`
+    leaves nothing in the folder. A run that replaces another one sets the old files aside in `.replaced/` when it
+    writes its own first file; they are deleted once the new classifier is saved, and put back where it never is.
     """
 
     def __init__(self, path: Path):
@@ -32,44 +52,105 @@ class RunFolder:
         self.checkpoint = path / "state" / "checkpoint.safetensors"
         self.refit_checkpoint = path / "state" / "refit.safetensors"
         self._features = path / "state" / "features.safetensors"
+        self._replaced = path / ".replaced"
 
         self._request: dict[str, Any] = {}
         self._lock = ExitStack()
+        self._resumes = self._overwrites = self._wrote = self._started = False
 
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._lock.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            self._tidy(kind)
+        finally:
+            self._lock.close()
 
-    def begin(self, folder: Path, config: Config, *, resume: bool) -> bool:
+    def begin(
+        self, folder: Path, config: Config, *, resume: bool, overwrite: bool = False, table: str | None = None
+    ) -> bool:
         """Check that this run may start or continue here; True when it has finished already. Nothing is changed.
 
+        overwrite: a run that is here is replaced. table: what lists the pictures, None where the folder itself does.
         InputError when there is something else here, a run that was started with other options or pictures, or one that
         another process is at.
         """
+        if resume and overwrite:
+            raise InputError("--resume continues the run in --out and --overwrite replaces it; give one of them")
         self._lock.enter_context(alone_in(self.path))
-        return self._may_begin(folder, config, resume)
-
-    def _may_begin(self, folder: Path, config: Config, resume: bool) -> bool:
+        self._recover()
         request = {"format": FORMAT, "folder": str(folder.resolve()), "config": config.to_dict()}
-        self._request = request
+        self._request = request if table is None else request | {"table": table}
+        self._resumes = resume and (self.path / CONFIG_FILE).exists()
+        return self._may_begin(resume, overwrite)
+
+    def _may_begin(self, resume: bool, overwrite: bool) -> bool:
         if not (self.path / CONFIG_FILE).exists():
             # What a write that was killed leaves behind begins with a dot and is nobody's.
             if self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
                 raise InputError(f"{self.path} (--out) is not empty and holds no run; choose another folder")
             return False
+        found = read_config(self.path)
+        if overwrite:
+            if "config" not in found or "format" not in found:
+                raise InputError(f"{self.path} (--out) holds no run of finetune; choose another folder")
+            self._overwrites = True
+            return False
         if not resume:
             raise InputError(
-                f"{self.path} (--out) already holds a run; continue it with --resume or choose another folder"
+                f"{self.path} (--out) already holds a run; continue it with --resume, replace it with --overwrite, "
+                "or choose another folder"
             )
-        found = read_config(self.path)
-        _same_request(self.path, found, request)
+        _same_request(self.path, found, self._request)
         finished = all((self.path / name).exists() for name in (WEIGHTS_FILE, METRICS_FILE))
         return "classes" in found and finished and not (self.path / "state").exists()
 
+    def started(self) -> None:
+        """Every option and picture was accepted: from now on a failure leaves what --resume needs."""
+        self._started = True
+
+    def _recover(self) -> None:
+        """Put an old run back that a process was killed while setting aside."""
+        if self._replaced.is_dir() and not (self.path / CONFIG_FILE).exists():
+            self._put_back()
+
+    def _set_aside(self) -> None:
+        """Move the old run into `.replaced/`; of an unfinished one, only where no finished one lies there already."""
+        if self._replaced.is_dir() and not _saved(self.path):
+            _delete(self.path)
+            return
+        shutil.rmtree(self._replaced, ignore_errors=True)
+        self._replaced.mkdir()
+        for name in RUN_FILES:
+            if (self.path / name).exists():
+                (self.path / name).rename(self._replaced / name)
+
+    def _put_back(self) -> None:
+        """The reverse; config.json goes last, because with it there is a run."""
+        for name in reversed(RUN_FILES):
+            if (self._replaced / name).exists():
+                (self._replaced / name).rename(self.path / name)
+        shutil.rmtree(self._replaced)
+
+    def _tidy(self, kind: type[BaseException] | None) -> None:
+        """Leave the folder as the outcome asks for; `kind` is what ended the run, None where nothing did."""
+        replaced = self._replaced.is_dir()
+        if _saved(self.path):
+            if replaced:
+                shutil.rmtree(self._replaced, ignore_errors=True)
+        elif kind is not None and self._wrote:
+            if replaced:
+                _delete(self.path)
+                self._put_back()
+            elif not self._started and issubclass(kind, Exception):  # after Ctrl-C, --resume goes on
+                _delete(self.path)
+
     def keep_features(self, listing: Listing, outputs: Outputs) -> None:
         """From now on there is something to lose: say in config.json what run this is, and keep what was computed."""
+        if self._overwrites:
+            self._set_aside()
+        self._wrote = not self._resumes
         write_json(self.path / CONFIG_FILE, self._request)
         contents = {position: asdict(content) for position, content in outputs.contents.items()}
         metadata = {"listing": _fingerprint(listing), "contents": json.dumps(contents)}
@@ -77,12 +158,13 @@ class RunFolder:
 
     def kept_features(self, listing: Listing) -> Outputs | None:
         """What keep_features was given, None when it was not called yet. InputError when the pictures have changed."""
-        if not self._features.exists():
+        if not self._features.exists() or self._overwrites:
             return None
         tensors, metadata = read_tensors_and_metadata(self._features)
         if metadata["listing"] != _fingerprint(listing):
             raise InputError(
-                f"{listing.root} has changed since the run in {self.path} was started; start a new one in another --out"
+                f"{listing.root} has changed since the run in {self.path} was started; start a new one in another "
+                "--out, or with --overwrite in this one"
             )
         contents = {int(position): Content(**content) for position, content in json.loads(metadata["contents"]).items()}
         return Outputs(tensors["values"], tensors["index"], contents)
@@ -117,9 +199,25 @@ def _same_request(path: Path, found: dict[str, Any], request: dict[str, Any]) ->
         if before[name] != now[name]:
             raise InputError(
                 f"the run in {path} was started with {flag(name)} {before[name]}, not {now[name]}; "
-                "--resume goes on with the same options only"
+                "--resume goes on with the same options only, and --overwrite starts anew"
             )
 
 
+def _saved(path: Path) -> bool:
+    """Whether there is a classifier in `path` that can be loaded."""
+    if not all((path / name).exists() for name in (CONFIG_FILE, WEIGHTS_FILE)):
+        return False
+    return "classes" in read_config(path)
+
+
+def _delete(path: Path) -> None:
+    """Everything of a run in `path`; files of others stay."""
+    for name in RUN_FILES:
+        if (path / name).is_dir():
+            shutil.rmtree(path / name)
+        else:
+            (path / name).unlink(missing_ok=True)
+
+
 def _fingerprint(listing: Listing) -> str:
-    return json.dumps([[sample.path, sample.size] for sample in listing.samples])
+    return json.dumps([[sample.path, sample.size, sample.label, sample.split] for sample in listing.samples])

@@ -74,6 +74,7 @@ def test_without_json_a_person_reads_accuracy_baselines_and_what_to_do_next(  # 
         (["fit", "{pictures}", "--out", "{new}", "--backbone", "resnot"], "--backbone"),
         (["fit", "{pictures}", "--out", "{new}", "--weights", "{empty}/none.safetensors"], "--weights"),
         (["fit", "{pictures}", "--out", "{new}", "--strategy", "partial", "--unfreeze", "x"], "no stage 'x'"),
+        (["fit", "{pictures}", "--out", "{new}", "--resume", "--overwrite"], "--overwrite"),
         (["fit", "{pictures}"], "--out"),
         (["predict", "{pictures}", "{pictures}"], "config.json"),
         (["evaluate", "{empty}", "{pictures}"], "{empty}"),

@@ -11,9 +11,11 @@ from conftest import MakeFolder
 
 import finetune
 from finetune.config import Config
+from finetune.errors import InputError
 from finetune.run import RunFolder
 
 COMMAND = (sys.executable, "-c", "from finetune.cli import main; main()")
+SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "strategy": "head"}
 ONE_AT_A_TIME = pytest.mark.skipif(sys.platform == "win32", reason="nobody waits there")
 
 
@@ -47,3 +49,88 @@ def test_a_run_that_failed_stands_in_no_ones_way_and_leaves_no_empty_folder(tmp_
             assert not failed.begin(tmp_path, config, resume=False)
             assert path.exists()
         assert not (tmp_path / "new").exists()
+
+
+def test_a_refused_run_leaves_nothing_and_the_next_one_starts(make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder, out = make_folder(classes={"blue": 8, "green": 8}), tmp_path / "new" / "run"
+    for label in ("blue", "green"):
+        for number in range(2):
+            (folder / label / f"bad{number}.png").write_text("no picture")
+    with pytest.raises(InputError, match="--max-bad"):
+        finetune.fit(folder, out, **SMALL)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(InputError, match="--unfreeze"):
+        finetune.fit(folder, out, **SMALL | {"strategy": "partial"}, drop_above="blocks.1", unfreeze="blocks.3", max_bad=0.5)
+    assert not (tmp_path / "new").exists()
+    assert finetune.fit(folder, out, max_bad=0.5, **SMALL).metrics["n"]
+
+
+def state_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_overwrite_replaces_a_run_and_nothing_else(make_folder: MakeFolder, tmp_path: Path) -> None:
+    first, second = make_folder("one", classes={"blue": 8, "green": 8}), make_folder("two", classes={"a": 8, "b": 8})
+    out, foreign = tmp_path / "run", tmp_path / "foreign"
+    finetune.fit(first, out, overwrite=True, **SMALL)
+    (out / "notes.txt").write_text("mine")
+    (out / "evaluations").mkdir()
+    assert finetune.fit(second, out, overwrite=True, **SMALL).classes == ("a", "b")
+    assert finetune.load(out).classes == ("a", "b")
+    assert (out / "notes.txt").read_text() == "mine"
+    assert not (out / "evaluations").exists(), "they are of the run that was replaced"
+    assert not (out / ".replaced").exists()
+    foreign.mkdir()
+    (foreign / "config.json").write_text('{"format": 1, "recipe": {}}')
+    for place in (foreign, second):
+        before = state_of(place)
+        with pytest.raises(InputError, match="--out"):
+            finetune.fit(first, place, overwrite=True, **SMALL)
+        assert state_of(place) == before
+    with pytest.raises(InputError, match="--resume .* --overwrite"):
+        finetune.fit(first, out, overwrite=True, resume=True, **SMALL)
+
+
+def test_the_old_run_stays_where_the_new_one_is_refused_or_fails(
+    make_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = make_folder(classes={"blue": 12, "green": 12}), tmp_path / "run"
+    finetune.fit(folder, out, **SMALL)
+    before = state_of(out)
+    bad = make_folder("bad", classes={"blue": 2, "green": 2})
+    (bad / "blue" / "text.png").write_text("no picture")
+    with pytest.raises(InputError, match="--max-bad"):
+        finetune.fit(bad, out, overwrite=True, max_bad=0.0, **SMALL)
+    assert state_of(out) == before
+
+    class Stop(Exception):
+        pass
+
+    def fail(*args: object, **options: object) -> None:
+        raise Stop
+
+    monkeypatch.setattr("finetune.fitting.train", fail)
+    with pytest.raises(Stop):
+        finetune.fit(folder, out, overwrite=True, **SMALL | {"strategy": "full"})
+    assert state_of(out) == before
+
+    unfinished = tmp_path / "unfinished"
+    with pytest.raises(Stop):
+        finetune.fit(folder, unfinished, **SMALL | {"strategy": "full"})
+    assert (unfinished / "state" / "features.safetensors").exists(), "what --resume needs"
+    other = make_folder("other", classes={"a": 8, "b": 8})
+    assert finetune.fit(other, unfinished, overwrite=True, **SMALL).classes == ("a", "b")
+
+
+def test_an_old_run_that_was_being_set_aside_when_the_process_was_killed_is_put_back(
+    make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    folder, out = make_folder(classes={"blue": 8, "green": 8}), tmp_path / "run"
+    finetune.fit(folder, out, **SMALL)
+    before = state_of(out)
+    (out / ".replaced").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (out / name).rename(out / ".replaced" / name)
+    with pytest.raises(InputError, match="already holds a run"):
+        finetune.fit(folder, out, **SMALL)
+    assert state_of(out) == before
