@@ -39,11 +39,10 @@ def fit(
     """Train a classifier on `folder`, one sub-folder of pictures for each class.
 
     out: run folder to leave it in, or None to keep it in memory. config, or its fields as keywords: see `Config`.
-    resume: continue the run in `out`, with the same final weights as if it had never stopped. overwrite: replace the run
-    in `out`, which stays until the new classifier is saved. Ctrl-C during training
-    returns the best so far, with `metrics["interrupted"]` true. What the run is worth stands in the returned
-    classifier's `metrics`. Raises InputError for a folder, file or option that cannot be used, TrainingDiverged when
-    the loss stops being finite.
+    resume: continue the run in `out`, with the same final weights as if it had never stopped. overwrite: replace the
+    run in `out`; the old run stays until the new classifier is saved. Ctrl-C during training returns the best
+    so far, with `metrics["interrupted"]` true. The returned classifier's `metrics` say how good it is. Raises
+    InputError for a folder, file or option that cannot be used, TrainingDiverged when the loss stops being finite.
     """
     started = time.monotonic()
     require_one_process("finetune fit")

@@ -60,7 +60,9 @@ def test_a_refused_run_leaves_nothing_and_the_next_one_starts(make_folder: MakeF
         finetune.fit(folder, out, **SMALL)
     assert not (tmp_path / "new").exists()
     with pytest.raises(InputError, match="--unfreeze"):
-        finetune.fit(folder, out, **SMALL | {"strategy": "partial"}, drop_above="blocks.1", unfreeze="blocks.3", max_bad=0.5)
+        finetune.fit(
+            folder, out, **SMALL | {"strategy": "partial"}, drop_above="blocks.1", unfreeze="blocks.3", max_bad=0.5
+        )
     assert not (tmp_path / "new").exists()
     assert finetune.fit(folder, out, max_bad=0.5, **SMALL).metrics["n"]
 
@@ -87,7 +89,7 @@ def test_overwrite_replaces_a_run_and_nothing_else(make_folder: MakeFolder, tmp_
         with pytest.raises(InputError, match="--out"):
             finetune.fit(first, place, overwrite=True, **SMALL)
         assert state_of(place) == before
-    with pytest.raises(InputError, match="--resume .* --overwrite"):
+    with pytest.raises(InputError, match="--overwrite"):
         finetune.fit(first, out, overwrite=True, resume=True, **SMALL)
 
 
