@@ -1,4 +1,4 @@
-"""What of a folder is used for what, once its pictures were read: the ledger, the splits, the duplicates left out."""
+"""Assigns each picture of a listing to a split; leaves out unreadable files, leaks and contradictory labels."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from pathlib import Path
 from finetune.errors import InputError
 from finetune.folder import Listing, Sample, some
 from finetune.near_duplicates import connected, near_pairs
+from finetune.splitting import Group, split_groups
 
 # So many unreadable files are told before the rest is only counted.
 SHOWN_FILES = 20
+# So many pictures of a class, or fewer, say nothing about how well it is recognised.
+TOO_FEW = 2
+# Of groups that were in different splits and are joined, the first of these wins: what was held out stays so.
+_HELD_OUT_FIRST = ("test", "val", "train")
 
 
 @dataclass(frozen=True)
@@ -55,23 +60,32 @@ class Folder:
 
 
 def audit(
-    listing: Listing, contents: Sequence[Content], *, val_fraction: float, test_fraction: float, max_bad: float
+    listing: Listing,
+    contents: Sequence[Content],
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    max_bad: float,
+    recorded: Mapping[str, str] | None = None,
 ) -> Folder:
-    """What of `listing` is used for what, given the content of each of its samples in order.
+    """Assign each picture of `listing` to a split, given the content of each of its samples in order.
 
-    Unreadable pictures are left out, up to a share of `max_bad`. Where splits are given, a training picture identical
-    to one in val/ or test/ is left out, and so is a validation picture identical to one in test/; near-duplicates
-    across them are told in a note, and stay.
+    Unreadable pictures are left out, up to a share of `max_bad`, and so are identical pictures under two labels: none
+    of the labels is known to be right. Where splits are given, a training picture identical to one in val/ or test/ is
+    left out, and so is a validation picture identical to one in test/; near-duplicates across them are told in a note,
+    and stay.
 
-    A split that is not given is made of the training pictures. Those that are identical or near-duplicates, directly
-    or through others, go together; the lowest hash of their contents gives the side. So they are on one side, it is
-    the same on every machine whose decoders agree on what is a near-duplicate, the order of the pictures does not
-    matter, and none of them moves when pictures are added or taken away that are not near-duplicates of its own group;
-    a near-duplicate that is added moves that group at most, or joins two. The only exceptions, told in the notes: a
-    class that would be left without a training picture keeps all of its pictures in training, and an empty validation
-    split gets one training picture of each class that can spare it, with those that go with it, or if none can, the
-    test pictures made; where there is nothing to validate on because near-duplicates go together, identical ones alone
-    do.
+    A split that is not given is made of the training pictures: every class gives the same share, to the picture
+    (`splitting.seats`), the lowest hashes of contents first. The result depends on the contents alone: it is the same
+    on every machine whose decoders agree on what is a near-duplicate, and the order of the pictures does not matter.
+    Identical pictures and near-duplicates, directly or through others, are in one split.
+
+    recorded: the split of pictures in an earlier run on this folder, by sha256. They stay in it whatever is added, and
+    added pictures fill the splits up to the shares. Only a near-duplicate that joins two groups moves one of them: to
+    test if one is there, otherwise to validation. Other exceptions, told in the notes: a class that would be left
+    without a training picture keeps all of its pictures in training, and an empty validation split gets one training
+    picture of each class that can spare it, with those that go with it, or if none can, the test pictures made; where
+    there is nothing to validate on because near-duplicates go together, identical ones alone do.
 
     InputError when more than `max_bad` is unreadable, or what is left cannot be trained and validated on.
     """
@@ -81,7 +95,7 @@ def audit(
     sides, left_out, notes = _usable(listing, hashes)
     near = near_duplicates(contents, sides)
     shares = {"test": test_fraction, "val": val_fraction}
-    sides, more_notes = _with_missing_splits(listing, hashes, sides, shares, near)
+    sides, more_notes = _with_missing_splits(listing, hashes, sides, shares, near, recorded or {})
     return Folder(
         root=listing.root,
         classes=tuple(sorted({listing.samples[index].label for index in sides})),
@@ -96,6 +110,7 @@ def audit(
             *more_notes,
             *_across(listing.samples, sides, near),
             *_rarities(listing.samples, hashes, sides),
+            *_barely_measured(listing.samples, sides),
         ),
         near=near,
     )
@@ -142,11 +157,12 @@ def _ledger(listing: Listing, contents: Sequence[Content], max_bad: float) -> tu
 def _usable(listing: Listing, hashes: Mapping[int, str]) -> tuple[dict[int, str], dict[int, str], list[str]]:
     """The split that each usable picture lies in, unsplit ones in "train"; why others are left out; notes."""
     samples = listing.samples
-    notes = _contradictions(samples, hashes)
-    sides = {index: samples[index].split or "train" for index in hashes}
-    left_out = _leaks(samples, hashes, sides)
-    if left_out:
-        notes.append(f"Pictures of train/ or val/ with an identical one in val/ or test/, left out: {len(left_out)}.")
+    left_out, notes = _contradictions(samples, hashes)
+    sides = {index: samples[index].split or "train" for index in hashes if index not in left_out}
+    leaks = _leaks(samples, hashes, sides)
+    left_out |= leaks
+    if leaks:
+        notes.append(f"Pictures of train/ or val/ with an identical one in val/ or test/, left out: {len(leaks)}.")
     classes = {samples[index].label for index, side in sides.items() if side == "train" and index not in left_out}
     dropped = sorted(set(listing.classes) - classes)
     if dropped:
@@ -160,14 +176,22 @@ def _usable(listing: Listing, hashes: Mapping[int, str]) -> tuple[dict[int, str]
     return {index: side for index, side in sides.items() if index not in left_out}, left_out, notes
 
 
-def _contradictions(samples: Sequence[Sample], hashes: Mapping[int, str]) -> list[str]:
-    first: dict[str, Sample] = {}
-    pairs = []
-    for index, content in hashes.items():
-        before = first.setdefault(content, samples[index])
-        if before.label != samples[index].label:
-            pairs.append(f"{before.path} = {samples[index].path}")
-    return [f"Identical pictures in two classes, kept: {some(pairs, 1)}."] if pairs else []
+def _contradictions(samples: Sequence[Sample], hashes: Mapping[int, str]) -> tuple[dict[int, str], list[str]]:
+    """Identical pictures under two labels or more: index to reason, for all of their copies; notes."""
+    copies: dict[str, list[int]] = defaultdict(list)
+    for index, content in sorted(hashes.items()):
+        copies[content].append(index)
+    reasons, named = {}, []
+    for group in copies.values():
+        by_label = {samples[index].label: samples[index] for index in reversed(group)}
+        if len(by_label) < 2:
+            continue
+        for index in group:
+            other = next(sample for label, sample in by_label.items() if label != samples[index].label)
+            reasons[index] = f"identical to {other.path}, which has the label {other.label!r}"
+        named.append(" = ".join(f"{sample.path} ({label})" for label, sample in sorted(by_label.items())))
+    told = f"Identical pictures under two labels, all {len(reasons)} left out: {some(named, 3)}."
+    return reasons, [told] if named else []
 
 
 def _leaks(samples: Sequence[Sample], hashes: Mapping[int, str], sides: Mapping[int, str]) -> dict[int, str]:
@@ -198,6 +222,7 @@ def _with_missing_splits(
     sides: Mapping[int, str],
     shares: Mapping[str, float],
     near: Sequence[tuple[int, int]],
+    recorded: Mapping[str, str],
 ) -> tuple[dict[int, str], list[str]]:
     """`sides` after splits that are not given were made of training pictures, `shares` of them; notes."""
     given = {sample.split for sample in listing.samples}
@@ -207,12 +232,13 @@ def _with_missing_splits(
     training = [index for index, side in sides.items() if side == "train"]
     lowest = _lowest_hashes(hashes, [pair for pair in near if {sides[index] for index in pair} == {"train"}])
     groups = {index: lowest.get(hashes[index], hashes[index]) for index in training}
+    kept = {hashes[index]: recorded[hashes[index]] for index in training if hashes[index] in recorded}
     needs_val = "val" not in sides.values()
-    found = _made(listing, groups, wanted, needs_val=needs_val)
+    found = _made(listing, hashes, groups, wanted, kept, needs_val=needs_val)
     notes = []
     if found is None and lowest:
         groups, lowest = {index: hashes[index] for index in training}, {}
-        found = _made(listing, groups, wanted, needs_val=needs_val)
+        found = _made(listing, hashes, groups, wanted, kept, needs_val=needs_val)
         notes.append(
             "Near-duplicates are on two sides of the splits: kept together, they leave nothing to validate on."
         )
@@ -250,19 +276,30 @@ def _lowest_hashes(hashes: Mapping[int, str], near: Sequence[tuple[int, int]]) -
 
 
 def _made(
-    listing: Listing, groups: Mapping[int, str], shares: Mapping[str, float], *, needs_val: bool
+    listing: Listing,
+    hashes: Mapping[int, str],
+    groups: Mapping[int, str],
+    shares: Mapping[str, float],
+    kept: Mapping[str, str],
+    *,
+    needs_val: bool,
 ) -> tuple[dict[str, str], list[str]] | None:
-    """The side of each group, given that of each training picture; notes. None where there is nothing to validate on.
+    """The split of each group, given that of each training picture; notes. None where there is nothing to validate on.
 
-    needs_val: some must go to validation, whatever its share.
+    kept: splits of contents that an earlier run recorded. needs_val: some must go to validation, whatever its share.
     """
-    classes: dict[str, set[str]] = defaultdict(set)
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    recorded: dict[str, str] = {}
     for index, group in groups.items():
-        classes[group].add(listing.samples[index].label)
-    made, notes = _split_by_hash(classes, shares)
+        counts[group][listing.samples[index].label] += 1
+        split = kept.get(hashes[index], "")
+        if split == "train" or split in shares:
+            recorded[group] = min(split, recorded.get(group, split), key=_HELD_OUT_FIRST.index)
+    made = split_groups([Group(name, found) for name, found in counts.items()], shares, recorded)
+    notes = _starved(made, counts)
     if needs_val and "val" not in made.values():
         source = "training"
-        spared = _spared({group: classes[group] for group, side in made.items() if side == "train"})
+        spared = _spared({group: counts[group] for group, side in made.items() if side == "train"})
         if not spared:
             source = "test"
             spared = [group for group, side in made.items() if side == "test"]
@@ -273,27 +310,14 @@ def _made(
     return made, notes
 
 
-def _split_by_hash(
-    classes: Mapping[str, Collection[str]], shares: Mapping[str, float]
-) -> tuple[dict[str, str], list[str]]:
-    """The side of each content, or of each group by its lowest one, given the classes that it stands in; notes."""
-    sides = {content: _side(content, shares) for content in classes}
-    contents = Counter(label for labels in classes.values() for label in labels)
-    trained = {label for content, side in sides.items() if side == "train" for label in classes[content]}
-    starved = contents.keys() - trained
-    # By content again: a picture that stands in another class as well must not be on two sides.
-    sides |= {content: "train" for content, labels in classes.items() if not starved.isdisjoint(labels)}
-    told = sorted(label for label in starved if contents[label] > 1)
-    return sides, [f"Classes that stay in training whole, which had none of them: {some(told)}."] if told else []
-
-
-def _side(content: str, shares: Mapping[str, float]) -> str:
-    position, bound = int(content[:16], 16) / 16**16, 0.0
-    for split, share in shares.items():
-        bound += share
-        if position < bound:
-            return split
-    return "train"
+def _starved(made: dict[str, str], counts: Mapping[str, Collection[str]]) -> list[str]:
+    """Move all groups of a class without a training picture to training; notes."""
+    trained = {label for group, side in made.items() if side == "train" for label in counts[group]}
+    groups = Counter(label for labels in counts.values() for label in labels)
+    starved = groups.keys() - trained
+    made |= {group: "train" for group, labels in counts.items() if not starved.isdisjoint(labels)}
+    told = sorted(label for label in starved if groups[label] > 1)
+    return [f"Classes that stay in training whole, which had none of them: {some(told)}."] if told else []
 
 
 def _spared(classes: Mapping[str, Collection[str]]) -> list[str]:
@@ -317,6 +341,15 @@ def _rarities(samples: Sequence[Sample], hashes: Mapping[int, str], sides: Mappi
     copies = len(sides) - len({(side, samples[index].label, hashes[index]) for index, side in sides.items()})
     if copies:
         yield f"Exact copies of another picture in the same class and split, kept: {copies}."
+
+
+def _barely_measured(samples: Sequence[Sample], sides: Mapping[int, str]) -> Iterator[str]:
+    """A note about classes with one or two pictures in the split that measures."""
+    split, name = ("test", "test") if "test" in sides.values() else ("val", "validation")
+    counts = Counter(samples[index].label for index, side in sides.items() if side == split)
+    few = sorted(label for label, count in counts.items() if count <= TOO_FEW)
+    if few:
+        yield (f"Classes with one or two {name} pictures, too few to say how well each is recognised: {some(few)}.")
 
 
 def _of(split: str, sides: Mapping[int, str]) -> tuple[int, ...]:

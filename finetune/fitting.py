@@ -20,6 +20,7 @@ from finetune.progress import Display
 from finetune.refit import refit, worth_refitting
 from finetune.report import REPORT_FILE, write_report
 from finetune.run import RunFolder
+from finetune.split_record import record_splits
 from finetune.steps import copy_of
 from finetune.training import train
 from finetune.verdict import measure
@@ -73,6 +74,7 @@ def _fitted(
     prepared = prepare(listing, config, run, display)
     if run is not None:
         run.started()
+    record_splits(listing, prepared.rows.splits_by_content, config, display.say)
     network, start = prepared.beginning(config)
     begun, course = copy_of(network), Course()
     with open_log(config, None if run is None else run.path) as log:

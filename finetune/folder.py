@@ -16,6 +16,9 @@ from finetune.images import PICTURE_EXTENSIONS
 # Folder names, in any case, that mean a split.
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
+# `Listing.table` of pictures that a list or a data frame names.
+IN_MEMORY = "in memory"
+
 # So many names are told in a note before the rest is only counted.
 SHOWN_NAMES = 5
 
@@ -36,11 +39,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Listing:
-    """The pictures below `root` in the order of their paths, and the decisions taken, one sentence each."""
+    """The pictures below `root` in the order of their paths, and the decisions taken, one sentence each.
+
+    table: the path of the table that lists them, IN_MEMORY for a list or data frame, None where the folder itself does.
+    """
 
     root: Path
     samples: tuple[Sample, ...]
     notes: tuple[str, ...]
+    table: str | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:

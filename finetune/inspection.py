@@ -27,6 +27,7 @@ from finetune.pretrained import load_pretrained
 from finetune.progress import Display
 from finetune.reading import read_pictures
 from finetune.rows import SPLITS
+from finetune.split_record import recorded_splits
 from finetune.suspects import find_suspects, judged_rows
 
 # The longer side over the shorter beyond which most of a picture is cut off before a network sees it.
@@ -143,9 +144,16 @@ def inspect_folder(folder: str | Path, *, config: Config | None = None, display:
 
 def _audited(listing: Listing, contents: Sequence[Content], config: Config) -> tuple[Folder | None, str | None]:
     """The folder as a run would use it, or why it would not."""
-    fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
     try:
-        return audit(listing, contents, **fractions, max_bad=config.max_bad), None
+        found = audit(
+            listing,
+            contents,
+            val_fraction=config.val_fraction,
+            test_fraction=config.test_fraction,
+            max_bad=config.max_bad,
+            recorded=recorded_splits(listing, config),
+        )
+        return found, None
     except InputError as error:
         return None, str(error).split("\n")[0].rstrip(": ")  # the lines that follow list what is told elsewhere
 

@@ -110,7 +110,8 @@ def prepare(listing: Listing, config: Config, run: RunFolder | None, display: Di
 
     stages = PooledStages(backbone)
     outputs = _read_every_picture(fabric, stages, listing, config, run, display)
-    rows = Rows.audited(listing, outputs, backbone.width, config)
+    recorded = None if run is None else run.recorded
+    rows = Rows.audited(listing, outputs, backbone.width, config, recorded)
     for line in rows.told():
         display.say(line)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from finetune.audit import Folder, audit
 from finetune.config import Config
 from finetune.folder import Listing, Sample
 from finetune.frozen import Outputs
+from finetune.split_record import recorded_splits
 
 SPLITS = ("train", "val", "test")
 
@@ -30,14 +31,25 @@ class Rows:
     hashes: Sequence[str]
 
     @classmethod
-    def audited(cls, listing: Listing, outputs: Outputs, width: int, config: Config) -> Rows:
-        """What reading gave of `listing`, each picture on its side. InputError as for `audit`."""
+    def audited(
+        cls,
+        listing: Listing,
+        outputs: Outputs,
+        width: int,
+        config: Config,
+        recorded: Mapping[str, str] | None = None,
+    ) -> Rows:
+        """What reading gave of `listing`, each picture in its split. InputError as for `audit`.
+
+        recorded: splits by sha256, by default those of earlier runs.
+        """
         folder = audit(
             listing,
             [outputs.contents[position] for position in range(len(listing.samples))],
             val_fraction=config.val_fraction,
             test_fraction=config.test_fraction,
             max_bad=config.max_bad,
+            recorded=recorded_splits(listing, config) if recorded is None else recorded,
         )
         position = {name: label for label, name in enumerate(folder.classes)}
         labels = torch.tensor([position.get(sample.label, -1) for sample in listing.samples])
@@ -55,6 +67,11 @@ class Rows:
     def val_was_made(self) -> bool:
         """Whether the validation pictures were set aside from the training pictures, not given as such."""
         return all(sample.split != "val" for sample in self.listing.samples)
+
+    @property
+    def splits_by_content(self) -> dict[str, str]:
+        """The split of each picture that is used, by sha256."""
+        return {self.hashes[index]: split for split in SPLITS for index in self.indices(split)}
 
     def indices(self, split: str) -> list[int]:
         return list({"train": self.folder.train, "val": self.folder.val, "test": self.folder.test}[split])

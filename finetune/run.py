@@ -20,6 +20,7 @@ from finetune.folder import Listing
 from finetune.frozen import Outputs
 from finetune.options import flag
 from finetune.run_files import HISTORY_FILE, PICTURES_FILE, PREDICTIONS_FILE, PROBABILITIES_FILE
+from finetune.split_record import recorded_splits
 
 # All that a run leaves in its folder. config.json is first: without it there is no run.
 RUN_FILES = (
@@ -53,6 +54,9 @@ class RunFolder:
         self.refit_checkpoint = path / "state" / "refit.safetensors"
         self._features = path / "state" / "features.safetensors"
         self._replaced = path / ".replaced"
+
+        # Splits that earlier runs on the folder recorded, by sha256; None until this run has read them.
+        self.recorded: dict[str, str] | None = None
 
         self._request: dict[str, Any] = {}
         self._lock = ExitStack()
@@ -153,7 +157,13 @@ class RunFolder:
         self._wrote = not self._resumes
         write_json(self.path / CONFIG_FILE, self._request)
         contents = {position: asdict(content) for position, content in outputs.contents.items()}
-        metadata = {"listing": _fingerprint(listing), "contents": json.dumps(contents)}
+        config = Config.from_dict(self._request["config"])
+        self.recorded = recorded_splits(listing, config)
+        metadata = {
+            "listing": _fingerprint(listing),
+            "contents": json.dumps(contents),
+            "recorded": json.dumps(self.recorded),
+        }
         write_tensors(self._features, {"values": outputs.values, "index": outputs.index}, metadata)
 
     def kept_features(self, listing: Listing) -> Outputs | None:
@@ -166,6 +176,7 @@ class RunFolder:
                 f"{listing.root} has changed since the run in {self.path} was started; start a new one in another "
                 "--out, or with --overwrite in this one"
             )
+        self.recorded = json.loads(metadata.get("recorded", "{}"))
         contents = {int(position): Content(**content) for position, content in json.loads(metadata["contents"]).items()}
         return Outputs(tensors["values"], tensors["index"], contents)
 

@@ -1,10 +1,8 @@
-"""Folders that are audited without a file: contents made up, by where their hashes decide that they belong.
-
-Position p in [0, 1) of a hash decides: below 0.2 test, below 0.4 validation.
-"""
+"""Folders that are audited without a file: contents are made up, in a known order of their hashes."""
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,17 +34,37 @@ def made(pictures: Mapping[str, str | None], looks: Mapping[str, bytes] | None =
 
 
 def audited(
-    pictures: Mapping[str, str | None], looks: Mapping[str, bytes] | None = None, **options: float
+    pictures: Mapping[str, str | None],
+    looks: Mapping[str, bytes] | None = None,
+    *,
+    recorded: Mapping[str, str] | None = None,
+    **options: float,
 ) -> tuple[Folder, dict[str, str]]:
     """The folder, and the side of each picture that is used."""
     listing, contents = made(pictures, looks)
-    folder = audit(listing, contents, **{**FRACTIONS, **options})
+    folder = audit(listing, contents, recorded=recorded, **{**FRACTIONS, **options})  # type: ignore[arg-type]
     sides = {split: getattr(folder, split) for split in ("train", "val", "test")}
     found = {listing.samples[index].path: split for split, indices in sides.items() for index in indices}
     assert len(found) == sum(map(len, sides.values())), "a picture on two sides"
     assert set(found) | {entry.path for entry in (*folder.unreadable, *folder.left_out)} == set(pictures)
     assert all(list(indices) == sorted(indices) for indices in sides.values())
     return folder, found
+
+
+def counts_of(sides: Mapping[str, str]) -> dict[str, dict[str, int]]:
+    """Pictures of each class by split, of paths as `audited` gives them."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for path, side in sides.items():
+        counts[path.split("/")[-2]][side] += 1
+    return {label: dict(found) for label, found in counts.items()}
+
+
+def consistent(pictures: Mapping[str, str]) -> dict[str, str]:
+    """`pictures` without those whose content stands under two labels, which are left out of every split."""
+    labels: dict[str, set[str]] = defaultdict(set)
+    for path, content in pictures.items():
+        labels[content].add(path.split("/")[-2])
+    return {path: content for path, content in pictures.items() if len(labels[content]) == 1}
 
 
 PLAIN = {

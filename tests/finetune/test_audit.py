@@ -5,7 +5,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from contents import ANCHORS, FRACTIONS, PLAIN, audited, hashes, made, sha
+from contents import ANCHORS, FRACTIONS, PLAIN, audited, consistent, counts_of, hashes, made, sha
 from hostile import hostile, state
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -18,12 +18,15 @@ from finetune.images import read_content, read_image
 patient = settings(deadline=None)  # machines under load are slow at times
 
 
-def test_a_folder_is_split_by_the_hash_of_the_contents() -> None:
+FEW_TO_MEASURE = "Classes with one or two test pictures, too few to say how well each is recognised: cat, dog."
+
+
+def test_a_folder_is_split_by_the_order_of_its_hashes() -> None:
     folder, sides = audited(PLAIN)
     assert folder.classes == ("cat", "dog")
     assert {path for path, side in sides.items() if side == "test"} == {"cat/0.jpg", "dog/0.jpg"}
     assert {path for path, side in sides.items() if side == "val"} == {"cat/1.jpg", "dog/1.jpg"}
-    assert (folder.unreadable, folder.left_out, folder.notes) == ((), (), ("listed.",))
+    assert (folder.unreadable, folder.left_out, folder.notes) == ((), (), ("listed.", FEW_TO_MEASURE))
 
 
 def test_no_test_split_is_made_for_a_fraction_of_zero() -> None:
@@ -62,17 +65,60 @@ folders = st.dictionaries(st.tuples(st.sampled_from("abc"), st.integers(0, 30)),
 
 @patient
 @given(folders, folders)
-def test_adding_pictures_never_moves_old_ones(old: dict[str, str], added: dict[str, str]) -> None:
-    anchors = ANCHORS | {"c/v.jpg": sha(0.3, 2), "c/t.jpg": sha(0.9, 2)}
-    _, before = audited(anchors | old)
-    _, after = audited(anchors | added | old)
+def test_adding_pictures_never_moves_those_of_an_earlier_run(old: dict[str, str], added: dict[str, str]) -> None:
+    both = consistent(ANCHORS | added | old)
+    _, before = audited({path: both[path] for path in (ANCHORS | old) if path in both})
+    recorded = {both[path]: side for path, side in before.items()}
+    _, after = audited(both, recorded=recorded)
     assert {path: after[path] for path in before} == before
+    _, again = audited(both, recorded={both[path]: side for path, side in after.items()})
+    assert again == after, "a run that goes on has the splits that it began with"
+
+
+@patient
+@given(st.integers(4, 40), st.integers(2, 5), st.integers(0, 999))
+def test_classes_of_one_size_give_the_same_numbers(size: int, classes: int, seed: int) -> None:
+    pictures = {
+        f"{label}/{number}.jpg": hashlib.sha256(f"{seed} {label} {number}".encode()).hexdigest()
+        for label in "abcde"[:classes]
+        for number in range(size)
+    }
+    _, sides = audited(pictures, val_fraction=0.15, test_fraction=0.15)
+    (found,) = {tuple(sorted(counts.items())) for counts in counts_of(sides).values()}
+    counts = dict(found)
+    assert abs(counts["val"] - 0.15 * size) < 1
+    assert abs(counts["test"] - 0.15 * size) < 1
+    more = {f"a/more{n}.jpg": hashlib.sha256(f"{seed} more {n}".encode()).hexdigest() for n in range(size)}
+    _, after = audited(
+        pictures | more,
+        val_fraction=0.15,
+        test_fraction=0.15,
+        recorded={pictures[path]: side for path, side in sides.items()},
+    )
+    grown = counts_of(after)["a"]
+    assert abs(grown["val"] - 0.15 * 2 * size) < 1, "what is added fills the splits up"
+    assert abs(grown["test"] - 0.15 * 2 * size) < 1
+
+
+def test_small_classes_together_give_the_shares() -> None:
+    pictures = {f"{label:02d}/{n}.jpg": sha(0.1 * n, 7 * label + n) for label in range(20) for n in range(2)}
+    folder, _ = audited(pictures, val_fraction=0.15, test_fraction=0.15)
+    assert (len(folder.train), len(folder.val), len(folder.test)) == (28, 6, 6)
+
+
+def test_a_class_that_grew_from_nothing_gives_its_share_of_what_was_added() -> None:
+    recorded = {content: "train" for path, content in PLAIN.items() if path.startswith("cat")}
+    recorded |= {PLAIN["dog/0.jpg"]: "val", PLAIN["dog/1.jpg"]: "train"}
+    _, sides = audited(PLAIN, recorded=recorded)
+    assert {sides[f"cat/{number}.jpg"] for number in range(4)} == {"train"}
+    assert [sides[f"dog/{number}.jpg"] for number in range(3)] == ["val", "train", "test"]
 
 
 @patient
 @given(folders)
 def test_identical_pictures_are_on_one_side(pictures: dict[str, str]) -> None:
-    pictures = ANCHORS | pictures | {f"b/copy{n}.jpg": content for n, content in enumerate(pictures.values())}
+    copies = {f"{path[0]}/copy{n}.jpg": content for n, (path, content) in enumerate(pictures.items())}
+    pictures = consistent(ANCHORS | pictures | copies)
     _, sides = audited(pictures)
     by_content: dict[str, set[str]] = {}
     for path, side in sides.items():
@@ -84,10 +130,11 @@ def test_identical_pictures_are_on_one_side(pictures: dict[str, str]) -> None:
 @given(folders, st.floats(0, 0.9), st.floats(0, 0.9))
 def test_every_class_can_be_trained_and_something_validated(pictures: dict[str, str], val: float, test: float) -> None:
     assume(val + test < 1)
-    folder, sides = audited(ANCHORS | pictures, val_fraction=val, test_fraction=test)
+    pictures = consistent(ANCHORS | pictures)
+    folder, sides = audited(pictures, val_fraction=val, test_fraction=test)
     assert {path[0] for path, side in sides.items() if side == "train"} == set(folder.classes)
     assert folder.val
-    assert set(sides) == set(ANCHORS | pictures)
+    assert set(sides) == set(pictures)
 
 
 @patient
@@ -116,45 +163,35 @@ def test_shares_are_those_asked_for(fraction: float) -> None:
 # ---- audit: the exceptions
 
 
-def test_a_class_without_a_training_picture_keeps_all_of_its_own() -> None:
-    pictures = PLAIN | {"owl/0.jpg": sha(0.11), "owl/1.jpg": sha(0.31)}
-    folder, sides = audited(pictures)
-    assert (sides["owl/0.jpg"], sides["owl/1.jpg"]) == ("train", "train")
-    assert folder.notes[1:] == ("Classes that stay in training whole, which had none of them: owl.",)
-    assert {path: side for path, side in sides.items() if path[:3] != "owl"} == audited(PLAIN)[1]
-
-
-def test_its_pictures_stay_in_training_in_other_classes_too() -> None:
-    folder, sides = audited(PLAIN | {"owl/0.jpg": PLAIN["cat/0.jpg"], "owl/1.jpg": sha(0.31)})
-    assert (sides["owl/0.jpg"], sides["cat/0.jpg"]) == ("train", "train")
-    assert "Identical pictures in two classes, kept: cat/0.jpg = owl/0.jpg." in folder.notes
+def test_a_class_whose_training_pictures_are_gone_gets_the_rest_for_training() -> None:
+    recorded = {PLAIN["dog/0.jpg"]: "test", PLAIN["dog/1.jpg"]: "val", PLAIN["dog/2.jpg"]: "test"}
+    folder, sides = audited(PLAIN, recorded=recorded)
+    assert {sides[f"dog/{number}.jpg"] for number in range(3)} == {"train"}
+    assert folder.notes[1] == "Classes that stay in training whole, which had none of them: dog."
 
 
 @pytest.mark.parametrize("position", [0.1, 0.3, 0.9])
 def test_a_class_of_one_picture_is_trained_on_and_told(position: float) -> None:
     folder, sides = audited(PLAIN | {"owl/0.jpg": sha(position, 1)})
     assert sides["owl/0.jpg"] == "train"
-    assert folder.notes[1:] == ("Classes of one picture, which can be trained on but not measured: owl.",)
+    assert folder.notes[1:] == (
+        "Classes of one picture, which can be trained on but not measured: owl.",
+        FEW_TO_MEASURE,
+    )
 
 
 def test_an_empty_validation_split_gets_the_lowest_of_each_class() -> None:
     pictures = {"cat/0.jpg": sha(0.9), "cat/1.jpg": sha(0.7), "cat/2.jpg": sha(0.7), "dog/0.jpg": sha(0.8)}
     pictures |= {"dog/1.jpg": sha(0.6), "owl/0.jpg": sha(0.55)}
-    folder, sides = audited(pictures)
+    folder, sides = audited(pictures, val_fraction=0, test_fraction=0)
     assert {path for path, side in sides.items() if side == "val"} == {"cat/1.jpg", "cat/2.jpg", "dog/1.jpg"}
     assert "Validation would have been empty; pictures moved to it from training: 2." in folder.notes
     assert folder.test == ()
-    assert audited(pictures, val_fraction=0)[1] == sides
-
-
-def test_sparing_for_validation_leaves_no_class_without_training() -> None:
-    shared = sha(0.6)
-    _, sides = audited({"cat/0.jpg": shared, "cat/1.jpg": sha(0.7), "dog/0.jpg": shared})
-    assert sides == {"cat/0.jpg": "train", "cat/1.jpg": "val", "dog/0.jpg": "train"}
 
 
 def test_an_empty_validation_split_gets_the_test_pictures_when_training_has_none_to_spare() -> None:
-    folder, sides = audited({"cat/0.jpg": sha(0.1), "cat/1.jpg": sha(0.8), "dog/0.jpg": sha(0.9)})
+    pictures = {"cat/0.jpg": sha(0.1), "cat/1.jpg": sha(0.8), "dog/0.jpg": sha(0.9)}
+    folder, sides = audited(pictures, recorded={sha(0.1): "test"})
     assert sides == {"cat/0.jpg": "val", "cat/1.jpg": "train", "dog/0.jpg": "train"}
     assert "Validation would have been empty; pictures moved to it from test: 1." in folder.notes
 
@@ -190,7 +227,7 @@ def test_too_many_unreadable_pictures_are_counted_and_listed() -> None:
 def test_a_class_without_a_readable_picture_is_dropped() -> None:
     folder, _ = audited(PLAIN | {"owl/0.jpg": None, "owl/1.jpg": None})
     assert folder.classes == ("cat", "dog")
-    assert folder.notes[1:] == ("Classes without a picture that can be trained on, left out: owl.",)
+    assert folder.notes[1] == "Classes without a picture that can be trained on, left out: owl."
     with pytest.raises(InputError, match="fewer than two classes"):
         audited({"cat/0.jpg": sha(0.9), "cat/1.jpg": sha(0.8), "owl/1.jpg": None})
 
@@ -222,29 +259,51 @@ def test_pictures_that_leak_across_given_splits_are_left_out() -> None:
         "val/cat/0.jpg": sha(0.5),
         "val/cat/1.jpg": sha(0.6),
         "val/dog/2.jpg": sha(0.9),
-        "test/dog/0.jpg": sha(0.6),
+        "test/cat/0.jpg": sha(0.6),
     }
     folder, sides = audited(pictures)
     assert {entry.path: entry.reason for entry in folder.left_out} == {
         "train/cat/0.jpg": "identical to val/cat/0.jpg",
-        "train/cat/1.jpg": "identical to test/dog/0.jpg",
-        "val/cat/1.jpg": "identical to test/dog/0.jpg",
+        "train/cat/1.jpg": "identical to test/cat/0.jpg",
+        "val/cat/1.jpg": "identical to test/cat/0.jpg",
     }
-    assert sides["test/dog/0.jpg"] == "test"
+    assert sides["test/cat/0.jpg"] == "test"
     assert "Pictures of train/ or val/ with an identical one in val/ or test/, left out: 3." in folder.notes
 
 
 def test_copies_within_a_class_are_kept_and_counted() -> None:
-    folder, sides = audited(PLAIN | {"cat/copy.jpg": sha(0.9), "cat/copy2.jpg": sha(0.9), "dog/copy.jpg": sha(0.15)})
-    assert sides["cat/copy.jpg"] == sides["cat/3.jpg"] == "train"
-    assert sides["dog/copy.jpg"] == "test"
-    assert folder.notes[1:] == ("Exact copies of another picture in the same class and split, kept: 3.",)
+    more = {f"cat/{number}.jpg": sha(0.91 + number / 1000) for number in range(4, 9)}
+    more |= {"cat/copy.jpg": sha(0.9), "cat/copy2.jpg": sha(0.9), "cat/copy3.jpg": sha(0.1)}
+    folder, sides = audited(PLAIN | more)
+    assert sides["cat/copy.jpg"] == sides["cat/copy2.jpg"] == sides["cat/3.jpg"] == "train"
+    assert sides["cat/copy3.jpg"] == sides["cat/0.jpg"] == "test"
+    assert folder.notes[1] == "Exact copies of another picture in the same class and split, kept: 3."
 
 
-def test_identical_pictures_of_two_classes_are_kept_and_named() -> None:
-    folder, sides = audited(PLAIN | {"dog/8.jpg": PLAIN["cat/2.jpg"], "dog/9.jpg": PLAIN["cat/3.jpg"]})
-    assert {"dog/8.jpg", "dog/9.jpg"} <= sides.keys()
-    assert folder.notes[1:] == ("Identical pictures in two classes, kept: cat/2.jpg = dog/8.jpg and 1 more.",)
+def test_identical_pictures_under_two_labels_are_named_and_left_out() -> None:
+    more = {"cat/4.jpg": sha(0.92), "dog/3.jpg": sha(0.93), "dog/4.jpg": sha(0.94)}
+    copies = {"dog/8.jpg": PLAIN["cat/2.jpg"], "dog/9.jpg": PLAIN["cat/3.jpg"], "cat/9.jpg": PLAIN["cat/3.jpg"]}
+    folder, sides = audited(PLAIN | more | copies)
+    assert {entry.path: entry.reason for entry in folder.left_out} == {
+        "cat/2.jpg": "identical to dog/8.jpg, which has the label 'dog'",
+        "cat/3.jpg": "identical to dog/9.jpg, which has the label 'dog'",
+        "cat/9.jpg": "identical to dog/9.jpg, which has the label 'dog'",
+        "dog/8.jpg": "identical to cat/2.jpg, which has the label 'cat'",
+        "dog/9.jpg": "identical to cat/3.jpg, which has the label 'cat'",
+    }
+    assert not {entry.path for entry in folder.left_out} & set(sides)
+    assert folder.notes[1] == (
+        "Identical pictures under two labels, all 5 left out: "
+        "cat/2.jpg (cat) = dog/8.jpg (dog), cat/3.jpg (cat) = dog/9.jpg (dog)."
+    )
+
+
+def test_identical_pictures_under_two_labels_are_left_out_of_given_splits_too() -> None:
+    pictures = {f"train/{path}": content for path, content in PLAIN.items()}
+    pictures |= {"val/cat/9.jpg": sha(0.6, 1), "test/dog/9.jpg": PLAIN["cat/2.jpg"], "test/cat/9.jpg": sha(0.6, 2)}
+    folder, sides = audited(pictures)
+    assert {entry.path for entry in folder.left_out} == {"train/cat/2.jpg", "test/dog/9.jpg"}
+    assert {path for path, side in sides.items() if side == "test"} == {"test/cat/9.jpg"}
 
 
 # ---- the whole way
@@ -278,7 +337,7 @@ def test_a_hostile_folder_is_read_through_and_left_as_it_was(tmp_path: Path) -> 
         "dog/link.jpg": "broken link",
         "dog/text.jpg": "not a picture",
     }
-    assert len(folder.train) + len(folder.val) + len(folder.test) == 12
+    assert len(folder.train) + len(folder.val) + len(folder.test) + len(folder.left_out) == 12
     assert folder.classes == ("cat", "dog", "größe 大")
     assert "Folders without pictures, left out: nothing." in folder.notes
     assert state(root) == before

@@ -1,0 +1,66 @@
+"""Which split each picture of a folder was in: kept beside the activation cache, so that added pictures move none."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from finetune.activation_shards import default_folder
+from finetune.config import Config
+from finetune.errors import InputError
+from finetune.files import read_json, write_json
+from finetune.folder import IN_MEMORY, Listing
+
+FORMAT = 1
+_SPLITS = ("train", "val", "test")
+
+
+def recorded_splits(listing: Listing, config: Config) -> dict[str, str]:
+    """The split of each picture, by sha256, as earlier runs on this folder or table made it with these fractions.
+
+    Empty where there was none, and for a listing that no path names. A record that is damaged counts as none.
+    """
+    path = _record_of(listing, config)
+    if path is None or not path.is_file():
+        return {}
+    try:
+        found = read_json(path)
+        splits = found["splits"] if found["format"] == FORMAT else {}
+        return {str(sha256): split for split in _SPLITS for sha256 in splits.get(split, ())}
+    except (InputError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def record_splits(listing: Listing, splits: Mapping[str, str], config: Config, announce: Callable[[str], None]) -> None:
+    """Add `splits`, by sha256, to the record of `listing`. Where it cannot be written, a line is announced."""
+    path = _record_of(listing, config)
+    if path is None or {"val", "test"} <= {sample.split for sample in listing.samples}:
+        return
+    before = recorded_splits(listing, config)
+    now = {**before, **splits}
+    if now == before:
+        return
+    by_split: dict[str, list[str]] = {split: [] for split in _SPLITS}
+    for sha256, split in sorted(now.items()):
+        by_split[split].append(sha256)
+    try:
+        write_json(path, {"format": FORMAT, **_about(listing, config), "splits": by_split})
+    except InputError as error:
+        announce(f"The splits are not recorded ({error}): pictures that are added later may move others.")
+
+
+def _record_of(listing: Listing, config: Config) -> Path | None:
+    if listing.table == IN_MEMORY:
+        return None
+    name = hashlib.sha256(json.dumps(_about(listing, config)).encode(errors="backslashreplace")).hexdigest()[:32]
+    return default_folder().parent / "splits" / f"{name}.json"
+
+
+def _about(listing: Listing, config: Config) -> dict[str, str | float]:
+    return {
+        "pictures": listing.table or str(listing.root.resolve()),
+        "val_fraction": config.val_fraction,
+        "test_fraction": config.test_fraction,
+    }

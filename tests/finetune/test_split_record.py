@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import MakeFolder
+from PIL import Image
+
+import finetune
+from finetune.config import Config
+from finetune.folder import IN_MEMORY, Listing, list_folder
+from finetune.inspection import inspect_folder
+from finetune.split_record import record_splits, recorded_splits
+
+SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "strategy": "head", "cache": False}
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FEWTUNE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def splits(run: Path) -> dict[str, str]:
+    with (run / "pictures.csv").open(newline="") as file:
+        return {row["path"]: row["split"] for row in csv.DictReader(file)}
+
+
+def add(folder: Path, label: str, count: int) -> None:
+    random = np.random.default_rng(7)
+    for number in range(count):
+        pixels = random.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / label / f"more{number}.png")
+
+
+def test_pictures_stay_in_their_split_when_others_are_added(
+    make_folder: MakeFolder, tmp_path: Path, cache: Path
+) -> None:
+    folder = make_folder(classes={"blue": 30, "green": 30})
+    finetune.fit(folder, tmp_path / "first", **SMALL)
+    before = splits(tmp_path / "first")
+    for label in ("blue", "green"):
+        sides = [split for path, split in before.items() if path.startswith(label)]
+        assert [sides.count(split) for split in ("train", "val", "test")] == [21, 4, 5]
+    add(folder, "blue", 60)
+    finetune.fit(folder, tmp_path / "second", **SMALL)
+    after = splits(tmp_path / "second")
+    assert {path: after[path] for path in before} == before
+    sides = [split for path, split in after.items() if path.startswith("blue")]
+    assert [sides.count(split) for split in ("train", "val", "test")] == [63, 13, 14]
+    assert inspect_folder(folder, config=Config(**SMALL)).counts["blue"] == {"train": 63, "val": 13, "test": 14}
+    shutil.rmtree(cache)
+    finetune.fit(folder, tmp_path / "third", **SMALL)
+    assert splits(tmp_path / "third") != after, "without the record the folder is new"
+
+
+def test_a_run_goes_on_with_its_splits_when_the_record_is_gone(
+    make_folder: MakeFolder, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, options = make_folder(classes={"blue": 20, "green": 20}), SMALL | {"strategy": "full", "epochs": 1}
+    finetune.fit(folder, tmp_path / "first", **SMALL)
+    before = splits(tmp_path / "first")
+    add(folder, "blue", 40)
+
+    class Stop(Exception):
+        pass
+
+    def fail(*args: object, **options: object) -> None:
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune.fitting.train", fail)
+        with pytest.raises(Stop):
+            finetune.fit(folder, tmp_path / "run", **options)
+    shutil.rmtree(cache)
+    finetune.fit(folder, tmp_path / "run", resume=True, **options)
+    after = splits(tmp_path / "run")
+    assert {path: after[path] for path in before} == before
+
+
+def test_records_are_of_one_folder_and_its_fractions(make_folder: MakeFolder, cache: Path) -> None:
+    listing, config = list_folder(make_folder(classes={"blue": 2, "green": 2})), Config()
+    record_splits(listing, {"aa": "test"}, config, pytest.fail)
+    record_splits(listing, {"bb": "val", "cc": "train"}, config, pytest.fail)
+    assert recorded_splits(listing, config) == {"aa": "test", "bb": "val", "cc": "train"}
+    assert recorded_splits(listing, Config(val_fraction=0.2)) == {}
+    assert recorded_splits(list_folder(make_folder("other", classes={"blue": 2, "green": 2})), config) == {}
+    unnamed = Listing(listing.root, listing.samples, (), table=IN_MEMORY)
+    record_splits(unnamed, {"dd": "test"}, config, pytest.fail)
+    assert recorded_splits(unnamed, config) == {}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}', '{"format": 1, "splits": 3}', '{"format": 9}'])
+def test_a_damaged_record_counts_as_none(text: str, make_folder: MakeFolder, cache: Path) -> None:
+    listing, config = list_folder(make_folder(classes={"blue": 2, "green": 2})), Config()
+    record_splits(listing, {"aa": "test"}, config, pytest.fail)
+    (path,) = (cache / "splits").iterdir()
+    path.write_text(text)
+    assert recorded_splits(listing, config) == {}
+    record_splits(listing, {"aa": "val"}, config, pytest.fail)
+    assert recorded_splits(listing, config) == {"aa": "val"}
+
+
+def test_a_record_that_cannot_be_written_is_announced(
+    make_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FEWTUNE_CACHE", str(tmp_path / "file"))
+    announced: list[str] = []
+    listing = list_folder(make_folder(classes={"blue": 2, "green": 2}))
+    record_splits(listing, {"aa": "test"}, Config(), announced.append)
+    assert len(announced) == 1
+    assert "may move others" in announced[0]
