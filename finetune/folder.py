@@ -6,7 +6,7 @@ import os
 import stat
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +62,9 @@ def list_folder(root: Path, *, to_train: bool = True) -> Listing:
     with pictures, they are splits and the classes lie one level deeper. Names that start with a dot and __MACOSX are
     ignored; links are followed.
 
+    A folder one level too high is refused: one whose first-level folders have train/ or val/ with classes of their own.
+    First-level folders that hold only folders may be classes or data sets: they are classes, and a note says so.
+
     to_train: also ask for what training needs: two classes, each of them with pictures in train/ where splits are
     given. InputError when the folder cannot be used, saying why.
     """
@@ -69,6 +72,8 @@ def list_folder(root: Path, *, to_train: bool = True) -> Listing:
         raise InputError(f"{root} is not a folder" if root.exists() else f"{root} does not exist")
     tree = _walk(root)
     splits = _splits(root, tree)
+    if not splits:
+        _refuse_data_sets(root, tree)
     level = 1 if splits else 0
     samples, outside = [], []
     for path, size in sorted(tree.pictures.items()):
@@ -77,7 +82,8 @@ def list_folder(root: Path, *, to_train: bool = True) -> Listing:
             outside.append(path)
         else:
             samples.append(Sample(path, parts[level], splits.get(parts[0]), size))
-    listing = Listing(root, tuple(samples), tuple(_listing_notes(tree, splits, samples, outside)))
+    notes = _listing_notes(root, tree, splits, samples, outside)
+    listing = Listing(root, tuple(samples), tuple(notes))
     _check_classes(listing)
     if to_train:
         _check_trainable(listing)
@@ -163,12 +169,7 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 def _splits(root: Path, tree: _Tree) -> dict[str, str]:
     """What split each first-level folder is, by name; empty when they are classes."""
-    filled = {path.split("/")[0] for path in tree.pictures if path.count("/") >= 1}
-    nested = {path.split("/")[0] for path in tree.pictures if path.count("/") >= 2}
-    splits = {name: SPLIT_NAMES[name.casefold()] for name in sorted(filled) if name.casefold() in SPLIT_NAMES}
-    training = {name for name, split in splits.items() if split == "train"}
-    if len(splits) < len(filled) or not (training or filled) <= nested:
-        return {}
+    splits = _split_folders(tree.pictures)
     for split in set(splits.values()):
         same = [f"{name}/" for name in splits if splits[name] == split]
         if len(same) > 1:
@@ -176,8 +177,66 @@ def _splits(root: Path, tree: _Tree) -> dict[str, str]:
     return splits
 
 
+def _split_folders(pictures: Iterable[str]) -> dict[str, str]:
+    """What split each first-level folder of these paths is, by name; empty when they are classes."""
+    parts = [path.split("/") for path in pictures]
+    filled = {names[0] for names in parts if len(names) >= 2}
+    nested = {names[0] for names in parts if len(names) >= 3}
+    splits = {name: SPLIT_NAMES[name.casefold()] for name in sorted(filled) if name.casefold() in SPLIT_NAMES}
+    training = {name for name, split in splits.items() if split == "train"}
+    return splits if len(splits) == len(filled) and (training or filled) <= nested else {}
+
+
+def _below(tree: _Tree) -> dict[str, list[str]]:
+    """For each first-level folder with pictures their paths below it."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(tree.pictures):
+        first, _, rest = path.partition("/")
+        if rest:
+            found[first].append(rest)
+    return found
+
+
+def _refuse_data_sets(root: Path, tree: _Tree) -> None:
+    """InputError where first-level folders are data sets with splits of their own, not classes."""
+    below = _below(tree)
+    data_sets = [name for name, paths in below.items() if _split_folders(paths)]
+    if data_sets:
+        inside = sorted(_split_folders(below[data_sets[0]]))
+        raise InputError(
+            f"{root} is one level too high: {len(data_sets)} of its {len(below)} folders of pictures have "
+            f"{' and '.join(f'{name}/' for name in inside)} with classes inside ({some(data_sets)}); "
+            f"did you mean {root / data_sets[0]}?"
+        )
+
+
+def _level_notes(root: Path, tree: _Tree) -> Iterator[str]:
+    """Notes about classes that look like data sets, or like classes with splits inside."""
+    below = _below(tree)
+    inner = {name: {path.split("/")[0] for path in paths if "/" in path} for name, paths in below.items()}
+    divided = [
+        f"{name}/{each}"
+        for name in below
+        if inner[name] and all(each.casefold() in SPLIT_NAMES for each in inner[name])
+        for each in sorted(inner[name])
+    ]
+    if divided:
+        yield (
+            f"Folders inside classes are not taken as splits: {some(divided)}. "
+            "Splits are above the classes: train/<class>, val/<class>, test/<class>."
+        )
+        return
+    only_folders = all(len(inner[name]) >= 2 and all("/" in path for path in below[name]) for name in below)
+    if only_folders and len(below) > 1:
+        counts = some([f"{name} ({len(inner[name])})" for name in below])
+        yield (
+            f"Folders that hold only folders, taken as {len(below)} classes: {counts}. "
+            f"If each is a data set with classes of its own, give one of them: {root / next(iter(below))}."
+        )
+
+
 def _listing_notes(
-    tree: _Tree, splits: Mapping[str, str], samples: Sequence[Sample], outside: Sequence[str]
+    root: Path, tree: _Tree, splits: Mapping[str, str], samples: Sequence[Sample], outside: Sequence[str]
 ) -> Iterator[str]:
     level = 1 if splits else 0
     parts = [path.split("/") for path in tree.pictures]
@@ -191,6 +250,8 @@ def _listing_notes(
     classes = sorted({sample.label for sample in samples})
     if not splits and (misleading := [label for label in classes if label.casefold() in SPLIT_NAMES]):
         yield f"Folders taken as classes, not as splits: {some(misleading)}."
+    if not splits:
+        yield from _level_notes(root, tree)
     if empty:
         yield f"Folders without pictures, left out: {some(empty)}."
     if outside:
@@ -221,7 +282,10 @@ def _check_classes(listing: Listing) -> None:
 
 def _check_trainable(listing: Listing) -> None:
     if len(listing.classes) < 2:
-        raise InputError(f"{listing.root} has one class, {listing.classes[0]!r}; training needs at least two")
+        only = listing.classes[0]
+        inner = {sample.path.split("/")[1] for sample in listing.samples if sample.path.count("/") > 1}
+        hint = f": did you mean {listing.root / only}?" if listing.table is None and len(inner) > 1 else ""
+        raise InputError(f"{listing.root} has one class, {only!r}; training needs at least two{hint}")
     labels: dict[str, set[str]] = defaultdict(set)
     for sample in listing.samples:
         labels[sample.split or "train"].add(sample.label)

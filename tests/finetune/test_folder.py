@@ -239,6 +239,46 @@ def test_classes_that_look_the_same_are_refused(tmp_path: Path, pair: tuple[str,
     assert "case or encoding" in refusal(split)
 
 
+# ---- a folder one level too high
+
+
+def test_data_sets_taken_for_classes_are_refused_with_the_likely_path(tmp_path: Path) -> None:
+    root = write(tmp_path / "photos", "textures/dots/1.jpg", "textures/lines/1.jpg", "weights/notes.txt")
+    write(root, *(f"flowers/{split}/{label}/1.jpg" for split in ("train", "val") for label in ("rose", "tulip")))
+    write(root, "pets/Train/cat/1.jpg", "pets/Train/dog/1.jpg")
+    for to_train in (True, False):
+        text = refusal(root, to_train=to_train)
+        assert "2 of its 3 folders of pictures have train/ and val/ with classes inside (flowers, pets)" in text
+        assert text.endswith(f"did you mean {root / 'flowers'}?")
+    assert list_folder(root / "textures").notes == ()
+
+
+def test_one_folder_around_the_classes_is_named(tmp_path: Path) -> None:
+    root = write(tmp_path, "photos/cat/1.jpg", "photos/dog/1.jpg")
+    assert refusal(root).endswith(f"did you mean {root / 'photos'}?")
+    assert "did you mean" not in refusal(write(tmp_path / "one", "cat/deep/1.jpg", "cat/2.jpg"))
+
+
+def test_classes_that_hold_only_folders_are_told_and_stay_classes(tmp_path: Path) -> None:
+    root = write(tmp_path, "Greek/alpha/1.png", "Greek/beta/1.png", "Latin/a/1.png", "Latin/b/deep/1.png")
+    listing = list_folder(root)
+    assert listing.classes == ("Greek", "Latin")
+    assert listing.notes == (
+        "Folders that hold only folders, taken as 2 classes: Greek (2), Latin (2). "
+        f"If each is a data set with classes of its own, give one of them: {root / 'Greek'}.",
+    )
+    write(root, "Latin/c.png")
+    assert list_folder(root).notes == ()
+
+
+def test_splits_below_the_classes_are_told(tmp_path: Path) -> None:
+    root = write(tmp_path, "cat/train/1.jpg", "cat/test/2.jpg", "dog/train/1.jpg", "dog/test/2.jpg")
+    listing = list_folder(root)
+    assert listing.classes == ("cat", "dog")
+    (note,) = listing.notes
+    assert note.startswith("Folders inside classes are not taken as splits: cat/test, cat/train, dog/test, dog/train.")
+
+
 # ---- pictures without classes
 
 
