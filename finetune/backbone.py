@@ -115,10 +115,13 @@ class Backbone(nn.Module):
         """The network below stage `stage` and the network from it up, sharing this one's parameters.
 
         lower(pictures) gives what the stage receives, a tensor or a tuple of them, and upper(that) the features
-        (n, width). Both are traced in the mode, training or evaluation, that this module is in. InputError when the
-        model's code cannot be traced.
+        (n, width). Both are traced in the mode, training or evaluation, that this module is in. InputError, one line,
+        when the model's code cannot be traced, or when the two parts do not compute what the whole network computes.
         """
-        return _cut(self, stage)
+        lower, upper = _cut(self, stage)
+        if not self.training and 0 < stage < len(self.stages):
+            _check_cut(self, stage, lower, upper)
+        return lower, upper
 
 
 class Network(nn.Module):
@@ -216,6 +219,24 @@ def _cut(backbone: Backbone, stage: int) -> tuple[nn.Module, nn.Module]:
     return GraphModule(tracer.root, lower), GraphModule(tracer.root, upper)
 
 
+def _check_cut(backbone: Backbone, stage: int, lower: nn.Module, upper: nn.Module) -> None:
+    """InputError unless `lower` and then `upper` give what the whole network gives, on two made pictures."""
+    size, parameter = backbone.preprocessing.size, next(backbone.parameters())
+    pictures = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(parameter.device)
+    problem = "its two parts compute something else than the whole"
+    try:
+        with torch.no_grad():
+            whole = backbone.model(pictures)
+            # forward, not a call: a traced module that is called prints its code to stderr when it fails.
+            parts = upper.forward(lower.forward(pictures))
+        same = whole.shape == parts.shape and torch.allclose(whole, parts, rtol=1e-3, atol=1e-4, equal_nan=True)
+    # Traced code raises arbitrary errors.
+    except Exception as error:
+        same, problem = False, _first_line(error)
+    if not same:
+        raise InputError(f"{backbone.name} cannot be cut below {backbone.stages[stage].name} ({problem})")
+
+
 def _pooled_below(backbone: Backbone, stage: int, device: torch.device) -> GraphModule:
     """The network below stage `stage`, averaged over places. Modules keep their names, and whole stages stay whole."""
     tracer = _Tracer({below.name for below in backbone.stages[1:]})
@@ -226,8 +247,15 @@ def _pooled_below(backbone: Backbone, stage: int, device: torch.device) -> Graph
         raise InputError(f"{len(crossing)} values leave {backbone.stages[stage - 1].name} of {backbone.name}, not one")
     below = GraphModule(tracer.root, _part_of(nodes[:first], [pictures], crossing)).eval()
     size = backbone.preprocessing.size
-    with torch.no_grad():
-        shape = below(torch.zeros(1, 3, size, size, device=device)).shape
+    try:
+        with torch.no_grad():
+            # forward, not a call: a traced module that is called prints its code to stderr when it fails.
+            shape = below.forward(torch.zeros(1, 3, size, size, device=device)).shape
+    # Traced code raises arbitrary errors.
+    except Exception as error:
+        raise InputError(
+            f"{backbone.name} cannot be cut above {backbone.stages[stage - 1].name} ({_first_line(error)})"
+        ) from error
     graph = below.graph
     result = next(node for node in graph.nodes if node.op == "output")
     if len(shape) > 2:
@@ -245,6 +273,11 @@ class _Tracer(NodePathTracer):  # type: ignore[misc]
         super().__init__(leaf_modules=get_notrace_modules(), autowrap_functions=get_notrace_functions())
         self._whole = whole
 
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        # Pictures are the only symbol. Optional arguments, such as a mask, keep their defaults: as symbols they would
+        # take the branches that the network does not take.
+        return root_fn, [self.root, self.create_proxy("placeholder", "pictures", (), {})]
+
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return name in self._whole or bool(super().is_leaf_module(module, name))
 
@@ -253,12 +286,15 @@ def _traced(tracer: _Tracer, backbone: Backbone, stage: int) -> tuple[list[Node]
     """What the backbone computes, step by step, and the position of the first step of stage `stage`."""
     try:
         graph = tracer.trace(backbone.model)
-    # A model's own Python runs here on symbols, and can fail as it likes.
+    # A model's own Python runs on symbols here and raises arbitrary errors.
     except Exception as error:
-        raise InputError(f"{backbone.name} cannot be cut: its code cannot be traced ({error})") from error
+        raise InputError(f"{backbone.name} cannot be cut: its code cannot be traced ({_first_line(error)})") from error
     above = tuple(f"{upper.name}." for upper in backbone.stages[stage:])
     nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output", "get_attr")]
-    first = next(i for i, node in enumerate(nodes) if f"{tracer.node_to_qualname.get(node, '')}.".startswith(above))
+    positions = (i for i, node in enumerate(nodes) if f"{tracer.node_to_qualname.get(node, '')}.".startswith(above))
+    first = next(positions, 0)
+    if first == 0:
+        raise InputError(f"{backbone.name} cannot be cut below {backbone.stages[stage].name}: no step of it is found")
     return nodes, first
 
 
@@ -272,8 +308,6 @@ def _part_of(nodes: list[Node], inputs: list[Node], outputs: list[Node]) -> Grap
         copies[node] = part.call_function(operator.getitem, (argument, position)) if several else argument
 
     def copy(node: Node) -> Any:
-        if node.op == "placeholder" and node not in copies:  # an option of the forward pass, at its default
-            return node.args[0] if node.args else None
         if node not in copies:  # a parameter used outside of its module, wherever the original fetched it
             copies[node] = part.node_copy(node)
         return copies[node]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import urllib.parse
 import urllib.request
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from finetune.backbone import Backbone
@@ -30,13 +34,13 @@ def load_pretrained(backbone: Backbone, weights: str | None, announce: Callable[
     """
     source = backbone.model.pretrained_cfg
     if weights is None and source.get("hf_hub_id"):
-        # timm knows how each model's published file is to be read; only where it lies is decided here.
         file = _from_hub(backbone.name, source["hf_hub_id"], source.get("hf_hub_filename") or HUB_FILE, announce)
-        overlay = {"file": str(file)}
-        filled = timm.create_model(
-            backbone.name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **backbone.options
-        )
-        backbone.model.load_state_dict(filled.state_dict())
+        try:
+            _fill_by_timm(backbone, {"file": str(file)})
+        except RuntimeError as error:
+            if file.suffix != ".safetensors":
+                raise InputError(f"{file} does not fit {backbone.name} ({_first_line(error)})") from error
+            _fill(backbone, read_tensors(file), str(file))
     elif weights is None and not source.get("file"):
         raise InputError(
             f"timm knows no pretrained weights for {backbone.name}; "
@@ -44,7 +48,7 @@ def load_pretrained(backbone: Backbone, weights: str | None, announce: Callable[
         )
     else:
         path = Path(weights or source["file"])
-        _fill(backbone, _read_weights(path), path)
+        _fill(backbone, _read_weights(path), f"{path} (--weights)")
 
 
 def _from_hub(name: str, repository: str, file: str, announce: Callable[[str], None]) -> Path:
@@ -96,30 +100,90 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     return value
 
 
-def _fill(backbone: Backbone, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Copy tensors of the same names and shapes; only a classifier may be extra."""
+def _fill(backbone: Backbone, tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Copy tensors of the same names and shapes, or what timm makes of them for this model; only a classifier may be
+    extra. origin: where they are from, for the InputError that says what does not fit."""
     tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     if any(name.startswith("backbone.") for name in tensors):  # a run's own model.safetensors
         tensors = {
             name.removeprefix("backbone."): tensor for name, tensor in tensors.items() if name.startswith("backbone.")
         }
+    expected = backbone.model.state_dict()
+    tensors = _without_classifier(backbone, tensors)
+    wrong = _differences(tensors, expected)
+    if not wrong:
+        backbone.model.load_state_dict({name: tensors[name] for name in expected if name in tensors}, strict=False)
+        return
+    # Counters of batches seen matter to no result and are absent from many files.
+    counters = {name: value for name, value in expected.items() if name.endswith("num_batches_tracked")}
+    problem: Exception | None = None
+    # Some of timm's filters (hiera's) do not resample position embeddings.
+    for offered in (tensors, _resized_positions(backbone.model, tensors)):
+        try:
+            # classifier: None makes timm refuse a file with missing tensors instead of leaving them random.
+            return _fill_by_timm(backbone, {"state_dict": counters | offered, "classifier": None})
+        # A model's filter raises arbitrary errors for another model's tensors.
+        except Exception as error:
+            problem = error
+    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    raise InputError(f"{origin} does not fit {backbone.name}: {'; '.join(wrong[:3])}{more}") from problem
+
+
+def _fill_by_timm(backbone: Backbone, overlay: Mapping[str, Any]) -> None:
+    """Fill `backbone` as timm fills such a model: each family's own filter renames tensors, and resamples position
+    embeddings, position biases and patch embeddings to the model's image size.
+
+    overlay: what replaces fields of the model's pretrained_cfg, the source of the weights among them.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # timm's resampling uses deprecated calls
+        filled = timm.create_model(
+            backbone.name, pretrained=True, num_classes=0, pretrained_cfg_overlay=dict(overlay), **backbone.options
+        )
+    backbone.model.load_state_dict(filled.state_dict())
+
+
+def _resized_positions(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` with an absolute position embedding (1, tokens, width) for another image size resampled to `model`'s.
+
+    An embedding that fits already, or is no square grid, stays unchanged.
+    """
+    resized = dict(tensors)
+    given, wanted = tensors.get("pos_embed"), getattr(model, "pos_embed", None)
+    if given is None or not isinstance(wanted, Tensor) or given.ndim != 3 or given.shape == wanted.shape:
+        return resized
+    prefix = 0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 0)
+    sides = [math.isqrt(max(0, tokens.shape[1] - prefix)) for tokens in (given, wanted)]
+    if all(side**2 == tokens.shape[1] - prefix for side, tokens in zip(sides, (given, wanted), strict=True)):
+        side = sides[1]
+        resized["pos_embed"] = resample_abs_pos_embed(given, [side, side], num_prefix_tokens=prefix)
+    return resized
+
+
+def _without_classifier(backbone: Backbone, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     classifiers = backbone.model.pretrained_cfg.get("classifier") or ()
     prefixes = tuple(f"{name}." for name in ([classifiers] if isinstance(classifiers, str) else classifiers))
     expected = backbone.model.state_dict()
-    # Counters of batches seen matter to no result and are absent from many files.
-    wrong = [
-        f"{name} is missing" for name in expected if name not in tensors and not name.endswith("num_batches_tracked")
+    return {name: tensor for name, tensor in tensors.items() if name in expected or not name.startswith(prefixes)}
+
+
+def _differences(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """What keeps `tensors` from being copied name by name, those first that no resampling mends."""
+    missing = [name for name in expected if name not in tensors and not name.endswith("num_batches_tracked")]
+    shapes = {
+        name: f"{name} is {_size(tensor)}, the model's is {_size(expected[name])}"
+        for name, tensor in tensors.items()
+        if name in expected and tensor.shape != expected[name].shape
+    }
+    return [
+        *(f"{name} is missing" for name in missing),
+        *(shapes[name] for name in sorted(shapes, key=lambda name: "pos" in name)),
+        *(f"{name} is not in the model" for name in tensors if name not in expected),
     ]
-    for name, tensor in tensors.items():
-        if name not in expected:
-            if not name.startswith(prefixes):
-                wrong.append(f"{name} is not in the model")
-        elif tensor.shape != expected[name].shape:
-            wrong.append(f"{name} is {_size(tensor)}, the model's is {_size(expected[name])}")
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise InputError(f"{path} (--weights) does not fit {backbone.name}: {'; '.join(wrong[:3])}{more}")
-    backbone.model.load_state_dict({name: tensors[name] for name in expected if name in tensors}, strict=False)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _size(tensor: Tensor) -> str:

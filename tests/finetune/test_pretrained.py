@@ -1,0 +1,80 @@
+"""Weights of one image size in a model of another."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor
+
+from finetune import InputError
+from finetune.backbone import Backbone
+from finetune.files import write_tensors
+from finetune.pretrained import load_pretrained
+
+
+def say(line: str) -> None:
+    raise AssertionError(f"nothing should have been announced: {line}")
+
+
+def written(name: str, file: Path) -> dict[str, Tensor]:
+    """A timm model's random weights, at the image size that timm publishes it for, also in `file`."""
+    torch.manual_seed(0)
+    tensors: dict[str, Tensor] = timm.create_model(name).state_dict()
+    write_tensors(file, {key: tensor.contiguous() for key, tensor in tensors.items()})
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "side"), [("vit_small_patch14_reg4_dinov2", 56, 4), ("hiera_tiny_224", 96, 24)]
+)
+def test_position_embeddings_of_a_file_are_resampled_to_the_image_size(
+    name: str, size: int, side: int, tmp_path: Path
+) -> None:
+    source = written(name, tmp_path / "weights.safetensors")
+    backbone = Backbone(name, image_size=size)
+    load_pretrained(backbone, str(tmp_path / "weights.safetensors"), say)
+    loaded = backbone.model.state_dict()
+    torch.testing.assert_close(
+        loaded.pop("pos_embed"), resample_abs_pos_embed(source["pos_embed"], [side, side], num_prefix_tokens=0)
+    )
+    assert all(torch.equal(tensor, source[key]) for key, tensor in loaded.items())
+
+
+def test_position_biases_of_a_file_are_resampled_to_the_windows(tmp_path: Path) -> None:
+    name = "swin_tiny_patch4_window7_224"
+    source = written(name, tmp_path / "weights.safetensors")
+    backbone = Backbone(name, image_size=96)
+    load_pretrained(backbone, str(tmp_path / "weights.safetensors"), say)
+    table = "layers.3.blocks.0.attn.relative_position_bias_table"
+    assert backbone.model.state_dict()[table].shape == (5 * 5, 24) != source[table].shape
+    assert torch.equal(backbone.model.layers[3].blocks[0].mlp.fc1.weight, source["layers.3.blocks.0.mlp.fc1.weight"])
+
+
+def test_a_cached_file_that_timm_does_not_resample_fits_another_image_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tag = timm.models.get_pretrained_cfg("hiera_tiny_224").hf_hub_id.replace("/", "--")
+    snapshot = tmp_path / f"models--{tag}" / "snapshots" / "abc"
+    source = written("hiera_tiny_224", tmp_path / "weights.safetensors")
+    snapshot.mkdir(parents=True)
+    shutil.move(tmp_path / "weights.safetensors", snapshot / "model.safetensors")
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    backbone = Backbone("hiera_tiny_224", image_size=96)
+    load_pretrained(backbone, None, say)
+    assert torch.equal(backbone.model.blocks[3].mlp.fc1.weight, source["blocks.3.mlp.fc1.weight"])
+
+
+def test_a_file_of_another_model_is_refused_by_what_resampling_does_not_mend(tmp_path: Path) -> None:
+    written("vit_tiny_patch16_224", tmp_path / "weights.safetensors")
+    backbone = Backbone("deit3_small_patch16_224", image_size=64)
+    before = {key: tensor.clone() for key, tensor in backbone.model.state_dict().items()}
+    with pytest.raises(InputError, match=r"weights\.safetensors \(--weights\) does not fit deit3_small.* is missing"):
+        load_pretrained(backbone, str(tmp_path / "weights.safetensors"), say)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in backbone.model.state_dict().items())
