@@ -44,7 +44,7 @@ def inputs_for(
         try:
             return _computed(fabric, network, config, material, lowest, min(config.views, epochs), display)
         except _NotKept as reason:
-            display.say(f"the frozen stages run again in every epoch: {reason}")
+            display.say(f"The network trains uncut, so its frozen stages run again in every epoch: {reason}.")
     return PictureInputs(fabric, network, config, material)
 
 

@@ -333,7 +333,7 @@ def test_only_what_lies_above_the_cut_learns(job: Callable[..., Job]) -> None:
 def _told(job: Job) -> str:
     assert isinstance(job.inputs(), PictureInputs)
     (line,) = job.display.lines
-    assert line.startswith("the frozen stages run again in every epoch: ")
+    assert line.startswith("The network trains uncut, so its frozen stages run again in every epoch: ")
     return line
 
 
