@@ -106,7 +106,7 @@ def tried(family: str, pictures: Path, scratch: Path, seed: int) -> dict[str, An
     runs = {strategy: scratch / f"{name}-{strategy}" for strategy in TRIED}
     cells = {
         strategy: measured(
-            lambda strategy=strategy, run=run: fitted(  # type: ignore[misc]
+            lambda strategy=strategy, run=run: fitted(
                 pictures, run, backbone=name, image_size=size, weights=str(weights), strategy=strategy, seed=seed
             )
         )

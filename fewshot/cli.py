@@ -12,7 +12,16 @@ from fewshot.picture_commands import embed, enrol, forget, info, recognize, sear
 from fewshot.recipe import Recipe
 from fewshot.report_command import report
 from finetune.command_help import HelpfulCommand, InOrderOfUse
-from finetune.commands import INTERRUPTED, as_json, display_for, hyper_parameters, on_device, print_json, run_command
+from finetune.commands import (
+    INTERRUPTED,
+    Choice,
+    as_json,
+    display_for,
+    hyper_parameters,
+    on_device,
+    print_json,
+    run_command,
+)
 from finetune.errors import InputError
 
 at_data = click.option(
@@ -41,7 +50,7 @@ def cli() -> None:
 )
 @click.option(
     "--split",
-    type=click.Choice(["lake", "lake-minimal", "vinyals", "koch"]),
+    type=Choice(["lake", "lake-minimal", "vinyals", "koch"]),
     show_default="lake",
     help="Part of Omniglot to train on: what the protocol of this name allows.",
 )

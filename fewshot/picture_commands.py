@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from finetune.commands import Command, as_json, display_for, existing, on_device, print_json
+from finetune.commands import Choice, Command, as_json, display_for, existing, on_device, print_json
 from finetune.errors import InputError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def by_model(default: str | None, otherwise: str = "") -> Callable[[Command], Co
 @click.option("--out", required=True, type=folder_path, help="Index folder to create or update.")
 @click.option(
     "--kind",
-    type=click.Choice(["auto", "exact", "ivf", "hnsw"]),
+    type=Choice(["auto", "exact", "ivf", "hnsw"]),
     default="auto",
     show_default=True,
     help="Structure of the index. exact compares all vectors, ivf and hnsw are approximate. auto is exact until the "

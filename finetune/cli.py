@@ -17,6 +17,7 @@ from finetune.cache_command import cache
 from finetune.command_help import HelpfulCommand, InOrderOfUse
 from finetune.commands import (
     INTERRUPTED,
+    Choice,
     as_json,
     display_for,
     existing,
@@ -93,7 +94,7 @@ def fit(folder: Path, out: Path, resume: bool, overwrite: bool, as_json: bool, *
 @click.argument("folder", type=existing)
 @click.option(
     "--split",
-    type=click.Choice(["train", "val", "test"]),
+    type=Choice(["train", "val", "test"]),
     show_default="test, else val, else all pictures",
     help="Which part of FOLDER to measure on, where it has train/, val/ or test/.",
 )

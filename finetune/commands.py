@@ -19,6 +19,7 @@ from finetune.errors import FewtuneError
 from finetune.options import Options, flag, kind
 from finetune.processes import SeveralProcesses
 from finetune.progress import Display
+from finetune.suggestions import CHOICES, COMMANDS, suggestion
 
 INTERRUPTED = 130
 
@@ -26,10 +27,23 @@ INTERRUPTED = 130
 # these again and again: a fifth of the time that importing them takes.
 _NEW_OBJECTS = 10_000
 
+
+class Choice(click.Choice[str]):
+    """A choice in any case. A value that is none of the choices gets a suggestion."""
+
+    def __init__(self, choices: Sequence[str]):
+        super().__init__(choices, case_sensitive=False)
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        return super().get_invalid_choice_message(value, ctx) + _did_you_mean(
+            suggestion(str(value), self.choices, CHOICES)
+        )
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, and nothing else.")
 on_device = click.option(
     "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
+    type=Choice(["auto", "cpu", "cuda"]),
     default="auto",
     show_default=True,
     help="Device to compute on. auto uses a CUDA GPU where there is one.",
@@ -56,7 +70,7 @@ def hyper_parameters(options: type[Options], *, without: Sequence[str] = ()) -> 
             attach = click.option(
                 name,
                 option.name,
-                type=click.Choice(choices) if choices else None if kind(option) is bool else kind(option),
+                type=Choice(choices) if choices else None if kind(option) is bool else kind(option),
                 cls=HelpfulOption,
                 default=option.default,
                 show_default=option.metadata["unset"] if option.default is None else True,
@@ -86,7 +100,7 @@ def run_command(cli: click.Command, name: str) -> None:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" (see {context.command_path} --help)" if context else ""
-        click.echo(f"{name}: {' '.join(error.format_message().split())}{hint}", err=True)
+        click.echo(f"{name}: {' '.join(_message(error).split())}{hint}", err=True)
         sys.exit(error.exit_code)
     except FewtuneError as error:
         # One process says it for all of them.
@@ -100,6 +114,23 @@ def run_command(cli: click.Command, name: str) -> None:
         kept = "; what the run had kept is there for --resume" if sys.argv[1:2] in (["fit"], ["train"]) else ""
         click.echo(f"{name}: interrupted{kept}", err=True)
         sys.exit(INTERRUPTED)
+
+
+def _message(error: click.ClickException) -> str:
+    """The error in words, with a suggestion for a command or an option that does not exist."""
+    context, command = getattr(error, "ctx", None), getattr(error, "command_name", None)
+    if isinstance(error, click.NoSuchOption) and context is not None:
+        options = [name for option in context.command.params for name in (*option.opts, *option.secondary_opts)]
+        meant = suggestion(error.option_name, [name for name in options if name.startswith("--")])
+    elif command is not None and context is not None:
+        meant = suggestion(command, context.command.commands, COMMANDS)
+    else:
+        return error.format_message()
+    return error.message + _did_you_mean(meant)
+
+
+def _did_you_mean(meant: str | None) -> str:
+    return "" if meant is None else f" Did you mean {meant}?"
 
 
 def display_for(quiet: bool) -> Display:

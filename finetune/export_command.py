@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from finetune.commands import as_json, display_for, existing, print_json
+from finetune.commands import Choice, as_json, display_for, existing, print_json
 
 
 @click.command()
 @click.argument("run", type=existing)
 @click.option(
     "--format",
-    type=click.Choice(["onnx", "torch-export"]),
+    type=Choice(["onnx", "torch-export"]),
     default="onnx",
     show_default=True,
     help="Format of the file.",

@@ -9,6 +9,7 @@ from dataclasses import field
 from typing import Any, Self
 
 from finetune.errors import InputError
+from finetune.suggestions import CHOICES, did_you_mean
 
 
 def option(
@@ -53,19 +54,31 @@ def option(
 
 
 class Options:
-    """What a frozen dataclass of options derives from. InputError, naming the flag, for a wrong type or value."""
+    """Base of a frozen dataclass of options. InputError, naming the option, for a wrong name, type or value.
+
+    Choices are accepted in any case: "Head" is "head".
+    """
+
+    def __new__(cls, **values: Any) -> Self:
+        # Before __init__, whose TypeError suggests nothing.
+        known = [known.name for known in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        for name in values:
+            if name not in known:
+                meant = did_you_mean(name, known) or f"; known are {', '.join(sorted(known))}"
+                raise InputError(f"unknown option {name!r}{meant}")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for known in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, known.name)
+            for choice in known.metadata["choices"]:
+                if isinstance(value, str) and value.casefold() == choice.casefold():
+                    object.__setattr__(self, known.name, choice)
             _check(known, getattr(self, known.name))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The options saved as `values`. InputError for an unknown key."""
-        known = {known.name for known in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise InputError(f"unknown option {unknown[0]!r}; known are {', '.join(sorted(known))}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,7 +98,7 @@ def kind(option: dataclasses.Field[Any]) -> Callable[[str], Any]:
 
     def read(text: str) -> Any:
         try:
-            return word if text == word else number(text)
+            return word if text.casefold() == word else number(text)
         except ValueError:
             return text  # which the options then refuse
 
@@ -109,7 +122,8 @@ def _check(option: dataclasses.Field[Any], value: Any) -> None:
     if expected is float and not math.isfinite(value):
         raise InputError(f"{flag(option.name)} must be a finite number, not {value}")
     if choices and value not in choices:
-        raise InputError(f"{flag(option.name)} must be one of {', '.join(choices)}, not {value!r}")
+        meant = did_you_mean(value, choices, CHOICES)
+        raise InputError(f"{flag(option.name)} must be one of {', '.join(choices)}, not {value!r}{meant}")
     if low is not None and value < low:
         raise InputError(f"{flag(option.name)} must be at least {low}, not {value}")
     if below is not None and value >= below:
