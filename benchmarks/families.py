@@ -5,7 +5,8 @@
 Every cell is one `finetune.fit` on 24 made pictures of 3 classes, saved, loaded and asked again. Weights are random, as
 timm initialises them at the model's published image size, and given as a file; the image size is a small one, so that
 position embeddings must be resampled. For each family the network is also converted for OpenVINO, and the run of `head`
-exported as ONNX. Accuracy is not looked at. Results in benchmarks/results/families.json.
+exported as ONNX. Accuracy is not looked at. Results in benchmarks/results/families.json, written after each family;
+--only measures some families again and keeps the rows of the others. Each row names its revision.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from PIL import Image
 import finetune
 from finetune.backbone import Backbone
 from finetune.exporting import export
-from finetune.files import write_json, write_tensors
+from finetune.files import read_json, write_json, write_tensors
 from finetune.pretrained import load_pretrained
 from finetune.progress import Display
 from finetune.runtime import WORTH_CONVERTING, accelerated
@@ -70,18 +71,19 @@ class Lines(Display):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES), help="families, for a look")
+    parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     args = parser.parse_args()
-    rows = []
+    about = {**provenance(), "seed": args.seed, "pictures": CLASSES * PICTURES, "classes": CLASSES, "epochs": 2}
+    known = read_json(RESULT)["rows"] if RESULT.exists() else []
+    rows = {row["family"]: row for row in known if row["seed"] == args.seed}
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["FEWTUNE_CACHE"] = str(Path(scratch) / "cache")
         pictures = made_pictures(Path(scratch) / "pictures", args.seed)
         for family in args.only:
-            rows.append(tried(family, pictures, Path(scratch), args.seed))
-            print(family, {name: cell["status"] for name, cell in rows[-1]["cells"].items()}, flush=True)
-    if args.only == list(FAMILIES):
-        about = {"seed": args.seed, "pictures": CLASSES * PICTURES, "classes": CLASSES, "epochs": 2}
-        write_json(RESULT, {**provenance(), **about, "rows": rows})
+            found = tried(family, pictures, Path(scratch), args.seed)
+            rows[family] = {"family": family, "revision": about["revision"], "seed": args.seed, **found}
+            write_json(RESULT, {**about, "rows": [rows[name] for name in FAMILIES if name in rows]})
+            print(family, {name: cell["status"] for name, cell in found["cells"].items()}, flush=True)
 
 
 def made_pictures(folder: Path, seed: int) -> Path:
@@ -113,7 +115,6 @@ def tried(family: str, pictures: Path, scratch: Path, seed: int) -> dict[str, An
         for strategy, run in runs.items()
     }
     return {
-        "family": family,
         "backbone": name,
         "image_size": size,
         "stages": [stage.name for stage in Backbone(name, image_size=size).stages],
