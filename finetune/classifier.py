@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from finetune.audit import Content
@@ -29,6 +32,9 @@ FORMAT = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 METRICS_FILE = "metrics.json"
+
+# Names of classes that repr() lists.
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,33 @@ class Classifier:
         self.config = config
         self.fabric = fabric
         self.temperature = temperature
-        # What the run was worth, as in its metrics.json; empty for a classifier without a run.
+        # The metrics.json of its run; empty for a classifier without a run.
         self.metrics: dict[str, Any] = {}
+        # The run folder that it was saved in or loaded from; None for one that was kept in memory.
+        self.folder: Path | None = None
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.classes[:_NAMED]) + (", …" if len(self.classes) > _NAMED else "")
+        highest = self.network.backbone.highest
+        parts = [
+            f"{len(self.classes)} classes ({names})",
+            f"backbone {self.config.backbone}" + ("" if highest is None else f" up to {highest}"),
+        ]
+        if self.metrics:
+            found = self.metrics
+            parts.append(f"strategy {found.get('kept') or found['strategy']}")
+            parts.append(f"accuracy {found['accuracy']:.1%} on {found['n']} {found['split']} pictures")
+        if self.folder is not None:
+            parts.append(f"folder {self.folder}")
+        return f"<Classifier: {'; '.join(parts)}>"
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        # A classifier is pickled as the bytes of its two files, JSON and safetensors, so that it can be sent to the
+        # processes of a pool without a shared folder. The project itself loads run folders only, never a pickle.
+        device = "cpu" if self.fabric.device.type == "cpu" else "auto"
+        precision = "bfloat16" if str(self.fabric._precision.precision).startswith("bf16") else "float32"
+        config, weights = json.dumps(self._saved()).encode(), save(self._tensors())
+        return _unpickled, (config, weights, self.metrics, self.folder, device, precision)
 
     def predict(self, picture: Picture, *, top: int = 5, min_probability: float = 0.0) -> Prediction:
         """What one picture shows: a path, bytes, an array (h, w) or (h, w, 3 or 4), or a PIL image.
@@ -138,22 +169,26 @@ class Classifier:
     def save(self, folder: str | Path, record: dict[str, Any] | None = None) -> None:
         """Write weights and configuration into `folder`; `record` adds to config.json what made the run."""
         folder = Path(folder)
-        tensors = {
-            name.replace("backbone.model.", "backbone.", 1): value for name, value in self.network.state_dict().items()
+        write_tensors(folder / WEIGHTS_FILE, self._tensors())
+        write_json(folder / CONFIG_FILE, self._saved() | (record or {}))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """What model.safetensors holds."""
+        return {
+            name.replace("backbone.model.", "backbone.", 1): value.detach().cpu().contiguous()
+            for name, value in self.network.state_dict().items()
         }
-        write_tensors(folder / WEIGHTS_FILE, tensors)
-        write_json(
-            folder / CONFIG_FILE,
-            {
-                "format": FORMAT,
-                **(record or {}),
-                "config": self.config.to_dict(),
-                "classes": list(self.classes),
-                "preprocessing": asdict(self.preprocessing),
-                "temperature": self.temperature,
-                "highest_stage": self.network.backbone.highest,
-            },
-        )
+
+    def _saved(self) -> dict[str, Any]:
+        """What config.json holds of the classifier itself."""
+        return {
+            "format": FORMAT,
+            "config": self.config.to_dict(),
+            "classes": list(self.classes),
+            "preprocessing": asdict(self.preprocessing),
+            "temperature": self.temperature,
+            "highest_stage": self.network.backbone.highest,
+        }
 
 
 def load(folder: str | Path, *, device: str = "auto", precision: str | None = None) -> Classifier:
@@ -165,8 +200,26 @@ def load(folder: str | Path, *, device: str = "auto", precision: str | None = No
     saved = read_config(folder)
     if "classes" not in saved:
         raise InputError(f"{folder} holds a run that has not finished; continue it with: finetune fit … --resume")
+    classifier = _restored(
+        saved,
+        read_tensors(folder / WEIGHTS_FILE),
+        (str(folder / CONFIG_FILE), str(folder / WEIGHTS_FILE)),
+        device,
+        precision,
+    )
+    if (folder / METRICS_FILE).exists():
+        classifier.metrics = read_json(folder / METRICS_FILE)
+    classifier.folder = folder
+    return classifier
+
+
+def _restored(
+    saved: dict[str, Any], tensors: Mapping[str, Tensor], names: tuple[str, str], device: str, precision: str | None
+) -> Classifier:
+    """The classifier that its two files hold. names: those of the files, for errors."""
+    config_file, weights_file = names
     if saved.get("format") != FORMAT:
-        raise InputError(f"{folder / CONFIG_FILE} has format {saved.get('format')}, this version reads {FORMAT}")
+        raise InputError(f"{config_file} has format {saved.get('format')}, this version reads {FORMAT}")
     try:
         config = Config.from_dict(saved["config"])
         preprocessing = Preprocessing(**{name: _tuple(value) for name, value in saved["preprocessing"].items()})
@@ -174,14 +227,11 @@ def load(folder: str | Path, *, device: str = "auto", precision: str | None = No
         evaluation_view(preprocessing)
         temperature = _temperature(saved)
     except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{folder / CONFIG_FILE} is not as a run leaves it: {error}") from error
+        raise InputError(f"{config_file} is not as a run leaves it: {error}") from error
     backbone = Backbone(config.backbone, image_size=config.image_size)
     if saved.get("highest_stage") is not None:
         backbone.drop_above(str(saved["highest_stage"]))
-    tensors = {
-        name.replace("backbone.", "backbone.model.", 1): value
-        for name, value in read_tensors(folder / WEIGHTS_FILE).items()
-    }
+    tensors = {name.replace("backbone.", "backbone.model.", 1): value for name, value in tensors.items()}
     read = tensors["head.weight"].shape[1] if "head.weight" in tensors else backbone.width
     stages = None if read == backbone.width else PooledStages(backbone)
     network = Network(backbone, nn.Linear(read, len(classes)), stages)
@@ -189,11 +239,18 @@ def load(folder: str | Path, *, device: str = "auto", precision: str | None = No
         network.load_state_dict(tensors)
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:200]
-        raise InputError(f"{folder / WEIGHTS_FILE} does not fit {folder / CONFIG_FILE}: {detail}") from error
+        raise InputError(f"{weights_file} does not fit {config_file}: {detail}") from error
     fabric = open_engine(device, precision or config.precision)
-    classifier = Classifier(network, classes, preprocessing, config, fabric, temperature)
-    if (folder / METRICS_FILE).exists():
-        classifier.metrics = read_json(folder / METRICS_FILE)
+    return Classifier(network, classes, preprocessing, config, fabric, temperature)
+
+
+def _unpickled(
+    config: bytes, weights: bytes, metrics: dict[str, Any], folder: Path | None, device: str, precision: str
+) -> Classifier:
+    """The classifier that `Classifier.__reduce__` wrote down."""
+    names = ("the configuration of the pickled classifier", "its weights")
+    classifier = _restored(json.loads(config), from_bytes(weights), names, device, precision)
+    classifier.metrics, classifier.folder = metrics, folder
     return classifier
 
 

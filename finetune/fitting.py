@@ -103,6 +103,7 @@ def _fitted(
         log.result(classifier.metrics)
     if run is not None:
         write_run(run, classifier, prepared.rows, measured, course)
+        classifier.folder = run.path
         _report(run, classifier)
     return classifier
 
