@@ -144,7 +144,7 @@ def _ledger(listing: Listing, contents: Sequence[Content], max_bad: float) -> tu
     )
     if len(unreadable) / len(contents) > max_bad:
         lines = [
-            f"{len(unreadable)} of {len(contents)} pictures in {listing.root} cannot be read, "
+            f"{len(unreadable)} of {len(contents)} pictures in {listing.name} cannot be read, "
             f"more than {max_bad * 100:g} % (--max-bad):",
             *(f"  {entry.path}: {entry.reason}" for entry in unreadable[:SHOWN_FILES]),
         ]
@@ -169,27 +169,34 @@ def _usable(listing: Listing, hashes: Mapping[int, str]) -> tuple[dict[int, str]
         notes.append(f"Classes without a picture that can be trained on, left out: {some(dropped)}.")
     if len(classes) < 2:
         without = f"; without: {some(dropped)}" if dropped else ""
-        raise InputError(f"{listing.root} has fewer than two classes with pictures that can be trained on{without}")
+        raise InputError(f"{listing.name} has fewer than two classes with pictures that can be trained on{without}")
     for index in sides:
         if samples[index].label in dropped:
             left_out.setdefault(index, "its class has no picture to train on")
     return {index: side for index, side in sides.items() if index not in left_out}, left_out, notes
 
 
-def _contradictions(samples: Sequence[Sample], hashes: Mapping[int, str]) -> tuple[dict[int, str], list[str]]:
-    """Identical pictures under two labels or more: index to reason, for all of their copies; notes."""
+def contradictory_labels(samples: Sequence[Sample], hashes: Mapping[int, str]) -> dict[int, str]:
+    """Identical pictures under two labels or more: index to reason, for all of their copies. hashes: by index."""
     copies: dict[str, list[int]] = defaultdict(list)
     for index, content in sorted(hashes.items()):
         copies[content].append(index)
-    reasons, named = {}, []
+    reasons = {}
     for group in copies.values():
-        by_label = {samples[index].label: samples[index] for index in reversed(group)}
-        if len(by_label) < 2:
-            continue
         for index in group:
-            other = next(sample for label, sample in by_label.items() if label != samples[index].label)
-            reasons[index] = f"identical to {other.path}, which has the label {other.label!r}"
-        named.append(" = ".join(f"{sample.path} ({label})" for label, sample in sorted(by_label.items())))
+            others = (samples[each] for each in group if samples[each].label != samples[index].label)
+            if (other := next(others, None)) is not None:
+                reasons[index] = f"identical to {other.path}, which has the label {other.label!r}"
+    return reasons
+
+
+def _contradictions(samples: Sequence[Sample], hashes: Mapping[int, str]) -> tuple[dict[int, str], list[str]]:
+    """What `contradictory_labels` finds, and a note that names it."""
+    reasons = contradictory_labels(samples, hashes)
+    first: dict[str, dict[str, Sample]] = defaultdict(dict)
+    for index in sorted(reasons):
+        first[hashes[index]].setdefault(samples[index].label, samples[index])
+    named = [" = ".join(f"{each.path} ({each.label})" for each in of.values()) for of in first.values()]
     told = f"Identical pictures under two labels, all {len(reasons)} left out: {some(named, 3)}."
     return reasons, [told] if named else []
 
@@ -244,7 +251,7 @@ def _with_missing_splits(
         )
     if found is None:
         raise InputError(
-            f"{listing.root} leaves nothing to validate on: no class has two different pictures to train on"
+            f"{listing.name} leaves nothing to validate on: no class has two different pictures to train on"
         )
     made, more_notes = found
     if lowest:

@@ -293,6 +293,8 @@ def _print_result(metrics: dict[str, Any], kept_in: str | None) -> None:
         out.print(f"{metrics['left_out_trained_on']} pictures were left out: the run was trained on them")
     for entry in metrics["unreadable"] if kept_in is None else []:
         out.print(f"unreadable: {escape(entry['path'])} ({entry['reason']})")
+    for entry in metrics.get("left_out", []) if kept_in is None else []:
+        out.print(f"left out: {escape(entry['path'])} ({escape(entry['reason'])})")
     if "report" in metrics:
         out.print(f"report: {escape(metrics['report'])}")
     if kept_in is not None:

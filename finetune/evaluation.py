@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.audit import Unreadable
+from finetune.audit import Unreadable, contradictory_labels
 from finetune.classifier import METRICS_FILE, load, read_config
 from finetune.errors import InputError
 from finetune.files import read_csv, read_json, write_csv, write_json, write_tensors
-from finetune.folder import Sample, list_folder
+from finetune.folder import Listing, Sample
 from finetune.metrics import summary
 from finetune.progress import Display
 from finetune.report import write_report
@@ -30,6 +30,7 @@ from finetune.run_files import (
     PROBABILITIES_FILE,
     prediction_rows,
 )
+from finetune.table import Source, list_pictures
 
 # A picture that the run has learned from, and so cannot be measured on.
 LEARNED = "learned"
@@ -37,32 +38,35 @@ LEARNED = "learned"
 
 def evaluate(
     run: str | Path,
-    folder: str | Path,
+    folder: Source,
     *,
     split: str | None = None,
     out: str | Path | None = None,
     device: str = "auto",
     display: Display | None = None,
 ) -> dict[str, Any]:
-    """Measure the classifier in `run` on `folder`: one sub-folder per class, or the same below train/, val/, test/.
+    """Measure the classifier in `run` on `folder`: one sub-folder per class, the same below train/, val/, test/, or a
+    table of pictures as `fit` takes it.
 
     split: which of these, when there are such; by default test/, else val/, else all there is. Pictures that the run
-    was trained on are recognised by content and left out. The result's `split` is "val" when some of the pictures
-    served to choose in that run, else "test". out: folder to leave metrics.json, predictions.csv,
-    probabilities.safetensors and report.html in, in place of an evaluation that is there; None leaves nothing.
+    was trained on are recognised by content and left out, and so are identical pictures under two labels. The result's
+    `split` is "val" when some of the pictures served to choose in that run, else "test". out: folder to leave
+    metrics.json, predictions.csv, probabilities.safetensors and report.html in, in place of an evaluation that is
+    there; None leaves nothing.
     InputError when a class of `folder` is not one of the run's, or nothing is left.
     """
     started = time.monotonic()
     display = display or Display()
+    listing = list_pictures(folder, to_train=False)
     if out is not None:
-        _check_out(Path(out), Path(run), Path(folder))
+        _check_out(Path(out), Path(run), listing.root if listing.table is None else None)
     classifier = load(run, device=device)
-    listing = list_folder(Path(folder), to_train=False)
-    samples = _wanted(listing.samples, split, Path(folder))
+    samples = _wanted(listing, split)
     unknown = sorted({sample.label for sample in samples} - set(classifier.classes))
     if unknown:
         raise InputError(
-            f"{folder} has a class that {run} does not know: {unknown[0]!r}; it knows {', '.join(classifier.classes)}"
+            f"{listing.name} has a class that {run} does not know: {unknown[0]!r}; "
+            f"it knows {', '.join(classifier.classes)}"
         )
     found, index, contents = classifier.log_probabilities(
         [listing.root / sample.path for sample in samples], display=display
@@ -70,7 +74,11 @@ def evaluate(
 
     used = _used_by_content(Path(run))
     served = [used.get(contents[position].sha256) for position in index.tolist()]
-    fair = torch.tensor([use != LEARNED for use in served], dtype=torch.bool)
+    doubtful = contradictory_labels(samples, {row: contents[row].sha256 for row in index.tolist()})
+    fair = torch.tensor(
+        [use != LEARNED and row not in doubtful for use, row in zip(served, index.tolist(), strict=True)],
+        dtype=torch.bool,
+    )
     labels = torch.tensor([classifier.classes.index(samples[position].label) for position in index.tolist()])
     unreadable = [
         asdict(Unreadable(samples[position].path, content.reason))
@@ -79,7 +87,7 @@ def evaluate(
     ]
     if not fair.any():
         why = "every readable picture in it was trained on" if served else "none of its pictures can be read"
-        raise InputError(f"{folder} cannot measure {run}: {why}")
+        raise InputError(f"{listing.name} cannot measure {run}: {why}")
     counts = Counter(name for name in served if name)
     result = {
         **summary(found[fair], labels[fair], classifier.classes),
@@ -88,10 +96,12 @@ def evaluate(
         "strategy": classifier.metrics.get("strategy"),
         "left_out_trained_on": counts[LEARNED],
         "unreadable": unreadable,
+        "left_out": [asdict(Unreadable(samples[row].path, reason)) for row, reason in sorted(doubtful.items())],
         "seconds": round(time.monotonic() - started, 2),
     }
     if out is not None:
         asked = {"run": str(Path(run).resolve()), "folder": str(listing.root.resolve()), "asked": split}
+        asked |= {} if listing.table is None else {"table": listing.table}
         judged = [samples[position] for position in index[fair].tolist()]
         result |= {EVALUATED: asked | {"config": read_config(Path(run))}}
         _write(Path(out), result, judged, found[fair], classifier.classes)
@@ -102,28 +112,29 @@ def evaluate(
 
 
 def place_for(run: Path, folder: Path) -> Path:
-    """Where an evaluation of `run` on `folder` goes when nobody says: below the run, by the folder's name, numbered
-    where that has the evaluation of another folder of this name."""
-    name = folder.resolve().name or "pictures"
+    """Where an evaluation of `run` on a folder or table goes by default: below the run, by its name, numbered where
+    another one of this name has its evaluation there."""
+    name = (folder.stem if folder.is_file() else folder.resolve().name) or "pictures"
     names = chain([name], (f"{name}-{number}" for number in count(2)))
     places = (run / "evaluations" / name for name in names)
     return next(place for place in places if _evaluated(place) in (None, str(folder.resolve())))
 
 
 def _evaluated(place: Path) -> str | None:
-    """The folder of pictures whose evaluation lies in `place`, None where none does."""
+    """The folder or table of pictures whose evaluation lies in `place`, None where none does."""
     if not (place / METRICS_FILE).is_file():
         return None
     found = read_json(place / METRICS_FILE)
     evaluated = found.get(EVALUATED) if isinstance(found, dict) else None
-    return str(evaluated.get("folder")) if isinstance(evaluated, dict) else ""
+    return str(evaluated.get("table", evaluated.get("folder"))) if isinstance(evaluated, dict) else ""
 
 
-def _check_out(out: Path, run: Path, folder: Path) -> None:
+def _check_out(out: Path, run: Path, folder: Path | None) -> None:
     """Before an hour of reading: InputError where `out` cannot be written to, holds anything but an evaluation, or lies
     with the pictures and not in the run."""
-    place, own, pictures = (Path(os.path.realpath(path)) for path in (out, run, folder))
-    if place.is_relative_to(pictures) and not place.is_relative_to(own):
+    place, own = Path(os.path.realpath(out)), Path(os.path.realpath(run))
+    inside = folder is not None and place.is_relative_to(os.path.realpath(folder))
+    if inside and not place.is_relative_to(own):
         raise InputError(f"{out} (--out) lies in {folder}, where nothing is changed; choose another folder")
     nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
@@ -142,13 +153,13 @@ def _write(
     write_json(out / METRICS_FILE, result)
 
 
-def _wanted(samples: tuple[Sample, ...], split: str | None, folder: Path) -> list[Sample]:
-    there = {sample.split for sample in samples}
+def _wanted(listing: Listing, split: str | None) -> list[Sample]:
+    there = {sample.split for sample in listing.samples}
     if split is None:
         split = next((name for name in ("test", "val") if name in there), None)
     elif split not in there:
-        raise InputError(f"{folder} has no {split}/ (--split)")
-    return [sample for sample in samples if split is None or sample.split == split]
+        raise InputError(f"{listing.name} has no {split}/ (--split)")
+    return [sample for sample in listing.samples if split is None or sample.split == split]
 
 
 def _used_by_content(run: Path) -> dict[str, str]:

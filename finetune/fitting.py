@@ -11,7 +11,7 @@ from finetune.checkpoint import Course
 from finetune.classifier import Classifier, load
 from finetune.config import AUTO, Config
 from finetune.errors import InputError
-from finetune.folder import Listing, list_folder
+from finetune.folder import Listing
 from finetune.head import Heads
 from finetune.loggers import check_log, open_log
 from finetune.preparation import Prepared, prepare
@@ -22,13 +22,14 @@ from finetune.report import REPORT_FILE, write_report
 from finetune.run import RunFolder
 from finetune.split_record import record_splits
 from finetune.steps import copy_of
+from finetune.table import Source, list_pictures
 from finetune.training import train
 from finetune.verdict import measure
 from finetune.writing import write_run
 
 
 def fit(
-    folder: str | Path,
+    folder: Source,
     out: str | Path | None = None,
     *,
     config: Config | None = None,
@@ -37,7 +38,9 @@ def fit(
     display: Display | None = None,
     **options: Any,
 ) -> Classifier:
-    """Train a classifier on `folder`, one sub-folder of pictures for each class.
+    """Train a classifier on `folder`: one sub-folder of pictures per class, or a table of pictures.
+
+    A table is a CSV file, a data frame, or a list of (path, label) or (path, label, split): see `table.list_pictures`.
 
     out: run folder to leave it in, or None to keep it in memory. config, or its fields as keywords: see `Config`.
     resume: continue the run in `out`, with the same final weights as if it had never stopped. overwrite: replace the
@@ -54,11 +57,11 @@ def fit(
     config = config or Config.from_dict(options)
     display = display or Display()
     check_log(config, None if out is None else Path(out))
-    listing = list_folder(Path(folder))
+    listing = list_pictures(folder)
     if out is None:
         return _fitted(listing, None, config, False, display, started)
     with RunFolder(Path(out)) as run:
-        if run.begin(listing.root, config, resume=resume, overwrite=overwrite):
+        if run.begin(listing.root, config, resume=resume, overwrite=overwrite, table=listing.table):
             display.say(f"{out} holds this run, finished")
             classifier = load(run.path, device=config.device)
             if not (run.path / REPORT_FILE).exists():  # killed when all else was written

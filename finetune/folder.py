@@ -50,6 +50,11 @@ class Listing:
     table: str | None = None
 
     @property
+    def name(self) -> str:
+        """What a message calls it."""
+        return {None: str(self.root), IN_MEMORY: "the list of pictures"}.get(self.table) or str(self.table)
+
+    @property
     def classes(self) -> tuple[str, ...]:
         return tuple(sorted({sample.label for sample in self.samples}))
 
@@ -84,10 +89,15 @@ def list_folder(root: Path, *, to_train: bool = True) -> Listing:
             samples.append(Sample(path, parts[level], splits.get(parts[0]), size))
     notes = _listing_notes(root, tree, splits, samples, outside)
     listing = Listing(root, tuple(samples), tuple(notes))
+    check_listing(listing, to_train=to_train)
+    return listing
+
+
+def check_listing(listing: Listing, *, to_train: bool) -> None:
+    """InputError where there is no picture, classes look the same, or training lacks what it needs."""
     _check_classes(listing)
     if to_train:
         _check_trainable(listing)
-    return listing
 
 
 def list_unlabelled(paths: Sequence[Path]) -> list[Path]:
@@ -265,7 +275,7 @@ def _listing_notes(
 def _check_classes(listing: Listing) -> None:
     if not listing.samples:
         raise InputError(
-            f"{listing.root} holds no pictures in class folders; "
+            f"{listing.name} holds no pictures in class folders; "
             f"expected is {listing.root}/<class>/<picture>, or {listing.root}/train/<class>/<picture>"
         )
     seen: dict[str, str] = {}
@@ -274,7 +284,7 @@ def _check_classes(listing: Listing) -> None:
         folded = unicodedata.normalize("NFD", unicodedata.normalize("NFD", label).casefold())
         if folded in seen:
             raise InputError(
-                f"{listing.root} has classes {seen[folded]!r} and {label!r}, which differ in case or encoding alone; "
+                f"{listing.name} has classes {seen[folded]!r} and {label!r}, which differ in case or encoding alone; "
                 "merge or rename them"
             )
         seen[folded] = label
@@ -285,17 +295,17 @@ def _check_trainable(listing: Listing) -> None:
         only = listing.classes[0]
         inner = {sample.path.split("/")[1] for sample in listing.samples if sample.path.count("/") > 1}
         hint = f": did you mean {listing.root / only}?" if listing.table is None and len(inner) > 1 else ""
-        raise InputError(f"{listing.root} has one class, {only!r}; training needs at least two{hint}")
+        raise InputError(f"{listing.name} has one class, {only!r}; training needs at least two{hint}")
     labels: dict[str, set[str]] = defaultdict(set)
     for sample in listing.samples:
         labels[sample.split or "train"].add(sample.label)
     for split in ("val", "test"):
         unlearnt = sorted(labels[split] - labels["train"])
         if not labels["train"]:
-            raise InputError(f"{listing.root} has {split}/ but no pictures in train/<class>/ to learn from")
+            raise InputError(f"{listing.name} has {split}/ but no pictures in train/<class>/ to learn from")
         if unlearnt:
             raise InputError(
-                f"{listing.root} has pictures of class {unlearnt[0]!r} in {split}/ but none in train/; "
+                f"{listing.name} has pictures of class {unlearnt[0]!r} in {split}/ but none in train/; "
                 "add some there, or take the class out"
             )
 

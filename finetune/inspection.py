@@ -17,7 +17,7 @@ from finetune.backbone import Backbone
 from finetune.config import Config
 from finetune.engine import open_engine
 from finetune.errors import InputError, UnreadablePicture
-from finetune.folder import Listing, list_folder
+from finetune.folder import Listing
 from finetune.frozen import Outputs
 from finetune.images import Header, read_header
 from finetune.loader import cores
@@ -29,6 +29,7 @@ from finetune.reading import read_pictures
 from finetune.rows import SPLITS
 from finetune.split_record import recorded_splits
 from finetune.suspects import find_suspects, judged_rows
+from finetune.table import Source, list_pictures
 
 # The longer side over the shorter beyond which most of a picture is cut off before a network sees it.
 ODD_ASPECT = 3.0
@@ -107,14 +108,14 @@ class Inspection:
         return {**asdict(self), "root": str(self.root), "balance": self.balance}
 
 
-def inspect_folder(folder: str | Path, *, config: Config | None = None, display: Display | None = None) -> Inspection:
+def inspect_folder(folder: Source, *, config: Config | None = None, display: Display | None = None) -> Inspection:
     """Read every picture of `folder` once, as a run with `config` would, and tell what is worth knowing before one.
 
     Nothing in the folder is changed; what the backbone makes of the pictures is kept in the cache, for the run to come.
     InputError for a folder or backbone that cannot be used.
     """
     config, display = config or Config(), display or Display()
-    listing = list_folder(Path(folder), to_train=False)
+    listing = list_pictures(folder, to_train=False)
     fabric = open_engine(config.device, config.precision)
     backbone = Backbone(config.backbone, image_size=config.image_size)
     load_pretrained(backbone, config.weights, display.say)

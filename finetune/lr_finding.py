@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from finetune.config import Config
 from finetune.errors import InputError
-from finetune.folder import list_folder
 from finetune.frozen_inputs import inputs_for
 from finetune.lr_finder import Sweep, sweep_rates
 from finetune.preparation import prepare
 from finetune.progress import Display
+from finetune.table import Source, list_pictures
 
 _NO_RATE = "strategy head solves its head at once and has no learning rate; choose another one (--strategy partial)"
 
 
-def find_rate(folder: str | Path, *, config: Config | None = None, display: Display | None = None) -> Sweep:
+def find_rate(folder: Source, *, config: Config | None = None, display: Display | None = None) -> Sweep:
     """The sweep of the training that a run on `folder` would make, with the batches that it would learn from.
 
     InputError for a folder, file or option that cannot be used, and for a strategy that learns nothing by gradient.
@@ -23,7 +21,7 @@ def find_rate(folder: str | Path, *, config: Config | None = None, display: Disp
     config, display = config or Config(), display or Display()
     if config.strategy == "head":
         raise InputError(_NO_RATE)
-    listing = list_folder(Path(folder))
+    listing = list_pictures(folder)
     prepared = prepare(listing, config, None, display)
     strategy = prepared.choice.strategy
     if strategy.trains == "head":

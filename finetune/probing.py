@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from finetune.backbone import Backbone
 from finetune.config import Config
 from finetune.engine import open_engine
 from finetune.errors import InputError
-from finetune.folder import list_folder
 from finetune.pooled import PooledStages
 from finetune.pretrained import load_pretrained
 from finetune.probe import Curve, probe_curve
 from finetune.progress import Display
 from finetune.reading import read_pictures
 from finetune.rows import Rows
+from finetune.table import Source, list_pictures
 
 # Training pictures that a curve is made of, at most: it grows more slowly than the time that it takes.
 MOST = 3000
 
 
-def probe_folder(folder: str | Path, *, config: Config | None = None, display: Display | None = None) -> Curve:
+def probe_folder(folder: Source, *, config: Config | None = None, display: Display | None = None) -> Curve:
     """The curve of the pictures that a run on `folder` would learn from; those that judge it are left alone.
 
     InputError for a folder or backbone that cannot be used, and where a class has fewer than two pictures.
     """
     config, display = config or Config(), display or Display()
-    listing = list_folder(Path(folder))
+    listing = list_pictures(folder)
     fabric = open_engine(config.device, config.precision)
     backbone = Backbone(config.backbone, image_size=config.image_size)
     load_pretrained(backbone, config.weights, display.say)
@@ -39,7 +37,7 @@ def probe_folder(folder: str | Path, *, config: Config | None = None, display: D
         display.say(line)
     curve = training_curve(stages, rows)
     if curve is None:
-        raise InputError(f"{folder} has a class with fewer than two training pictures; a probe needs two of each")
+        raise InputError(f"{listing.name} has a class with fewer than two training pictures; a probe needs two of each")
     return curve
 
 

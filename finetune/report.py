@@ -101,12 +101,17 @@ def command(findings: Findings) -> str:
     """What makes this run, or this evaluation, again on the command line."""
     if findings.evaluated:
         split = findings.evaluated.get("asked")
-        words = ["finetune", "evaluate", findings.evaluated["run"], findings.evaluated["folder"]]
+        words = ["finetune", "evaluate", findings.evaluated["run"], _pictures(findings.evaluated)]
         return shlex.join([*words, *(["--split", split] if split else []), "--out", str(findings.path)])
-    words = ["finetune", "fit", findings.made["folder"], "--out", str(findings.path)]
+    words = ["finetune", "fit", _pictures(findings.made), "--out", str(findings.path)]
     for name, value in changed(findings.made["config"]).items():
         words += [flag(name if value else f"no_{name}")] if isinstance(value, bool) else [flag(name), str(value)]
     return shlex.join(words)
+
+
+def _pictures(made: Mapping[str, Any]) -> str:
+    """The folder or the table that a run or an evaluation was made of."""
+    return str(made.get("table", made["folder"]))
 
 
 def changed(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -173,7 +173,7 @@ class RunFolder:
         tensors, metadata = read_tensors_and_metadata(self._features)
         if metadata["listing"] != _fingerprint(listing):
             raise InputError(
-                f"{listing.root} has changed since the run in {self.path} was started; start a new one in another "
+                f"{listing.name} has changed since the run in {self.path} was started; start a new one in another "
                 "--out, or with --overwrite in this one"
             )
         self.recorded = json.loads(metadata.get("recorded", "{}"))
@@ -203,13 +203,14 @@ def alone_in(path: Path) -> Iterator[None]:
 
 
 def _same_request(path: Path, found: dict[str, Any], request: dict[str, Any]) -> None:
-    if found.get("folder") != request["folder"]:
-        raise InputError(f"{path} (--out) holds a run on {found.get('folder')}, not on {request['folder']}")
-    before, now = Config.from_dict(found["config"]).to_dict(), request["config"]
-    for name in before:
-        if before[name] != now[name]:
+    before, now = (each.get("table", each.get("folder")) for each in (found, request))
+    if before != now:
+        raise InputError(f"{path} (--out) holds a run on {before}, not on {now}")
+    options = Config.from_dict(found["config"]).to_dict()
+    for name, value in options.items():
+        if value != request["config"][name]:
             raise InputError(
-                f"the run in {path} was started with {flag(name)} {before[name]}, not {now[name]}; "
+                f"the run in {path} was started with {flag(name)} {value}, not {request['config'][name]}; "
                 "--resume goes on with the same options only, and --overwrite starts anew"
             )
 

@@ -39,6 +39,7 @@ def write_run(run: RunFolder, classifier: Classifier, rows: Rows, measured: Meas
         run.path,
         {
             "folder": str(rows.listing.root.resolve()),
+            **({} if rows.listing.table is None else {"table": rows.listing.table}),
             "strategy": classifier.metrics["strategy"],
             "kept": classifier.metrics["kept"],
             "made_with": describe(classifier.fabric),
