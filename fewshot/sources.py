@@ -42,7 +42,8 @@ def open_source(
             "or a model that timm knows"
         )
     backbone = Backbone(name)
-    load_pretrained(backbone, None if weights is None else str(weights), told)
+    file = None if weights is None else str(weights)
+    load_pretrained(backbone, file, told, option="--model", instead=[f"--model {each}" for each in SHIPPED])
     embedder = made(backbone, _crop(name, backbone.preprocessing), **options)
     embedder.source, embedder.weights = name, None if weights is None else os.path.abspath(weights)
     return embedder

@@ -106,6 +106,9 @@ def _print(found: Inspection) -> None:
 
 
 def _print_suspects(out: Console, found: Inspection) -> None:
+    if found.not_judged is not None:
+        out.print(f"\nSuspect labels are left out, because they need pretrained weights: {_escape(found.not_judged)}")
+        return
     if found.suspects is None:
         out.print("\nSuspect labels were not sought: that takes two classes with five different pictures each.")
         return

@@ -19,13 +19,14 @@ from finetune.engine import open_engine
 from finetune.errors import InputError, UnreadablePicture
 from finetune.folder import Listing
 from finetune.frozen import Outputs
+from finetune.hub import WeightsUnavailable
 from finetune.images import Header, read_header
 from finetune.loader import cores
 from finetune.near_duplicates import connected
 from finetune.pooled import PooledStages
-from finetune.pretrained import load_pretrained
+from finetune.pretrained import WITHOUT_A_NETWORK, load_pretrained
 from finetune.progress import Display
-from finetune.reading import read_pictures
+from finetune.reading import read_contents, read_pictures
 from finetune.rows import SPLITS
 from finetune.split_record import recorded_splits
 from finetune.suspects import find_suspects, judged_rows
@@ -80,7 +81,8 @@ class Inspection:
 
     refusal: why a run on the folder would stop, None where it would not. identical, near: groups, those across splits
     first, then those across classes. suspects: the worst first, None where labels cannot be judged; of the pictures of
-    train and val: those of test are left alone, lest a classifier has a say in what it is measured on.
+    train and val: those of test are left alone, lest a classifier has a say in what it is measured on. not_judged: why
+    no label was judged, None where it is for the pictures alone.
     """
 
     root: Path
@@ -96,6 +98,7 @@ class Inspection:
     judged: int
     notes: tuple[str, ...]
     refusal: str | None
+    not_judged: str | None = None
 
     @property
     def balance(self) -> float | None:
@@ -111,21 +114,31 @@ class Inspection:
 def inspect_folder(folder: Source, *, config: Config | None = None, display: Display | None = None) -> Inspection:
     """Read every picture of `folder` once, as a run with `config` would, and tell what is worth knowing before one.
 
-    Nothing in the folder is changed; what the backbone makes of the pictures is kept in the cache, for the run to come.
-    InputError for a folder or backbone that cannot be used.
+    Nothing in the folder is changed; activations are kept in the cache, for the run to come. Without a network and
+    weights in the hub's cache, everything but the labels is inspected. InputError for a folder or backbone that cannot
+    be used.
     """
     config, display = config or Config(), display or Display()
     listing = list_pictures(folder, to_train=False)
-    fabric = open_engine(config.device, config.precision)
     backbone = Backbone(config.backbone, image_size=config.image_size)
-    load_pretrained(backbone, config.weights, display.say)
-    stages = PooledStages(backbone.to(fabric.device))
-    outputs = read_pictures(fabric, stages, listing, config, display)
-    contents = [outputs.contents[position] for position in range(len(listing.samples))]
+    outputs, not_judged = None, None
+    try:
+        load_pretrained(backbone, config.weights, display.say, instead=WITHOUT_A_NETWORK[:1])
+    except WeightsUnavailable as error:
+        not_judged = str(error)
+        read = read_contents(listing, backbone.preprocessing, config, display)
+    else:
+        fabric = open_engine(config.device, config.precision)
+        stages = PooledStages(backbone.to(fabric.device))
+        outputs = read_pictures(fabric, stages, listing, config, display)
+        read = outputs.contents
+    contents = [read[position] for position in range(len(listing.samples))]
     found, refusal = _audited(listing, contents, config)
     splits = _splits(listing, contents, found)
     near = near_duplicates(contents, splits)
-    suspects, judged = _suspects(listing, contents, outputs, splits, near, backbone.width)
+    suspects, judged = None, 0
+    if outputs is not None:
+        suspects, judged = _suspects(listing, contents, outputs, splits, near, backbone.width)
     return Inspection(
         root=listing.root,
         pictures=len(listing.samples),
@@ -140,6 +153,7 @@ def inspect_folder(folder: Source, *, config: Config | None = None, display: Dis
         judged=judged,
         notes=listing.notes if found is None else found.notes,
         refusal=refusal,
+        not_judged=not_judged,
     )
 
 

@@ -3,38 +3,43 @@
 from __future__ import annotations
 
 import math
-import socket
-import urllib.parse
-import urllib.request
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from finetune.backbone import Backbone
 from finetune.errors import InputError
 from finetune.files import read_tensors
+from finetune.hub import WEIGHTS_FILES, weights_from_hub
 
-HUB_FILE = "model.safetensors"
+# What needs no weights from the hub.
+WITHOUT_A_NETWORK = ("--backbone fewtune_conv4 (small, ships with this package)", "--strategy scratch")
 
 
-def load_pretrained(backbone: Backbone, weights: str | None, announce: Callable[[str], None]) -> None:
+def load_pretrained(
+    backbone: Backbone,
+    weights: str | None,
+    announce: Callable[[str], None],
+    *,
+    option: str = "--backbone",
+    instead: Sequence[str] = WITHOUT_A_NETWORK,
+) -> None:
     """Fill `backbone` with the weights in the file `weights`, or when None with those timm names for it.
 
     timm's weights come from this package, the hub's local cache or, announced first, a download. InputError when the
-    file does not fit or there is neither network nor cache.
+    file does not fit; WeightsUnavailable when there is neither network nor cache. option, instead: what that error
+    recommends, see `weights_from_hub`.
     """
     source = backbone.model.pretrained_cfg
     if weights is None and source.get("hf_hub_id"):
-        file = _from_hub(backbone.name, source["hf_hub_id"], source.get("hf_hub_filename") or HUB_FILE, announce)
+        name = source.get("hf_hub_filename") or WEIGHTS_FILES[0]
+        file = weights_from_hub(backbone.name, source["hf_hub_id"], name, announce, option=option, instead=instead)
         try:
             _fill_by_timm(backbone, {"file": str(file)})
         except RuntimeError as error:
@@ -49,34 +54,6 @@ def load_pretrained(backbone: Backbone, weights: str | None, announce: Callable[
     else:
         path = Path(weights or source["file"])
         _fill(backbone, _read_weights(path), f"{path} (--weights)")
-
-
-def _from_hub(name: str, repository: str, file: str, announce: Callable[[str], None]) -> Path:
-    try:
-        return Path(hf_hub_download(repository, file, local_files_only=True))
-    except LocalEntryNotFoundError:
-        announce(f"the weights of {name} are not in the cache; fetching them from {ENDPOINT}/{repository}")
-    unreachable = (
-        f"{ENDPOINT}/{repository} cannot be reached for the weights of {name}: connect once, "
-        f"or download {file} there and pass it with --weights"
-    )
-    if HF_HUB_OFFLINE or not _resolves(ENDPOINT):
-        raise InputError(unreachable)
-    try:
-        return Path(hf_hub_download(repository, file))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise InputError(unreachable) from error
-
-
-def _resolves(address: str) -> bool:
-    """Whether the host has an address here; the hub's client would try for half a minute before it gave up."""
-    if urllib.request.getproxies():
-        return True  # the proxy looks it up
-    try:
-        socket.getaddrinfo(urllib.parse.urlsplit(address).hostname, 443)
-    except OSError:
-        return False
-    return True
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

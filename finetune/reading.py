@@ -1,4 +1,4 @@
-"""The one pass that reads every file: its hash, whether it can be read, and what a frozen backbone makes of it."""
+"""The one pass that reads every file: its hash, whether it can be read, and its activations in a frozen backbone."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from lightning_fabric import Fabric
 from finetune.activation_cache import ActivationCache
 from finetune.activation_families import family_of
 from finetune.activations import cached
+from finetune.audit import Content
 from finetune.config import Config
 from finetune.fastest import Fastest
 from finetune.folder import Listing
 from finetune.frozen import CPU_BATCH, Outputs, run_over
-from finetune.loader import Pictures
+from finetune.loader import Pictures, in_order, worker_count
 from finetune.pooled import PooledStages
 from finetune.progress import Display
-from finetune.transforms import Normalized, evaluation_view
+from finetune.transforms import Normalized, Preprocessing, evaluation_view
 
 
 def read_pictures(fabric: Fabric, stages: PooledStages, listing: Listing, config: Config, display: Display) -> Outputs:
@@ -59,3 +60,19 @@ def read_pictures(fabric: Fabric, stages: PooledStages, listing: Listing, config
             runtime=run.name,
         )
         return cached(cache, family, pictures, compute, workers=config.workers, advance=advance).outputs()
+
+
+def read_contents(
+    listing: Listing, preprocessing: Preprocessing, config: Config, display: Display
+) -> dict[int, Content]:
+    """What `read_pictures` says of every picture, by index, without a network run over them."""
+    paths = [listing.root / sample.path for sample in listing.samples]
+    view, side = evaluation_view(preprocessing), preprocessing.shortest_side
+    pictures = Pictures(paths, view, side, config.max_pixels, fingerprints=True)
+    workers = worker_count(config.workers, len(pictures), beside_cpu=False)
+    contents: dict[int, Content] = {}
+    with display.bar("reading", len(paths)) as advance:
+        for batch in in_order(pictures, batch_size=CPU_BATCH, workers=workers):
+            contents |= batch.contents
+            advance(len(batch), "")
+    return contents

@@ -1,0 +1,94 @@
+"""Weights on the Hugging Face hub: the local cache, whether the hub can be reached, and a download."""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import timm
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from finetune.errors import InputError
+from finetune.folder import some
+
+WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
+# Seconds that the hub has for its first answer. Its own client tries for half a minute before it gives up.
+PATIENCE = 3.0
+
+
+class WeightsUnavailable(InputError):
+    """Pretrained weights are not in the local cache and cannot be fetched."""
+
+
+def weights_from_hub(
+    name: str, repository: str, file: str, announce: Callable[[str], None], *, option: str, instead: Sequence[str]
+) -> Path:
+    """The path of `file` of `repository` in the local cache, where it is downloaded to if need be; announced first.
+
+    name: the model. option: the option that names a model, and instead: what else works without a network, for the
+    WeightsUnavailable that is raised within PATIENCE seconds where the hub cannot be reached.
+    """
+    try:
+        return Path(hf_hub_download(repository, file, local_files_only=True))
+    except LocalEntryNotFoundError:
+        pass
+    address = f"{constants.ENDPOINT}/{repository}"
+    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _why_unreachable(f"{address}/resolve/main/{file}")
+    if reason is None:
+        announce(f"the weights of {name} are not in the cache; fetching them from {address}")
+        try:
+            return Path(hf_hub_download(repository, file))
+        except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+            reason = f"the download failed ({type(error).__name__})"
+    cached = cached_models()
+    ways = [f"--weights FILE ({file} from {address}, fetched on a machine with a network)"]
+    ways += [f"{option} with a model in the cache ({some(cached, 8)})"] if cached else []
+    raise WeightsUnavailable(
+        f"the weights of {name} are not in the cache, and the hub cannot be reached: {reason}. "
+        f"What works here: {', '.join((*ways, *instead))}"
+    )
+
+
+def cached_models() -> list[str]:
+    """Names of timm's models whose weights are in the local cache of the hub."""
+    cache = Path(constants.HF_HUB_CACHE)
+    found = []
+    for folder in sorted(cache.glob("models--timm--*")):
+        name = folder.name.removeprefix("models--timm--")
+        complete = any((snapshot / file).exists() for snapshot in folder.glob("snapshots/*") for file in WEIGHTS_FILES)
+        if complete and timm.is_model(name.split(".")[0]):
+            found.append(name)
+    return found
+
+
+def _why_unreachable(address: str) -> str | None:
+    """Why the server of `address` does not answer, through the proxy where there is one; None where it does."""
+    reasons: list[str | None] = []
+    # A thread, because nothing else bounds the time that looking a name up takes.
+    asking = threading.Thread(target=lambda: reasons.append(_ask(address)), daemon=True)
+    asking.start()
+    asking.join(PATIENCE)
+    return reasons[0] if reasons else f"no answer within {PATIENCE:g} seconds"
+
+
+def _ask(address: str) -> str | None:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PATIENCE):
+            return None
+    except urllib.error.HTTPError:
+        return None  # it answers; what it means is for the hub's client to say
+    except urllib.error.URLError as error:
+        # The hub's client may know certificates that Python does not.
+        return None if isinstance(error.reason, ssl.SSLError) else _sentence(error.reason)
+    except (OSError, http.client.HTTPException) as error:
+        return _sentence(error)
+
+
+def _sentence(reason: object) -> str:
+    return str(getattr(reason, "strerror", None) or reason) or type(reason).__name__
