@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from lightning_fabric import Fabric
 from safetensors.torch import load as from_bytes
@@ -101,11 +101,30 @@ class Classifier:
         config, weights = json.dumps(self._saved()).encode(), save(self._tensors())
         return _unpickled, (config, weights, self.metrics, self.folder, device, precision)
 
-    def predict(self, picture: Picture, *, top: int = 5, min_probability: float = 0.0) -> Prediction:
-        """What one picture shows: a path, bytes, an array (h, w) or (h, w, 3 or 4), or a PIL image.
+    @overload
+    def predict(self, picture: Picture, *, top: int = 5, min_probability: float = 0.0) -> Prediction: ...
+    @overload
+    def predict(
+        self, picture: list[Any] | tuple[Any, ...], *, top: int = 5, min_probability: float = 0.0
+    ) -> list[Prediction | UnreadablePicture]: ...
+    def predict(
+        self, picture: Picture | list[Any] | tuple[Any, ...], *, top: int = 5, min_probability: float = 0.0
+    ) -> Prediction | list[Prediction | UnreadablePicture]:
+        """Predict the class of one picture, or of each picture of a list.
 
-        Raises UnreadablePicture when it cannot be read.
+        Args:
+            picture: A path, bytes, an array (h, w) or (h, w, 3 or 4), or a PIL image; or a list or tuple of such.
+            top: Number of classes in `Prediction.top`.
+            min_probability: As for `predict_all`.
+
+        Returns:
+            The prediction; for a list what `predict_all` returns.
+
+        Raises:
+            UnreadablePicture: When the one picture cannot be read; in a list it takes the prediction's place.
         """
+        if isinstance(picture, (list, tuple)):
+            return self.predict_all(picture, top=top, min_probability=min_probability)
         found = self.predict_all([picture], top=top, min_probability=min_probability)[0]
         if isinstance(found, UnreadablePicture):
             raise found
@@ -129,6 +148,7 @@ class Classifier:
             raise InputError(f"top must be at least 1, not {top}")
         if not 0 <= min_probability <= 1:
             raise InputError(f"min_probability must be between 0 and 1, not {min_probability}")
+        pictures = list(pictures)  # a column of a data frame looks up labels, not positions
         log_probabilities, index, contents = self.log_probabilities(pictures, display=display)
         names = [str(picture) if isinstance(picture, (str, Path)) else None for picture in pictures]
         answers: list[Prediction | UnreadablePicture] = [

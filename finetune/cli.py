@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +30,7 @@ from finetune.explain_command import explain
 from finetune.export_command import export
 from finetune.inspect_command import inspect
 from finetune.lr_find_command import lr_find
+from finetune.predict_command import predict
 from finetune.report_command import report
 
 if TYPE_CHECKING:
@@ -121,81 +121,6 @@ def evaluate(run: Path, folder: Path, split: str | None, out: Path | None, devic
         print_json(result)
     else:
         _print_result(result, None)
-
-
-@click.command(cls=HelpfulCommand)
-@click.argument("run", type=existing)
-@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PICTURES_OR_FOLDERS...")
-@click.option(
-    "--top", type=click.IntRange(min=1), default=3, show_default=True, help="Number of classes shown for each picture."
-)
-@click.option(
-    "--min-probability",
-    type=click.FloatRange(0, 1),
-    show_default="0, every picture is answered",
-    help='Answer "unsure" where the probability is below this value.',
-)
-@click.option(
-    "--target-error",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    show_default="no limit",
-    help='Largest share of wrong answers that is acceptable. Less certain pictures are answered "unsure", so that the '
-    "others keep to this limit with 95 % confidence, judged by the run's validation pictures.",
-)
-@on_device
-@as_json
-def predict(
-    run: Path,
-    pictures: tuple[Path, ...],
-    top: int,
-    min_probability: float | None,
-    target_error: float | None,
-    device: str,
-    as_json: bool,
-) -> None:
-    """Predict the class of each picture.
-
-    RUN is a folder that `finetune fit` wrote. Folders of pictures are searched with their sub-folders. --json prints
-    one object per line; a picture answered "unsure" has "unsure": true there, and its label is a guess. Unreadable
-    files are named on stderr, and the exit code is then 2.
-    """
-    import finetune
-    from finetune.folder import list_unlabelled
-    from finetune.refusal import refusal_for, refusals, validation_answers
-
-    if min_probability is not None and target_error is not None:
-        raise click.UsageError("--min-probability and --target-error both set the threshold; give one of them")
-    classifier, display = finetune.load(run, device=device), display_for(as_json)
-    if target_error is not None:
-        chosen = refusal_for(refusals(*validation_answers(run)), target_error)
-        min_probability = chosen.min_probability
-        display.say(f"unsure below {chosen.min_probability:.2%}; {1 - chosen.coverage:.1%} of validation is")
-    answers = classifier.predict_all(
-        list_unlabelled(pictures), top=top, min_probability=min_probability or 0.0, display=display
-    )
-    failed = False
-    for answer in answers:
-        if isinstance(answer, finetune.UnreadablePicture):
-            failed = True
-            click.echo(f"finetune: {answer}", err=True)
-            if as_json:
-                click.echo(json.dumps({"path": answer.source, "error": answer.reason}))
-        elif as_json:
-            top_classes = [{"label": label, "probability": round(share, 6)} for label, share in answer.top]
-            row = {
-                "path": answer.path,
-                "label": answer.label,
-                "probability": round(answer.probability, 6),
-                "unsure": answer.unsure,
-                "top": top_classes,
-            }
-            click.echo(json.dumps(row))
-        else:
-            shares = [f"{label} {share:.1%}" for label, share in answer.top]
-            first, others = ("unsure", shares) if answer.unsure else (shares[0], shares[1:])
-            click.echo(f"{answer.path}: {first}" + (f"  ({', '.join(others)})" if others else ""))
-    if failed:
-        sys.exit(2)
 
 
 @click.command(cls=HelpfulCommand)

@@ -1,0 +1,127 @@
+"""`finetune predict`: the class of each picture, on the terminal, as a table or as sorted folders."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from finetune.command_help import HelpfulCommand
+from finetune.commands import as_json, display_for, existing, on_device
+from finetune.errors import UnreadablePicture
+
+if TYPE_CHECKING:
+    from finetune.classifier import Prediction
+
+
+@click.command(cls=HelpfulCommand)
+@click.argument("run", type=existing)
+@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PICTURES_OR_FOLDERS...")
+@click.option(
+    "--top", type=click.IntRange(min=1), default=3, show_default=True, help="Number of classes shown for each picture."
+)
+@click.option(
+    "--min-probability",
+    type=click.FloatRange(0, 1),
+    show_default="0, every picture is answered",
+    help='Answer "unsure" where the probability is below this value.',
+)
+@click.option(
+    "--target-error",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    show_default="no limit",
+    help='Largest share of wrong answers that is acceptable. Less certain pictures are answered "unsure", so that the '
+    "others keep to this limit with 95 % confidence, judged by the run's validation pictures.",
+)
+@click.option(
+    "--csv",
+    "table",
+    type=click.Path(path_type=Path),
+    show_default="none",
+    help="Also write the predictions to this CSV file. Cells that a spreadsheet would take for a formula, those that "
+    "begin with = + - or @, get a ' in front.",
+)
+@click.option(
+    "--sort-into",
+    type=click.Path(path_type=Path),
+    show_default="none",
+    help='Copy each picture into a sub-folder of this folder that has the name of its class, or "unsure". No file is '
+    "replaced: a second picture of one name gets a number.",
+)
+@click.option("--link", is_flag=True, help="Make symbolic links instead of copies in --sort-into.")
+@on_device
+@as_json
+def predict(
+    run: Path,
+    pictures: tuple[Path, ...],
+    top: int,
+    min_probability: float | None,
+    target_error: float | None,
+    table: Path | None,
+    sort_into: Path | None,
+    link: bool,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Predict the class of each picture.
+
+    RUN is a folder that `finetune fit` wrote. Folders of pictures are searched with their sub-folders. --json prints
+    one object per line; a picture answered "unsure" has "unsure": true there, and its label is a guess. Unreadable
+    files are named on stderr, and the exit code is then 2.
+    """
+    import finetune
+    from finetune.folder import list_unlabelled
+    from finetune.prediction_table import check_table, write_table
+    from finetune.refusal import refusal_for, refusals, validation_answers
+    from finetune.sorting import check_target, sort_pictures
+
+    if min_probability is not None and target_error is not None:
+        raise click.UsageError("--min-probability and --target-error both set the threshold; give one of them")
+    if link and sort_into is None:
+        raise click.UsageError("--link goes with --sort-into")
+    if table is not None:
+        check_table(table)
+    if sort_into is not None:
+        check_target(sort_into, pictures)
+    classifier, display = finetune.load(run, device=device), display_for(as_json)
+    if target_error is not None:
+        chosen = refusal_for(refusals(*validation_answers(run)), target_error)
+        min_probability = chosen.min_probability
+        display.say(f"unsure below {chosen.min_probability:.2%}; {1 - chosen.coverage:.1%} of validation is")
+    answers = classifier.predict_all(
+        list_unlabelled(pictures), top=top, min_probability=min_probability or 0.0, display=display
+    )
+    if table is not None:
+        write_table(table, answers, top=min(top, len(classifier.classes)))
+    readable = [answer for answer in answers if isinstance(answer, finetune.Prediction)]
+    if sort_into is not None:
+        put = sort_pictures(sort_into, readable, classifier.classes, link=link)
+        display.say(f"{put} pictures are in {sort_into}")
+    for answer in answers:
+        _print(answer, as_json)
+    if len(readable) < len(answers):
+        sys.exit(2)
+
+
+def _print(answer: Prediction | UnreadablePicture, as_json: bool) -> None:
+    if isinstance(answer, UnreadablePicture):
+        click.echo(f"finetune: {answer}", err=True)
+        if as_json:
+            click.echo(json.dumps({"path": answer.source, "error": answer.reason}))
+    elif as_json:
+        top_classes = [{"label": label, "probability": round(share, 6)} for label, share in answer.top]
+        row = {
+            "path": answer.path,
+            "label": answer.label,
+            "probability": round(answer.probability, 6),
+            "unsure": answer.unsure,
+            "top": top_classes,
+        }
+        click.echo(json.dumps(row))
+    else:
+        shares = [f"{label} {share:.1%}" for label, share in answer.top]
+        first, others = ("unsure", shares) if answer.unsure else (shares[0], shares[1:])
+        click.echo(f"{answer.path}: {first}" + (f"  ({', '.join(others)})" if others else ""))

@@ -1,0 +1,48 @@
+"""Predictions as a CSV table that a spreadsheet opens without running anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from finetune.classifier import Prediction
+from finetune.errors import InputError, UnreadablePicture
+from finetune.files import write_csv
+
+COLUMNS = ("path", "label", "probability", "unsure", "error")
+# A cell that begins with one of these is a formula to a spreadsheet.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def check_table(path: Path) -> None:
+    """InputError where `path` holds anything but such a table, which a new one may replace."""
+    if path.is_dir():
+        raise InputError(f"{path} (--csv) is a folder; give the name of a file")
+    if path.exists():
+        with path.open("rb") as file:
+            first = file.readline()
+        if not first.startswith(",".join(COLUMNS).encode()):
+            raise InputError(f"{path} (--csv) exists and is no table of predictions; choose another name")
+
+
+def write_table(path: Path, answers: Sequence[Prediction | UnreadablePicture], *, top: int) -> None:
+    """A row for each picture, in order: its label, probability, whether it is unsure, why it cannot be read, and the
+    next classes, `top` in all. The file is written whole or not at all."""
+    header = list(COLUMNS)
+    for rank in range(2, top + 1):
+        header += [f"label_{rank}", f"probability_{rank}"]
+    write_csv(path, header, [[_cell(value) for value in _row(answer, len(header))] for answer in answers])
+
+
+def _row(answer: Prediction | UnreadablePicture, width: int) -> list[str]:
+    if isinstance(answer, UnreadablePicture):
+        row = [answer.source, "", "", "", answer.reason]
+    else:
+        row = [answer.path or "", answer.label, f"{answer.probability:.6f}", "yes" if answer.unsure else "no", ""]
+        for label, probability in answer.top[1:]:
+            row += [label, f"{probability:.6f}"]
+    return row + [""] * (width - len(row))
+
+
+def _cell(value: str) -> str:
+    return f"'{value}" if value.startswith(_FORMULA) else value

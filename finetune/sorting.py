@@ -1,0 +1,112 @@
+"""Pictures copied or linked into one folder per predicted class."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import re
+import shutil
+from collections.abc import Collection, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+
+from finetune.classifier import Prediction
+from finetune.errors import InputError
+
+UNSURE = "unsure"
+# Not allowed in a file name by some system, or a sign of an escape.
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]|^\.|^ |[. ]$|%(?=[0-9A-F]{2})')
+
+
+def check_target(target: Path, sources: Collection[Path]) -> None:
+    """InputError where `target` is no folder, or lies in one of the folders among `sources`, which stay as they are."""
+    place = Path(os.path.realpath(target))
+    if place.exists() and not place.is_dir():
+        raise InputError(f"{target} (--sort-into) is not a folder")
+    for source in sources:
+        if source.is_dir() and place.is_relative_to(os.path.realpath(source)):
+            raise InputError(
+                f"{target} (--sort-into) lies in {source}, where nothing is changed; choose another folder"
+            )
+
+
+def sort_pictures(target: Path, answers: Sequence[Prediction], classes: Sequence[str], *, link: bool) -> int:
+    """Put each answered picture into `target`/<class>/, unsure ones into `target`/unsure/; how many were put.
+
+    A file that is there already is never replaced: another picture of its name gets a number, "a-2.jpg". A picture that
+    an earlier call put there counts as done. link: make symbolic links instead of copies. A class whose name is no
+    safe folder name has the unsafe characters as %XX.
+
+    InputError where a file cannot be written.
+    """
+    folders = {label: target / safe_name(label) for label in classes}
+    unsure = target / _name_for_unsure(classes)
+    taken: set[Path] = set()
+    for answer in answers:
+        folder, source = unsure if answer.unsure else folders[answer.label], Path(answer.path or "")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            taken.add(_put(source, folder, taken, link=link))
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise InputError(f"{source} cannot be put into {folder} (--sort-into): {why}") from error
+    return len(taken)
+
+
+def safe_name(label: str) -> str:
+    """`label` as the name of a folder, on any system; different labels have different names."""
+    return _UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", label)
+
+
+def _name_for_unsure(classes: Sequence[str]) -> str:
+    """ "unsure", after as many underscores as it takes to be no class."""
+    name, known = UNSURE, {safe_name(label).casefold() for label in classes}
+    while name in known:
+        name = f"_{name}"
+    return name
+
+
+def _put(source: Path, folder: Path, taken: Collection[Path], *, link: bool) -> Path:
+    for place in _places(folder, source):
+        if place in taken:
+            continue
+        if os.path.lexists(place):
+            if _is_of(place, source, link=link):
+                return place
+            continue
+        try:
+            if link:
+                place.symlink_to(os.path.abspath(source))
+            else:
+                _copy(source, place)
+        except FileExistsError:  # another process was faster
+            continue
+        return place
+    raise AssertionError("there is always another name")
+
+
+def _places(folder: Path, source: Path) -> Iterator[Path]:
+    yield folder / source.name
+    for number in count(2):
+        yield folder / f"{source.stem}-{number}{source.suffix}"
+
+
+def _is_of(place: Path, source: Path, *, link: bool) -> bool:
+    """Whether an earlier call made `place` of `source`."""
+    if link:
+        return place.is_symlink() and os.readlink(place) == os.path.abspath(source)
+    return place.is_file() and not place.is_symlink() and filecmp.cmp(source, place, shallow=False)
+
+
+def _copy(source: Path, place: Path) -> None:
+    """A copy that is whole or not there; FileExistsError where `place` exists."""
+    place.open("xb").close()  # the name is this process's from here on
+    temporary = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+        shutil.copy2(source, temporary)
+        os.replace(temporary, place)
+    except BaseException:
+        place.unlink(missing_ok=True)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
