@@ -14,12 +14,16 @@ from finetune.errors import InputError
 from finetune.files import read_csv
 from finetune.run_files import PREDICTIONS_FILE
 
-# Shares of the validation pictures that may be left after refusal. Few, and the same for every target: each bound is
-# paid for by the others, which all hold at once.
+# Shares of the validation pictures that may be answered. They are few because all bounds hold at once: each further one
+# makes the others wider.
 COVERAGES = (1.0, 0.98, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.35, 0.2)
 
-# How sure it is that the error on new pictures is under its bound.
+# How sure it is that the error on new pictures is under its bound: of the chosen row, and of each one alone.
 CONFIDENCE = 0.95
+EACH = 1 - (1 - CONFIDENCE) / len(COVERAGES)
+
+# Beyond so many validation pictures a target counts as out of reach.
+MOST_NEEDED = 10_000_000
 
 # predictions.csv keeps six decimals: what was rounded up to a threshold is not below it.
 HALF_DIGIT = 5e-7
@@ -27,24 +31,32 @@ HALF_DIGIT = 5e-7
 
 @dataclass(frozen=True)
 class Refusal:
-    """min_probability: below it a prediction is refused. coverage: share of the validation pictures that are not.
+    """A threshold and what the validation pictures show of it.
 
-    error: share of those that is wrong. bound: under which that share stays on new pictures, at CONFIDENCE.
+    min_probability: predictions below it are refused. coverage: share of the validation pictures that are answered.
+    error: share of these answers that is wrong. bound: upper bound of that share on new pictures, at CONFIDENCE.
+    answered: number of validation pictures that are answered.
     """
 
     min_probability: float
     coverage: float
     error: float
     bound: float
+    answered: int
 
 
 def refusals(probabilities: Sequence[float], right: Sequence[bool]) -> list[Refusal]:
-    """What refusal can promise, a row for each of COVERAGES, most pictures kept first.
+    """One threshold for each of COVERAGES, with its error bound, most pictures answered first.
 
-    probabilities: of the predicted class, (n,), of pictures that were not learned from. right: whether it is the true
-    one. Each bound is the upper end of a one-sided interval of Clopper and Pearson (1934), and the confidence is shared
-    out between all rows (Bonferroni), as in "selection with guaranteed risk" of Geifman and El-Yaniv (2017): whichever
-    is chosen after looking holds, for new pictures of the same kind.
+    Args:
+        probabilities: Of the predicted class, (n,), of pictures that the network did not learn from.
+        right: (n,), whether the prediction is the true class.
+
+    Returns:
+        A row for each coverage; none where there is no picture. Each bound is the upper end of a one-sided
+        Clopper-Pearson interval (1934). The confidence is divided between all rows (Bonferroni), as in "selection with
+        guaranteed risk" of Geifman and El-Yaniv (2017), so that a row chosen after looking holds for new pictures of
+        the same kind.
     """
     values, wrong = np.asarray(probabilities, dtype=np.float64), ~np.asarray(right, dtype=bool)
     if len(values) == 0:
@@ -56,36 +68,84 @@ def refusals(probabilities: Sequence[float], right: Sequence[bool]) -> list[Refu
         threshold = 0.0 if coverage == 1 else max(0.0, float(falling[last]) - HALF_DIGIT)
         kept = values >= threshold
         n, errors = int(kept.sum()), int(wrong[kept].sum())
-        bound = upper_bound(errors, n, 1 - (1 - CONFIDENCE) / len(COVERAGES))
-        rows.append(Refusal(threshold, n / len(values), errors / n, bound))
+        rows.append(Refusal(threshold, n / len(values), errors / n, upper_bound(errors, n, EACH), n))
     return rows
 
 
 def refusal_for(rows: Sequence[Refusal], target_error: float) -> Refusal:
-    """The row that keeps most pictures of those whose bound is at or under `target_error`.
+    """The row that answers most pictures among those whose bound is at most `target_error`.
 
-    InputError for a target outside of (0, 1), and for one that none of the rows can promise.
+    Raises:
+        InputError: For a target outside of (0, 1), and for one that no row can guarantee. The message says which
+            target can be guaranteed and how many validation pictures the one asked for would need.
     """
     if not 0 < target_error < 1:
         raise InputError(f"--target-error must be between 0 and 1, not {target_error:g}")
     kept = [row for row in rows if row.bound <= target_error]
     if not kept:
-        best = min((row.bound for row in rows), default=1.0)
-        raise InputError(
-            f"--target-error {target_error:g} cannot be promised: the run's validation pictures show no less than "
-            f"{_rounded_up(best):g}; ask for that, validate on more pictures, or give --min-probability"
-        )
+        raise InputError(_cannot_be_promised(rows, target_error))
     return max(kept, key=lambda row: row.coverage)
 
 
-def _rounded_up(share: float) -> float:
-    """To two digits, upwards, so that what is told can be asked for."""
-    step = 10.0 ** (math.floor(math.log10(share)) - 1)
-    return round(math.ceil(share / step) * step, 12)
+def _cannot_be_promised(rows: Sequence[Refusal], target: float) -> str:
+    refused = f"--target-error {target:g} cannot be promised"
+    threshold = "set a threshold yourself with --min-probability"
+    if not rows:
+        return f"{refused}: the run kept no predictions of validation pictures; {threshold}"
+    n = rows[0].answered
+    lowest = _rounded_up(min(row.bound for row in rows))
+    ways = [f"ask for --target-error {lowest:g} or more"] if lowest < 1 else []
+    ways.append(threshold)
+    needed = pictures_needed(rows, target)
+    if needed is None:
+        surest = min(rows, key=lambda row: row.error)
+        why = (
+            f"of the surest {surest.answered:,} of {n:,} validation pictures {surest.error:.1%} are predicted wrong, "
+            "so more pictures would not help"
+        )
+    else:
+        why = f"{n:,} validation pictures are too few for it"
+        ways.append(f"train again with at least about {needed:,} validation pictures (in val/)")
+    return f"{refused}: {why}; {', or '.join(ways)}"
+
+
+def pictures_needed(rows: Sequence[Refusal], target_error: float) -> int | None:
+    """How many validation pictures would guarantee `target_error`, if the share of wrong answers stays the same.
+
+    Returns:
+        The smallest number over all rows, rounded up to two digits; None where every row has a larger share of wrong
+        answers, or where more than MOST_NEEDED pictures would be needed.
+    """
+    numbers = [_needed(row, target_error) for row in rows if row.error < target_error]
+    fewest = min((number for number in numbers if number is not None), default=None)
+    return None if fewest is None else int(_rounded_up(fewest))
+
+
+def _needed(row: Refusal, target: float) -> int | None:
+    """The number of validation pictures at which the bound of `row` falls to `target`; None beyond MOST_NEEDED."""
+
+    def enough(answered: int) -> bool:
+        return upper_bound(math.ceil(row.error * answered - 1e-9), answered, EACH) <= target
+
+    low, high = row.answered, 2 * row.answered
+    while not enough(high):
+        low, high = high, 2 * high
+        if high > MOST_NEEDED:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return math.ceil(high / row.coverage)
+
+
+def _rounded_up(value: float) -> float:
+    """`value` above 0 to two digits, upwards, so that the number in a message can be asked for."""
+    step = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return round(math.ceil(value / step - 1e-9) * step, 12)
 
 
 def upper_bound(errors: int, n: int, confidence: float) -> float:
-    """Under which the rate of errors lies at this one-sided confidence, `errors` of `n` seen (Clopper-Pearson)."""
+    """Upper bound of an error rate at this one-sided confidence, after `errors` of `n` (Clopper-Pearson)."""
     return 1.0 if errors >= n else float(betaincinv(errors + 1, n - errors, confidence))
 
 

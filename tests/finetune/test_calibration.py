@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,16 @@ from finetune.calibration import TEMPERATURES, calibrated, calibration_summary, 
 from finetune.cli import main
 from finetune.errors import InputError
 from finetune.metrics import expected_calibration_error, log_loss, reliability
-from finetune.refusal import CONFIDENCE, COVERAGES, Refusal, refusal_for, refusals, upper_bound, validation_answers
+from finetune.refusal import (
+    CONFIDENCE,
+    COVERAGES,
+    Refusal,
+    pictures_needed,
+    refusal_for,
+    refusals,
+    upper_bound,
+    validation_answers,
+)
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -173,7 +183,7 @@ def test_the_error_on_new_pictures_is_under_the_target_as_often_as_stated(target
 
 def test_an_error_that_the_network_keeps_anyway_refuses_nothing() -> None:
     assert refusal_for(refusals([0.5] * 1000, [True] * 1000), 0.1) == Refusal(
-        0.0, 1.0, 0.0, upper_bound(0, 1000, 1 - 0.05 / len(COVERAGES))
+        0.0, 1.0, 0.0, upper_bound(0, 1000, 1 - 0.05 / len(COVERAGES)), 1000
     )
 
 
@@ -352,5 +362,34 @@ def test_the_target_that_is_offered_instead_can_be_asked_for(trial: tuple[int, i
     rows = refusals([0.9] * n, [position >= errors for position in range(n)])
     with pytest.raises(InputError) as told:
         refusal_for(rows, 1e-5)
-    offered = float(str(told.value).split("no less than ")[1].split(";")[0])
-    assert offered == 1 or refusal_for(rows, offered).bound <= offered
+    offered = re.search(r"ask for --target-error (\S+) or more", str(told.value))
+    if offered is None:
+        assert min(row.bound for row in rows) > 0.99
+    else:
+        assert refusal_for(rows, float(offered[1])).bound <= float(offered[1])
+
+
+@given(SEEDS, st.integers(5, 300), st.floats(0.005, 0.3))
+@settings(max_examples=30, deadline=None)
+def test_a_target_that_cannot_be_promised_says_how_many_pictures_it_takes(seed: int, n: int, target: float) -> None:
+    probabilities, right = answers(n, np.random.default_rng(seed))
+    rows = refusals(probabilities, right)
+    if min(row.bound for row in rows) <= target:
+        return
+    with pytest.raises(InputError) as told:
+        refusal_for(rows, target)
+    needed = pictures_needed(rows, target)
+    assert "--min-probability" in str(told.value)
+    if needed is None:
+        assert "more pictures would not help" in str(told.value)
+        return
+    assert f"about {needed:,} validation pictures" in str(told.value)
+    assert needed > n
+    copies = needed // n + 2
+    assert refusal_for(refusals(probabilities * copies, right * copies), target).bound <= target
+
+
+def test_errors_of_the_surest_answers_are_named_where_no_number_of_pictures_helps() -> None:
+    rows = refusals([0.9] * 50, [position >= 10 for position in range(50)])
+    with pytest.raises(InputError, match=r"surest 50 of 50 validation pictures 20\.0% are predicted wrong"):
+        refusal_for(rows, 0.1)
