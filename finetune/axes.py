@@ -54,13 +54,13 @@ class Frame:
         across, up = self.x.share(x), min(1.0, max(0.0, self.y.share(y)))
         return self.left + across * (self.right - self.left), self.floor - up * (self.floor - self.top)
 
-    def grid(self, percent: bool, x_names: Sequence[str], tilted: bool) -> Iterable[Markup]:
+    def grid(self, percent: bool, x_names: Sequence[str], tilted: bool, *, percent_x: bool = False) -> Iterable[Markup]:
         for tick in self.y.ticks():
             _, y = self.place(self.x.low, tick)
             yield path([(self.left, y), (self.right, y)], "grid")
-            yield text(self.left - 6, y + 4, f"{100 * tick:.4g}%" if percent else number(tick), "end")
+            yield text(self.left - 6, y + 4, _tick(tick, percent), "end")
         ticks = [(float(position), name) for position, name in enumerate(x_names)]
-        for tick, name in ticks or [(tick, number(tick)) for tick in self.x.ticks()]:
+        for tick, name in ticks or [(tick, _tick(tick, percent_x)) for tick in self.x.ticks()]:
             x, _ = self.place(tick, self.y.high)
             if tilted:
                 yield Markup('<text class="end" transform="translate({} {}) rotate(-35)">{}</text>').format(
@@ -104,6 +104,10 @@ def number(value: float, percent: bool = False) -> str:
 def shortened(name: str, longest: int) -> str:
     """`name` in at most so many letters."""
     return name if len(name) <= longest else f"{name[: longest - 1]}…"
+
+
+def _tick(value: float, percent: bool) -> str:
+    return f"{100 * value:.4g}%" if percent else number(value)
 
 
 def short(value: float) -> str:

@@ -83,6 +83,7 @@ def line_chart(
     log_x: bool = False,
     log_y: bool = False,
     percent: bool = False,
+    percent_x: bool = False,
     x_names: Sequence[str] = (),
     marks: Sequence[Mark] = (),
     x_range: tuple[float, float] | None = None,
@@ -93,9 +94,9 @@ def line_chart(
 ) -> Markup:
     """Lines over one pair of axes.
 
-    percent: y is a share, shown as such. x_names: what x = 0, 1, … are called. x_range, y_range: the axes' ends, by
-    default those of the data. diagonal: the line x = y. dots: at the points of lines that have few. ValueError where
-    there is nothing to draw.
+    percent, percent_x: y or x is a share, shown in per cent. x_names: labels of x = 0, 1, and so on. x_range, y_range:
+    ends of the axes, by default those of the data. diagonal: draw the line x = y. dots: mark the points of lines that
+    have few. ValueError where there is nothing to draw.
     """
     drawn = {line.name: [(x, y) for x, y in zip(line.x, line.y, strict=True) if _drawable(x, y)] for line in lines}
     points = [point for line in drawn.values() for point in line]
@@ -110,7 +111,7 @@ def line_chart(
         left=54,
         bottom=74 if tilted else 42,
     )
-    parts = [*frame.grid(percent, x_names, tilted), frame.labels(x_label, y_label)]
+    parts = [*frame.grid(percent, x_names, tilted, percent_x=percent_x), frame.labels(x_label, y_label)]
     if diagonal:
         low = max(frame.x.low, frame.y.low)
         high = min(frame.x.high, frame.y.high)
@@ -124,7 +125,7 @@ def line_chart(
         if dots and len(drawn[line.name]) <= _DOTS:
             parts += [_dot(*where, colour[line.name]) for where in placed if where is not None]
     parts += _marks(marks, frame)
-    told = "; ".join(f"{line.name}: {_told(drawn[line.name], percent, x_names)}" for line in lines)
+    told = "; ".join(f"{line.name}: {_told(drawn[line.name], percent, x_names, percent_x)}" for line in lines)
     legend = [(line.name, colour[line.name], line.dashed) for line in lines] if len(lines) > 1 else []
     return _figure(title, f"{y_label} over {x_label}. {told}.", parts, frame.height, legend)
 
@@ -237,8 +238,8 @@ def _wrapped(title: str, drawing: Markup, legend: Sequence[tuple[str, str, bool]
     return Markup('<figure class="chart">\n<figcaption>{}</figcaption>\n{}\n{}</figure>').format(title, drawing, listed)
 
 
-def _told(points: Sequence[tuple[float, float]], percent: bool, x_names: Sequence[str]) -> str:
-    name: Callable[[float], str] = (lambda x: x_names[round(x)]) if x_names else number
+def _told(points: Sequence[tuple[float, float]], percent: bool, x_names: Sequence[str], percent_x: bool = False) -> str:
+    name: Callable[[float], str] = (lambda x: x_names[round(x)]) if x_names else (lambda x: number(x, percent_x))
     told = list(points)
     if not told:
         return "nothing"

@@ -1,8 +1,8 @@
-"""What the errors on training and validation pictures say together: too small a model, too large a one, or done.
+"""Diagnosis of a run from its training and validation errors: underfitting, overfitting, or done.
 
-As taught since Ng (2017, Machine Learning Yearning, chapters 20 to 27): a high training error asks for a larger model
-or longer training, a low one with a high validation error for regularisation and more data. Where both are high, the
-larger of the two, the training error and what validation adds to it, is the one to mend first.
+After Ng (2017, Machine Learning Yearning, chapters 20 to 27): a high training error asks for a larger model or longer
+training; a low training error with a high validation error asks for regularisation and more data. Where both are high,
+the larger of the training error and the gap to validation is reported.
 """
 
 from __future__ import annotations
@@ -16,27 +16,30 @@ from finetune.metrics import wilson_interval
 
 # An error is high beyond this share of the pictures.
 HIGH = 0.10
-# Validation is done with where its error, at the worst that its interval allows, stays at or below this.
+# A run is done where the upper end of the validation error's interval is at most this.
 DONE = 0.15
-# Validation must be worse than training by more than this, interval and all, to speak of overfitting.
+# Overfitting: the lower end of the validation error's interval exceeds the training error by more than this.
 GAP = 0.03
-# Of the way from guessing to a perfect fit, what a training loss may leave before it counts as high.
+# A training loss counts as high above this share of the loss of guessing, after the loss of a perfect fit is removed.
 HIGH_LOSS = 0.3
-# How much higher the validation loss may end than it was at its best, before it counts as having turned.
+# The validation loss has turned where its last value is more than this many times its lowest.
 TURNED = 1.1
 
 NAMES = {
     "underfit": "underfitting",
     "overfit": "overfitting",
     "done": "done",
-    "unknown": "too little is known",
+    "unknown": "no diagnosis",
 }
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """kind: a key of NAMES. sentence: what is the matter. evidence: the numbers that say so. advice: what to try next,
-    each a flag and why, the first first."""
+    """What is wrong with a run, if anything.
+
+    kind: a key of NAMES. sentence: the diagnosis in words. evidence: the numbers behind it. advice: what to try next,
+    most promising first, each "--flag VALUE: reason" or a plain sentence.
+    """
 
     kind: str
     sentence: str
@@ -51,22 +54,31 @@ class Diagnosis:
 def diagnose(
     metrics: Mapping[str, Any], history: Sequence[Mapping[str, float]], config: Mapping[str, Any], classes: int
 ) -> Diagnosis:
-    """The diagnosis of a run by its metrics.json, its history.csv (epochs, oldest first) and its options.
+    """Diagnose a run. Test pictures are not used.
 
-    Training pictures are judged by metrics["train"], the kept network's accuracy on them as they are; without it by
-    the training loss, which augmentation and label smoothing raise. Test pictures have no say.
+    Args:
+        metrics: Contents of metrics.json.
+        history: Rows of history.csv, oldest first.
+        config: Options of the run.
+        classes: Number of classes.
+
+    Returns:
+        The diagnosis. The training error is metrics["train"], measured without augmentation; where that is missing,
+        the training loss is used, which augmentation and label smoothing raise.
     """
     val = metrics.get("val")
     if not val:
-        return _unknown([], "there is no accuracy on validation pictures, which a diagnosis stands on")
+        return _unknown([], "the run has no accuracy on validation pictures")
     error = 1 - val["accuracy"]
     low, high = (1 - share for share in reversed(val.get("interval") or _interval(val["accuracy"], val["n"])))
-    evidence = [f"validation error {_share(error)} ({_share(low)} to {_share(high)}) on {val['n']:,} pictures"]
+    evidence = [
+        f"validation error {_share(error)} (95% interval {_share(low)} to {_share(high)}) on {val['n']:,} pictures"
+    ]
     train = metrics.get("train")
     if train:
         train_error = 1 - train["accuracy"]
         on = f" on {train['n']:,} pictures" if "n" in train else ""
-        evidence.insert(0, f"training error {_share(train_error)}{on}, as they are, without augmentation")
+        evidence.insert(0, f"training error {_share(train_error)}{on}, measured without augmentation")
         if train_error > HIGH and (error - train_error <= train_error or low - train_error <= GAP):
             later = _fitted_later(history, config, classes)
             return _overfit(evidence + later, metrics, config) if later else _underfit(evidence, metrics, config)
@@ -74,21 +86,21 @@ def diagnose(
             return _overfit(evidence + _turned(history), metrics, config)
         if high <= DONE:
             return _done(evidence)
-        return _unknown(evidence, "there are too few validation pictures to tell a good model from a middling one")
+        return _unknown(evidence, "there are too few validation pictures to say whether the model is good")
     if high <= DONE:
         return _done(evidence)
     left = _loss_left(history, metrics.get("best_epoch", 0), config, classes)
     if left is None:
-        return _unknown(evidence, "how well it does on its own training pictures was not measured")
+        return _unknown(evidence, "the error on training pictures was not measured")
     evidence.append(
-        f"training loss {_share(left)} of the way from a perfect fit to guessing, at the epoch that was kept; "
-        "augmentation is in it, so it tells less than an accuracy would"
+        f"training loss of the kept epoch {_share(left)} of the way from a perfect fit to guessing; "
+        "augmentation raises it"
     )
     if left > HIGH_LOSS and error > HIGH:
         return _underfit(evidence, metrics, config)
     if left <= HIGH_LOSS and low > GAP:
         return _overfit(evidence + _turned(history), metrics, config)
-    return _unknown(evidence, "the two errors lie too near each other, for so few validation pictures")
+    return _unknown(evidence, "with so few validation pictures, training and validation error do not differ clearly")
 
 
 def _underfit(evidence: Sequence[str], metrics: Mapping[str, Any], config: Mapping[str, Any]) -> Diagnosis:
@@ -96,25 +108,26 @@ def _underfit(evidence: Sequence[str], metrics: Mapping[str, Any], config: Mappi
     strategy = metrics.get("strategy")
     larger = {"head": "partial", "partial": "full"}.get(str(metrics.get("kept") or strategy))
     if strategy == "scratch":
-        advice.append("--strategy auto: start from pretrained weights, which know most of what pictures are made of")
+        advice.append("--strategy auto: start from pretrained weights")
     elif larger and larger != strategy:
-        advice.append(f"--strategy {larger}: let more of the network learn")
+        advice.append(f"--strategy {larger}: train more layers")
     epochs = metrics.get("epochs", 0)
     if metrics.get("interrupted"):
-        advice.insert(0, "--resume: the run was interrupted, let it go to its end")
+        advice.insert(0, "--resume: finish the run, which was interrupted")
     elif epochs:
         longer = f"--epochs {2 * epochs}: train longer"
         at_the_end = metrics.get("best_epoch", 0) >= 0.8 * epochs
         advice.insert(
-            0 if at_the_end else len(advice), longer + (", it was still getting better" if at_the_end else "")
+            0 if at_the_end else len(advice),
+            longer + (", since the last epochs still improved the result" if at_the_end else ""),
         )
-    advice.append(f"--backbone NAME: a larger one than {config.get('backbone', 'this')}")
+    advice.append(f"--backbone NAME: use a larger backbone than {config.get('backbone', 'this one')}")
     if epochs and config.get("mixup"):
-        advice.append("--mixup 0: less to fight against")
+        advice.append("--mixup 0: weaken the augmentation")
     return Diagnosis(
         "underfit",
-        "The model makes many mistakes even on the pictures that it learned from: it is too small for them, or has "
-        "not learned for long enough. More pictures would not help yet.",
+        "The model makes many mistakes even on its training pictures. It is too small, or was not trained for long "
+        "enough. More pictures would not help yet.",
         tuple(evidence),
         tuple(advice),
     )
@@ -126,23 +139,26 @@ def _overfit(evidence: Sequence[str], metrics: Mapping[str, Any], config: Mappin
     kept = metrics.get("kept") or strategy
     trained = bool(metrics.get("epochs", 0)) and strategy != "head"
     if strategy == "scratch":
-        advice.append("--strategy auto: pretrained weights need far fewer pictures than random ones")
-    elif trained and kept != "head":
-        advice.append(f"--strategy {'head' if kept == 'partial' else 'partial'}: let less of the network move")
+        advice.append("--strategy auto: start from pretrained weights, which need far fewer pictures than random ones")
+    elif trained and kept not in ("head", "partial"):
+        # After partial, fewer layers would be the head alone, which this run has tried: it was not better.
+        advice.append("--strategy partial: train fewer layers")
     if trained:
         stronger = max(0.08, round((config.get("crop_scale") or 0.35) / 2, 2))
         if not config.get("trivial_augment", True):
-            advice.append("--trivial-augment: stronger augmentation")
-        advice.append(f"--mixup {0.4 if config.get('mixup') else 0.2}: stronger augmentation")
-        advice.append(f"--crop-scale {stronger:g}: stronger augmentation")
-        advice.append(f"--weight-decay {5 * (config.get('weight_decay') or 0.02):g}: more regularisation")
+            advice.append("--trivial-augment: use stronger augmentation")
+        advice.append(f"--mixup {0.4 if config.get('mixup') else 0.2}: use stronger augmentation")
+        advice.append(f"--crop-scale {stronger:g}: use stronger augmentation")
+        advice.append(f"--weight-decay {5 * (config.get('weight_decay') or 0.02):g}: use more regularisation")
     elif kept == "head":
-        advice.append("--strategy partial: augmented views, which a head on frozen features never sees")
-    advice.append("more training pictures, first of the classes with the lowest recall: nothing else helps as much")
+        advice.append(
+            "--strategy partial: train the top layers on augmented pictures, which a head on frozen features cannot use"
+        )
+    advice.append("Add training pictures, first of the classes with the lowest recall. Nothing else helps as much.")
     return Diagnosis(
         "overfit",
-        "The model does well on the pictures that it learned from and clearly worse on others: it needs more pictures, "
-        "stronger augmentation or more regularisation.",
+        "The model is clearly better on its training pictures than on others. It needs more pictures, stronger "
+        "augmentation or more regularisation.",
         tuple(evidence),
         tuple(advice),
     )
@@ -151,8 +167,8 @@ def _overfit(evidence: Sequence[str], metrics: Mapping[str, Any], config: Mappin
 def _done(evidence: Sequence[str]) -> Diagnosis:
     return Diagnosis(
         "done",
-        "Few mistakes on new pictures, and no sign of a model that is too small or too large. What is left is in "
-        "single pictures: look at the mistakes below, some may be wrong labels.",
+        "The model makes few mistakes on new pictures, and shows no sign of underfitting or overfitting. Look at the "
+        "mistakes below: some may be wrong labels.",
         tuple(evidence),
         (),
     )
@@ -163,25 +179,29 @@ def _unknown(evidence: Sequence[str], why: str) -> Diagnosis:
         "unknown",
         f"No diagnosis: {why}.",
         tuple(evidence),
-        ("--val-fraction 0.3, or a val/ folder with more pictures: to know more before anything is changed",),
+        ("--val-fraction 0.3: set more pictures aside for validation, or give a val/ folder with more",),
     )
 
 
 def _fitted_later(history: Sequence[Mapping[str, float]], config: Mapping[str, Any], classes: int) -> list[str]:
-    """What tells that training went on to fit its pictures while validation turned: what was kept, an early epoch or
-    the head from before, has a high training error because it was stopped, not because it could not learn."""
+    """Evidence that training fitted its pictures after the kept epoch, while the validation loss rose.
+
+    The kept weights then have a high training error because training was stopped early, not because they underfit.
+    """
     left = _loss_left(history, history[-1]["epoch"], config, classes) if history else None
     turned = _turned(history)
     if left is None or left > HIGH_LOSS or not turned:
         return []
-    return [*turned, f"training loss ended {_share(left)} of the way from a perfect fit to guessing"]
+    return [*turned, f"at the last epoch, training loss {_share(left)} of the way from a perfect fit to guessing"]
 
 
 def _loss_left(
     history: Sequence[Mapping[str, float]], epoch: float, config: Mapping[str, Any], classes: int
 ) -> float | None:
-    """Where the training loss of `epoch` lies between the least that label smoothing allows, 0, and that of guessing,
-    1; None where there was no such epoch."""
+    """Training loss of `epoch`, rescaled: 0 is the minimum under label smoothing, 1 the loss of guessing.
+
+    None where there was no such epoch.
+    """
     smoothing: float = config.get("label_smoothing", 0.0)
     row = next((row for row in history if row["epoch"] == epoch), None)
     if row is None or classes < 2 or not math.isfinite(row["train_loss"]):
@@ -196,7 +216,7 @@ def _turned(history: Sequence[Mapping[str, float]]) -> list[str]:
     losses = [row["val_loss"] for row in history if math.isfinite(row["val_loss"])]
     if not losses or losses[-1] <= TURNED * min(losses):
         return []
-    return [f"validation loss rose from {min(losses):.3g} to {losses[-1]:.3g} while training went on"]
+    return [f"validation loss rose from {min(losses):.3g} to {losses[-1]:.3g} during training"]
 
 
 def _interval(share: float, n: int) -> tuple[float, float]:

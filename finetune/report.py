@@ -21,6 +21,7 @@ from finetune.report_confusion import confusion_of
 from finetune.report_figures import (
     areas,
     calibration_error,
+    head_inputs,
     kept_told,
     probe_chart,
     reliability_chart,
@@ -33,22 +34,28 @@ from finetune.report_pictures import Explain, galleries, open_album, shown_in
 
 REPORT_FILE = "report.html"
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
-# Rows of a ledger that are shown; metrics.json has the rest.
+# Most rows of a list of files; metrics.json has the rest.
 _LEDGER = 200
 
 
 def write_report(run: str | Path, *, explain: Explain | None = None) -> Path:
-    """Make report.html of `run`, a run folder or one that `evaluate` left, anew; where it lies.
+    """Write report.html from the files of a run.
 
-    Thumbnails are made of the pictures in the folder that the run was made from; the page says where some are gone.
-    explain: given the paths of the pictures that the model is confidently wrong on, a heat map of each that it can
-    explain. InputError when `run` holds no finished run, or a damaged one.
+    Args:
+        run: A run folder, or a folder that `evaluate` wrote.
+        explain: Makes heat maps of the pictures whose paths it is given, for the confidently wrong predictions.
+
+    Returns:
+        The path of the page. Thumbnails are made from the run's folder of pictures; the page says where some are gone.
+
+    Raises:
+        InputError: If `run` holds no finished run, or a damaged one.
     """
     findings = read_findings(Path(run))
     path = findings.path / REPORT_FILE
     try:
         page = render("report.html.j2", **_values(findings, explain))
-    # The figures in these two files are as many as the page shows: what is no figure is met where it is drawn.
+    # metrics.json and config.json are not validated in full: a wrong value raises where it is rendered.
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, UndefinedError) as error:
         files = f"{findings.path / METRICS_FILE} or {CONFIG_FILE} beside it"
         reason = " ".join(str(error).split())[:200]
@@ -76,6 +83,7 @@ def _values(findings: Findings, explain: Explain | None) -> dict[str, Any]:
         "diagnosis": None if findings.evaluated else _diagnosis(findings),
         "training_charts": training_charts(findings),
         "kept_told": kept_told(metrics),
+        "head_inputs": head_inputs(metrics),
         "sweep_chart": sweep_chart(metrics.get("lr_sweep")),
         "probe_chart": probe_chart(metrics.get("probe_curve")),
         "confusion": confusion,
@@ -98,7 +106,7 @@ def _diagnosis(findings: Findings) -> Any:
 
 
 def command(findings: Findings) -> str:
-    """What makes this run, or this evaluation, again on the command line."""
+    """The command line that repeats this run, or this evaluation."""
     if findings.evaluated:
         split = findings.evaluated.get("asked")
         words = ["finetune", "evaluate", findings.evaluated["run"], _pictures(findings.evaluated)]
@@ -115,7 +123,7 @@ def _pictures(made: Mapping[str, Any]) -> str:
 
 
 def changed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a run that are not at their defaults. Options of another version of the product are kept."""
+    """The options of a run that differ from their defaults, those of other versions of the package included."""
     defaults = {known.name: known.default for known in dataclasses.fields(Config)}
     return {
         name: value

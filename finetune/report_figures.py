@@ -32,7 +32,7 @@ def result_chart(metrics: Mapping[str, Any]) -> Markup:
         if key in metrics.get("baselines", {}):
             baseline = metrics["baselines"][key]
             bars.append(Bar(name, baseline["accuracy"], *baseline["interval"]))
-    return bar_chart(bars, title="Accuracy, with 95% intervals", value_label="Accuracy", percent=True)
+    return bar_chart(bars, title="Accuracy, with 95% confidence intervals", value_label="Accuracy", percent=True)
 
 
 def probe_chart(curve: Mapping[str, Any] | None) -> Markup | None:
@@ -49,8 +49,8 @@ def probe_chart(curve: Mapping[str, Any] | None) -> Markup | None:
     return line_chart(
         lines,
         title="Linear probe at every depth of the backbone",
-        x_label="depth",
-        y_label="accuracy, cross-validated",
+        x_label="depth of the backbone, from input to output",
+        y_label="cross-validated accuracy",
         percent=True,
         x_names=[*(probe["depth"] for probe in probes), "all"],
         bands=bands,
@@ -78,10 +78,10 @@ def sweep_chart(sweep: Mapping[str, Any] | None) -> Markup | None:
         [Line("loss", [point["lr"] for point in points[:end]], losses[:end])],
         title="Sweep of learning rates",
         x_label="learning rate of the head",
-        y_label="loss in nats, smoothed",
+        y_label="smoothed loss, nats",
         log_x=True,
         y_range=(low - room, high + 2 * room),
-        marks=[] if suggestion is None else [Mark(suggestion, f"taken: {suggestion:.2g}")],
+        marks=[] if suggestion is None else [Mark(suggestion, f"used: {suggestion:.2g}")],
         dots=False,
     )
 
@@ -94,12 +94,12 @@ def training_charts(findings: Findings) -> list[Markup]:
     epochs = [row["epoch"] for row in history]
     marks = [Mark(best, f"kept: epoch {best}")] if best in epochs else []
     loss = [
-        Line("training, augmented", epochs, [row["train_loss"] for row in history]),
+        Line("training (augmented pictures)", epochs, [row["train_loss"] for row in history]),
         Line("validation", epochs, [row["val_loss"] for row in history]),
     ]
     accuracy = [Line("validation", epochs, [row["val_accuracy"] for row in history])]
     return [
-        line_chart(loss, title="Loss", x_label="epoch", y_label="loss in nats", marks=marks),
+        line_chart(loss, title="Loss", x_label="epoch", y_label="loss, nats", marks=marks),
         line_chart(
             accuracy, title="Validation accuracy", x_label="epoch", y_label="accuracy", percent=True, marks=marks
         ),
@@ -107,29 +107,44 @@ def training_charts(findings: Findings) -> list[Markup]:
 
 
 def kept_told(metrics: Mapping[str, Any]) -> str | None:
-    """In words which weights of a training were kept; None where nothing was trained."""
+    """Which weights of a training were kept, in words; None where nothing was trained."""
     best, strategy = metrics.get("best_epoch", 0), STRATEGIES.get(str(metrics.get("strategy")))
     if not metrics.get("epochs"):
         return None
     if not best:
-        return "No epoch was kept: on validation none did better than the head that was solved before training."
-    kept = f"Kept are the weights of epoch {best}"
+        return "No epoch was kept: none was better on the validation pictures than the linear head on frozen features."
+    told = f"The weights of epoch {best} were kept."
     way = metrics.get("share_of_the_way")
-    if way is None or strategy is None or strategy.start != "pretrained" or metrics.get("interrupted"):
-        told = f"{kept}."
-    elif way == 1:
-        told = f"{kept}, whole: nothing tried between them and those that training began with was better on validation."
-    else:
-        told = (
-            f"{kept}, but only {way:.0%} of the way to them from those that training began with: "
-            "on validation that was better than the whole way."
+    if way is not None and strategy is not None and strategy.start == "pretrained" and not metrics.get("interrupted"):
+        told += (
+            " No mixture with the weights before training was better on the validation pictures."
+            if way == 1
+            else f" They are mixed with the weights before training ({way:.0%} trained, {1 - way:.0%} before), "
+            "which was better on the validation pictures."
         )
     if "val" in metrics.get("learned_from", ()):
         told += (
-            " The same training then learned from the validation pictures too, and its weights took their place; "
-            "what is told of validation pictures is from before."
+            " The same training was then repeated with the validation pictures included, and its weights were kept. "
+            "The validation figures are from before."
         )
     return told
+
+
+def head_inputs(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the head of the classifier reads, and what the baseline head reads where that is another head."""
+    kept, reads, frozen = metrics.get("kept"), metrics.get("head_reads"), metrics.get("frozen_head_reads")
+    if not reads:
+        return []
+    found = [("input of the head", _depths(reads))]
+    if frozen and kept != "head":
+        found.append(("input of the baseline head", f"{_depths(frozen)}, frozen"))
+    return found
+
+
+def _depths(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return f"{names[0]} (last output of the backbone)" if names[0] == "features" else names[0]
+    return f"{', '.join(names[:-1])} and {names[-1]}, side by side"
 
 
 @dataclass(frozen=True)
@@ -177,14 +192,14 @@ def areas(findings: Findings) -> Areas | None:
         _curves(
             precision_curves,
             precision,
-            title="Precision and recall, one class against the rest",
-            x_label="recall",
-            y_label="precision",
+            title="Precision and recall, each class against the others",
+            x_label="recall: found pictures of the class",
+            y_label="precision: correct among those found",
         ),
         _curves(
             roc_curves,
             roc,
-            title="ROC, one class against the rest",
+            title="ROC curve, each class against the others",
             x_label="false positive rate",
             y_label="true positive rate",
             diagonal=True,
@@ -204,7 +219,9 @@ def _curves(curves: Mapping[str, Curve], area: Mapping[str, float], *, title: st
         x, y = curves[name]
         kept = np.unique(np.linspace(0, len(x) - 1, 150).round().astype(int))
         lines.append(Line(f"{name}, {area[name]:.3f}", x[kept].tolist(), y[kept].tolist()))
-    return line_chart(lines, title=title, x_range=(0, 1), y_range=(0, 1), dots=False, **labels)
+    return line_chart(
+        lines, title=title, x_range=(0, 1), y_range=(0, 1), dots=False, percent=True, percent_x=True, **labels
+    )
 
 
 def reliability_chart(findings: Findings) -> Markup | None:
@@ -216,15 +233,16 @@ def reliability_chart(findings: Findings) -> Markup | None:
     places = [row["probability"] for row in bins]
     ends = [wilson_interval(round(row["accuracy"] * row["n"]), row["n"]) for row in bins]
     return line_chart(
-        [Line("right", places, [row["accuracy"] for row in bins])],
-        title="How often a prediction of this probability is right",
+        [Line("correct", places, [row["accuracy"] for row in bins])],
+        title="Reliability: how often a prediction of this probability is correct",
         x_label="probability of the prediction",
-        y_label="share that is right",
+        y_label="share of correct predictions",
         percent=True,
+        percent_x=True,
         x_range=(0, 1),
         y_range=(0, 1),
         diagonal=True,
-        bands=[Band("right", places, [low for low, _ in ends], [high for _, high in ends])],
+        bands=[Band("correct", places, [low for low, _ in ends], [high for _, high in ends])],
     )
 
 

@@ -45,14 +45,18 @@ def galleries(answers: Sequence[Answer], *, explained: bool = False) -> tuple[Ga
     found = (
         Gallery(
             "Confidently wrong",
-            "Mistakes that it is surest of: wrong labels, two things in one picture, or what it does not see.",
+            "Wrong predictions with the highest probability. Typical causes are a wrong label, several things in one "
+            "picture, or a detail that the model does not use."
+            + (" The heat map shows which part of the picture speaks for the wrong class." if explained else ""),
             tuple(islice((answer for answer in surest if not answer.right), GALLERY)),
             explained,
         ),
-        Gallery("Least certain", "Where it hesitates most, right or wrong.", tuple(surest[::-1][:GALLERY])),
+        Gallery(
+            "Least certain", "Predictions with the lowest probability, correct or wrong.", tuple(surest[::-1][:GALLERY])
+        ),
         Gallery(
             "Confidently right",
-            "What it finds easiest.",
+            "Correct predictions with the highest probability.",
             tuple(islice((answer for answer in surest if answer.right), GALLERY)),
         ),
     )

@@ -74,6 +74,7 @@ def measure(
         "learned_from": list(learned),
         "highest_stage": prepared.backbone.highest,
         "head_reads": list(prepared.stages.last(classifier.network.head.in_features)),
+        "frozen_head_reads": list(prepared.stages.last(prepared.heads.kept.width)),
         "interrupted": course.interrupted,
         "epochs": course.epoch,
         "best_epoch": course.best_epoch,

@@ -124,6 +124,14 @@ def test_advice_names_flags_that_exist_and_fits_the_run() -> None:
     assert diagnosed(0.99, train=1.0).advice == ()
 
 
+def test_an_overfitting_network_is_not_sent_back_to_the_head_that_it_was_better_than() -> None:
+    partial = diagnosed(0.6, train=1.0, history=epochs([0.3], [0.9]), best_epoch=1, strategy="partial", kept="partial")
+    assert partial.kind == "overfit"
+    assert not any(line.startswith("--strategy") for line in partial.advice)
+    full = diagnosed(0.6, train=1.0, history=epochs([0.3], [0.9]), best_epoch=1)
+    assert full.advice[0] == "--strategy partial: train fewer layers"
+
+
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 5000), st.sampled_from(["head", "partial", "full", "scratch"]))
 def test_every_diagnosis_has_its_numbers_and_options_that_can_be_given(
     train: float, val: float, n: int, strategy: str

@@ -59,9 +59,9 @@ def test_a_report_names_what_was_found_and_how_it_was_made(tmp_path: Path) -> No
         shlex.join(["finetune", "fit", str(tmp_path / "pictures"), "--out", str(run)]),
         "--strategy full --epochs 8",
         "Expected calibration error",
-        "weights of epoch 6, but only 50% of the way",
+        "weights before training (50% trained, 50% before)",
         "Sweep of learning rates",
-        "taken: 0.0011",
+        "used: 0.0011",
         "Squared error of the probes",
     ):
         assert text in page
@@ -72,18 +72,18 @@ def test_a_report_names_what_was_found_and_how_it_was_made(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("metrics", "told"),
     [
-        ({"share_of_the_way": 1.0}, "weights of epoch 6, whole"),
+        ({"share_of_the_way": 1.0}, "No mixture with the weights before training was better"),
         ({"best_epoch": 0}, "No epoch was kept"),
-        ({"best_epoch": 0}, "8, of which none was kept"),
-        ({"kept": "head"}, "full did no better on validation"),
-        ({"kept": "head", "epochs": 0, "interrupted": True}, "No epoch of full was finished: the head was kept"),
-        ({"strategy": "scratch", "share_of_the_way": 1.0}, "Kept are the weights of epoch 6."),
-        ({"share_of_the_way": None, "lr_sweep": None}, "Kept are the weights of epoch 6."),
+        ({"best_epoch": 0}, "8 trained, none kept"),
+        ({"kept": "head"}, "strategy full did no better on the validation pictures than the linear head"),
+        ({"kept": "head", "epochs": 0, "interrupted": True}, "No epoch of strategy full was finished, so the linear head"),
+        ({"strategy": "scratch", "share_of_the_way": 1.0}, "The weights of epoch 6 were kept.</p>"),
+        ({"share_of_the_way": None, "lr_sweep": None}, "The weights of epoch 6 were kept.</p>"),
         (
             {"lr_sweep": {"suggestion": None, "trouble": "it stayed what it was", "points": [
                 {"lr": 1e-6, "loss": 0.7, "smoothed": 0.7}, {"lr": 1e-3, "loss": 0.7, "smoothed": 0.7}
             ]}},
-            "It tells no rate, it stayed what it was: the strategy's own was taken.",
+            "The loss suggests no rate (it stayed what it was), so the strategy's own rate was used.",
         ),
     ],
 )  # fmt: skip
@@ -96,6 +96,52 @@ def test_what_was_kept_of_a_training_and_how_fast_it_learned_is_told_in_words(
     page = unescape(write_report(run).read_text())
     assert told in page
     assert ("Sweep of learning rates" in page) == (metrics.get("lr_sweep", {}) is not None)
+
+
+def page_with(tmp_path: Path, **metrics: Any) -> str:
+    """The report, without its markup's line breaks, of a made-up run whose metrics.json says `metrics` beside."""
+    return " ".join(unescape(write_report(made_run(tmp_path, FEW, 8, **metrics)).read_text()).split())
+
+
+def test_the_input_of_the_head_is_named_and_that_of_the_baseline_where_it_is_another(tmp_path: Path) -> None:
+    depths = ["blocks.4", "blocks.5", "features"]
+    trained = page_with(tmp_path / "trained", head_reads=["features"], frozen_head_reads=depths)
+    assert "<dt>input of the head</dt><dd>features (last output of the backbone)</dd>" in trained
+    assert (
+        "<dt>input of the baseline head</dt><dd>blocks.4, blocks.5 and features, side by side, frozen</dd>" in trained
+    )
+    head = page_with(tmp_path / "head", kept="head", head_reads=depths, frozen_head_reads=depths)
+    assert "<dt>input of the head</dt><dd>blocks.4, blocks.5 and features, side by side</dd>" in head
+    assert "input of the baseline head" not in head
+
+
+def test_what_the_solved_head_reads_is_kept_for_the_report(trained: Path) -> None:
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert metrics["frozen_head_reads"] == metrics["head_reads"]
+
+
+@pytest.mark.parametrize(("temperature", "after"), [(1.0, 0.119), (1.6, 0.05)])
+def test_a_calibration_that_changed_nothing_says_so_instead_of_two_equal_figures(
+    temperature: float, after: float, tmp_path: Path
+) -> None:
+    calibration = {"temperature": temperature, "ece_before": 0.119, "ece_after": after, "n": 16, "split": "test"}
+    page = page_with(tmp_path, calibration=calibration)
+    assert ("Calibration changed nothing" in page) == (temperature == 1)
+    assert ("<dt>error before</dt><dd>11.9%</dd>" in page) == (temperature != 1)
+
+
+def test_the_axes_of_the_confusion_matrix_have_names(tmp_path: Path) -> None:
+    page = page_with(tmp_path)
+    assert '<p class="axis-x">predicted class</p>' in page
+    assert '<p class="axis-y">true class</p>' in page
+
+
+def test_the_most_frequent_mistakes_are_listed_with_their_share_of_the_class(tmp_path: Path) -> None:
+    run = made_run(tmp_path, FEW, 30, certainty=0.5)
+    page = " ".join(write_report(run).read_text().split())
+    (_, wrong), (other, _) = json.loads((run / "metrics.json").read_text())["confusion"]
+    assert f"cats predicted as dogs</a>: {wrong} of 30 pictures ({wrong / 30:.1%})" in page
+    assert f"dogs predicted as cats</a>: {other} of 30 pictures ({other / 30:.1%})" in page
 
 
 def test_the_command_in_a_report_asks_for_the_very_options_of_the_run(tmp_path: Path) -> None:

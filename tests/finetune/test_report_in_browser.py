@@ -74,7 +74,7 @@ def test_the_page_of_true_photographs_is_whole_accessible_fits_and_explains_mist
     opened = Opened(browser, photographs, width=width, scheme=scheme)
     assert_fits_and_shows(opened, more_than=20)
     assert opened.page.get_by_alt_text("what spoke for cats").count() >= 2
-    opened.page.get_by_role("link", name="of dogs predicted cats").click()
+    opened.page.get_by_role("link", name="of dogs predicted as cats").click()
     assert opened.page.locator(".behind:target img").first.is_visible()
     assert opened.violations() == []
     assert (opened.requests, opened.complaints) == ([], [])
@@ -96,21 +96,48 @@ def test_the_page_of_many_classes_is_whole_accessible_and_fits(
 def test_a_cell_of_the_confusion_matrix_opens_by_click_and_by_keyboard_and_closes(browser: Browser, few: Path) -> None:
     opened = Opened(browser, few, width=390)
     page = opened.page
-    wrong = page.get_by_role("link", name="of cats predicted dogs")
-    right = page.get_by_role("link", name="of dogs predicted dogs")
-    assert not page.get_by_role("heading", name="cats predicted dogs").is_visible()
+    wrong = page.get_by_role("link", name="of cats predicted as dogs")
+    right = page.get_by_role("link", name="of dogs predicted as dogs")
+    assert not page.get_by_role("heading", name="cats predicted as dogs").is_visible()
     wrong.click()
-    assert page.get_by_role("heading", name="cats predicted dogs").is_visible()
+    assert page.get_by_role("heading", name="cats predicted as dogs").is_visible()
     behind = page.locator(".behind:target")
     assert behind.locator("img").count() == min(12, int(wrong.inner_text()))
     assert behind.locator("img").first.is_visible()
     right.focus()
     page.keyboard.press("Enter")
-    assert page.get_by_role("heading", name="dogs predicted dogs").is_visible()
-    assert not page.get_by_role("heading", name="cats predicted dogs").is_visible()
+    assert page.get_by_role("heading", name="dogs predicted as dogs").is_visible()
+    assert not page.get_by_role("heading", name="cats predicted as dogs").is_visible()
     assert opened.violations() == []
     page.get_by_role("link", name="Close").click()
     assert page.locator(".behind:target").count() == 0
+    opened.close()
+
+
+def test_the_axis_names_stand_beside_the_confusion_matrix(browser: Browser, few: Path) -> None:
+    opened = Opened(browser, few, width=1440)
+    table, predicted, true = (
+        opened.page.locator(selector).bounding_box() for selector in ("table.confusion", ".axis-x", ".axis-y")
+    )
+    assert table is not None
+    assert predicted is not None
+    assert true is not None
+    assert predicted["y"] + predicted["height"] <= table["y"] + 1
+    assert true["x"] + true["width"] <= table["x"] + 1
+    assert true["height"] > true["width"]
+    opened.close()
+
+
+@pytest.mark.parametrize("section", ["diagnosis", "learning", "probabilities", "data"])
+def test_no_half_of_a_wide_page_is_empty(browser: Browser, few: Path, section: str) -> None:
+    opened = Opened(browser, few, width=1440)
+    script = """(section) => [...document.querySelectorAll(`#${section} .columns`)].map((row) =>
+        [row.children.length, ...[...row.children].map((part) => part.innerText.trim().length)])"""
+    rows = opened.page.evaluate(script, section)
+    assert rows
+    for parts, *letters in rows:
+        assert parts % 2 == 0
+        assert min(letters) > 20
     opened.close()
 
 
