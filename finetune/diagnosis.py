@@ -167,8 +167,8 @@ def _overfit(evidence: Sequence[str], metrics: Mapping[str, Any], config: Mappin
 def _done(evidence: Sequence[str]) -> Diagnosis:
     return Diagnosis(
         "done",
-        "The model makes few mistakes on new pictures, and shows no sign of underfitting or overfitting. Look at the "
-        "mistakes below: some may be wrong labels.",
+        "The model makes few mistakes on new pictures, and shows no sign of underfitting or overfitting. Some of "
+        "the remaining mistakes may be wrong labels.",
         tuple(evidence),
         (),
     )

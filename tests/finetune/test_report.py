@@ -76,7 +76,7 @@ def test_a_report_names_what_was_found_and_how_it_was_made(tmp_path: Path) -> No
         ({"best_epoch": 0}, "No epoch was kept"),
         ({"best_epoch": 0}, "8 trained, none kept"),
         ({"kept": "head"}, "strategy full did no better on the validation pictures than the linear head"),
-        ({"kept": "head", "epochs": 0, "interrupted": True}, "No epoch of strategy full was finished, so the linear head"),
+        ({"kept": "head", "epochs": 0, "interrupted": True}, "No epoch of strategy full was finished, so the linear head was"),
         ({"strategy": "scratch", "share_of_the_way": 1.0}, "The weights of epoch 6 were kept.</p>"),
         ({"share_of_the_way": None, "lr_sweep": None}, "The weights of epoch 6 were kept.</p>"),
         (
@@ -142,6 +142,14 @@ def test_the_most_frequent_mistakes_are_listed_with_their_share_of_the_class(tmp
     (_, wrong), (other, _) = json.loads((run / "metrics.json").read_text())["confusion"]
     assert f"cats predicted as dogs</a>: {wrong} of 30 pictures ({wrong / 30:.1%})" in page
     assert f"dogs predicted as cats</a>: {other} of 30 pictures ({other / 30:.1%})" in page
+
+
+def test_a_matrix_without_mistakes_says_how_low_the_accuracy_may_still_be(tmp_path: Path) -> None:
+    run = made_run(tmp_path, FEW, 12, certainty=40)
+    low = json.loads((run / "metrics.json").read_text())["interval"][0]
+    page = " ".join(write_report(run).read_text().split())
+    assert "All 24 test pictures were predicted correctly." in page
+    assert f"the accuracy may be as low as {low:.1%}" in page
 
 
 def test_the_command_in_a_report_asks_for_the_very_options_of_the_run(tmp_path: Path) -> None:
