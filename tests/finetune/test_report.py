@@ -76,7 +76,7 @@ def test_a_report_names_what_was_found_and_how_it_was_made(tmp_path: Path) -> No
         ({"best_epoch": 0}, "No epoch was kept"),
         ({"best_epoch": 0}, "8 trained, none kept"),
         ({"kept": "head"}, "strategy full did no better on the validation pictures than the linear head"),
-        ({"kept": "head", "epochs": 0, "interrupted": True}, "No epoch of strategy full was finished, so the linear head was"),
+        ({"kept": "head", "epochs": 0, "interrupted": True}, "No epoch of strategy full was finished, so the linear"),
         ({"strategy": "scratch", "share_of_the_way": 1.0}, "The weights of epoch 6 were kept.</p>"),
         ({"share_of_the_way": None, "lr_sweep": None}, "The weights of epoch 6 were kept.</p>"),
         (
