@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.feature_extraction import NodePathTracer
 
 import finetune.conv4  # noqa: F401  registers the encoder that ships with the package
-from finetune.errors import InputError
+from finetune.errors import InputError, reason_of
 from finetune.transforms import Preprocessing
 
 
@@ -52,9 +52,7 @@ class Backbone(nn.Module):
         except (RuntimeError, ValueError, AssertionError) as error:
             if image_size is None:
                 raise
-            raise InputError(
-                f"{name} cannot see pictures of --image-size {image_size} ({_first_line(error)})"
-            ) from error
+            raise InputError(f"{name} cannot see pictures of --image-size {image_size} ({reason_of(error)})") from error
         self.stages = _stages(self.model)
         # The highest stage that is left, by name, where those above it were dropped.
         self.highest: str | None = None
@@ -152,10 +150,6 @@ def classified(head: nn.Linear, features: Tensor) -> Tensor:
         return head(features.float())  # type: ignore[no-any-return]
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
 def _options(name: str, image_size: int | None) -> dict[str, Any]:
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('.')[0]}*")[:3] or timm.list_models(f"{name[:6]}*")[:3]
@@ -184,24 +178,49 @@ def _preprocessing(name: str, model: Any, image_size: int | None) -> Preprocessi
 
 
 def _stages(model: Any) -> tuple[Stage, ...]:
-    """timm's own coarse grouping of the parameters, which every one of its models states, from stem to last block."""
-    groups: Mapping[int, list[str]] = group_parameters(model, model.group_matcher(coarse=True))
-    stages = []
-    for position, (_, parameters) in enumerate(sorted(groups.items())):
-        name = "stem" if position == 0 else _module_of(parameters)
-        stages.append(Stage(name, tuple(parameters)))
+    """timm's coarse grouping of the parameters, from stem to last block, each group named by one of its modules."""
+    groups = _groups(model)
+    stages = [Stage("stem", tuple(groups[0]))]
+    for position, parameters in enumerate(groups[1:], 1):
+        others = [name for other in (*groups[:position], *groups[position + 1 :]) for name in other]
+        name = _module_of(parameters, others)
+        if name is None:  # parameters outside of any module of their own
+            stages[-1] = Stage(stages[-1].name, (*stages[-1].parameters, *parameters))
+        else:
+            stages.append(Stage(name, tuple(parameters)))
     return tuple(stages)
 
 
-def _module_of(parameters: list[str]) -> str:
-    """The numbered module that holds a stage: "blocks.3" for "blocks.3.0.conv.weight" and its neighbours."""
+def _groups(model: Any) -> list[list[str]]:
+    """Names of parameters, grouped, from the stem up."""
+    try:
+        groups: Mapping[int, list[str]] = group_parameters(model, model.group_matcher(coarse=True))
+        return [parameters for _, parameters in sorted(groups.items())]
+    # Some of timm's models state no grouping, or no coarse one: their numbered modules are the stages.
+    except (AttributeError, AssertionError, NotImplementedError):
+        named: dict[str, list[str]] = {"": []}
+        for name, _ in model.named_parameters():
+            parts = name.split(".")[:-1]
+            numbered = next((depth for depth, part in enumerate(parts) if part[-1].isdigit()), None)
+            # What has no number belongs to the stem, or to the last block.
+            key = list(named)[-1] if numbered is None else ".".join(parts[: numbered + 1])
+            named.setdefault(key, []).append(name)
+        return [parameters for parameters in named.values() if parameters]
+
+
+def _module_of(parameters: Sequence[str], others: Sequence[str]) -> str | None:
+    """The module that a stage begins with and no other stage is in: "blocks.3" for "blocks.3.0.conv.weight" and its
+    neighbours. None where there is none."""
     modules = [name.split(".")[:-1] for name in parameters]
     # A last group also holds the layers after the blocks, "blocks.6..." and "conv_head": named by its first module.
-    shared = [
-        parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*modules, strict=False))
-    ] or modules[0]
-    numbered = next((depth for depth, part in enumerate(shared) if part[-1].isdigit()), len(shared))
-    return ".".join(shared[: numbered + 1])
+    shared = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*modules, strict=False))]
+    for parts in (shared, *modules):
+        depths = [depth for depth, part in enumerate(parts) if part[-1].isdigit()]
+        for depth in (*depths, len(parts) - 1):
+            name = ".".join(parts[: depth + 1])
+            if name and not any(other.startswith(f"{name}.") for other in others):
+                return name
+    return None
 
 
 def _cut(backbone: Backbone, stage: int) -> tuple[nn.Module, nn.Module]:
@@ -232,7 +251,7 @@ def _check_cut(backbone: Backbone, stage: int, lower: nn.Module, upper: nn.Modul
         same = whole.shape == parts.shape and torch.allclose(whole, parts, rtol=1e-3, atol=1e-4, equal_nan=True)
     # Traced code raises arbitrary errors.
     except Exception as error:
-        same, problem = False, _first_line(error)
+        same, problem = False, reason_of(error)
     if not same:
         raise InputError(f"{backbone.name} cannot be cut below {backbone.stages[stage].name} ({problem})")
 
@@ -254,7 +273,7 @@ def _pooled_below(backbone: Backbone, stage: int, device: torch.device) -> Graph
     # Traced code raises arbitrary errors.
     except Exception as error:
         raise InputError(
-            f"{backbone.name} cannot be cut above {backbone.stages[stage - 1].name} ({_first_line(error)})"
+            f"{backbone.name} cannot be cut above {backbone.stages[stage - 1].name} ({reason_of(error)})"
         ) from error
     graph = below.graph
     result = next(node for node in graph.nodes if node.op == "output")
@@ -288,7 +307,7 @@ def _traced(tracer: _Tracer, backbone: Backbone, stage: int) -> tuple[list[Node]
         graph = tracer.trace(backbone.model)
     # A model's own Python runs on symbols here and raises arbitrary errors.
     except Exception as error:
-        raise InputError(f"{backbone.name} cannot be cut: its code cannot be traced ({_first_line(error)})") from error
+        raise InputError(f"{backbone.name} cannot be cut: its code cannot be traced ({reason_of(error)})") from error
     above = tuple(f"{upper.name}." for upper in backbone.stages[stage:])
     nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output", "get_attr")]
     positions = (i for i, node in enumerate(nodes) if f"{tracer.node_to_qualname.get(node, '')}.".startswith(above))

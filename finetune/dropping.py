@@ -36,6 +36,8 @@ def drop_above(
     if position == len(backbone.stages) - 1:
         display.say(f"no stage is dropped: {asked} is the last.")
         return stages, rows
+    if asked not in stages.depths:
+        raise InputError(f"{backbone.name} cannot be cut above {asked}: the stage above it is not called as a module")
     # Where nothing was read it is not yet in evaluation mode, and a look at it would move its batch norms.
     backbone.eval()
     before = _size(backbone)
@@ -45,7 +47,7 @@ def drop_above(
         f"stages above {asked} dropped: {after[0] / 1e6:.2f} of {before[0] / 1e6:.2f} million parameters and "
         f"{after[1] / before[1]:.0%} of the multiplications are left."
     )
-    widths = stages.widths[: position + 1]
+    widths = stages.widths[: stages.depths.index(asked) + 1]
     return PooledStages(backbone), replace(rows, pooled=rows.pooled[:, : sum(widths)], width=widths[-1])
 
 

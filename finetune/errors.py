@@ -8,6 +8,8 @@ FewtuneError                 everything this project raises on purpose
 
 from __future__ import annotations
 
+import re
+
 
 class FewtuneError(Exception):
     """Base of every error that the project raises on purpose; commands exit with `exit_code`."""
@@ -36,3 +38,11 @@ class UnreadablePicture(InputError):
 
 class TrainingDiverged(FewtuneError):
     """The loss stopped being a finite number; the message says at which step and the likely cause."""
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of the error that `error` was raised from, without terminal colours, in at most 200 characters."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return (text.splitlines() or [type(error).__name__])[0][:200]

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from finetune.calibration import calibrated
 from finetune.classifier import Classifier, averaged, load, read_config
-from finetune.errors import InputError
+from finetune.errors import InputError, reason_of
 from finetune.files import read_csv, replacing, write_json
 from finetune.folder import list_unlabelled
 from finetune.frozen import run_over
@@ -196,11 +196,10 @@ def _exported(classifier: Classifier, about: dict[str, Any]) -> bytes:
     make = _onnx if about["format"] == "onnx" else _pt2
     try:
         return make(served, pixels, facts)
-    # Exporters stop at what they do not know in any way they like.
+    # Exporters raise arbitrary errors.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"{classifier.config.backbone} cannot be exported as {about['format']} ({reason[:200]})"
+            f"{classifier.config.backbone} cannot be exported as {about['format']} ({reason_of(error)})"
         ) from error
 
 

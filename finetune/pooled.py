@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,24 +17,31 @@ class PooledStages(nn.Module):
     """Normalised pictures (n, 3, size, size) to (n, sum of widths): pooled activations, from the stem to the features.
 
     depths: the name of each; widths: how many numbers it gives. The last one is the backbone's own features; those
-    before are what the next stage receives, averaged over places. For several threads at once.
+    before are what the next stage receives, averaged over places. A stage gives none where the next one is not called
+    as a module, or receives anything but rows of pictures. For several threads at once.
     """
 
     def __init__(self, backbone: Backbone):
         super().__init__()
         self.backbone = backbone
         self._seen = threading.local()
-        for stage in backbone.stages[1:]:
-            backbone.model.get_submodule(stage.name).register_forward_pre_hook(self._look, with_kwargs=True)
+        hooks = {}
+        for position, stage in enumerate(backbone.stages[1:]):
+            module = backbone.model.get_submodule(stage.name)
+            hooks[position] = module.register_forward_pre_hook(partial(self._look, position), with_kwargs=True)
         size = backbone.preprocessing.size
         device = next(backbone.parameters()).device
         with torch.no_grad():
-            parts = self._parts(torch.zeros(1, 3, size, size, device=device))
-        self.depths = (*(stage.name for stage in backbone.stages[: len(parts) - 1]), "features")
-        self.widths = tuple(part.shape[1] for part in parts)
+            parts = self._parts(torch.zeros(2, 3, size, size, device=device))
+        for position, hook in hooks.items():
+            if position not in parts or len(parts[position]) != 2:
+                hook.remove()
+                parts.pop(position, None)
+        self.depths = (*(backbone.stages[position].name for position in sorted(parts)[:-1]), "features")
+        self.widths = tuple(part.shape[1] for _, part in sorted(parts.items()))
 
     def forward(self, pictures: Tensor) -> Tensor:
-        return torch.cat(self._parts(pictures), 1)
+        return torch.cat([part for _, part in sorted(self._parts(pictures).items())], 1)
 
     def split(self, pooled: Tensor) -> tuple[Tensor, ...]:
         """The depths of (n, sum of widths), (n, width) each."""
@@ -44,22 +53,28 @@ class PooledStages(nn.Module):
         count = next(count for count in range(1, len(self.widths) + 1) if sum(self.widths[-count:]) >= width)
         return self.depths[-count:]
 
-    def _parts(self, pictures: Tensor) -> list[Tensor]:
-        self._seen.parts = []
+    def _parts(self, pictures: Tensor) -> dict[int, Tensor]:
+        """By the position of the stage that gave it; the features come after all of these."""
+        self._seen.parts = {}
         try:
             features = self.backbone(pictures)
-            return [part.float() for part in [*self._seen.parts, features]]
+            parts = {**self._seen.parts, len(self.backbone.stages): features}
+            return {position: part.float() for position, part in parts.items()}
         finally:
             del self._seen.parts
 
-    def _look(self, module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        # The backbone is also run for itself, when nobody looks.
-        if hasattr(self._seen, "parts"):
-            self._seen.parts.append(pooled(arguments[0] if arguments else next(iter(options.values()))))
+    def _look(self, position: int, module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        # The hook records only inside `forward`, and only the first call of a module.
+        if hasattr(self._seen, "parts") and position not in self._seen.parts:
+            self._seen.parts[position] = pooled(arguments[0] if arguments else next(iter(options.values())))
 
 
-def pooled(activations: Tensor) -> Tensor:
-    """(n, width): feature maps (n, width, h, w) or (n, h, w, width), or tokens (n, tokens, width), averaged."""
+def pooled(activations: Tensor | Sequence[Tensor]) -> Tensor:
+    """(n, width): feature maps (n, width, h, w) or (n, h, w, width), or tokens (n, tokens, width), averaged; several of
+    them, where a network has branches, side by side."""
+    if not isinstance(activations, Tensor):
+        branches = [branch for branch in activations if isinstance(branch, Tensor)]
+        return torch.cat([pooled(branch) for branch in branches if len(branch) == len(branches[0])], 1)
     if activations.ndim == 4:
         channels_last = activations.shape[1] == activations.shape[2] != activations.shape[3]
         return activations.mean((1, 2) if channels_last else (2, 3))

@@ -14,7 +14,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from finetune.backbone import Backbone
-from finetune.errors import InputError
+from finetune.errors import InputError, reason_of
 from finetune.files import read_tensors
 from finetune.hub import WEIGHTS_FILES, weights_from_hub
 
@@ -44,7 +44,7 @@ def load_pretrained(
             _fill_by_timm(backbone, {"file": str(file)})
         except RuntimeError as error:
             if file.suffix != ".safetensors":
-                raise InputError(f"{file} does not fit {backbone.name} ({_first_line(error)})") from error
+                raise InputError(f"{file} does not fit {backbone.name} ({reason_of(error)})") from error
             _fill(backbone, read_tensors(file), str(file))
     elif weights is None and not source.get("file"):
         raise InputError(
@@ -138,10 +138,16 @@ def _resized_positions(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, T
 
 
 def _without_classifier(backbone: Backbone, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` without those of layers that a model has only with its classifier."""
     classifiers = backbone.model.pretrained_cfg.get("classifier") or ()
     prefixes = tuple(f"{name}." for name in ([classifiers] if isinstance(classifiers, str) else classifiers))
     expected = backbone.model.state_dict()
-    return {name: tensor for name, tensor in tensors.items() if name in expected or not name.startswith(prefixes)}
+    kept = {name: tensor for name, tensor in tensors.items() if name in expected or not name.startswith(prefixes)}
+    if set(kept) <= set(expected):
+        return kept
+    # Some families also normalise before the classifier, and only there.
+    whole = timm.create_model(backbone.name, pretrained=False, **backbone.options).state_dict()
+    return {name: tensor for name, tensor in kept.items() if name in expected or name not in whole}
 
 
 def _differences(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
@@ -157,10 +163,6 @@ def _differences(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
         *(shapes[name] for name in sorted(shapes, key=lambda name: "pos" in name)),
         *(f"{name} is not in the model" for name in tensors if name not in expected),
     ]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _size(tensor: Tensor) -> str:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from finetune.errors import reason_of
 from finetune.loader import cores
 from finetune.onnx_graph import onnx_program
 
@@ -90,10 +91,9 @@ def accelerated(
             closeness = _closeness(run(filled(seen, batch_size))[: len(seen)], wanted)
             if closeness >= 1 - (1 - tolerance) / _CAUTION:
                 return Chosen(run, name, closeness)
-    # Converters stop at what they do not know in any way they like; the network as it is remains.
+    # Converters raise arbitrary errors; fall back to eager.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        announce(f"the network runs as it is, more slowly: it cannot be converted ({reason[:200]})")
+        announce(f"The network runs in plain PyTorch, more slowly: it cannot be converted ({reason_of(error)}).")
     return exact
 
 

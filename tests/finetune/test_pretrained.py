@@ -78,3 +78,11 @@ def test_a_file_of_another_model_is_refused_by_what_resampling_does_not_mend(tmp
     with pytest.raises(InputError, match=r"weights\.safetensors \(--weights\) does not fit deit3_small.* is missing"):
         load_pretrained(backbone, str(tmp_path / "weights.safetensors"), say)
     assert all(torch.equal(tensor, before[key]) for key, tensor in backbone.model.state_dict().items())
+
+
+def test_layers_that_a_family_has_only_with_its_classifier_may_be_in_the_file(tmp_path: Path) -> None:
+    source = written("shvit_s1", tmp_path / "weights.safetensors")
+    assert "head.bn.weight" in source
+    backbone = Backbone("shvit_s1", image_size=64)
+    load_pretrained(backbone, str(tmp_path / "weights.safetensors"), say)
+    assert all(torch.equal(tensor, source[key]) for key, tensor in backbone.model.state_dict().items())

@@ -226,5 +226,26 @@ def test_a_network_that_cannot_be_converted_runs_as_it_is_and_says_so_in_one_lin
     assert chosen.name == "plain float32"
     assert torch.equal(chosen.run(batch), plainly(network, batch))
     assert len(said) == 1
-    assert said[0].startswith("the network runs as it is, more slowly: it cannot be converted (")
+    assert said[0].startswith("The network runs in plain PyTorch, more slowly: it cannot be converted (")
     assert "\n" not in said[0]
+
+
+class WindowedAttention(nn.Module):
+    """Attention as timm writes it, in 5 dimensions, which ONNX has no fused call for."""
+
+    fused_attn = True
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        windows = tokens.unflatten(1, (1, 2, -1))
+        if self.fused_attn:
+            return F.scaled_dot_product_attention(windows, windows, windows).flatten(1)
+        weights = (windows @ windows.transpose(-1, -2) / windows.shape[-1] ** 0.5).softmax(-1)
+        return (weights @ windows).flatten(1)
+
+
+def test_attention_that_onnx_has_no_fused_call_for_is_converted_and_left_unchanged() -> None:
+    network, tokens, said = WindowedAttention().eval(), torch.randn(BATCH, 8, 4), list[str]()
+    chosen = chosen_for(network, tokens, announce=said.append)
+    assert chosen.name.startswith("OpenVINO"), said
+    assert network.fused_attn is True
+    assert torch.cosine_similarity(chosen.run(tokens), plainly(network, tokens)).min() > TOLERANCE
