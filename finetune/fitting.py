@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from finetune.backbone import Network
 from finetune.checkpoint import Course
 from finetune.classifier import Classifier, load
 from finetune.config import AUTO, Config
 from finetune.errors import InputError
+from finetune.fit_options import FitOptions
 from finetune.folder import Listing
 from finetune.head import Heads
 from finetune.loggers import check_log, open_log
@@ -36,17 +37,75 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     display: Display | None = None,
-    **options: Any,
+    **options: Unpack[FitOptions],
 ) -> Classifier:
-    """Train a classifier on `folder`: one sub-folder of pictures per class, or a table of pictures.
+    """Train a classifier on a folder of pictures, or on a table of them, and measure it.
 
-    A table is a CSV file, a data frame, or a list of (path, label) or (path, label, split): see `table.list_pictures`.
+    Ctrl-C during training returns the best classifier so far, with `metrics["interrupted"]` true.
 
-    out: run folder to leave it in, or None to keep it in memory. config, or its fields as keywords: see `Config`.
-    resume: continue the run in `out`, with the same final weights as if it had never stopped. overwrite: replace the
-    run in `out`; the old run stays until the new classifier is saved. Ctrl-C during training returns the best
-    so far, with `metrics["interrupted"]` true. The returned classifier's `metrics` say how good it is. Raises
-    InputError for a folder, file or option that cannot be used, TrainingDiverged when the loss stops being finite.
+    Args:
+        folder: One sub-folder of pictures for each class, or the same below train/, val/ and test/; or a table: a CSV
+            file, a data frame, or a list of (path, label) or (path, label, split), see `table.list_pictures`.
+        out: Run folder to leave the classifier in. None keeps it in memory.
+        config: All options in one object, instead of keywords.
+        resume: Continue the run in `out`, with the same final weights as if it had never stopped.
+        overwrite: Replace the run in `out`; the old run stays until the new classifier is saved.
+        display: Where progress is shown; nowhere by default.
+        strategy: Which layers are trained: head (only the linear head), partial (the head and the top stages), full
+            (all layers, lower ones more slowly), train (all layers at one rate) or scratch (all layers, from random
+            weights). One of auto, head, partial, full, train, scratch. Default: 'auto'.
+        backbone: Name of the pretrained network: any timm model, or fewtune_conv4. Default: 'tf_efficientnet_lite0'.
+        weights: File with the weights of the backbone: safetensors, or a torch file of plain tensors. Default: the
+            published weights, from the local cache or downloaded.
+        epochs: Number of passes over the training pictures. Default: chosen by strategy and number of pictures.
+        image_size: Side of the network's square input, in pixels. Default: the size the backbone was trained at.
+        test_fraction: Share of the pictures set aside to measure the result, where the folder has no test/. Default:
+            0.15.
+        val_fraction: Share of the pictures set aside to choose between settings, where the folder has no val/. Default:
+            0.15.
+        class_weights: Whether rare classes weigh more in the loss. One of auto, balanced, none. Default: 'auto'.
+        device: Device to compute on. One of auto, cpu, cuda. Default: 'auto'.
+        seed: Seed of all random numbers. Default: 0.
+        lr: Learning rate of the head. Default: chosen by the strategy.
+        batch_size: Number of pictures in each training step. Default: 32.
+        patience: Stop training after this many epochs without a better validation result. Default: chosen by the number
+            of epochs.
+        unfreeze: Name of the lowest stage that --strategy partial trains. Default: the top quarter of the stages, or
+            more for unusual pictures.
+        optimizer: Optimiser of the training loop. One of adamw, sgd. Default: 'adamw'.
+        weight_decay: Weight decay: decoupled for AdamW, an L2 penalty for SGD. Default: 0.02.
+        label_smoothing: Share of the target probability that is spread over all classes. Default: 0.05.
+        warmup: Share of the training steps in which the learning rate rises. Default: 0.1.
+        stage_decay: Factor from the learning rate of one stage to that of the stage below it. Default: chosen by the
+            strategy.
+        flip: Mirror training pictures left to right at random. Default: True.
+        crop_scale: Smallest share of a picture that a random crop keeps. Default: 0.35.
+        trivial_augment: Apply one random change of colour or shape to each training picture (TrivialAugment). Default:
+            True.
+        mixup: Strength of mixup: alpha of its beta distribution. Default: 0.0.
+        views: Number of augmented views of each picture that frozen stages compute. Default: 12.
+        test_time: Views of a picture that are averaged for one prediction. One of plain, flip, ten-crop. Default:
+            'plain'.
+        drop_above: Remove the stages above this one, for a smaller and faster network. Default: no stage is removed.
+        max_bad: Stop where more than this share of the files is unreadable. Default: 0.1.
+        max_pixels: Most pixels of a picture; larger ones count as unreadable. Default: 89478485.
+        cache: Keep the outputs of frozen stages on disk for later runs. Default: True.
+        precision: Number format of the computation. One of auto, float32, bfloat16. Default: 'auto'.
+        workers: Number of processes or threads that decode pictures. Default: one per CPU core.
+        log: Where each epoch's metrics are sent, in addition to history.jsonl in the run folder. One of none,
+            tensorboard, wandb. Default: 'none'.
+
+    Returns:
+        The classifier. Its `metrics` say how good it is, as metrics.json in the run folder does.
+
+    Raises:
+        InputError: For a folder, file or option that cannot be used.
+        TrainingDiverged: When the loss stops being finite.
+
+    Example:
+        >>> classifier = fit("flowers", "runs/flowers", strategy="head")
+        >>> classifier.predict("new.jpg").label
+        'tulip'
     """
     started = time.monotonic()
     require_one_process("finetune fit")

@@ -85,6 +85,18 @@ class Options:
         return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]
 
 
+def described(options: type[Options]) -> list[str]:
+    """One line for each option, for a docstring: name, first sentence of the help text, choices, default."""
+    lines = []
+    for known in dataclasses.fields(options):  # type: ignore[arg-type]
+        sentence = known.metadata["about"].split(". ")[0].rstrip(".")
+        default = known.metadata["unset"] if known.default is None else repr(known.default)
+        choices = known.metadata["choices"]
+        one_of = "" if all(choice in sentence for choice in choices) else f" One of {', '.join(choices)}."
+        lines.append(f"{known.name}: {sentence}.{one_of} Default: {default}.")
+    return lines
+
+
 def flag(name: str) -> str:
     """The command-line spelling of an option's name."""
     return "--" + name.replace("_", "-")
