@@ -32,6 +32,8 @@ FORMAT = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 METRICS_FILE = "metrics.json"
+# Where a run that is being replaced waits in its folder until the new one is saved.
+REPLACED = ".replaced"
 
 # Names of classes that repr() lists.
 _NAMED = 3
@@ -219,7 +221,11 @@ def load(folder: str | Path, *, device: str = "auto", precision: str | None = No
     folder = Path(folder)
     saved = read_config(folder)
     if "classes" not in saved:
-        raise InputError(f"{folder} holds a run that has not finished; continue it with: finetune fit … --resume")
+        replaced = folder / REPLACED
+        older = f", or use the run that it replaces: {replaced}" if (replaced / WEIGHTS_FILE).exists() else ""
+        raise InputError(
+            f"{folder} holds a run that has not finished; continue it with: finetune fit … --resume{older}"
+        )
     classifier = _restored(
         saved,
         read_tensors(folder / WEIGHTS_FILE),

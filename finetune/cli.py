@@ -72,7 +72,8 @@ def fit(folder: Path, out: Path, resume: bool, overwrite: bool, as_json: bool, *
     """Train a classifier on a folder of pictures.
 
     FOLDER has one sub-folder of pictures per class. It may also have train/, val/ and test/ with these sub-folders
-    inside; what is missing of val/ and test/ is split off the training pictures. FOLDER is never changed.
+    inside; what is missing of val/ and test/ is split off the training pictures. Or it is a table: a CSV file with the
+    header path,label or path,label,split, whose paths are relative to its own folder. FOLDER is never changed.
     """
     import finetune
     from finetune.report import REPORT_FILE
@@ -109,8 +110,9 @@ def fit(folder: Path, out: Path, resume: bool, overwrite: bool, as_json: bool, *
 def evaluate(run: Path, folder: Path, split: str | None, out: Path | None, device: str, as_json: bool) -> None:
     """Measure a classifier on other labelled pictures.
 
-    RUN is a folder that `finetune fit` wrote. FOLDER has one sub-folder of pictures per class, named as in training.
-    Pictures that the run was trained on are recognised by their content and left out.
+    RUN is a folder that `finetune fit` wrote. FOLDER has one sub-folder of pictures per class, named as in training,
+    or is a CSV table path,label[,split]. Pictures that the run was trained on are recognised by their content and left
+    out.
     """
     import finetune
     from finetune.evaluation import place_for

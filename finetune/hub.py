@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 from huggingface_hub import constants, hf_hub_download
@@ -78,16 +79,25 @@ def _why_unreachable(address: str) -> str | None:
 
 
 def _ask(address: str) -> str | None:
+    request = urllib.request.Request(address, method="HEAD")
     try:
-        with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PATIENCE):
+        with urllib.request.build_opener(_NoRedirects).open(request, timeout=PATIENCE):
             return None
-    except urllib.error.HTTPError:
-        return None  # it answers; what it means is for the hub's client to say
+    except urllib.error.HTTPError as error:
+        # Below 500 it answers, and what it means is for the hub's client to say.
+        return f"it answers {error.code}" if error.code >= 500 else None
     except urllib.error.URLError as error:
         # The hub's client may know certificates that Python does not.
         return None if isinstance(error.reason, ssl.SSLError) else _sentence(error.reason)
     except (OSError, http.client.HTTPException) as error:
         return _sentence(error)
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect is an answer; it is not followed to where the file lies."""
+
+    def redirect_request(self, *args: Any, **options: Any) -> None:
+        return None
 
 
 def _sentence(reason: object) -> str:

@@ -58,7 +58,8 @@ def inspect(folder: Path, sheet: Path | None, as_json: bool, **options: Any) -> 
     """Check a folder of pictures before training.
 
     Shows classes, picture sizes, unreadable files, duplicates and suspect labels of FOLDER, which has one sub-folder of
-    pictures per class. FOLDER is never changed. Labels of test pictures are not judged.
+    pictures per class or is a CSV table path,label[,split]. FOLDER is never changed. Labels of
+    test pictures are not judged.
     """
     from finetune.contact_sheet import check_place, write_sections
     from finetune.inspection import inspect_folder

@@ -15,6 +15,7 @@ from finetune.config import Config
 from finetune.diagnosis import diagnose
 from finetune.errors import InputError
 from finetune.files import write_text
+from finetune.folder import IN_MEMORY
 from finetune.options import flag
 from finetune.page import render
 from finetune.report_confusion import confusion_of
@@ -118,8 +119,9 @@ def command(findings: Findings) -> str:
 
 
 def _pictures(made: Mapping[str, Any]) -> str:
-    """The folder or the table that a run or an evaluation was made of."""
-    return str(made.get("table", made["folder"]))
+    """The folder or the table that a run or an evaluation was made of; TABLE.csv for a list or a data frame."""
+    table = made.get("table", made["folder"])
+    return "TABLE.csv" if table == IN_MEMORY else str(table)
 
 
 def changed(config: Mapping[str, Any]) -> dict[str, Any]:

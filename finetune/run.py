@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.audit import Content
-from finetune.classifier import CONFIG_FILE, FORMAT, METRICS_FILE, WEIGHTS_FILE, read_config
+from finetune.classifier import CONFIG_FILE, FORMAT, METRICS_FILE, REPLACED, WEIGHTS_FILE, read_config
 from finetune.config import Config
 from finetune.errors import InputError
 from finetune.files import locked, read_tensors_and_metadata, write_json, write_tensors
@@ -53,7 +53,7 @@ class RunFolder:
         self.checkpoint = path / "state" / "checkpoint.safetensors"
         self.refit_checkpoint = path / "state" / "refit.safetensors"
         self._features = path / "state" / "features.safetensors"
-        self._replaced = path / ".replaced"
+        self._replaced = path / REPLACED
 
         # Splits that earlier runs on the folder recorded, by sha256; None until this run has read them.
         self.recorded: dict[str, str] | None = None

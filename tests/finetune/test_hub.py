@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,29 @@ def test_a_hub_that_does_not_answer_is_not_waited_for() -> None:
     text, seconds = unavailable()
     assert seconds < 10
     assert "no answer" in text or "timed out" in text
+
+
+@pytest.mark.parametrize(("code", "fetched"), [(503, False), (404, True), (302, True)])
+def test_a_server_that_fails_is_not_asked_again(code: int, fetched: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            self.send_response(code)
+            self.send_header("Location", "http://127.0.0.1:1/elsewhere")
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        reached = hub._why_unreachable(f"http://127.0.0.1:{server.server_port}/timm/m/resolve/main/file") is None
+        server.shutdown()
+    assert reached == fetched
+    assert len(asked) == 1
 
 
 def test_without_the_network_inspect_leaves_out_the_labels_alone(

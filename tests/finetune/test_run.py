@@ -136,3 +136,25 @@ def test_an_old_run_that_was_being_set_aside_when_the_process_was_killed_is_put_
     with pytest.raises(InputError, match="already holds a run"):
         finetune.fit(folder, out, **SMALL)
     assert state_of(out) == before
+
+
+@ONE_AT_A_TIME
+def test_a_new_run_that_is_killed_goes_on_and_the_old_one_is_there_until_it_is_saved(
+    make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    first, second = make_folder("one", classes={"blue": 8, "green": 8}), make_folder("two", classes={"a": 8, "b": 8})
+    out = tmp_path / "run"
+    finetune.fit(first, out, **SMALL)
+    words = ("--backbone", "fewtune_conv4", "--device", "cpu", "--strategy", "scratch", "--epochs", "400")
+    command = [*COMMAND, "fit", second, "--out", out, "--overwrite", "--patience", "400", *words]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not (out / "state" / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    with pytest.raises(InputError, match=r"--resume, or use the run that it replaces: .*\.replaced"):
+        finetune.load(out)
+    assert finetune.load(out / ".replaced").classes == ("blue", "green")
+    options = SMALL | {"strategy": "head"}
+    assert finetune.fit(first, out, overwrite=True, **options).classes == ("blue", "green")
+    assert not (out / ".replaced").exists()

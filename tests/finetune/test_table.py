@@ -218,3 +218,18 @@ def test_the_api_takes_rows_too(labels: Path, tmp_path: Path, monkeypatch: pytes
     assert finetune.evaluate(tmp_path / "run", frame)["left_out_trained_on"] == 34
     assert inspect_folder(frame, config=Config(**SMALL)).pictures == 40
     assert probe_folder(rows, config=Config(**SMALL)).classes == 2
+
+
+def test_an_evaluation_leaves_identical_pictures_under_two_labels_out(
+    run: Callable[..., Answer], make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    finetune.fit(make_folder(classes={"blue": 12, "red": 12}), tmp_path / "run", **SMALL)
+    new = make_folder("new", classes={"blue": 3, "red": 3}, seed=5)
+    (new / "red" / "same.png").write_bytes((new / "blue" / "001.png").read_bytes())
+    found = finetune.evaluate(tmp_path / "run", new)
+    assert found["n"] == 5
+    assert found["left_out"] == [
+        {"path": "blue/001.png", "reason": "identical to red/same.png, which has the label 'red'"},
+        {"path": "red/same.png", "reason": "identical to blue/001.png, which has the label 'blue'"},
+    ]
+    assert "left out: blue/001.png (identical to red/same.png" in run("evaluate", tmp_path / "run", new).out
