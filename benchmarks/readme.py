@@ -31,6 +31,7 @@ def main() -> None:
         ("finetune_speed", "finetune_speed", finetune_speed),
         ("transfer", "transfer", transfer),
         ("recognizer", "recognizer", recognizer),
+        ("families", "families", families),
         ("search", "search", search),
         ("embedding_speed", "embedding_speed", embedding_speed),
     )
@@ -230,6 +231,19 @@ def _lost(runs: Sequence[dict[str, Any]]) -> str:
         f"In the {len(lost)} draws where another strategy ran too, `auto` is {statistics.mean(lost):.1f} points below "
         f"the best in hindsight on average, {max(lost):.1f} at worst."
     )
+
+
+def families(result: dict[str, Any]) -> str:
+    """What ran for each family of backbones; what failed is called so."""
+    strategies = list(result["rows"][0]["cells"])
+    rows = []
+    for row in result["rows"]:
+        ran = [row["cells"][strategy]["status"] for strategy in strategies]
+        converted = "yes" if row["openvino"]["status"] == "works" else row["openvino"]["status"]
+        onnx = "yes" if row["onnx"]["status"] == "works" else row["onnx"]["status"]
+        rows.append((row["family"], f"`{row['backbone']}`", str(len(row["stages"])), *ran, converted, onnx))
+    headings = ("family", "tried with", "stages", *(f"`{strategy}`" for strategy in strategies), "OpenVINO", "ONNX")
+    return markdown(headings, rows)
 
 
 def recognizer(result: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +53,12 @@ class Backbone(nn.Module):
         except (RuntimeError, ValueError, AssertionError) as error:
             if image_size is None:
                 raise
-            raise InputError(f"{name} cannot see pictures of --image-size {image_size} ({reason_of(error)})") from error
+            published = timm.models.get_pretrained_cfg(name)
+            own = "" if published is None else f"it was trained at {published.input_size[-1]}, and "
+            raise InputError(
+                f"{name} does not take --image-size {image_size} ({reason_of(error)}); {own}most models take "
+                "multiples of 32"
+            ) from error
         self.stages = _stages(self.model)
         # The highest stage that is left, by name, where those above it were dropped.
         self.highest: str | None = None
@@ -152,9 +158,20 @@ def classified(head: nn.Linear, features: Tensor) -> Tensor:
 
 def _options(name: str, image_size: int | None) -> dict[str, Any]:
     if not timm.is_model(name):
-        close = timm.list_models(f"*{name.split('.')[0]}*")[:3] or timm.list_models(f"{name[:6]}*")[:3]
-        hint = f"; close are {', '.join(close)}" if close else ""
+        base = name.split(".")[0].replace("-", "_").lower()
+        known = timm.list_models()
+        close = (
+            difflib.get_close_matches(base, known, cutoff=0.8)
+            or [model for model in known if base in model][:3]
+            or difflib.get_close_matches(base, known)
+        )
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise InputError(f"timm has no model {name!r} (--backbone){hint}")
+    tags = timm.list_models(f"{name.split('.')[0]}.*", pretrained=True)
+    if "." in name and name not in tags:
+        raise InputError(
+            f"timm has no weights {name!r} (--backbone); it has {', '.join(tags) or 'none for this model'}"
+        )
     # Transformers carry position embeddings for one size and must be told another when they are built.
     published = timm.models.get_pretrained_cfg(name)
     fixed = published is not None and published.fixed_input_size

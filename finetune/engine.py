@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from finetune.errors import InputError
+from finetune.suggestions import CHOICES, did_you_mean
 
 
 def open_engine(device: str = "auto", precision: str = "auto") -> Fabric:
@@ -21,9 +22,11 @@ def open_engine(device: str = "auto", precision: str = "auto") -> Fabric:
     asked for and there is none.
     """
     if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"--device must be one of auto, cpu, cuda, not {device!r}")
+        meant = did_you_mean(str(device), ("auto", "cpu", "cuda"), CHOICES)
+        raise InputError(f"--device must be one of auto, cpu, cuda, not {device!r}{meant}")
     if precision not in ("auto", "float32", "bfloat16"):
-        raise InputError(f"--precision must be one of auto, float32, bfloat16, not {precision!r}")
+        meant = did_you_mean(str(precision), ("auto", "float32", "bfloat16"), CHOICES)
+        raise InputError(f"--precision must be one of auto, float32, bfloat16, not {precision!r}{meant}")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
     if device == "auto":

@@ -37,6 +37,7 @@ from finetune.frozen import run_over
 from finetune.onnx_graph import onnx_program
 from finetune.progress import Display
 from finetune.run_files import PICTURES_FILE
+from finetune.suggestions import CHOICES, did_you_mean
 from finetune.transforms import LONGEST
 
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}
@@ -84,7 +85,8 @@ def export(
     """
     run, display = Path(run), display or Display()
     if format not in ENDINGS:
-        raise InputError(f"--format must be one of {', '.join(ENDINGS)}, not {format!r}")
+        meant = did_you_mean(str(format), ENDINGS, CHOICES)
+        raise InputError(f"--format must be one of {', '.join(ENDINGS)}, not {format!r}{meant}")
     if not (tolerance > 0 and math.isfinite(tolerance)):
         raise InputError(f"--tolerance must be a number over 0, not {tolerance}")
     saved = read_config(run)

@@ -153,6 +153,25 @@ def test_absent_weights_and_unknown_models_are_one_clear_line(tmp_path: Path) ->
         Backbone("resnet18000")
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ResNet-50", "did you mean resnet50 or"),
+        ("dinov2", "did you mean vit_base_patch14_dinov2 or"),
+        ("vit_tiny_patch16_224.none", "it has vit_tiny_patch16_224.augreg"),
+    ],
+)
+def test_a_wrong_name_of_a_model_or_of_its_weights_gets_suggestions(name: str, said: str) -> None:
+    with pytest.raises(InputError, match=said) as error:
+        Backbone(name)
+    assert "\n" not in str(error.value)
+
+
+def test_an_image_size_that_a_model_does_not_take_is_one_line_that_names_sizes() -> None:
+    with pytest.raises(InputError, match=r"hiera_tiny_224 does not take --image-size 100 .* trained at 224, and most"):
+        Backbone("hiera_tiny_224", image_size=100)
+
+
 def test_without_network_and_cache_one_sentence_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
