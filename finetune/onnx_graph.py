@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 def onnx_program(
@@ -33,29 +35,20 @@ def onnx_program(
             "dynamic_shapes": ({0: torch.export.Dim("n", min=1)},),
         }
     options |= {"dynamo": True, "verbose": False, "opset_version": opset, "optimize": optimize}
-    with _quiet():
-        try:
-            return torch.onnx.export(network, (batch,), **options)
-        # The exporter raises arbitrary errors.
-        except Exception:
-            with _attention_written_out(network) as changed:
-                if not changed:
-                    raise
-                return torch.onnx.export(network, (batch,), **options)
+    with _quiet(), _Attention():
+        return torch.onnx.export(network, (batch,), **options)
 
 
-@contextmanager
-def _attention_written_out(network: nn.Module) -> Iterator[bool]:
-    """timm's attention as matrix products instead of one fused call, which ONNX has for 4 dimensions only (hiera's has
-    5). Whether there is any."""
-    fused = [module for module in network.modules() if getattr(module, "fused_attn", False) is True]
-    try:
-        for module in fused:
-            module.fused_attn = False  # type: ignore[assignment]
-        yield bool(fused)
-    finally:
-        for module in fused:
-            module.fused_attn = True  # type: ignore[assignment]
+class _Attention(TorchFunctionMode):
+    """Attention in other than 4 dimensions (hiera's has 5) as matrix products: ONNX has no fused call for it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention and len(args) == 3 and args[0].ndim != 4 and not kwargs:
+            query, key, value = args
+            weights = (query @ key.transpose(-1, -2)) / query.shape[-1] ** 0.5
+            return weights.softmax(-1) @ value
+        return func(*args, **kwargs)
 
 
 @contextmanager

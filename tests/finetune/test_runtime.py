@@ -231,21 +231,17 @@ def test_a_network_that_cannot_be_converted_runs_as_it_is_and_says_so_in_one_lin
 
 
 class WindowedAttention(nn.Module):
-    """Attention as timm writes it, in 5 dimensions, which ONNX has no fused call for."""
-
-    fused_attn = True
+    """Attention in 5 dimensions, as in timm's hiera."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         windows = tokens.unflatten(1, (1, 2, -1))
-        if self.fused_attn:
-            return F.scaled_dot_product_attention(windows, windows, windows).flatten(1)
-        weights = (windows @ windows.transpose(-1, -2) / windows.shape[-1] ** 0.5).softmax(-1)
-        return (weights @ windows).flatten(1)
+        return F.scaled_dot_product_attention(windows, windows, windows).flatten(1)
 
 
-def test_attention_that_onnx_has_no_fused_call_for_is_converted_and_left_unchanged() -> None:
+@pytest.mark.parametrize("traced", [False, True])
+def test_attention_in_five_dimensions_is_converted(traced: bool) -> None:
     network, tokens, said = WindowedAttention().eval(), torch.randn(BATCH, 8, 4), list[str]()
-    chosen = chosen_for(network, tokens, announce=said.append)
+    module = torch.fx.symbolic_trace(network) if traced else network
+    chosen = chosen_for(module, tokens, announce=said.append)
     assert chosen.name.startswith("OpenVINO"), said
-    assert network.fused_attn is True
     assert torch.cosine_similarity(chosen.run(tokens), plainly(network, tokens)).min() > TOLERANCE
