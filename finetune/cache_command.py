@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import click
 from rich import box
@@ -78,6 +79,24 @@ def clear(older_than: float | None, backbone: str | None, as_json: bool) -> None
     else:
         files = "1 file" if freed.files == 1 else f"{freed.files} files"
         click.echo(f"{_size(freed.bytes)} freed in {folder}: {files}")
+
+
+@cache.command("forget-splits")
+@click.argument("pictures", required=False, metavar="[FOLDER|TABLE]", type=click.Path(path_type=Path))
+@as_json
+def forget_splits(pictures: Path | None, as_json: bool) -> None:
+    """Forget which split each picture of a folder or table was in.
+
+    A run records the splits that it makes, so that pictures which are added later move no others. After this, the next
+    run divides the pictures anew. Without an argument, the splits of all folders and tables are forgotten.
+    """
+    from finetune.split_record import forget_splits
+
+    count = forget_splits(pictures)
+    if as_json:
+        print_json({"records": count})
+    else:
+        click.echo("1 record forgotten" if count == 1 else f"{count} records forgotten")
 
 
 def _view(about: object) -> str:

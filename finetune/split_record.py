@@ -51,11 +51,29 @@ def record_splits(listing: Listing, splits: Mapping[str, str], config: Config, a
         announce(f"The splits are not recorded ({error}): pictures that are added later may move others.")
 
 
+def forget_splits(pictures: Path | None = None) -> int:
+    """Delete the records of the folder or table `pictures`, of all where None is given; how many there were."""
+    forgotten = 0
+    for path in sorted(_folder().glob("*.json")):
+        try:
+            about = read_json(path)["pictures"]
+        except (InputError, TypeError, KeyError):
+            continue  # not a record
+        if pictures is None or about == str(pictures.resolve()):
+            path.unlink(missing_ok=True)
+            forgotten += 1
+    return forgotten
+
+
 def _record_of(listing: Listing, config: Config) -> Path | None:
     if listing.table == IN_MEMORY:
         return None
     name = hashlib.sha256(json.dumps(_about(listing, config)).encode(errors="backslashreplace")).hexdigest()[:32]
-    return default_folder().parent / "splits" / f"{name}.json"
+    return _folder() / f"{name}.json"
+
+
+def _folder() -> Path:
+    return default_folder().parent / "splits"
 
 
 def _about(listing: Listing, config: Config) -> dict[str, str | float]:

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 from called import Answer, caller
+from conftest import MakeFolder
 from made_activations import FAMILY, aged, filled, of
 
 from finetune.activation_shards import families, size_of
 from finetune.cache_command import cache as cache_command
 from finetune.commands import run_command
+from finetune.config import Config
+from finetune.folder import list_folder
+from finetune.split_record import record_splits, recorded_splits
 
 
 @pytest.fixture
@@ -61,3 +65,20 @@ def test_the_command_deletes_what_it_is_told_and_nothing_that_is_not_its_own(
     assert families(folder) == []
     assert all(path.exists() for path in foreign)
     assert command("clear", "--older-than", "x").code == 2
+
+
+def test_the_command_forgets_splits(command: Callable[..., Answer], make_folder: MakeFolder, tmp_path: Path) -> None:
+    folders = [make_folder(name, classes={"blue": 2, "red": 2}) for name in ("one", "two", "three")]
+    listings = [list_folder(folder) for folder in folders]
+    for listing in listings:
+        for config in (Config(), Config(val_fraction=0.3)):
+            record_splits(listing, {"aa": "test"}, config, pytest.fail)
+    foreign = tmp_path / "splits" / "notes.json"
+    foreign.write_text("[]")
+    command("clear")
+    assert recorded_splits(listings[0], Config()) == {"aa": "test"}, "no activation, and cannot be computed again"
+    assert command("forget-splits", folders[0]).out == "2 records forgotten\n"
+    assert [recorded_splits(listing, Config()) for listing in listings[:2]] == [{}, {"aa": "test"}]
+    assert json.loads(command("forget-splits", "--json").out) == {"records": 4}
+    assert recorded_splits(listings[2], Config()) == {}
+    assert list((tmp_path / "splits").iterdir()) == [foreign]
