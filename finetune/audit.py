@@ -158,6 +158,7 @@ def _usable(listing: Listing, hashes: Mapping[int, str]) -> tuple[dict[int, str]
     """The split that each usable picture lies in, unsplit ones in "train"; why others are left out; notes."""
     samples = listing.samples
     left_out, notes = _contradictions(samples, hashes)
+    contradictory = f"; {len(left_out)} pictures are identical under two labels" if left_out else ""
     sides = {index: samples[index].split or "train" for index in hashes if index not in left_out}
     leaks = _leaks(samples, hashes, sides)
     left_out |= leaks
@@ -169,7 +170,9 @@ def _usable(listing: Listing, hashes: Mapping[int, str]) -> tuple[dict[int, str]
         notes.append(f"Classes without a picture that can be trained on, left out: {some(dropped)}.")
     if len(classes) < 2:
         without = f"; without: {some(dropped)}" if dropped else ""
-        raise InputError(f"{listing.name} has fewer than two classes with pictures that can be trained on{without}")
+        raise InputError(
+            f"{listing.name} has fewer than two classes with pictures that can be trained on{without}{contradictory}"
+        )
     for index in sides:
         if samples[index].label in dropped:
             left_out.setdefault(index, "its class has no picture to train on")

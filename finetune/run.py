@@ -60,14 +60,15 @@ class RunFolder:
 
         self._request: dict[str, Any] = {}
         self._lock = ExitStack()
-        self._resumes = self._overwrites = self._wrote = self._started = False
+        self._began = self._resumes = self._overwrites = self._wrote = self._started = False
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
-            self._tidy(kind)
+            if self._began:  # otherwise the folder is of another run, or of another process
+                self._tidy(kind)
         finally:
             self._lock.close()
 
@@ -87,7 +88,9 @@ class RunFolder:
         request = {"format": FORMAT, "folder": str(folder.resolve()), "config": config.to_dict()}
         self._request = request if table is None else request | {"table": table}
         self._resumes = resume and (self.path / CONFIG_FILE).exists()
-        return self._may_begin(resume, overwrite)
+        finished = self._may_begin(resume, overwrite)
+        self._began = True
+        return finished
 
     def _may_begin(self, resume: bool, overwrite: bool) -> bool:
         if not (self.path / CONFIG_FILE).exists():
@@ -111,16 +114,16 @@ class RunFolder:
         return "classes" in found and finished and not (self.path / "state").exists()
 
     def started(self) -> None:
-        """Every option and picture was accepted: from now on a failure leaves what --resume needs."""
+        """Say that every option and picture was accepted: from now on a failure leaves what --resume needs."""
         self._started = True
 
     def _recover(self) -> None:
-        """Put an old run back that a process was killed while setting aside."""
+        """Put the old run back where a process was killed while it set it aside."""
         if self._replaced.is_dir() and not (self.path / CONFIG_FILE).exists():
             self._put_back()
 
     def _set_aside(self) -> None:
-        """Move the old run into `.replaced/`; of an unfinished one, only where no finished one lies there already."""
+        """Move the old run into `.replaced/`. An unfinished one is deleted where `.replaced/` holds a run already."""
         if self._replaced.is_dir() and not _saved(self.path):
             _delete(self.path)
             return
@@ -131,14 +134,14 @@ class RunFolder:
                 (self.path / name).rename(self._replaced / name)
 
     def _put_back(self) -> None:
-        """The reverse; config.json goes last, because with it there is a run."""
+        """Move the old run from `.replaced/` back; config.json is last, because with it there is a run."""
         for name in reversed(RUN_FILES):
             if (self._replaced / name).exists():
                 (self._replaced / name).rename(self.path / name)
         shutil.rmtree(self._replaced)
 
     def _tidy(self, kind: type[BaseException] | None) -> None:
-        """Leave the folder as the outcome asks for; `kind` is what ended the run, None where nothing did."""
+        """Delete the old run once the new one is saved; undo what a failed run wrote. kind: the exception, or None."""
         replaced = self._replaced.is_dir()
         if _saved(self.path):
             if replaced:
@@ -151,7 +154,7 @@ class RunFolder:
                 _delete(self.path)
 
     def keep_features(self, listing: Listing, outputs: Outputs) -> None:
-        """From now on there is something to lose: say in config.json what run this is, and keep what was computed."""
+        """Write config.json, which says what run this is, and keep what was computed for --resume."""
         if self._overwrites:
             self._set_aside()
         self._wrote = not self._resumes

@@ -298,6 +298,11 @@ def test_identical_pictures_under_two_labels_are_named_and_left_out() -> None:
     )
 
 
+def test_a_folder_of_nothing_but_contradictions_says_so() -> None:
+    with pytest.raises(InputError, match=r"fewer than two classes.*; 4 pictures are identical under two labels"):
+        audited({"cat/0.jpg": sha(0.1), "cat/1.jpg": sha(0.2), "dog/0.jpg": sha(0.1), "dog/1.jpg": sha(0.2)})
+
+
 def test_identical_pictures_under_two_labels_are_left_out_of_given_splits_too() -> None:
     pictures = {f"train/{path}": content for path, content in PLAIN.items()}
     pictures |= {"val/cat/9.jpg": sha(0.6, 1), "test/dog/9.jpg": PLAIN["cat/2.jpg"], "test/cat/9.jpg": sha(0.6, 2)}
