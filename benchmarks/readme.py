@@ -29,6 +29,7 @@ def main() -> None:
         ("lake", "omniglot", lake),
         ("omniglot", "omniglot", omniglot),
         ("finetune_speed", "finetune_speed", finetune_speed),
+        ("first_minutes", "first_minutes", first_minutes),
         ("transfer", "transfer", transfer),
         ("recognizer", "recognizer", recognizer),
         ("families", "families", families),
@@ -169,6 +170,30 @@ def finetune_speed(result: dict[str, Any]) -> str:
     rates = result["partial_cold"]["pictures_per_second"]
     steps = "; ".join(f"{step} {rate:,.0f}" for step, rate in rates.items())
     return f"{markdown(heads, rows)}\n\nPictures per second of each step, cold: {steps}."
+
+
+def first_minutes(result: dict[str, Any]) -> str:
+    """For each folder, what a new user waits for and gets, before and now."""
+    rows = []
+    for row in result["rows"]:
+        for side in ("before", "now"):
+            if side not in row:
+                continue
+            head, fit = row[side]["head"], row[side]["fit"]
+            pictures = f"{row['folder']}, {row['pictures']}"
+            waits = (head["seconds"], fit["first_saved_seconds"], fit["seconds"])
+            accuracies = (f"{head['accuracy']:.1%}", f"{fit['accuracy']:.1%}")
+            rows.append((pictures, side, *(f"{seconds:.0f} s" for seconds in waits), *accuracies))
+    headings = (
+        "photographs",
+        "",
+        "`--strategy head` in all",
+        "`fit`: first classifier saved",
+        "`fit` in all",
+        "accuracy of the head",
+        "accuracy of `fit`",
+    )
+    return markdown(headings, rows)
 
 
 def transfer(result: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from finetune.classifier import Classifier, Prediction, load
     from finetune.config import Config
+    from finetune.epochs import EpochResult
     from finetune.errors import FewtuneError, InputError, TrainingDiverged, UnreadablePicture
     from finetune.evaluation import evaluate
     from finetune.fitting import fit
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Classifier",
     "Config",
+    "EpochResult",
     "FewtuneError",
     "InputError",
     "Prediction",
@@ -28,6 +30,7 @@ __all__ = [
 _HOME = {
     "Classifier": "classifier",
     "Config": "config",
+    "EpochResult": "epochs",
     "FewtuneError": "errors",
     "InputError": "errors",
     "Prediction": "classifier",

@@ -28,7 +28,6 @@ class Course:
     epoch: int = 0
     best: Score | None = None
     best_epoch: int = 0
-    since_best: int = 0
     interrupted: bool = False
     lr: float | None = None
     sweep: dict[str, Any] | None = None

@@ -216,8 +216,12 @@ def _print_result(metrics: dict[str, Any], kept_in: str | None) -> None:
     if metrics.get("kept") not in (None, metrics["strategy"]):
         why = "did no better than the head on validation" if metrics["epochs"] else "finished no epoch"
         out.print(f"{metrics['strategy']} {why}: the {metrics['kept']} was kept")
-    if metrics.get("left_out_trained_on"):
-        out.print(f"{metrics['left_out_trained_on']} pictures were left out: the run was trained on them")
+    if metrics.get("interrupted"):
+        done = f"after {metrics['epochs']} epochs" if metrics["epochs"] else "before the first epoch was done"
+        out.print(f"interrupted: training was stopped {done}; --resume continues it")
+    for key, why in (("left_out_trained_on", "trained"), ("left_out_chosen_on", "chosen")):
+        if metrics.get(key):
+            out.print(f"{metrics[key]} pictures were left out: the run was {why} on them")
     for entry in metrics["unreadable"] if kept_in is None else []:
         out.print(f"unreadable: {escape(entry['path'])} ({entry['reason']})")
     for entry in metrics.get("left_out", []) if kept_in is None else []:

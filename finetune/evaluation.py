@@ -48,11 +48,11 @@ def evaluate(
     """Measure the classifier in `run` on `folder`: one sub-folder per class, the same below train/, val/, test/, or a
     table of pictures as `fit` takes it.
 
-    split: which of these, when there are such; by default test/, else val/, else all there is. Pictures that the run
-    was trained on are recognised by content and left out, and so are identical pictures under two labels. The result's
-    `split` is "val" when some of the pictures served to choose in that run, else "test". out: folder to leave
-    metrics.json, predictions.csv, probabilities.safetensors and report.html in, in place of an evaluation that is
-    there; None leaves nothing.
+    split: which of these, when there are such; by default test/, else val/, else all there is. Pictures of the run are
+    recognised by content: those that it was trained on are left out, and so are those that it was chosen on, unless
+    there are no others. Identical pictures under two labels are left out. The result's `split` is "val" when it is of
+    pictures that the run was chosen on, else "test". out: folder to leave metrics.json, predictions.csv,
+    probabilities.safetensors and report.html in, in place of an evaluation that is there; None leaves nothing.
     InputError when a class of `folder` is not one of the run's, or nothing is left.
     """
     started = time.monotonic()
@@ -75,10 +75,10 @@ def evaluate(
     used = _used_by_content(Path(run))
     served = [used.get(contents[position].sha256) for position in index.tolist()]
     doubtful = contradictory_labels(samples, {row: contents[row].sha256 for row in index.tolist()})
-    fair = torch.tensor(
-        [use != LEARNED and row not in doubtful for use, row in zip(served, index.tolist(), strict=True)],
-        dtype=torch.bool,
-    )
+    certain = torch.tensor([row not in doubtful for row in index.tolist()], dtype=torch.bool)
+    unseen = certain & torch.tensor([use not in (LEARNED, "val") for use in served], dtype=torch.bool)
+    chosen_on = not bool(unseen.any())
+    fair = certain & torch.tensor([use == "val" for use in served], dtype=torch.bool) if chosen_on else unseen
     labels = torch.tensor([classifier.classes.index(samples[position].label) for position in index.tolist()])
     unreadable = [
         asdict(Unreadable(samples[position].path, content.reason))
@@ -91,10 +91,11 @@ def evaluate(
     counts = Counter(name for name in served if name)
     result = {
         **summary(found[fair], labels[fair], classifier.classes),
-        "split": "val" if counts["val"] else "test",
-        "used_for_selection": counts["val"] > 0,
+        "split": "val" if chosen_on else "test",
+        "used_for_selection": chosen_on,
         "strategy": classifier.metrics.get("strategy"),
         "left_out_trained_on": counts[LEARNED],
+        "left_out_chosen_on": 0 if chosen_on else counts["val"],
         "unreadable": unreadable,
         "left_out": [asdict(Unreadable(samples[row].path, reason)) for row, reason in sorted(doubtful.items())],
         "seconds": round(time.monotonic() - started, 2),

@@ -1,31 +1,32 @@
-"""The main job: a folder of pictures in, the best classifier that it gives out, with what it is worth."""
+"""The main job: a folder of pictures in, the best classifier that it gives out, and how good it is."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from finetune.backbone import Network
 from finetune.checkpoint import Course
 from finetune.classifier import Classifier, load
 from finetune.config import AUTO, Config
-from finetune.errors import InputError
+from finetune.epochs import OnEpoch
+from finetune.errors import InputError, TrainingDiverged
+from finetune.expected_time import expected_seconds, in_words
 from finetune.fit_options import FitOptions
 from finetune.folder import Listing
-from finetune.head import Heads
-from finetune.loggers import check_log, open_log
+from finetune.loggers import Log, check_log, open_log
 from finetune.preparation import Prepared, prepare
 from finetune.processes import require_one_process
 from finetune.progress import Display
-from finetune.refit import refit, worth_refitting
 from finetune.report import REPORT_FILE, write_report
 from finetune.run import RunFolder
 from finetune.split_record import record_splits
 from finetune.steps import copy_of
 from finetune.table import Source, list_pictures
 from finetune.training import train
-from finetune.verdict import measure
+from finetune.verdict import Measured, measure
 from finetune.writing import write_run
 
 
@@ -37,11 +38,14 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     display: Display | None = None,
+    on_epoch: OnEpoch | None = None,
     **options: Unpack[FitOptions],
 ) -> Classifier:
     """Train a classifier on a folder of pictures, or on a table of them, and measure it.
 
-    Ctrl-C during training returns the best classifier so far, with `metrics["interrupted"]` true.
+    The linear head comes first: within seconds of reading the pictures it is measured and saved in `out`, where it can
+    be loaded from then on. Strategies that train the backbone then try to improve on it. Ctrl-C during training returns
+    the best classifier so far, with `metrics["interrupted"]` true.
 
     Args:
         folder: One sub-folder of pictures for each class, or the same below train/, val/ and test/; or a table: a CSV
@@ -51,6 +55,9 @@ def fit(
         resume: Continue the run in `out`, with the same final weights as if it had never stopped.
         overwrite: Replace the run in `out`; the old run stays until the new classifier is saved.
         display: Where progress is shown; nowhere by default.
+        on_epoch: Called with an `EpochResult` after every epoch of training. An exception that it raises ends the run
+            and is passed on; what `out` holds by then stays, and `resume` can continue. KeyboardInterrupt acts as
+            Ctrl-C does.
         strategy: Which layers are trained: head (only the linear head), partial (the head and the top stages), full
             (all layers, lower ones more slowly), train (all layers at one rate) or scratch (all layers, from random
             weights). One of auto, head, partial, full, train, scratch. Default: 'auto'.
@@ -100,7 +107,7 @@ def fit(
 
     Raises:
         InputError: For a folder, file or option that cannot be used.
-        TrainingDiverged: When the loss stops being finite.
+        TrainingDiverged: When the loss stops being finite; the head stays in `out`.
 
     Example:
         >>> classifier = fit("flowers", "runs/flowers", strategy="head")
@@ -118,7 +125,7 @@ def fit(
     check_log(config, None if out is None else Path(out))
     listing = list_pictures(folder)
     if out is None:
-        return _fitted(listing, None, config, False, display, started)
+        return _Job(config, None, display, started).fitted(listing, resume=False, on_epoch=on_epoch)
     with RunFolder(Path(out)) as run:
         if run.begin(listing.root, config, resume=resume, overwrite=overwrite, table=listing.table):
             display.say(f"{out} holds this run, finished")
@@ -126,62 +133,155 @@ def fit(
             if not (run.path / REPORT_FILE).exists():  # killed when all else was written
                 _report(run, classifier)
             return classifier
-        return _fitted(listing, run, config, resume, display, started)
+        return _Job(config, run, display, started).fitted(listing, resume=resume, on_epoch=on_epoch)
 
 
-def _fitted(
-    listing: Listing, run: RunFolder | None, config: Config, resume: bool, display: Display, started: float
-) -> Classifier:
-    """The whole job, once it may begin. started: when it did, for the seconds that it took."""
-    prepared = prepare(listing, config, run, display)
-    if run is not None:
-        run.started()
-    record_splits(listing, prepared.rows.splits_by_content, config, display.say)
-    network, start = prepared.beginning(config)
-    begun, course = copy_of(network), Course()
-    with open_log(config, None if run is None else run.path) as log:
-        if prepared.choice.strategy.trains != "head":
-            course = train(
-                prepared.fabric,
-                network,
-                prepared.plan(network, config),
-                config,
-                prepared.material(config),
-                start=start,
-                checkpoint=None if run is None else run.checkpoint,
-                resume=resume,
-                display=display,
-                log=log,
+@dataclass(frozen=True)
+class _Outcome:
+    """A classifier, how good it is, and how the training went that led to it."""
+
+    classifier: Classifier
+    measured: Measured
+    course: Course
+
+    def after(self, course: Course) -> _Outcome:
+        """The same classifier, kept after a training that did not improve on it."""
+        return _Outcome(self.classifier, self.measured.after(course), course)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One run under way. started: when, on the monotonic clock."""
+
+    config: Config
+    run: RunFolder | None
+    display: Display
+    started: float
+
+    def fitted(self, listing: Listing, *, resume: bool, on_epoch: OnEpoch | None) -> Classifier:
+        config, run = self.config, self.run
+        prepared = prepare(listing, config, run, self.display)
+        if run is not None:
+            run.started()
+        record_splits(listing, prepared.rows.splits_by_content, config, self.display.say)
+        trains = prepared.choice.strategy.trains != "head"
+        if config.lr == AUTO and not trains:
+            self.display.say("--lr auto changes nothing here: the head is solved at once, without a learning rate.")
+        with open_log(config, None if run is None else run.path) as log:
+            head = self._head(prepared) if prepared.choice.strategy.start == "pretrained" else None
+            if head is not None and trains:
+                self._save_first(head, prepared)
+            if not trains:
+                assert head is not None
+                outcome = head
+            else:
+                outcome = self._improved(prepared, head, resume=resume, log=log, on_epoch=on_epoch)
+            self._save(outcome, prepared)
+            log.result(outcome.classifier.metrics)
+        if run is not None:
+            if not outcome.course.interrupted:
+                run.finish()
+            _report(run, outcome.classifier)
+        return outcome.classifier
+
+    def _head(self, prepared: Prepared) -> _Outcome:
+        """The solved head on the frozen backbone, as a classifier."""
+        heads, backbone = prepared.heads, prepared.backbone
+        stages = None if heads.kept.width == backbone.width else prepared.stages
+        network = Network(backbone, heads.kept.as_layer(), stages).to(prepared.fabric.device)
+        classifier = self._classifier(network, prepared)
+        course = Course()
+        return _Outcome(classifier, measure(classifier, prepared, heads, course, self.display), course)
+
+    def _save_first(self, head: _Outcome, prepared: Prepared) -> None:
+        """Show the head's result and save it, so that it can be used while training goes on."""
+        figures, run = head.measured.metrics, self.run
+        low, high = figures["interval"]
+        pictures = {"test": "test", "val": "validation"}[figures["split"]]
+        where = ""
+        if run is not None:
+            if not run.holds_classifier():  # a run that is resumed may hold a better one
+                self._save(head.after(Course(interrupted=True)), prepared)
+            where = f"; saved in {run.path}, ready for finetune predict"
+        self.display.say(
+            f"head: accuracy {figures['accuracy']:.1%} ({low:.1%} to {high:.1%} with 95 % confidence) "
+            f"on {figures['n']} {pictures} pictures{where}."
+        )
+
+    def _improved(
+        self, prepared: Prepared, head: _Outcome | None, *, resume: bool, log: Log, on_epoch: OnEpoch | None
+    ) -> _Outcome:
+        """What training by gradient leads to; `head` where that is not better, None from random weights."""
+        network, start = prepared.beginning(self.config)
+        begun = copy_of(network)
+        try:
+            course = self._trained(network, start, prepared, resume=resume, log=log, on_epoch=on_epoch)
+            if course.best_epoch > 0 or head is None:
+                classifier = self._classifier(network, prepared)
+                return _Outcome(classifier, measure(classifier, prepared, None, course, self.display), course)
+        except KeyboardInterrupt:
+            if head is None:
+                raise
+            network.load_state_dict(begun)
+            network.eval()
+            course = Course(interrupted=True)
+        except TrainingDiverged as error:
+            if head is None or self.run is None:
+                raise
+            network.load_state_dict(begun)
+            network.eval()
+            self._save(head, prepared)
+            self.run.finish()  # the same training would diverge again
+            raise TrainingDiverged(f"{error}; {self.run.path} holds the head") from error
+        return head.after(course)
+
+    def _trained(
+        self,
+        network: Network,
+        start: Any,
+        prepared: Prepared,
+        *,
+        resume: bool,
+        log: Log,
+        on_epoch: OnEpoch | None,
+    ) -> Course:
+        config, plan, material = self.config, prepared.plan(network, self.config), prepared.material(self.config)
+        network.backbone.freeze_below(plan.lowest, batch_norm_trains=plan.batch_norm_trains)
+        if self.display.console is not None:
+            kept = "the best so far" if start is None else "the head, or what is better by then"
+            seconds = expected_seconds(prepared.fabric, network, plan, config, material)
+            self.display.say(
+                f"training {prepared.choice.strategy.name}: {in_words(seconds)} at most; Ctrl-C stops it and keeps "
+                f"{kept}."
             )
-        elif config.lr == AUTO:
-            display.say("--lr auto changes nothing here: the head is solved at once, without a learning rate.")
-        classifier, heads = _kept(prepared, network, course, config)
-        unseen = None
-        if worth_refitting(prepared, course):
-            checkpoint = None if run is None else run.refit_checkpoint
-            unseen = refit(prepared, classifier, begun, course, checkpoint=checkpoint, resume=resume, display=display)
-        measured = measure(classifier, prepared, heads, course, display, unseen=unseen)
-        classifier.metrics = measured.metrics | {"seconds": round(time.monotonic() - started, 2)}
-        log.result(classifier.metrics)
-    if run is not None:
-        write_run(run, classifier, prepared.rows, measured, course)
-        classifier.folder = run.path
-        _report(run, classifier)
-    return classifier
+        return train(
+            prepared.fabric,
+            network,
+            plan,
+            config,
+            material,
+            start=start,
+            checkpoint=None if self.run is None else self.run.checkpoint,
+            resume=resume,
+            display=self.display,
+            log=log,
+            on_epoch=on_epoch,
+        )
+
+    def _classifier(self, network: Network, prepared: Prepared) -> Classifier:
+        classes = prepared.rows.folder.classes
+        return Classifier(network, classes, prepared.backbone.preprocessing, self.config, prepared.fabric)
+
+    def _save(self, outcome: _Outcome, prepared: Prepared) -> None:
+        """Give the classifier its figures, and write it where there is a run folder."""
+        seconds = {"seconds": round(time.monotonic() - self.started, 2)}
+        outcome.classifier.metrics = outcome.measured.metrics | seconds
+        if self.run is not None:
+            write_run(self.run, outcome.classifier, prepared.rows, outcome.measured, outcome.course)
+            outcome.classifier.folder = self.run.path
 
 
 def _report(run: RunFolder, classifier: Classifier) -> None:
     from finetune.explain import explanation  # with a drawing library, which nothing else needs
 
     write_report(run.path, explain=explanation(classifier))
-
-
-def _kept(prepared: Prepared, network: Network, course: Course, config: Config) -> tuple[Classifier, Heads | None]:
-    """What the run leaves: what was trained, or the solved heads where that did not beat them; these then, too."""
-    heads = prepared.heads if course.best_epoch == 0 and prepared.choice.strategy.start == "pretrained" else None
-    backbone = prepared.backbone
-    if heads is not None:
-        stages = None if heads.kept.width == backbone.width else prepared.stages
-        network = Network(backbone, heads.kept.as_layer(), stages).to(prepared.fabric.device)
-    classes = prepared.rows.folder.classes
-    return Classifier(network, classes, backbone.preprocessing, config, prepared.fabric), heads

@@ -249,7 +249,7 @@ def _below(
     display: Display,
 ) -> _Below:
     views = pictures.views or 1
-    examples = material.examples[: -(-CPU_BATCH // views)]
+    examples = material.indices[: -(-CPU_BATCH // views)]
     module = Normalized(nn.Sequential(cut.lower, nn.Flatten()), material.preprocessing).eval()
 
     def example() -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from finetune.folds import folds_of
 from finetune.logistic import Logistic
+from finetune.metrics import accuracy
 from finetune.principal_axes import principal_axes, spread
 
 T = TypeVar("T")
@@ -62,7 +63,8 @@ class Heads:
     best: the better of that and of one that reads more depths; both have learned from the training pictures alone.
     kept: best, or its like that has learned from the validation pictures too. val_logits (m, classes): what `kept`
     is worth on the validation pictures, each of them judged by a head of its kind that has not learned from it.
-    cross_validated: whether the choice was made so, not on the validation pictures.
+    cross_validated: whether the choice was made so, not on the validation pictures. error: share of the pictures that
+    made the choice which heads like `best` get wrong, none of them having learned from these pictures.
     """
 
     features: LinearHead
@@ -70,6 +72,7 @@ class Heads:
     kept: LinearHead
     val_logits: Tensor
     cross_validated: bool
+    error: float
 
 
 def solve_heads(
@@ -101,10 +104,12 @@ def solve_heads(
         if other.clearly_beats(chosen):
             chosen = other
     best = chosen.head
+    judging = folds >= 0 if crossed else torch.arange(len(both[1])) >= len(train[1])
+    error = 1 - accuracy(chosen.logits[judging[-len(chosen.logits) :]], both[1][judging])
     if not learn_from_val:
-        return Heads(features.head, best, best, best(val[0]), crossed)
+        return Heads(features.head, best, best, best(val[0]), crossed, error)
     kept = _solved(_Rows.of(both[0], chosen.reading), both[1], best.strength, class_weights)
-    return Heads(features.head, best, kept, chosen.logits[-len(val[1]) :], crossed)
+    return Heads(features.head, best, kept, chosen.logits[-len(val[1]) :], crossed, error)
 
 
 def nearest_mean(features: Tensor, labels: Tensor, queries: Tensor) -> Tensor:

@@ -25,15 +25,12 @@ VALIDATION_MEMORY = 1 << 30
 class Material:
     """What is learned from. indices: in `pictures`, ascending; labels (all pictures,) int64, by index.
 
-    examples: pictures, by index, on which a faster way of running frozen stages is checked; of two trainings with the
-    same ones, each finds in the cache what the other has put there. val: the validation pictures in order, which may
-    be none; val_labels (m,) theirs. class_weights (classes,) or None. hashes, val_hashes: the sha256 of each picture of
-    `pictures`, and of `val`, when the run first read it.
+    val: the validation pictures in order; val_labels (m,) theirs. class_weights (classes,) or None. hashes, val_hashes:
+    the sha256 of each picture of `pictures`, and of `val`, when the run first read it.
     """
 
     pictures: Pictures
     indices: list[int]
-    examples: Sequence[int]
     labels: Tensor
     val: Pictures
     val_labels: Tensor

@@ -18,16 +18,16 @@ from finetune.progress import Display
 from finetune.steps import Steps, copy_of
 from finetune.transforms import view_seed
 
-# Steps of a sweep, and the head's rates between which it goes, for AdamW.
-STEPS, LOWEST, HIGHEST = 100, 1e-6, 1.0
+# Steps of a sweep, however many pictures there are, and the head's rates between which it goes, for AdamW.
+STEPS, LOWEST, HIGHEST = 40, 1e-5, 1.0
 # What the running mean of the loss keeps of itself at each step.
-KEPT = 0.9
+KEPT = 0.8
 # A loss of so many times the smallest one ends the sweep.
 DIVERGED = 4
 # A fall of the loss below this share of it is no fall.
 LEAST_FALL = 0.02
 # Steps of a sweep that ended before it could tell anything.
-TOO_SHORT = 10
+TOO_SHORT = 5
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from finetune.config import Config
 from finetune.errors import InputError
 from finetune.frozen_inputs import inputs_for
-from finetune.lr_finder import Sweep, sweep_rates
+from finetune.lr_finder import STEPS, Sweep, sweep_rates
 from finetune.preparation import prepare
 from finetune.progress import Display
 from finetune.table import Source, list_pictures
@@ -29,7 +31,7 @@ def find_rate(folder: Source, *, config: Config | None = None, display: Display 
     network, _ = prepared.beginning(config)
     plan, material = prepared.plan(network, config), prepared.material(config)
     network.backbone.freeze_below(plan.lowest, batch_norm_trains=plan.batch_norm_trains)
-    inputs = inputs_for(
-        prepared.fabric, network, config, material, lowest=plan.lowest, epochs=plan.epochs, display=display
-    )
+    # No more views than the sweep shows: it takes few steps.
+    epochs = min(plan.epochs, math.ceil(STEPS / plan.steps_per_epoch))
+    inputs = inputs_for(prepared.fabric, network, config, material, lowest=plan.lowest, epochs=epochs, display=display)
     return sweep_rates(prepared.fabric, network, inputs, plan, config, material, display)

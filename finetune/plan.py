@@ -11,8 +11,9 @@ from finetune.errors import InputError
 from finetune.loader import batches_per_epoch
 from finetune.strategy import Strategy
 
-# A run takes at least so many steps, few pictures or not, in at most so many epochs.
-LEAST_STEPS, MOST_EPOCHS = 200, 40
+# A run takes at least so many steps, few pictures or not, in at most so many epochs. From pretrained weights, twice as
+# many gain nothing.
+LEAST_STEPS, MOST_EPOCHS = {"pretrained": 100, "random": 200}, 40
 
 # What SGD with momentum takes where AdamW takes 1, when neither is told its learning rate.
 SGD_RATE = 30
@@ -62,8 +63,7 @@ def plan_for(strategy: Strategy, config: Config, network: Network, n: int) -> Pl
     own_rate = (strategy.learning_rate or 0.0) * (SGD_RATE if config.optimizer == "sgd" else 1)
     return Plan(
         epochs=epochs,
-        # The best results come when the learning rate has fallen: a short run goes to its end.
-        patience=config.patience or max(8, math.ceil(epochs / 3)),
+        patience=config.patience or patience_for(strategy, epochs),
         steps_per_epoch=steps_per_epoch,
         lr=own_rate if config.lr is None or config.lr == AUTO else float(config.lr),
         stage_decay=strategy.stage_decay if config.stage_decay is None else config.stage_decay,
@@ -74,4 +74,10 @@ def plan_for(strategy: Strategy, config: Config, network: Network, n: int) -> Pl
 
 def epochs_for(strategy: Strategy, steps_per_epoch: int) -> int:
     """The strategy's own number, or more where a small folder would otherwise give too few steps to get anywhere."""
-    return max(strategy.epochs, min(MOST_EPOCHS, math.ceil(LEAST_STEPS / steps_per_epoch)))
+    return max(strategy.epochs, min(MOST_EPOCHS, math.ceil(LEAST_STEPS[strategy.start] / steps_per_epoch)))
+
+
+def patience_for(strategy: Strategy, epochs: int) -> int:
+    """Epochs without a gain on validation after which a training of so many epochs stops."""
+    # Random weights improve in leaps, the last of them when the learning rate has fallen.
+    return max(8, math.ceil(epochs / 3)) if strategy.start == "random" else max(3, math.ceil(epochs / 5))

@@ -13,6 +13,7 @@ from finetune.config import BEST, Config
 from finetune.dropping import drop_above
 from finetune.engine import open_engine
 from finetune.errors import InputError
+from finetune.expected_gain import head_unless_training_pays
 from finetune.folder import Listing
 from finetune.frozen import Outputs
 from finetune.head import Heads, solve_heads
@@ -62,11 +63,10 @@ class Prepared:
     def plan(self, network: Network, config: Config) -> Plan:
         return plan_for(self.choice.strategy, config, network, len(self.rows.folder.train))
 
-    def material(self, config: Config, *, learn_from_val: bool = False) -> Material:
-        """The pictures that are learned from and chosen on; or, to learn from all of these, none to choose on."""
+    def material(self, config: Config) -> Material:
+        """The training pictures, and the validation pictures that judge the result."""
         rows, preprocessing = self.rows, self.backbone.preprocessing
         paths, train, val = rows.paths(), rows.indices("train"), rows.indices("val")
-        indices, choosing = (sorted(train + val), []) if learn_from_val else (train, val)
         return Material(
             pictures=Pictures(
                 paths,
@@ -75,20 +75,19 @@ class Prepared:
                 config.max_pixels,
                 config.seed,
             ),
-            indices=indices,
-            examples=train,
+            indices=train,
             labels=rows.labels,
             val=Pictures(
-                [paths[index] for index in choosing],
+                [paths[index] for index in val],
                 evaluation_view(preprocessing),
                 preprocessing.shortest_side,
                 config.max_pixels,
             ),
-            val_labels=rows.labels[choosing],
+            val_labels=rows.labels[val],
             class_weights=self.class_weights,
             preprocessing=preprocessing,
             hashes=rows.hashes,
-            val_hashes=[rows.hashes[index] for index in choosing],
+            val_hashes=[rows.hashes[index] for index in val],
         )
 
 
@@ -118,7 +117,6 @@ def prepare(listing: Listing, config: Config, run: RunFolder | None, display: Di
     classes = len(rows.folder.classes)
     curve = training_curve(stages, rows) if config.strategy == "auto" or config.drop_above == BEST else None
     choice = choose(config.strategy, len(rows.folder.train) / classes, curve)
-    display.say(choice.reason)
     if config.drop_above is not None:
         stages, rows = drop_above(stages, rows, config.drop_above, curve, display)
         if config.unfreeze is not None and all(stage.name != config.unfreeze for stage in backbone.stages):
@@ -139,6 +137,11 @@ def prepare(listing: Listing, config: Config, run: RunFolder | None, display: Di
     if heads.best is not heads.features and choice.strategy.start == "pretrained":
         by = "cross-validation" if heads.cross_validated else "validation"
         display.say(f"head: on {', '.join(stages.last(heads.best.width))} side by side, chosen by {by}.")
+    # Options of a training ask for one.
+    if config.strategy == "auto" and (config.unfreeze, config.epochs, config.lr) == (None, None, None):
+        pictures = len(rows.folder.train) + len(rows.folder.val)
+        choice = head_unless_training_pays(choice, heads.error, pictures, len(rows.folder.train) / classes)
+    display.say(choice.reason)
     return Prepared(fabric, stages, rows, choice, heads, class_weights)
 
 

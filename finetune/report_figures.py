@@ -111,23 +111,25 @@ def kept_told(metrics: Mapping[str, Any]) -> str | None:
     best, strategy = metrics.get("best_epoch", 0), STRATEGIES.get(str(metrics.get("strategy")))
     if not metrics.get("epochs"):
         return None
+    stopped = ""
+    if metrics.get("interrupted"):
+        stopped = f" Training was interrupted after epoch {metrics['epochs']}; --resume continues it."
     if not best:
-        return "No epoch was kept: none was better on the validation pictures than the linear head on frozen features."
+        return (
+            "No epoch was kept: none was better on the validation pictures than the linear head on frozen features."
+            + stopped
+        )
     told = f"The weights of epoch {best} were kept."
     way = metrics.get("share_of_the_way")
-    if way is not None and strategy is not None and strategy.start == "pretrained" and not metrics.get("interrupted"):
+    mixed = strategy is not None and strategy.start == "pretrained" and way is not None
+    if mixed and way != 1:
         told += (
-            " No mixture with the weights before training was better on the validation pictures."
-            if way == 1
-            else f" They are mixed with the weights before training ({way:.0%} trained, {1 - way:.0%} before), "
+            f" They are mixed with the weights before training ({way:.0%} trained, {1 - way:.0%} before), "
             "which was better on the validation pictures."
         )
-    if "val" in metrics.get("learned_from", ()):
-        told += (
-            " The same training was then repeated with the validation pictures included, and its weights were kept. "
-            "The validation figures are from before."
-        )
-    return told
+    elif mixed and not stopped:  # an interrupted training tries no mixture
+        told += " No mixture with the weights before training was better on the validation pictures."
+    return told + stopped
 
 
 def head_inputs(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:

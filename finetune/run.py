@@ -51,7 +51,6 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self.checkpoint = path / "state" / "checkpoint.safetensors"
-        self.refit_checkpoint = path / "state" / "refit.safetensors"
         self._features = path / "state" / "features.safetensors"
         self._replaced = path / REPLACED
 
@@ -183,7 +182,12 @@ class RunFolder:
         contents = {int(position): Content(**content) for position, content in json.loads(metadata["contents"]).items()}
         return Outputs(tensors["values"], tensors["index"], contents)
 
+    def holds_classifier(self) -> bool:
+        """Whether there is a classifier here that can be loaded, of a run that may still be under way."""
+        return _saved(self.path)
+
     def finish(self) -> None:
+        """Remove what only a continuation needs."""
         gone = self.path / ".state"
         (self.path / "state").rename(gone)  # in one step: half a state would be taken for a whole one
         shutil.rmtree(gone, ignore_errors=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from finetune.backbone import Network
 from finetune.checkpoint import Course, read_checkpoint, save_checkpoint
 from finetune.config import AUTO, Config
+from finetune.epochs import EpochResult, OnEpoch
 from finetune.errors import TrainingDiverged
 from finetune.frozen_inputs import inputs_for
 from finetune.inputs import Inputs, Material, Shown
@@ -42,22 +44,42 @@ def train(
     resume: bool,
     display: Display,
     log: Log | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> Course:
-    """Train `network`, leave in it the weights of the best validation result, and tell how it went; without validation
-    pictures, those of the last epoch.
+    """Train `network` and leave the best weights by validation in it.
 
-    start: logits (m, classes) of the validation pictures by what is known without training, where the network begins
-    with a solved head. What lies on the way from there is then tried at the end, and unless it is kept (`Judges`), the
-    weights stay as given, and the best epoch is 0. None when there is nothing to beat. checkpoint: file to keep up
-    to date after every epoch, and with `resume` to continue from. log: where each epoch's figures also go. With --lr
-    auto a sweep finds the learning rate first. Ctrl-C ends training early with the best weights so far. Raises
-    TrainingDiverged when the loss stops being finite, InputError for a picture that is no longer what it was.
+    Training stops when validation has gained nothing for `plan.patience` epochs.
+
+    Args:
+        fabric: Device and precision.
+        network: Network with a head; its stages below `plan.lowest` are frozen here.
+        plan: Epochs, learning rates and patience.
+        config: The run's options.
+        material: Training and validation pictures.
+        start: Logits (m, classes) of the validation pictures before training, where the network begins with a solved
+            head. Weights between that start and the trained ones are tried at the end, and unless they are kept
+            (`Judges`), the weights stay as given and the best epoch is 0. None when there is nothing to beat.
+        checkpoint: File that is written after every epoch, and read with `resume`.
+        resume: Continue from `checkpoint` where it exists.
+        display: Shows progress.
+        log: Receives each epoch's figures.
+        on_epoch: Called after every epoch, once its checkpoint is written.
+
+    Returns:
+        How training went. Ctrl-C ends it early, with the best weights so far and `interrupted` set.
+
+    Raises:
+        TrainingDiverged: If the loss stops being finite.
+        InputError: If a picture has changed since it was first read.
+        KeyboardInterrupt: On Ctrl-C before the first epoch is done; the weights are then not restored.
     """
     network.backbone.freeze_below(plan.lowest, batch_norm_trains=plan.batch_norm_trains)
     inputs = inputs_for(fabric, network, config, material, lowest=plan.lowest, epochs=plan.epochs, display=display)
     learned_from = {"pictures": material.fingerprint, "inputs": inputs.name}
     begun = copy_of(network)
     judges = Judges(material.val_labels, material.class_weights, len(material.indices) / network.head.out_features)
+    # What to gain on: the score that training begins with, where that is a solved head's.
+    first = None if start is None else judges.score(inputs.validation_logits())
     course, best, kept = Course(), begun, None
     if resume and checkpoint is not None and checkpoint.exists():
         kept = read_checkpoint(checkpoint, learned_from)
@@ -79,23 +101,39 @@ def train(
         with display.bar("training", plan.epochs * len(material.indices)) as advance:
             advance(course.epoch * len(material.indices), "")
             batches = inputs.batches(course.epoch, plan.epochs)
-            while course.epoch < plan.epochs and course.since_best < plan.patience:
+            while course.epoch < plan.epochs and epochs_without_gain(course.history, first) < plan.patience:
+                began = time.monotonic()
                 train_loss, share = _one_epoch(steps, plan, config, course.epoch, batches, advance)
-                score = _validated(inputs, judges, plan, course.epoch) if len(material.val) else None
+                score = _validated(inputs, judges, plan, course.epoch)
                 course.epoch += 1
-                course.since_best += 1
                 # Few judges would choose one epoch of many by chance: the last is taken, when the rate is low.
-                if judges.few or score is None or score.beats(course.best):
-                    course.best, course.best_epoch, course.since_best, best = score, course.epoch, 0, copy_of(network)
-                found = {} if score is None else {"val_loss": score.loss, "val_accuracy": score.accuracy}
-                row = {"epoch": course.epoch, "train_loss": train_loss, **found, "lr": plan.lr * share}
+                if judges.few or score.beats(course.best):
+                    course.best, course.best_epoch, best = score, course.epoch, copy_of(network)
+                row = {
+                    "epoch": course.epoch,
+                    "train_loss": train_loss,
+                    "val_loss": score.loss,
+                    "val_accuracy": score.accuracy,
+                    "lr": plan.lr * share,
+                }
                 course.history.append(row)
                 # Before the checkpoint: an epoch that is redone after a crash replaces its line.
                 log.epoch(row)
                 if checkpoint is not None:
                     save_checkpoint(checkpoint, network, steps.optimizer, learned_from, course, best)
-                said = "" if score is None else f", validation {score.accuracy:.1%}"
-                advance(0, f"epoch {course.epoch}/{plan.epochs}{said}")
+                advance(0, f"epoch {course.epoch}/{plan.epochs}, validation {score.accuracy:.1%}")
+                if on_epoch is not None:
+                    seconds = time.monotonic() - began
+                    on_epoch(
+                        EpochResult(
+                            course.epoch, plan.epochs, train_loss, score.loss, score.accuracy, row["lr"], seconds
+                        )
+                    )
+            if course.epoch < plan.epochs:
+                display.say(
+                    f"training stopped after epoch {course.epoch} of {plan.epochs}: "
+                    f"validation has gained nothing for {plan.patience} epochs."
+                )
     except KeyboardInterrupt:
         if course.best_epoch == 0 and start is None:
             raise
@@ -110,6 +148,19 @@ def train(
     network.load_state_dict(best)
     network.eval()
     return course
+
+
+def epochs_without_gain(history: Sequence[Mapping[str, float]], first: Score | None) -> int:
+    """Epochs since the validation accuracy last rose above all before it, or the validation loss fell below.
+
+    first: the score before training, which counts as well; None for random weights.
+    """
+    accuracy, loss, since = (-math.inf, math.inf, 0) if first is None else (first.accuracy, first.loss, 0)
+    for row in history:
+        gained = row["val_accuracy"] > accuracy or row["val_loss"] < loss
+        accuracy, loss = max(accuracy, row["val_accuracy"]), min(loss, row["val_loss"])
+        since = 0 if gained else since + 1
+    return since
 
 
 def _validated(inputs: Inputs, judges: Judges, plan: Plan, epoch: int) -> Score:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,10 @@ class Measured:
     judged: dict[str, Tensor]
     learned: tuple[str, ...]
 
+    def after(self, course: Course) -> Measured:
+        """The same figures, with those of another training."""
+        return replace(self, metrics=self.metrics | _told_of(course))
+
 
 def measure(
     classifier: Classifier,
@@ -41,27 +45,21 @@ def measure(
     heads: Heads | None,
     course: Course,
     display: Display,
-    *,
-    unseen: Tensor | None,
 ) -> Measured:
-    """What the classifier is worth, which then gives calibrated probabilities.
+    """Measure the classifier, which then gives calibrated probabilities.
 
-    heads: those of `prepared` where the classifier is the one of them that is kept, None where it was trained. unseen:
-    where it was trained on the validation pictures too, log-probabilities (m, classes) of these by its like that was
-    not. What is said of validation pictures comes from what has not learned from them.
+    heads: those of `prepared` where the classifier is the one of them that is kept, None where it was trained. Figures
+    of validation pictures come from a head that has not learned from them.
     """
     rows, choice = prepared.rows, prepared.choice
     some = rows.indices("train")[:: max(1, -(-len(rows.folder.train) // MOST_OF_TRAIN))]
     asked = {"train": some} | {split: rows.indices(split) for split in SPLITS[1:]}
-    if unseen is None:
-        raw = _judged(classifier, rows, heads, asked, display)
-    else:
-        raw = {"val": unseen} | _judged(classifier, rows, heads, asked | {"val": []}, display)
+    raw = _judged(classifier, rows, heads, asked, display)
     val_labels = rows.of_split("val")[1]
     test = (raw["test"], rows.of_split("test")[1]) if "test" in raw else None
     classifier.temperature = fit_temperature(raw["val"], val_labels)
     judged = {split: calibrated(values, classifier.temperature) for split, values in raw.items()}
-    from_val = unseen is not None or (heads is not None and heads.kept is not heads.best)
+    from_val = heads is not None and heads.kept is not heads.best
     learned = ("train", "val") if from_val else ("train",)
     metrics = {
         **summary(judged[rows.measured], rows.of_split(rows.measured)[1], rows.folder.classes),
@@ -75,12 +73,7 @@ def measure(
         "highest_stage": prepared.backbone.highest,
         "head_reads": list(prepared.stages.last(classifier.network.head.in_features)),
         "frozen_head_reads": list(prepared.stages.last(prepared.heads.kept.width)),
-        "interrupted": course.interrupted,
-        "epochs": course.epoch,
-        "best_epoch": course.best_epoch,
-        "share_of_the_way": course.share,
-        "lr": course.lr,
-        "lr_sweep": course.sweep,
+        **_told_of(course),
         "baselines": _baselines(rows, prepared.heads),
         "train": _brief(judged.pop("train"), rows.labels[some]),
         "val": {**_brief(judged["val"], val_labels), "used_for_selection": True},
@@ -91,6 +84,17 @@ def measure(
         "notes": list(rows.folder.notes),
     }
     return Measured(metrics, judged, learned)
+
+
+def _told_of(course: Course) -> dict[str, Any]:
+    return {
+        "interrupted": course.interrupted,
+        "epochs": course.epoch,
+        "best_epoch": course.best_epoch,
+        "share_of_the_way": course.share,
+        "lr": course.lr,
+        "lr_sweep": course.sweep,
+    }
 
 
 def _judged(

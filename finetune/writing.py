@@ -23,7 +23,7 @@ from finetune.verdict import Measured
 
 
 def write_run(run: RunFolder, classifier: Classifier, rows: Rows, measured: Measured, course: Course) -> None:
-    """Fill the run folder; config.json goes last, because a run with class names in it counts as finished."""
+    """Fill the run folder; config.json goes last, because a run with class names in it can be loaded."""
     if course.history:
         write_csv(run.path / HISTORY_FILE, list(course.history[0]), [list(row.values()) for row in course.history])
     predictions = [
@@ -45,8 +45,6 @@ def write_run(run: RunFolder, classifier: Classifier, rows: Rows, measured: Meas
             "made_with": describe(classifier.fabric),
         },
     )
-    if not course.interrupted:
-        run.finish()
 
 
 def _picture_rows(rows: Rows, learned: Sequence[str]) -> list[tuple[str, ...]]:

@@ -14,12 +14,11 @@ import torch
 from finetune.files import read_tensors
 
 
-def fit_until_killed(folder: Path, run: Path, options: dict[str, Any], *, at: str = "checkpoint") -> None:
-    """Start a fit in a process of its own and kill it (SIGKILL) once the first epoch is saved, or `at` that of the
-    refit."""
+def fit_until_killed(folder: Path, run: Path, options: dict[str, Any]) -> None:
+    """Start a fit in a process of its own and kill it (SIGKILL) once the first epoch is saved."""
     script = f"import finetune; finetune.fit({str(folder)!r}, {str(run)!r}, **{options!r})"
     process = subprocess.Popen([sys.executable, "-c", script])
-    checkpoint, deadline = run / "state" / f"{at}.safetensors", time.monotonic() + 120
+    checkpoint, deadline = run / "state" / "checkpoint.safetensors", time.monotonic() + 120
     while not checkpoint.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

@@ -74,7 +74,6 @@ class Job:
         self.material = Material(
             pictures=pictures,
             indices=[index for index in range(len(paths)) if index % 3],
-            examples=[index for index in range(len(paths)) if index % 3],
             labels=labels,
             val=val,
             val_labels=labels[::3],

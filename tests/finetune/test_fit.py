@@ -92,8 +92,13 @@ def test_a_killed_run_resumes_to_the_same_weights(strategy: str, make_folder: Ma
 
     killed = tmp_path / "killed"
     fit_until_killed(folder, killed, options)
-    with pytest.raises(InputError, match="has not finished"):
-        finetune.load(killed)
+    if strategy == "scratch":
+        with pytest.raises(InputError, match="has not finished"):
+            finetune.load(killed)
+    else:
+        head = finetune.load(killed, device="cpu")
+        assert (head.metrics["kept"], head.metrics["interrupted"]) == ("head", True)
+        assert head.predict(folder / "green" / "000.png").label == "green"
 
     finetune.fit(folder, killed, resume=True, **options)
     assert_same_weights(tmp_path / "whole", killed)
@@ -152,11 +157,16 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_where(make_folder: Make
 
 
 @pytest.mark.parametrize("strategy", ["train", "full"])
-def test_no_run_ends_with_weights_that_are_no_numbers(strategy: str, make_folder: MakeFolder, tmp_path: Path) -> None:
-    folder = make_folder(classes=THREE)
-    with pytest.raises(finetune.TrainingDiverged, match="--lr"):
-        finetune.fit(folder, tmp_path / "run", strategy=strategy, epochs=1, lr=1e36, **SMALL | {"batch_size": 64})
-    assert not (tmp_path / "run" / "model.safetensors").exists()
+def test_a_training_that_diverges_leaves_the_head_and_no_state(
+    strategy: str, make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    folder, run = make_folder(classes=THREE), tmp_path / "run"
+    with pytest.raises(finetune.TrainingDiverged, match=r"--lr.*run holds the head"):
+        finetune.fit(folder, run, strategy=strategy, epochs=1, lr=1e36, **SMALL | {"batch_size": 64})
+    left = finetune.load(run, device="cpu")
+    assert (left.metrics["kept"], left.metrics["interrupted"]) == ("head", False)
+    assert left.predict(folder / "green" / "000.png").label == "green"
+    assert not (run / "state").exists()
 
 
 def test_a_very_rare_class_does_not_swallow_the_common_one(make_folder: MakeFolder) -> None:
@@ -355,6 +365,14 @@ def test_evaluate_matches_classes_by_name_and_leaves_training_pictures_out(
     assert own["left_out_trained_on"] == counts["train"] + counts["val"]
     assert own["n"] == counts["test"]
     assert own["split"] == "test"
+
+    # What is trained has not learned from the validation pictures, but they judged it.
+    trained = finetune.fit(folder, tmp_path / "trained", strategy="scratch", epochs=1, **SMALL).metrics
+    own = finetune.evaluate(tmp_path / "trained", folder, device="cpu")
+    assert (own["n"], own["split"], own["used_for_selection"]) == (trained["pictures"]["test"], "test", False)
+    assert own["left_out_trained_on"] == trained["pictures"]["train"]
+    assert own["left_out_chosen_on"] == trained["pictures"]["val"]
+    assert own["accuracy"] == trained["accuracy"]
 
     divided = tmp_path / "divided"
     for split, seed in (("train", 0), ("val", 7)):

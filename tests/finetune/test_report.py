@@ -80,6 +80,11 @@ def test_a_report_names_what_was_found_and_how_it_was_made(tmp_path: Path) -> No
         ({"strategy": "scratch", "share_of_the_way": 1.0}, "The weights of epoch 6 were kept.</p>"),
         ({"share_of_the_way": None, "lr_sweep": None}, "The weights of epoch 6 were kept.</p>"),
         (
+            {"interrupted": True, "share_of_the_way": 1.0},
+            "The weights of epoch 6 were kept. Training was interrupted after epoch 8; --resume continues it.",
+        ),
+        ({"interrupted": True, "share_of_the_way": 0.25}, "They are mixed with the weights before training (25%"),
+        (
             {"lr_sweep": {"suggestion": None, "trouble": "it stayed what it was", "points": [
                 {"lr": 1e-6, "loss": 0.7, "smoothed": 0.7}, {"lr": 1e-3, "loss": 0.7, "smoothed": 0.7}
             ]}},
