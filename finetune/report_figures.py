@@ -121,13 +121,13 @@ def kept_told(metrics: Mapping[str, Any]) -> str | None:
         )
     told = f"The weights of epoch {best} were kept."
     way = metrics.get("share_of_the_way")
-    mixed = strategy is not None and strategy.start == "pretrained" and way is not None
-    if mixed and way != 1:
+    tried = strategy is not None and strategy.start == "pretrained"
+    if tried and way is not None and way < 1:
         told += (
             f" They are mixed with the weights before training ({way:.0%} trained, {1 - way:.0%} before), "
             "which was better on the validation pictures."
         )
-    elif mixed and not stopped:  # an interrupted training tries no mixture
+    elif tried and way is not None and not stopped:  # an interrupted training tries no mixture
         told += " No mixture with the weights before training was better on the validation pictures."
     return told + stopped
 

@@ -113,7 +113,7 @@ def test_the_old_run_stays_where_the_new_one_is_refused_or_fails(
 
     monkeypatch.setattr("finetune.fitting.train", fail)
     with pytest.raises(Stop):
-        finetune.fit(folder, out, overwrite=True, **SMALL | {"strategy": "full"})
+        finetune.fit(folder, out, overwrite=True, **SMALL | {"strategy": "scratch"})
     assert state_of(out) == before
 
     unfinished = tmp_path / "unfinished"
