@@ -68,15 +68,15 @@ def predict(
 ) -> None:
     """Predict the class of each picture.
 
-    RUN is a folder that `finetune fit` wrote. Folders of pictures are searched with their sub-folders. --json prints
-    one object per line; a picture answered "unsure" has "unsure": true there, and its label is a guess. Unreadable
-    files are named on stderr, and the exit code is then 2.
+    RUN is a folder that `finetune fit` wrote. Folders of pictures are searched with their sub-folders, and a CSV file
+    names pictures in its column `path`. --json prints one object per line; a picture answered "unsure" has "unsure":
+    true there, and its label is a guess. Unreadable files are named on stderr, and the exit code is then 2.
     """
     import finetune
-    from finetune.folder import list_unlabelled
     from finetune.prediction_table import check_table, write_table
     from finetune.refusal import refusal_for, refusals, validation_answers
     from finetune.sorting import check_target, sort_pictures
+    from finetune.table import list_paths
 
     if min_probability is not None and target_error is not None:
         raise click.UsageError("--min-probability and --target-error both set the threshold; give one of them")
@@ -92,7 +92,7 @@ def predict(
         min_probability = chosen.min_probability
         display.say(f"unsure below {chosen.min_probability:.2%}; {1 - chosen.coverage:.1%} of validation is")
     answers = classifier.predict_all(
-        list_unlabelled(pictures), top=top, min_probability=min_probability or 0.0, display=display
+        list_paths(pictures), top=top, min_probability=min_probability or 0.0, display=display
     )
     if table is not None:
         write_table(table, answers, top=min(top, len(classifier.classes)))

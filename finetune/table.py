@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from finetune.errors import InputError
-from finetune.folder import IN_MEMORY, SPLIT_NAMES, Listing, Sample, check_listing, list_folder
+from finetune.folder import IN_MEMORY, SPLIT_NAMES, Listing, Sample, check_listing, list_folder, list_unlabelled
 
 COLUMNS = ("path", "label", "split")
 TABLES = (".csv", ".tsv")
@@ -62,6 +62,18 @@ def list_pictures(source: Source, *, to_train: bool = True) -> Listing:
         return _listing(path.parent, str(path.resolve()), _rows_of_file(path), to_train)
     rows = _rows_of_frame(source) if isinstance(source, DataFrame) else _rows_of_list(source)
     return _listing(Path.cwd(), IN_MEMORY, rows, to_train)
+
+
+def list_paths(sources: Sequence[Path]) -> list[Path]:
+    """The pictures at `sources`, whatever they show: files, folders with all that lies below them, and the column
+    `path` of CSV files. InputError for what does not exist, a folder without pictures, and a damaged table."""
+    found: list[Path] = []
+    for source in sources:
+        if source.suffix.lower() in TABLES and source.is_file():
+            found.extend(source.parent / row.path for row in _rows_of_file(source, ("path",)) if row.path)
+        else:
+            found.extend(list_unlabelled([source]))
+    return found
 
 
 @dataclass(frozen=True)
@@ -123,7 +135,7 @@ def _sample(root: Path, row: _Row) -> Sample:
     return Sample(Path(path).as_posix(), row.label, split, status.st_size)
 
 
-def _rows_of_file(path: Path) -> Iterator[_Row]:
+def _rows_of_file(path: Path, needed: Sequence[str] = ("path", "label")) -> Iterator[_Row]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -135,7 +147,7 @@ def _rows_of_file(path: Path) -> Iterator[_Row]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(_DELIMITERS, key=header.count), strict=True)
     try:
         names = [name.strip().casefold() for name in next(reader, [])]
-        _check_columns(str(path), names)
+        _check_columns(str(path), names, needed)
         for number, cells in enumerate(reader, 2):  # as a spreadsheet counts: the header is row 1
             if not any(cell.strip() for cell in cells):
                 continue
@@ -150,7 +162,7 @@ def _rows_of_file(path: Path) -> Iterator[_Row]:
 
 def _rows_of_frame(frame: DataFrame) -> Iterator[_Row]:
     names = [str(name) for name in frame.columns]
-    _check_columns("the data frame", names)
+    _check_columns("the data frame", names, ("path", "label"))
     columns = [list(frame[column]) for column in COLUMNS if column in names]
     for number, cells in enumerate(zip(*columns, strict=True)):
         yield _row(f"row {number} of the data frame (the first is 0)", cells)
@@ -181,11 +193,12 @@ def _text(cell: Any) -> str:
     return text.strip() if isinstance(cell, str) or text not in ("None", "nan", "NaN", "<NA>", "NaT") else ""
 
 
-def _check_columns(what: str, names: Sequence[str]) -> None:
-    for column in COLUMNS[:2]:
+def _check_columns(what: str, names: Sequence[str], needed: Sequence[str]) -> None:
+    for column in needed:
         if column not in names:
             found = ", ".join(map(repr, names)) or "none"
-            raise InputError(f"{what} has no column {column!r} but {found}; its header must be {_FORM}")
+            form = _FORM if "label" in needed else "path, or path and other columns"
+            raise InputError(f"{what} has no column {column!r} but {found}; its header must be {form}")
     for column in COLUMNS:
         if list(names).count(column) > 1:
             raise InputError(f"{what} has two columns {column!r}")

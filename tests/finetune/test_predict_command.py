@@ -50,6 +50,8 @@ def test_predictions_are_written_sorted_and_given_as_a_list(
     ]
     run(*words[:-1], tmp_path / "doubt", "--min-probability", "1", "--link")
     assert len(list((tmp_path / "doubt" / "unsure").iterdir())) == 3
+    (tmp_path / "new.csv").write_text("path\nnew/red/000.png\n")
+    assert run("predict", out, tmp_path / "new.csv").out.startswith(f"{new / 'red' / '000.png'}: red")
     for refused, named in (
         (("--link",), "--link goes with --sort-into"),
         (("--sort-into", new / "sorted"), "--sort-into"),

@@ -18,7 +18,7 @@ from finetune.config import Config
 from finetune.errors import InputError
 from finetune.inspection import inspect_folder
 from finetune.probing import probe_folder
-from finetune.table import list_pictures
+from finetune.table import list_paths, list_pictures
 
 SMALL: dict[str, Any] = {"backbone": "fewtune_conv4", "device": "cpu", "strategy": "head"}
 
@@ -154,6 +154,18 @@ def test_what_is_no_table_is_named(pictures: Path) -> None:
         Frame(path=["a.jpg", "b.jpg"], label=["x", None])
     )
     assert "the list of pictures names no pictures" in refusal([])
+
+
+def test_pictures_to_predict_are_files_folders_and_the_paths_of_tables(pictures: Path) -> None:
+    path = table(pictures, "id,path\n1,deep/c.jpg\n2,gone.jpg\n3,\n")
+    assert list_paths([pictures / "a.jpg", path, pictures / "deep"]) == [
+        pictures / "a.jpg",
+        pictures / "deep" / "c.jpg",
+        pictures / "gone.jpg",
+        pictures / "deep" / "c.jpg",
+    ]
+    with pytest.raises(InputError, match="no column 'path'"):
+        list_paths([table(pictures, "file\na.jpg\n")])
 
 
 # ---- where a folder is taken
