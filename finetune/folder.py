@@ -212,11 +212,9 @@ def _refuse_data_sets(root: Path, tree: _Tree) -> None:
     below = _below(tree)
     data_sets = [name for name, paths in below.items() if _split_folders(paths)]
     if data_sets:
-        inside = sorted(_split_folders(below[data_sets[0]]))
         raise InputError(
-            f"{root} is one level too high: {len(data_sets)} of its {len(below)} folders of pictures have "
-            f"{' and '.join(f'{name}/' for name in inside)} with classes inside ({some(data_sets)}); "
-            f"did you mean {root / data_sets[0]}?"
+            f"{root} is one level too high: in {len(data_sets)} of its {len(below)} folders of pictures there is "
+            f"train/ or val/ with classes inside ({some(data_sets)}); did you mean {root / data_sets[0]}?"
         )
 
 

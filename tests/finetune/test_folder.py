@@ -248,7 +248,7 @@ def test_data_sets_taken_for_classes_are_refused_with_the_likely_path(tmp_path: 
     write(root, "pets/Train/cat/1.jpg", "pets/Train/dog/1.jpg")
     for to_train in (True, False):
         text = refusal(root, to_train=to_train)
-        assert "2 of its 3 folders of pictures have train/ and val/ with classes inside (flowers, pets)" in text
+        assert "in 2 of its 3 folders of pictures there is train/ or val/ with classes inside (flowers, pets)" in text
         assert text.endswith(f"did you mean {root / 'flowers'}?")
     assert list_folder(root / "textures").notes == ()
 
