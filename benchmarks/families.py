@@ -51,6 +51,8 @@ FAMILIES = {
     "hiera": ("hiera_tiny_224", 64),
     "eva02": ("eva02_tiny_patch14_224", 56),
     "mambaout": ("mambaout_femto", 64),
+    # Branches run side by side, so no single tensor passes from stage to stage: it cannot be cut.
+    "hrnet": ("hrnet_w18_small", 64),
 }
 TRIED = ("head", "partial", "full")
 CLASSES, PICTURES, SIDE = 2, {"train": 20, "val": 3}, 48
@@ -75,7 +77,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     args = parser.parse_args()
-    about = {**provenance(), "seed": args.seed, "pictures_per_class": PICTURES, "classes": CLASSES, "epochs": 2}
+    command = f"python benchmarks/families.py --seed {args.seed}"
+    about = {
+        **provenance(),
+        "command": command,
+        "seed": args.seed,
+        "pictures_per_class": PICTURES,
+        "classes": CLASSES,
+        "epochs": 2,
+    }
     known = read_json(RESULT)["rows"] if RESULT.exists() else []
     rows = {row["family"]: row for row in known if row["seed"] == args.seed}
     with tempfile.TemporaryDirectory() as scratch:
