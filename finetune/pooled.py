@@ -74,7 +74,8 @@ def pooled(activations: Tensor | Sequence[Tensor]) -> Tensor:
     them, where a network has branches, side by side."""
     if not isinstance(activations, Tensor):
         branches = [branch for branch in activations if isinstance(branch, Tensor)]
-        return torch.cat([pooled(branch) for branch in branches if len(branch) == len(branches[0])], 1)
+        rows = branches[0].shape[0]  # len() would fix the size of the batch in an exported graph
+        return torch.cat([pooled(branch) for branch in branches if branch.shape[0] == rows], 1)
     if activations.ndim == 4:
         channels_last = activations.shape[1] == activations.shape[2] != activations.shape[3]
         return activations.mean((1, 2) if channels_last else (2, 3))

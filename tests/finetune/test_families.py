@@ -16,7 +16,7 @@ from finetune import Config, InputError
 from finetune.backbone import Backbone, Network
 from finetune.files import write_tensors
 from finetune.plan import plan_for
-from finetune.pooled import PooledStages
+from finetune.pooled import PooledStages, pooled
 from finetune.strategy import PARTIAL
 
 # Model, image size, and the lowest of the stages that partial trains.
@@ -110,6 +110,19 @@ def test_branches_of_a_network_are_pooled_side_by_side_and_it_trains_uncut() -> 
     with torch.no_grad():
         assert stages(torch.zeros(1, 3, 64, 64)).shape == (1, sum(stages.widths))
         assert len(backbone.cut(4)[0](torch.zeros(1, 3, 64, 64))) == 4
+
+
+class Branches(nn.Module):
+    """Two branches, pooled."""
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return pooled([maps, maps[:, :2]])
+
+
+def test_pooled_branches_are_exported_for_batches_of_any_size() -> None:
+    any_size = {0: torch.export.Dim("n", min=1)}
+    program = torch.export.export(Branches(), (torch.zeros(2, 3, 4, 4),), dynamic_shapes=(any_size,))
+    assert program.module()(torch.zeros(5, 3, 4, 4)).shape == (5, 3 + 2)
 
 
 class Unlike(nn.Module):
