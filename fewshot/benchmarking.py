@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fewshot.expected_time import seconds_to_measure
 from fewshot.measuring import NEEDED, Result, measure, refused
 from fewshot.models import Model, open_model
 from fewshot.omniglot import lake_runs, read_omniglot
@@ -17,6 +18,7 @@ from fewshot.paired import Difference, compare
 from fewshot.protocols import ProtocolResult, VerificationResult
 from fewshot.published import PUBLISHED, Published
 from finetune.errors import InputError
+from finetune.expected_time import in_words
 from finetune.progress import Display
 
 # What stands for several protocols, and how their names begin.
@@ -69,6 +71,9 @@ def benchmark(
         display.say(f"left out: {line}")
     runs = lake_runs(data) if any(not NEEDED[name] for name in names) else []
     omniglot = read_omniglot(data) if any(NEEDED[name] for name in names) else None
+    if display.console is not None:
+        seconds = seconds_to_measure(models, names, omniglot, runs)
+        display.say(f"measuring by {', '.join(names)}: {in_words(seconds)} from now on")
     results = [measure(each, omniglot, runs, protocols=names, seed=seed, allow_leaks=allow_leaks) for each in models]
     return Report(
         model=model.name,

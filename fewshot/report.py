@@ -11,6 +11,7 @@ from typing import Any
 from fewshot.benchmarking import Report
 from fewshot.embedded import UPRIGHT, Embed, embed_once
 from fewshot.embedder import Embedder
+from fewshot.expected_time import seconds_to_measure
 from fewshot.measuring import NEEDED, Result, measure, refused
 from fewshot.models import Model, by_embedding
 from fewshot.omniglot import Omniglot, lake_runs, locate, read_omniglot
@@ -23,6 +24,7 @@ from fewshot.report_tested import Tested, fair_split, remembering, tested_drawin
 from fewshot.sources import SHIPPED
 from fewshot.splits import EVALUATION, SPLITS, select
 from finetune.errors import InputError
+from finetune.expected_time import in_words
 from finetune.files import write_text
 from finetune.progress import Display
 
@@ -86,26 +88,31 @@ def report(
 
     omniglot = None if place is None else _read(place, model, names)
     split = None if omniglot is None else fair_split(embedder.trained_on)
+    runs = lake_runs(place) if any(not NEEDED[name] for name in names) else []
     tested = None
     if not trained.on_omniglot:
         try:
             tested = tested_folder(embedder, Path(str(trained.config["source"])), display)
         except InputError as error:
             notes.append(str(error))
-    if tested is None and omniglot is not None and split is not None:
-        display.say(f"{split}: {len(SPLITS[split].characters):,} characters that were not learned from")
+    explored = split if tested is None and omniglot is not None else None
+    if display.console is not None and (names or explored):
+        plain = by_embedding(run, embedder.embed_drawings)
+        seconds = seconds_to_measure([plain], names, omniglot, runs, explored=explored)
+        display.say(f"the report takes {in_words(seconds)} from now on")
+    if explored is not None and omniglot is not None and split is not None:
+        display.say(f"{split}: {len(SPLITS[split].characters):,} characters that were not trained on")
         tested = tested_drawings(omniglot, split, embed)
 
     results: list[Result] = []
     if names:
         display.say(f"measuring by {', '.join(names)}")
-        runs = lake_runs(place) if any(not NEEDED[name] for name in names) else []
         results = measure(model, omniglot, runs, protocols=names, seed=seed)
     benchmarked = Report(model.name, model.fingerprint, tuple(results), skipped)
 
     findings = Findings(trained, benchmarked, tuple(notes), seed)
     if tested is not None:
-        display.say("looking for what is hard")
+        display.say("looking for the hardest classes and the nearest wrong neighbours")
         alphabets = hardest_alphabets(tested.embedded, seed=seed) if tested.grouped else []
         findings = replace(
             findings,

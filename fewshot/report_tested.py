@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import time
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from fewshot.omniglot import Character, Omniglot
 from fewshot.splits import SPLITS, Split, leaks, select
 from fewshot.verification import labelled_pairs, similarity
 from finetune.errors import InputError
+from finetune.expected_time import in_words
 from finetune.folder import list_folder
 from finetune.images import read_image
 from finetune.page import thumbnail
@@ -31,6 +33,8 @@ from finetune.progress import Display
 
 # Splits that are tested on, the first that nothing was learned from being the one that a report asks about.
 FAIR = ("evaluation", "vinyals-test", "koch-like-test")
+# Pictures of a folder that are timed, to say how long all will take.
+TIMED = 8
 # How far the area under the ROC may be from what a run wrote down of the same pictures, which it saw in float32.
 _SAME_AREA = 0.002
 
@@ -125,6 +129,14 @@ def tested_folder(embedder: Embedder, folder: Path, display: Display) -> Tested:
     known = sorted({sample.label for sample in samples})
     apart = held_out(known)
     samples = [sample for sample in samples if sample.label in apart]
+    if display.console is not None and samples:
+        started = time.monotonic()
+        some = [folder / sample.path for sample in samples[:TIMED]]
+        embedder.embed_all(some, display=Display())
+        seconds = (time.monotonic() - started) / len(some) * len(samples)
+        display.say(
+            f"{len(samples):,} pictures of {len(apart)} classes that were held out: at most {in_words(seconds)}"
+        )
     found = embedder.embed_all([folder / sample.path for sample in samples], display=display)
     samples = [sample for row, sample in enumerate(samples) if row not in found.unreadable]
     sizes = Counter(sample.label for sample in samples)
