@@ -20,14 +20,15 @@ from fewshot.losses import siamese
 from fewshot.material import TRAINED, Material, folder_material, omniglot_material
 from fewshot.omniglot import read_omniglot
 from fewshot.recipe import Recipe
-from fewshot.siamese import Course, Study, seconds_per_step, train
+from fewshot.siamese import Course, Study, seconds_per_step, seconds_per_validation, train, validations
 from fewshot.splits import BACKGROUND, SPLITS
 from finetune.engine import describe, open_engine
 from finetune.errors import InputError
+from finetune.expected_time import in_words
 from finetune.files import read_json, write_csv, write_json
 from finetune.options import flag
 from finetune.processes import require_one_process
-from finetune.progress import Display
+from finetune.progress import Display, Stopwatch
 from finetune.run import alone_in
 
 METRICS_FILE, HISTORY_FILE = "metrics.json", "history.csv"
@@ -140,14 +141,16 @@ def _trained(
     recipe: Recipe,
     display: Display,
 ) -> Embedder:
-    """The run in `out`, begun, or where it is `kept`, gone on with, to its end."""
+    """Start the run in `out`, or continue it where it is `kept`, and finish it."""
+    parts = Stopwatch()
     torch.manual_seed(recipe.seed)
     spec = Spec(recipe.network, recipe.side or _usual_side(recipe.network), framing)
     network = create(spec)
     width = width_of(network, spec)
     if recipe.early_side is not None:
         width_of(network, replace(spec, side=recipe.early_side))
-    material = read(spec.side)
+    with parts.part("reading"):
+        material = read(spec.side)
     labels = len(material.groups) * SYMMETRIES
     study = Study(
         siamese(
@@ -166,20 +169,24 @@ def _trained(
         steps=1,
     )
     fabric = open_engine(recipe.device, recipe.precision)
-    steps = _steps(fabric, study) if kept is None else int(kept["steps"])
-    study = replace(study, steps=steps)
+    with parts.part("timing a step"):
+        steps = _steps(fabric, study) if kept is None else int(kept["steps"])
+        study = replace(study, steps=steps)
+        announced = _announced(fabric, study) if kept is None and display.console is not None else ""
     if kept is None:
         # From here on there is something to lose.
         write_json(out / CONFIG_FILE, request | {"steps": steps})
     display.say(
         f"{len(material.pictures):,} pictures, {len(material.groups):,} classes, {steps:,} steps of about "
         f"{study.batch_size:.0f} pictures"
-        + (f"; weights chosen by {material.judged_by} on what is held out" if material.judge else "")
+        + (f"; weights chosen by {material.judged_by} on held-out classes" if material.judge else "")
     )
+    if announced:
+        display.say(announced)
     encoder, course = train(
         fabric, study, checkpoint=out / STATE / "checkpoint.safetensors", resume=kept is not None, display=display
     )
-    return _finish(out, request, spec, material, study, encoder, course, fabric, display)
+    return _finish(out, request, spec, material, study, encoder, course, fabric, parts, display)
 
 
 def _finish(
@@ -191,12 +198,14 @@ def _finish(
     encoder: torch.nn.Module,
     course: Course,
     fabric: Fabric,
+    parts: Stopwatch,
     display: Display,
 ) -> Embedder:
     rounded(encoder)
     embedder = Embedder(encoder, spec, trained_on=material.trained_on, device=study.recipe.device)
     if material.pairs is not None:
-        embedder.verification = calibrate(*material.pairs(embedder.framed_vectors)).to_dict()
+        with parts.part("threshold"):
+            embedder.verification = calibrate(*material.pairs(embedder.framed_vectors)).to_dict()
     if course.history:
         write_csv(out / HISTORY_FILE, list(course.history[0]), [list(row.values()) for row in course.history])
     metrics = {
@@ -214,11 +223,16 @@ def _finish(
         gone = out / f".{STATE}"
         (out / STATE).rename(gone)  # in one step: half a state would be taken for a whole one
         shutil.rmtree(gone, ignore_errors=True)
-    minutes, rate = course.seconds / 60, course.step * study.batch_size / max(course.seconds, 1e-9)
+    learning = course.seconds - course.validating
+    minutes, rate = learning / 60, course.step * study.batch_size / max(learning, 1e-9)
     chosen = "" if course.best is None else f"; {material.judged_by} {course.best:.1%} at step {course.best_step:,}"
     display.say(
-        f"{course.step:,} steps in {minutes:.1f} min, about {rate:,.0f} pictures/s, {course.waiting:.1%} of the time "
-        f"not in the network{chosen}"
+        f"{course.step:,} steps in {minutes:.1f} min, about {rate:,.0f} pictures/s, {course.waiting:.1%} of it on "
+        f"making batches{chosen}"
+    )
+    display.say(
+        f"time: training steps {learning:.0f} s, validation {course.validating:.0f} s, {parts.told()}; "
+        f"{parts.total():.0f} s since the command began"
     )
     return embedder
 
@@ -252,11 +266,28 @@ def _begin(out: Path, request: dict[str, Any], resume: bool) -> dict[str, Any] |
 
 
 def _steps(fabric: Fabric, study: Study) -> int:
-    """As many as the recipe says, or as fit in its minutes on this machine as it is now."""
+    """The number of steps of the recipe's epochs, or of those that fit in its minutes at the speed measured now."""
     if study.recipe.epochs is not None:
         return max(1, round(study.recipe.epochs * len(study.material.pictures) / study.batch_size))
     minutes = MINUTES if study.recipe.minutes is None else study.recipe.minutes
     return max(1, round(minutes * 60 / seconds_per_step(fabric, study)))
+
+
+def _announced(fabric: Fabric, study: Study) -> str:
+    """What the minutes of training cover, and what comes on top, before training begins."""
+    on_top = validations(study.steps) * seconds_per_validation(fabric, study)
+    if study.material.pairs is not None:
+        on_top += seconds_per_validation(fabric, study)
+    if study.recipe.epochs is None:
+        minutes = MINUTES if study.recipe.minutes is None else study.recipe.minutes
+        begins = f"{minutes:g} minute{'' if minutes == 1 else 's'} of training steps"
+    else:
+        begins = f"{study.recipe.epochs} epoch{'' if study.recipe.epochs == 1 else 's'} of training steps"
+    if not on_top:
+        return f"{begins}; nothing is held out, so no validation comes on top"
+    times = validations(study.steps)
+    also = " and the threshold" if study.material.pairs is not None else ""
+    return f"{begins}; {times} validation{'' if times == 1 else 's'}{also} come on top, {in_words(on_top)}"
 
 
 def _usual_side(network: str) -> int:

@@ -33,6 +33,8 @@ from finetune.transforms import view_seed
 LOOKS, LEAST_BETWEEN = 30, 50
 # Every so many steps the loss is looked at and the parts of a step are timed: both wait for the device.
 LOOK_EVERY = 16
+# Pictures that are timed to estimate how long a validation takes.
+TIMED = 128
 # Share of the steps that are at the early side, where there is one.
 EARLY = 0.7
 
@@ -65,6 +67,7 @@ class Course:
     """How far training has come. best: the highest validation accuracy, at `best_step`; None where nothing judges.
 
     waiting: share of the time spent on making batches rather than in the network, of the steps that were timed.
+    seconds: of the loop, validations included. validating: seconds of the validations.
     """
 
     step: int = 0
@@ -72,6 +75,7 @@ class Course:
     best_step: int = 0
     seconds: float = 0.0
     waiting: float = 0.0
+    validating: float = 0.0
     interrupted: bool = False
     history: list[dict[str, float | None]] = field(default_factory=list)
 
@@ -88,7 +92,7 @@ def train(
     loop, course, best = _Loop(fabric, study), Course(), None
     if resume and checkpoint is not None and checkpoint.exists():
         course, best = _restore(checkpoint, loop)
-    often = max(1, min(LOOKS, study.steps // LEAST_BETWEEN))
+    often = validations(study.steps)
     looks = {round(study.steps * look / often) for look in range(1, often + 1)}
     began = time.monotonic() - course.seconds
     clock, losses, total = _Clock(fabric.device), list[Tensor](), list[float]()
@@ -104,7 +108,9 @@ def train(
                     losses.clear()
                 if course.step not in looks:
                     continue
+                before = time.monotonic()
                 accuracy = loop.accuracy()
+                course.validating += time.monotonic() - before
                 if accuracy is not None and (course.best is None or accuracy > course.best):
                     course.best, course.best_step, best = accuracy, course.step, _copy(loop.averaged)
                 course.seconds, course.waiting = time.monotonic() - began, clock.share("batch")
@@ -124,6 +130,31 @@ def train(
     if best is not None:
         loop.averaged.load_state_dict(best)
     return loop.averaged, course
+
+
+def validations(steps: int) -> int:
+    """How often a training of so many steps validates the averaged weights."""
+    return max(1, min(LOOKS, steps // LEAST_BETWEEN))
+
+
+def seconds_per_validation(fabric: Fabric, study: Study) -> float:
+    """Estimated duration of one validation, from a few training pictures; 0 where nothing judges."""
+    if study.material.judge is None:
+        return 0.0
+    loop, some = _Loop(fabric, copy.deepcopy(study)), study.material.pictures[slice(0, TIMED)]
+    width = loop.vectors(some).shape[1]  # the first call sets things up
+    started = time.perf_counter()
+    loop.vectors(some)
+    each, shown = (time.perf_counter() - started) / len(some), 0
+
+    def stand_in(framed: Framed) -> Tensor:
+        nonlocal shown
+        shown += len(framed)
+        return torch.randn(len(framed), width, generator=torch.Generator().manual_seed(0)).to(fabric.device)
+
+    started = time.perf_counter()
+    study.material.judge(stand_in)
+    return shown * each + time.perf_counter() - started
 
 
 def seconds_per_step(fabric: Fabric, study: Study, steps: int = 16) -> float:
@@ -195,10 +226,11 @@ class _Loop:
     def accuracy(self) -> float | None:
         """Of the averaged weights, on what judges."""
         judge = self.study.material.judge
-        return None if judge is None else judge(self._vectors)
+        return None if judge is None else judge(self.vectors)
 
     @torch.no_grad()
-    def _vectors(self, framed: Framed) -> Tensor:
+    def vectors(self, framed: Framed) -> Tensor:
+        """Of framed pictures, by the averaged weights."""
         seen = render(framed.to(self.fabric.device), self.study.side)
         with self.fabric.autocast():
             return F.normalize(self.averaged(seen.contiguous(memory_format=torch.channels_last)).float(), dim=1)

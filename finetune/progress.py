@@ -68,6 +68,31 @@ class Display:
             self.say(f"{label}: {count} pictures in {took:.1f} s" + (f", {last}" if last else ""))
 
 
+class Stopwatch:
+    """Seconds of the named parts of a job, and since its start."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._started = time.monotonic()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add the time of the block to `name`."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+
+    def total(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started
+
+    def told(self) -> str:
+        """The parts in words, such as "reading 3 s, threshold 12 s"."""
+        return ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items())
+
+
 def _ignore(done: int, note: str) -> None:
     pass
 

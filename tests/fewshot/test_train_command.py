@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -60,6 +61,29 @@ def test_minutes_are_the_time_that_training_takes(call, pictures: Path, tmp_path
     metrics = json.loads(answer.out)
     assert metrics["steps"] > 1
     assert 0.05 < metrics["seconds"] < 6
+
+
+def test_what_the_minutes_cover_is_said_before_training_and_the_parts_at_the_end(  # type: ignore[no-untyped-def]
+    call, tmp_path: Path
+) -> None:
+    judged = folder_of(tmp_path / "judged", classes=10, each=4)
+    answer = call("train", judged, "--out", tmp_path / "run", "--minutes", "0.01", *FAST)
+    assert answer.code == 0, answer.err
+    before, after = answer.err.split("training:")
+    assert re.search(
+        r"0\.01 minutes of training steps; \d+ validations? and the threshold come on top, about \d+ s", before
+    )
+    assert re.search(
+        r"time: training steps \d+ s, validation \d+ s, reading \d+ s, timing a step \d+ s, threshold \d+ s; \d+ s",
+        after,
+    )
+
+
+def test_a_training_that_nothing_judges_says_that_nothing_comes_on_top(  # type: ignore[no-untyped-def]
+    call, pictures: Path, tmp_path: Path
+) -> None:
+    answer = call("train", pictures, "--out", tmp_path / "run", "--epochs", "1", *FAST)
+    assert "1 epoch of training steps; nothing is held out, so no validation comes on top" in answer.err
 
 
 @pytest.mark.parametrize(
