@@ -141,7 +141,7 @@ def _computed(
 ) -> FrozenInputs:
     """From the cache what it has, and the rest by running the frozen stages. _NotKept where that cannot be."""
     if config.mixup:
-        raise _NotKept("--mixup blends pictures, of which each view would have to be kept with every other")
+        raise _NotKept("--mixup blends each picture with others, and every combination would have to be kept")
     cut = _cut(network, lowest)
     pictures = replace(material.pictures, views=views)
     below = _below(fabric, network.backbone.name, cut, config, pictures, material, display)
@@ -165,14 +165,14 @@ def _cut(network: Network, lowest: int) -> Cut:
     except InputError as error:
         raise _NotKept(str(error)) from error
     if any(parameter.requires_grad for parameter in lower.parameters()):
-        raise _NotKept("parts of the stages that learn run below them")
+        raise _NotKept("a stage that is trained is also used below the cut")
     size = backbone.preprocessing.size
     with torch.no_grad():
         crossing = lower(torch.zeros(2, 3, size, size, device=network.head.weight.device))
     if isinstance(crossing, tuple):
-        raise _NotKept(f"{len(crossing)} values reach {backbone.stages[lowest].name} from below, of which one is kept")
+        raise _NotKept(f"{len(crossing)} tensors pass into {backbone.stages[lowest].name}, and only one can be kept")
     if len(crossing) != 2:
-        raise _NotKept(f"what reaches {backbone.stages[lowest].name} from below is not one row a picture")
+        raise _NotKept(f"what passes into {backbone.stages[lowest].name} is not one row per picture")
     return Cut(backbone.stages[lowest].name, lower, upper, judge, tuple(crossing.shape[1:]))
 
 

@@ -376,7 +376,7 @@ def test_where_several_values_cross_the_cut_or_none_can_be_told_it_is_told(
         raise InputError("its code cannot be traced")
 
     monkeypatch.setattr(Backbone, "cut", two)
-    assert "2 values reach blocks.3" in _told(Job(folder))
+    assert "2 tensors pass into blocks.3" in _told(Job(folder))
     monkeypatch.setattr(Backbone, "cut", untraceable)
     assert "cannot be traced" in _told(Job(folder))
 
