@@ -50,10 +50,10 @@ class Draw:
 
 DRAWS = {
     "cats-dogs": Draw(10, {"cats-dogs": None}),
-    "steel-defects": Draw(10, {"steel-defects": None}),
-    "textures": Draw(10, {"textures": None}),
+    "textures": Draw(30, {"textures": 4}),
     "flowers": Draw(30, {"flowers": None}),
-    "mix": Draw(25, {"cats-dogs": 2, "flowers": 3, "textures": 3}),
+    "steel-defects": Draw(30, {"steel-defects": None}),
+    "mix": Draw(33, {"cats-dogs": 2, "flowers": 2, "textures": 2}),
 }
 
 
