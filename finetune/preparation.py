@@ -28,6 +28,7 @@ from finetune.reading import read_pictures
 from finetune.rows import Rows
 from finetune.run import RunFolder
 from finetune.strategy import STRATEGIES, Choice, choose
+from finetune.threads import one_thread_if_small
 from finetune.transforms import evaluation_view, pixels_needed, training_view
 
 # "auto" weighs classes once the largest has more than so many times the pictures of the smallest.
@@ -113,8 +114,13 @@ def prepare(listing: Listing, config: Config, run: RunFolder | None, display: Di
     rows = Rows.audited(listing, outputs, backbone.width, config, recorded)
     for line in rows.told():
         display.say(line)
+    with one_thread_if_small(rows.pooled.numel()):
+        return _chosen_and_solved(fabric, stages, rows, config, display)
 
-    classes = len(rows.folder.classes)
+
+def _chosen_and_solved(fabric: Fabric, stages: PooledStages, rows: Rows, config: Config, display: Display) -> Prepared:
+    """The strategy chosen and the heads solved, on what reading gave."""
+    backbone, classes = stages.backbone, len(rows.folder.classes)
     curve = training_curve(stages, rows) if config.strategy == "auto" or config.drop_above == BEST else None
     choice = choose(config.strategy, len(rows.folder.train) / classes, curve)
     if config.drop_above is not None:
