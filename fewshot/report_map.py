@@ -48,7 +48,7 @@ def draw_map(tested: Tested, by_difficulty: Sequence[HardAlphabet] = (), seed: i
         Point(float(x), float(y), tested.described(row), names[int(of[row])], tested.picture(row))
         for (x, y), row in zip(projection.places.tolist(), rows.tolist(), strict=True)
     ]
-    title = "What is near looks alike to the encoder"
+    title = "Map of the embedding: near means similar"
     return Map(projection, rows, groups, scatter(points, title=title, groups=groups))
 
 

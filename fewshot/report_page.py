@@ -24,15 +24,15 @@ from finetune.page import render
 # Drawings of a class that is often mistaken, and of what it is taken for; of a colour of the map.
 _SHOWN, _SHOWN_OF_GROUP = 3, 7
 
-# What each protocol asks, for a reader who does not know it by its paper's name.
+# What each protocol measures, in words.
 ASKS = {
-    "lake": "20 runs: which of 20 characters of one alphabet, each drawn once by one person, another person drew",
-    "lake-minimal": "the same, after learning from a few alphabets alone",
-    "within": "the same, with alphabets, characters and drawers at random",
-    "koch": "whether two drawings are of one character or of two of one alphabet",
-    "vinyals": "characters of all alphabets mixed, each in four turns, which count as characters of their own",
-    "vinyals-upright": "the same, upright alone",
-    "all-way": "which of all the characters at once",
+    "lake": "20 runs: which of 20 characters of one alphabet does a drawing show? One example of each is known.",
+    "lake-minimal": "the same, for an encoder trained on five alphabets only",
+    "within": "the same, with random alphabets, characters and drawers",
+    "koch": "do two drawings show the same character, or two characters of one alphabet?",
+    "vinyals": "characters of mixed alphabets; each of the four rotations counts as a character of its own",
+    "vinyals-upright": "the same, without rotations",
+    "all-way": "one question about all characters at once",
 }
 
 
@@ -121,7 +121,7 @@ def _protocol(result: Result) -> dict[str, Any]:
     }
     if isinstance(result, VerificationResult):
         shown["also"] = (
-            f"area under the ROC {100 * result.auc:.1f}% ({_interval(result.auc_interval)}), "
+            f"area under the ROC curve {100 * result.auc:.1f}% ({_interval(result.auc_interval)}), "
             f"equal error rate {100 * result.eer:.1f}% ({_interval(result.eer_interval)})"
         )
     return shown
@@ -163,8 +163,8 @@ def _curves(curves: Sequence[WayCurve]) -> Markup | None:
         bands.append(Band(name, places, low, high, filled=True))
     return line_chart(
         lines,
-        title="Accuracy by the number of classes to choose among",
-        x_label="ways: classes to choose among",
+        title="Accuracy by number of classes",
+        x_label="number of classes to choose among (way)",
         y_label="accuracy",
         percent=True,
         x_names=[str(way) for way in ways],
@@ -179,7 +179,7 @@ def _alphabets(found: Findings) -> Markup | None:
         Bar(found.tested.groups[hard.group], hard.accuracy, *hard.interval, highlighted=True)
         for hard in found.alphabets
     ]
-    title = f"{found.alphabets[0].way}-way 1-shot inside each alphabet, the hardest first"
+    title = f"{found.alphabets[0].way}-way 1-shot accuracy within each alphabet, hardest first"
     return bar_chart(bars, title=title, value_label="accuracy", percent=True)
 
 
@@ -247,9 +247,9 @@ def _verification(found: Findings) -> list[Markup]:
     marks = [Mark(100 * pairs.eer, f"equal error rate {100 * pairs.eer:.1f}%")]
     roc = line_chart(
         [Line("ROC", [100 * rate for rate in pairs.false_accept], [100 - 100 * rate for rate in pairs.false_reject])],
-        title=f"ROC: area {100 * pairs.auc:.1f}%",
-        x_label="different pairs called the same, %",
-        y_label="same pairs called the same, %",
+        title=f"ROC curve: area {100 * pairs.auc:.1f}%",
+        x_label="false accept rate (different pairs accepted), %",
+        y_label="true accept rate (same pairs accepted), %",
         x_range=(0, 100),
         y_range=(0, 100),
         marks=marks,
@@ -260,9 +260,9 @@ def _verification(found: Findings) -> list[Markup]:
         return [roc]
     det = line_chart(
         [Line("DET", [far for far, _ in errors], [frr for _, frr in errors])],
-        title="DET: one error against the other",
-        x_label="different pairs called the same, %, logarithmic",
-        y_label="same pairs called different, %, logarithmic",
+        title="DET: false rejects against false accepts",
+        x_label="false accept rate, %, logarithmic",
+        y_label="false reject rate, %, logarithmic",
         log_x=True,
         log_y=True,
         marks=marks if pairs.eer else [],

@@ -73,22 +73,23 @@ def read_run(run: str) -> Trained:
 def facts(trained: Trained) -> list[tuple[str, str]]:
     """What a reader wants to know first, as (name, value)."""
     config, recipe, metrics = trained.config, trained.config["recipe"], trained.metrics or {}
-    found = [("learned from", _learned_from(trained))]
+    found = [("trained on", _learned_from(trained))]
     if config.get("trained_on"):
         alphabets = config["trained_on"]
         found.append(
             (
-                "saw",
-                f"{sum(map(len, alphabets.values())):,} characters of {len(alphabets)} alphabets, to learn or choose",
+                "has seen",
+                f"{sum(map(len, alphabets.values())):,} characters of {len(alphabets)} alphabets, in training or "
+                "validation",
             )
         )
     spec = config["spec"]
-    found.append(("network", f"{spec['network']}, shown {spec['side']} × {spec['side']} pixels"))
+    found.append(("network", f"{spec['network']}, input {spec['side']} × {spec['side']} pixels"))
     found.append(("loss", _loss(recipe)))
     steps = metrics.get("steps", config.get("steps"))
     if steps is not None:
         kept = metrics.get("kept_step", steps)
-        found.append(("steps", f"{steps:,}" + (f", the weights of step {kept:,} kept" if kept != steps else "")))
+        found.append(("steps", f"{steps:,}" + (f"; the weights of step {kept:,} were kept" if kept != steps else "")))
     if "seconds" in metrics:
         found.append(("time", _time(metrics["seconds"])))
     elif recipe.get("minutes") is not None:
@@ -100,7 +101,7 @@ def facts(trained: Trained) -> list[tuple[str, str]]:
     if validation:
         found.append(("on validation", f"{100 * validation['accuracy']:.1f} % by {validation['of']}"))
     if metrics.get("interrupted"):
-        found.append(("stopped", "by hand, before its time"))
+        found.append(("interrupted", "before its last step"))
     return [*found, ("seed", str(recipe.get("seed"))), ("fingerprint", str(config.get("fingerprint")))]
 
 
@@ -111,7 +112,7 @@ def course(trained: Trained) -> list[Markup]:
     last = rows[-1]["step"] if rows else None
     marks = [Mark(kept, f"kept: {kept:,}")] if kept is not None and kept != last else []
     charts = []
-    for column, title, percent in (("loss", "Loss of training", False), ("accuracy", "Accuracy on validation", True)):
+    for column, title, percent in (("loss", "Training loss", False), ("accuracy", "Validation accuracy", True)):
         points = [(row["step"], row[column]) for row in rows if column in row]
         if len(points) > 1:
             line = Line(column, [step for step, _ in points], [value for _, value in points])
@@ -134,7 +135,7 @@ def _learned_from(trained: Trained) -> str:
         return str(config["source"]) + (", without labels" if config.get("self_supervised") else "")
     parts = [f"Omniglot, split {config.get('split')}"]
     if config.get("everything"):
-        parts.append("the validation alphabets too, so that no weights were chosen")
+        parts.append("the validation alphabets included, the last weights kept")
     if config.get("examples") is not None:
         parts.append(f"{config['examples']} drawing(s) of each character")
     if config.get("self_supervised"):
@@ -146,7 +147,7 @@ def _loss(recipe: dict[str, Any]) -> str:
     if recipe.get("loss") != "contrastive":
         return str(recipe.get("loss"))
     hardest = recipe.get("hardest")
-    pushed = f", each pushed from its {hardest} nearest of other classes" if hardest else ""
+    pushed = f", {hardest} nearest negatives for each picture" if hardest else ""
     return f"contrastive, margin {recipe.get('margin'):g}{pushed}"
 
 
