@@ -33,6 +33,8 @@ from finetune.transforms import view_seed
 LOOKS, LEAST_BETWEEN = 30, 50
 # Every so many steps the loss is looked at and the parts of a step are timed: both wait for the device.
 LOOK_EVERY = 16
+# Seconds after which the timing of steps ends, though fewer were timed than wanted.
+TIMING = 5.0
 # Pictures that are timed to estimate how long a validation takes.
 TIMED = 128
 # Share of the steps that are at the early side, where there is one.
@@ -158,18 +160,25 @@ def seconds_per_validation(fabric: Fabric, study: Study) -> float:
 
 
 def seconds_per_step(fabric: Fabric, study: Study, steps: int = 16) -> float:
-    """What a step takes on this machine as it is now, of a copy that is thrown away; the mean over all of training."""
+    """Mean duration of a training step on this machine as it is now, from a copy that is thrown away.
+
+    At most `steps` steps run at each size of picture, the first quarter untimed. On a slow machine both parts end
+    early, once they have taken TIMING seconds.
+    """
     stages = [(study.side, 1.0)] if study.recipe.early_side is None else [(study.recipe.early_side, EARLY)]
     if study.recipe.early_side is not None:
         stages.append((study.side, 1 - EARLY))
     mean = 0.0
     for side, share in stages:
         tried = replace(copy.deepcopy(study), side=side, recipe=replace(study.recipe, early_side=None))
-        loop, clock = _Loop(fabric, tried), _Clock(fabric.device)
-        for step in range(steps):
-            # The first ones set things up.
-            loop.step(step, clock if step >= steps // 4 else None)
-        mean += share * sum(clock.seconds.values()) / (steps - steps // 4)
+        loop, step = _Loop(fabric, tried), 0
+        for part in (steps // 4, steps - steps // 4):
+            # The first part sets things up.
+            clock, first = _Clock(fabric.device), step
+            while step == first or (step - first < part and sum(clock.seconds.values()) < TIMING):
+                loop.step(step, clock)
+                step += 1
+        mean += share * sum(clock.seconds.values()) / (step - first)
     return mean
 
 

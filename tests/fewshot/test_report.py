@@ -84,6 +84,18 @@ def test_published_rows_stand_beside_what_was_measured(page: str) -> None:
     assert "matching networks" not in page
 
 
+def test_measures_have_the_names_of_the_field(page: str) -> None:
+    text = " ".join(page.split())
+    for words in (
+        "N-way K-shot: a question chooses among N characters, and K examples of each are known.",
+        "false accept rate (different pairs accepted), %",
+        "true accept rate (same pairs accepted), %",
+        "number of classes to choose among (way)",
+        "95% confidence interval:",
+    ):
+        assert words in text
+
+
 def test_what_the_run_was_trained_with_is_told(page: str, run: Path) -> None:
     trained = read_run(str(run))
     assert trained.history

@@ -16,7 +16,16 @@ from fewshot.framing import Framed, frame_drawings, render
 from fewshot.losses import siamese
 from fewshot.material import Judge, Material
 from fewshot.recipe import Recipe
-from fewshot.siamese import Course, Study, _Loop, optimizer_for, seconds_per_step, train
+from fewshot.siamese import (
+    Course,
+    Study,
+    _Loop,
+    optimizer_for,
+    seconds_per_step,
+    seconds_per_validation,
+    train,
+    validations,
+)
 from finetune.engine import open_engine
 from finetune.errors import InputError, TrainingDiverged
 from finetune.files import read_tensors_and_metadata
@@ -291,3 +300,41 @@ def test_options_that_cannot_be_meant_are_named(options: dict[str, object], mess
 def test_a_recipe_survives_its_json() -> None:
     recipe = small(loss="triplet", distance="cosine", minutes=None)
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+def test_the_timing_of_steps_ends_early_on_a_slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    step = _Loop.step
+
+    def counted(self: _Loop, number: int, clock: object = None) -> Tensor:
+        steps.append(number)
+        return step(self, number, clock)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_Loop, "step", counted)
+    assert seconds_per_step(FABRIC, study()) > 0
+    assert len(steps) == 16
+    steps.clear()
+    monkeypatch.setattr(fewshot.siamese, "TIMING", 0.0)
+    assert seconds_per_step(FABRIC, study()) > 0
+    assert len(steps) == 2
+
+
+def test_a_validation_is_estimated_without_a_change_to_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def judge(vectors: Callable[[Framed], Tensor]) -> float:
+        seen.append(len(vectors(material().pictures)))
+        return 0.5
+
+    judged = study(of=material(judge=judge))
+    before = {name: tensor.clone() for name, tensor in judged.siamese.state_dict().items()}
+    assert seconds_per_validation(FABRIC, judged) > 0
+    assert seen == [40]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in judged.siamese.state_dict().items())
+    assert seconds_per_validation(FABRIC, study()) == 0
+
+
+def test_validations_are_as_many_as_the_training_makes() -> None:
+    course = trained(study(steps=35, of=material(judge=giving(0.1, 0.2, 0.3))))[1]
+    assert len(course.history) == validations(35) == 3
+    assert 0 <= course.validating <= course.seconds
