@@ -19,7 +19,7 @@ from finetune.steps import Steps, copy_of
 from finetune.transforms import view_seed
 
 # Steps of a sweep, however many pictures there are, and the head's rates between which it goes, for AdamW.
-STEPS, LOWEST, HIGHEST = 40, 1e-5, 1.0
+STEPS, LOWEST, HIGHEST = 50, 1e-6, 1.0
 # What the running mean of the loss keeps of itself at each step.
 KEPT = 0.8
 # A loss of so many times the smallest one ends the sweep.

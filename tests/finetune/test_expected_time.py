@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import MakeFolder
+
+from finetune.config import Config
+from finetune.errors import InputError
+from finetune.expected_time import expected_seconds, in_words
+from finetune.folder import list_folder
+from finetune.preparation import Prepared, prepare
+from finetune.progress import Display
+from finetune.steps import copy_of
+
+
+def prepared_for(folder: Path, strategy: str) -> tuple[Prepared, Config]:
+    config = Config(strategy=strategy, backbone="fewtune_conv4", device="cpu", workers=0, batch_size=8)
+    return prepare(list_folder(folder), config, None, Display()), config
+
+
+@pytest.mark.parametrize("strategy", ["partial", "full", "scratch"])
+def test_the_estimate_leaves_weights_and_random_state_as_they_are(strategy: str, make_folder: MakeFolder) -> None:
+    prepared, config = prepared_for(make_folder(classes={"green": 20, "red": 20}), strategy)
+    network, _ = prepared.beginning(config)
+    plan, material = prepared.plan(network, config), prepared.material(config)
+    network.backbone.freeze_below(plan.lowest, batch_norm_trains=plan.batch_norm_trains)
+    before, random = copy_of(network), torch.get_rng_state()
+    assert 0 < expected_seconds(prepared.fabric, network, plan, config, material) < 600
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_a_picture_that_changed_is_named(make_folder: MakeFolder) -> None:
+    folder = make_folder(classes={"green": 20, "red": 20})
+    prepared, config = prepared_for(folder, "full")
+    network, _ = prepared.beginning(config)
+    material = prepared.material(config)
+    path = Path(str(material.pictures.sources[material.indices[0]]))
+    path.write_bytes(b"something else")
+    with pytest.raises(InputError, match=f"{path.name} was changed"):
+        expected_seconds(prepared.fabric, network, prepared.plan(network, config), config, material)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(1, "5 s"), (22, "20 s"), (89, "90 s"), (100, "2 min"), (3600, "60 min"), (9000, "2.5 h")]
+)
+def test_durations_in_words(seconds: float, words: str) -> None:
+    assert in_words(seconds) == f"about {words}"
