@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from fewshot.estimators import EmbeddingTransformer, RecognizerClassifier
     from fewshot.index import Index
     from fewshot.openset import open_set
-    from fewshot.recognizer import Recognition, Recognizer
+    from fewshot.operating_point import Share, Threshold
+    from fewshot.recognizer import Recognition, Recognizer, Trial
     from fewshot.verifier import Verification, Verifier
 
 __all__ = [
@@ -26,6 +27,9 @@ __all__ = [
     "Recognition",
     "Recognizer",
     "RecognizerClassifier",
+    "Share",
+    "Threshold",
+    "Trial",
     "UnreadablePicture",
     "Verification",
     "Verifier",
@@ -41,6 +45,9 @@ _ROOMS = {
     "Recognition": "recognizer",
     "Recognizer": "recognizer",
     "RecognizerClassifier": "estimators",
+    "Share": "operating_point",
+    "Threshold": "operating_point",
+    "Trial": "recognizer",
     "Verification": "verifier",
     "Verifier": "verifier",
     "calibrate": "calibration",

@@ -8,6 +8,7 @@ from typing import Any
 from fewshot.embedder import Embedder
 from fewshot.index import Index
 from fewshot.index_folder import ABOUT_FILE
+from fewshot.operating_point import Share
 from fewshot.recognizer import GALLERY_FILE, Recognizer
 
 
@@ -38,15 +39,25 @@ def _of_index(folder: Path) -> dict[str, Any]:
 def _of_gallery(folder: Path) -> dict[str, Any]:
     recognizer = Recognizer.load(folder, device="cpu")
     gallery = recognizer.gallery
+    expectation = recognizer.expect() if gallery.labels else None
     return {
         "what": "gallery",
         "classes": gallery.counts,
         "background_pictures": len(gallery.background),
+        "trial_pictures": len(gallery.trials[1]),
         "false_accept_rate": gallery.false_accept_rate,
-        "threshold": gallery.threshold if gallery.labels else None,
+        "threshold": None if expectation is None else expectation.value,
+        "threshold_chosen_by": None if expectation is None else expectation.chosen_by,
+        "expected_false_accepts": _share(None if expectation is None else expectation.false_accepts),
+        "expected_refusals": _share(None if expectation is None else expectation.refusals),
+        "too_alike": [f"{pair.label} and {pair.other}" for pair in recognizer.alike()],
         "embedder": recognizer.embedder.origin,
         "fingerprint": recognizer.embedder.fingerprint,
     }
+
+
+def _share(share: Share | None) -> dict[str, float] | None:
+    return None if share is None else {name: round(value, 4) for name, value in share._asdict().items()}
 
 
 def _of_embedder(embedder: Embedder) -> dict[str, Any]:

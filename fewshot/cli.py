@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from fewshot.picture_commands import embed, enrol, forget, info, recognize, search, verify
+from fewshot.picture_commands import embed, info, search, verify
 from fewshot.recipe import Recipe
+from fewshot.recognizer_commands import calibrate, enrol, forget, recognize
 from fewshot.report_command import report
 from finetune.command_help import HelpfulCommand, InOrderOfUse
 from finetune.commands import (
@@ -237,7 +238,21 @@ def download(folder: Path) -> None:
 
 
 # In the order in which they are used.
-for command in (enrol, recognize, forget, verify, embed, search, info, download, train, benchmark, report, demo):
+for command in (
+    enrol,
+    recognize,
+    calibrate,
+    forget,
+    verify,
+    embed,
+    search,
+    info,
+    download,
+    train,
+    benchmark,
+    report,
+    demo,
+):
     cli.add_command(command)
 
 

@@ -62,7 +62,8 @@ class Embedder:
     was converted to run fast are of those that it had when first asked. Other weights are another embedder.
 
     source, weights: what `load` was given, folders and files as absolute paths; None for one that was made otherwise.
-    verification: the thresholds that the encoder carries, as calibration leaves them; None without any.
+    verification: the thresholds that the encoder carries, as calibration leaves them; None without any. recognition:
+    the same of pairs from within one alphabet or group, which classes of a gallery are more like.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Embedder:
         self.source: str | None = None
         self.weights: str | None = None
         self.verification: dict[str, Any] | None = None
+        self.recognition: dict[str, Any] | None = None
         self._sight: Sight = sight_of(spec)
         self._module = network if spec.preprocessing is None else Normalized(network, spec.preprocessing).eval()
         self._chosen: dict[int, Chosen] = {}  # for each size of batch, once a collection was worth converting for
@@ -132,6 +134,9 @@ class Embedder:
             return None
         named = {"source": self.source, "weights": self.weights}
         return named | {"views": self.views, "tolerance": self.tolerance}
+
+    def __repr__(self) -> str:
+        return f"Embedder({self.source or self.spec.network}: {self.spec.network}, {self.width} numbers)"
 
     @cached_property
     def network_fingerprint(self) -> str:
@@ -233,6 +238,8 @@ class Embedder:
         config = {"format": FORMAT, "spec": self.spec.to_dict(), "fingerprint": fingerprint_of(self.network, self.spec)}
         if self.verification is not None:
             config["verification"] = self.verification
+        if self.recognition is not None:
+            config["recognition"] = self.recognition
         write_json(folder / CONFIG_FILE, config | about | {"trained_on": characters_to(self.trained_on)})
 
     def _fastest(self, pictures: Pictures, batch_size: int, display: Display) -> Run:

@@ -136,9 +136,10 @@ class RecognizerClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
     be, and to all others 0.
 
     false_accept_rate: share of vectors of no class that may be taken for one; None where there are none such, so that
-    each is given a class. unknown_label: what the others are called; scikit-learn's scores want it to be of the type
-    of the labels. temperature: difference of similarity that makes a class e times as probable; None for that under
-    which the examples, each left out in turn, are likeliest, or TEMPERATURE where fewer than two classes have two.
+    each is given a class. One class alone gives no threshold, and accepts everything. unknown_label: what the others
+    are called; scikit-learn's scores want it to be of the type of the labels. temperature: difference of similarity
+    that makes a class e times as probable; None for that under which the examples, each left out in turn, are
+    likeliest, or TEMPERATURE where fewer than two classes have two.
 
     Learned: classes_, sorted; gallery_; threshold_, the similarity under which a vector is unknown; temperature_;
     n_features_in_.
@@ -211,7 +212,8 @@ class RecognizerClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         self.gallery_ = gallery
         self._enrolled = _enrol(gallery, enrolled, _directions(vectors), labels)
         self.classes_ = known
-        self.threshold_ = -np.inf if self.false_accept_rate is None else gallery.threshold
+        found = None if self.false_accept_rate is None else gallery.threshold
+        self.threshold_ = -np.inf if found is None else found
         self.temperature_ = float(self.temperature or _likeliest_temperature(gallery))
         return self
 
@@ -313,11 +315,9 @@ def _left_out(gallery: Gallery) -> tuple[Floats, NDArray[np.int64]]:
     examples, own = gallery.examples, of[rows]
     sums = np.add.reduceat(examples.astype(np.float64), starts, axis=0)
     similarity = gallery.similarity(examples[rows]).astype(np.float64)
-    for number, (row, place) in enumerate(zip(rows, own, strict=True)):
-        cosines = examples[starts[place] : starts[place] + counts[place]] @ examples[row]
-        cosines[row - starts[place]] = -np.inf
-        rest = sums[place] - examples[row]
-        similarity[number, place] = (cosines.max() + rest @ examples[row] / max(np.linalg.norm(rest), 1e-12)) / 2
+    rest = sums[own] - examples[rows]
+    rest /= np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-12)
+    similarity[np.arange(len(rows)), own] = (rest * examples[rows]).sum(1)
     return similarity, own
 
 

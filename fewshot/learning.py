@@ -17,11 +17,12 @@ from fewshot.distortions import SYMMETRIES
 from fewshot.embedder import CONFIG_FILE, FORMAT, WEIGHTS_FILE, Embedder
 from fewshot.encoders import Spec, create, rounded, width_of
 from fewshot.losses import siamese
-from fewshot.material import TRAINED, Material, folder_material, omniglot_material
+from fewshot.material import TRAINED, HeldOut, Material, folder_material, omniglot_material
 from fewshot.omniglot import read_omniglot
 from fewshot.recipe import Recipe
 from fewshot.siamese import Course, Study, seconds_per_step, seconds_per_validation, train, validations
 from fewshot.splits import BACKGROUND, SPLITS
+from fewshot.verification import labelled_pairs, pairs_within, similarity
 from finetune.engine import describe, open_engine
 from finetune.errors import InputError
 from finetune.expected_time import in_words
@@ -203,9 +204,9 @@ def _finish(
 ) -> Embedder:
     rounded(encoder)
     embedder = Embedder(encoder, spec, trained_on=material.trained_on, device=study.recipe.device)
-    if material.pairs is not None:
+    if material.held_out is not None:
         with parts.part("threshold"):
-            embedder.verification = calibrate(*material.pairs(embedder.framed_vectors)).to_dict()
+            _carry_thresholds(embedder, material.held_out)
     if course.history:
         write_csv(out / HISTORY_FILE, list(course.history[0]), [list(row.values()) for row in course.history])
     metrics = {
@@ -235,6 +236,15 @@ def _finish(
         f"{parts.total():.0f} s since the command began"
     )
     return embedder
+
+
+def _carry_thresholds(embedder: Embedder, held_out: HeldOut) -> None:
+    """What the encoder needs to tell same from different, and known from unknown, chosen on what is held out."""
+    vectors = embedder.framed_vectors(held_out.pictures)
+    rows, same = labelled_pairs(held_out.classes)
+    embedder.verification = calibrate(similarity(vectors, rows), same).to_dict()
+    rows, same = pairs_within(held_out.classes, held_out.groups)
+    embedder.recognition = calibrate(similarity(vectors, rows), same).to_dict()
 
 
 def _begin(out: Path, request: dict[str, Any], resume: bool) -> dict[str, Any] | None:

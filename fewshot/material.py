@@ -17,19 +17,25 @@ from fewshot.episodes import arrange, sample, score_episodes
 from fewshot.framing import Framed, frame_drawings, frame_whole
 from fewshot.omniglot import DRAWERS, Character, Omniglot
 from fewshot.splits import SPLITS, Split, select
-from fewshot.verification import best_threshold, draw_pairs, labelled_pairs, similarity
+from fewshot.verification import best_threshold, draw_pairs, similarity
 from finetune.errors import InputError
 from finetune.folder import list_folder, list_unlabelled
 
 # What is measured on the way: accuracy of an encoder, framed pictures to vectors (n, d), on validation pictures alone.
 Judge = Callable[[Callable[[Framed], Tensor]], float]
 
-# Similarities (n,) of pairs of pictures that nothing was learned from, and whether each pair shows one class (n,).
-Pairing = Callable[[Callable[[Framed], Tensor]], tuple[Tensor, Tensor]]
-
 _JUDGED_EPISODES, _MOST_WAYS = 4000, 20
 # Of a folder's classes every fifth is held out to judge by, where there are so many at least.
 _HELD_OUT, _CLASSES_TO_HOLD_OUT = 5, 10
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Pictures that nothing is learned from, their classes (n,), and the group of each (n,)."""
+
+    pictures: Framed
+    classes: Tensor
+    groups: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +44,7 @@ class Material:
 
     A batch takes its classes group by group: those of one are the harder to tell apart. trained_on: Omniglot's
     characters that are learned from or judged by. judge: None where nothing is held out: the last weights are kept.
-    pairs: of what is held out, what thresholds can be chosen by.
+    held_out: what thresholds are chosen on, None where nothing is held out.
     """
 
     pictures: Framed
@@ -49,7 +55,7 @@ class Material:
     trained_on: frozenset[Character] = frozenset()
     judge: Judge | None = None
     judged_by: str = ""
-    pairs: Pairing | None = None
+    held_out: HeldOut | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -108,7 +114,7 @@ def omniglot_material(
         distortion="drawing" if labels and examples != 1 else "drawing-strong",
         trained_on=known,
         judge=None if val is None or not labels else _judge(select(omniglot, SPLITS[val]), split, side),
-        pairs=None if val is None or not labels else _drawn_pairs(select(omniglot, SPLITS[val]), side),
+        held_out=None if val is None or not labels else _held_out_drawings(select(omniglot, SPLITS[val]), side),
         judged_by="same or different" if split == "koch" else "20-way 1-shot",
     )
 
@@ -136,10 +142,10 @@ def folder_material(folder: Path, side: int, *, labels: bool, everything: bool =
     apart = held_out(known) if labels and not everything else set()
     sizes = Counter(of)
     judged = {name for name in apart if sizes[name] > 1}
-    judge, judged_by, pairs = None, "", None
+    judge, judged_by, unlearned = None, "", None
     if len(judged) > 1:
         chosen = _chosen(pictures, of, judged)
-        judge, pairs = _judge_pictures(*chosen), _paired_pictures(*chosen)
+        judge, unlearned = _judge_pictures(*chosen), HeldOut(*chosen, torch.zeros_like(chosen[1]))
         judged_by = f"{min(_MOST_WAYS, len(judged))}-way 1-shot"
     learned, classes = _chosen(pictures, of, set(known) - apart if judge is not None else set(known))
     return (
@@ -151,7 +157,7 @@ def folder_material(folder: Path, side: int, *, labels: bool, everything: bool =
             distortion="photo",
             judge=judge,
             judged_by=judged_by,
-            pairs=pairs,
+            held_out=unlearned,
         ),
         unreadable,
     )
@@ -194,25 +200,12 @@ def _judge(drawn: Omniglot, split: str, side: int) -> Judge:
     return accuracy
 
 
-def _drawn_pairs(drawn: Omniglot, side: int) -> Pairing:
-    def scores(vectors: Callable[[Framed], Tensor]) -> tuple[Tensor, Tensor]:
-        embedded = embed_once(drawn, lambda drawings: vectors(frame_drawings(drawings, side)))
-        rows, same = labelled_pairs(embedded.label)
-        return similarity(embedded.vectors, rows), same
-
-    return scores
+def _held_out_drawings(drawn: Omniglot, side: int) -> HeldOut:
+    return HeldOut(frame_drawings(drawn.pictures, side), drawn.character, drawn.alphabet)
 
 
 def _judge_pictures(pictures: Framed, classes: Tensor) -> Judge:
     return lambda vectors: _one_shot(_in_parts(pictures, vectors), classes, None)
-
-
-def _paired_pictures(pictures: Framed, classes: Tensor) -> Pairing:
-    def scores(vectors: Callable[[Framed], Tensor]) -> tuple[Tensor, Tensor]:
-        rows, same = labelled_pairs(classes)
-        return similarity(_in_parts(pictures, vectors), rows), same
-
-    return scores
 
 
 def _in_parts(pictures: Framed, vectors: Callable[[Framed], Tensor]) -> Tensor:

@@ -1,78 +1,25 @@
-"""The commands on one's own pictures: embed, search, enrol, forget, recognize, verify, info; thin, no logic."""
+"""The commands on one's own pictures: embed, search, verify, info; thin, no logic."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from finetune.commands import Choice, Command, as_json, display_for, existing, on_device, print_json
-from finetune.errors import InputError
-
-if TYPE_CHECKING:
-    from fewshot.embedder import Embedder
-
-folder_path = click.Path(path_type=Path)
-in_batches = click.option(
-    "--batch-size",
-    type=click.IntRange(1),
-    show_default="chosen for the device",
-    help="Number of pictures computed at once.",
+from fewshot.shared_options import (
+    at_rate,
+    by_model,
+    by_workers,
+    folder_path,
+    given_embedder,
+    in_batches,
+    open_embedder,
+    print_unreadable,
 )
-by_workers = click.option(
-    "--workers",
-    type=click.IntRange(0),
-    show_default="one per CPU core",
-    help="Number of processes or threads that decode pictures.",
-)
-
-
-def at_rate(default: str) -> Callable[[Command], Command]:
-    """--false-accept-rate. default: what holds where it is not given, in words."""
-    return click.option(
-        "--false-accept-rate",
-        type=click.FloatRange(0, 1, min_open=True, max_open=True),
-        show_default=default,
-        help="Share of pictures of other things that may be accepted by mistake.",
-    )
-
-
-def by_model(default: str | None, otherwise: str = "") -> Callable[[Command], Command]:
-    """--model, --weights and --tolerance. otherwise: what None as default means, in words."""
-
-    def attached(command: Command) -> Command:
-        options = (
-            click.option(
-                "--model",
-                default=default,
-                show_default=otherwise or True,
-                help="Encoder: omniglot (ships with the package, for signs and characters), a run folder of "
-                "`fewshot train` or `finetune fit`, or the name of a timm model (for photographs).",
-            ),
-            click.option(
-                "--weights",
-                type=existing,
-                show_default="the published weights",
-                help="File with the weights of a timm model: safetensors, or a torch file of plain tensors.",
-            ),
-            click.option(
-                "--tolerance",
-                type=click.FloatRange(0, 1, min_open=True),
-                default=0.999,
-                show_default=True,
-                help="Smallest cosine between the vectors and those of plain float32. Lower values allow faster "
-                "arithmetic; 1 computes in float32.",
-            ),
-        )
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return attached
+from finetune.commands import Choice, as_json, display_for, existing, on_device, print_json
 
 
 @click.command()
@@ -111,9 +58,9 @@ def embed(
     from fewshot.collection import keep_index
 
     display = display_for(as_json)
-    embedder = _open(model, weights, tolerance, device, as_json)
+    embedder = open_embedder(model, weights, tolerance, device, as_json)
     index, kept = keep_index(folder, out, embedder, kind=kind, batch_size=batch_size, workers=workers, display=display)
-    _tell_unreadable(kept.unreadable)
+    print_unreadable(kept.unreadable)
     found = asdict(kept) | {"pictures": len(index), "structure": index.structure, "recall": index.recall}
     if as_json:
         print_json(found)
@@ -176,10 +123,10 @@ def search(
     from fewshot.picture_search import open_index, search_pictures, sheet_rows
     from fewshot.sheet import write_sheet
 
-    given = _given(model, weights, tolerance, device, as_json)
+    given = given_embedder(model, weights, tolerance, device, as_json)
     opened, embedder = open_index(index, given, memory_mapped=memory_mapped, device=device)
     found, unreadable = search_pictures(opened, embedder, queries, k=k, at_least=at_least)
-    _tell_unreadable(unreadable)
+    print_unreadable(unreadable)
     if sheet is not None:
         write_sheet(sheet, sheet_rows(opened, found))
     if as_json:
@@ -191,94 +138,6 @@ def search(
             click.echo(f"  {neighbour.similarity:6.3f}  {neighbour.key}")
         if not near:
             click.echo("  nothing so similar")
-
-
-@click.command()
-@click.argument("gallery", type=folder_path)
-@click.argument("label")
-@click.argument("pictures", nargs=-1, required=True, type=existing)
-@click.option(
-    "--background", type=existing, show_default="none", help="Folder of pictures that show none of the classes."
-)
-@at_rate("that of the gallery; 0.05 for a new one")
-@by_model(None, "the encoder of the gallery; omniglot for a new one")
-@on_device
-@as_json
-def enrol(
-    gallery: Path,
-    label: str,
-    pictures: Sequence[Path],
-    background: Path | None,
-    false_accept_rate: float | None,
-    model: str | None,
-    weights: Path | None,
-    tolerance: float,
-    device: str,
-    as_json: bool,
-) -> None:
-    """Add a class to a gallery from one or a few pictures.
-
-    GALLERY is a folder, created where it does not exist. LABEL is the name of the class.
-    """
-    from fewshot.gallery_folder import change_gallery
-    from finetune.folder import list_unlabelled
-
-    given = _given(model, weights, tolerance, device, as_json)
-    with change_gallery(gallery, given, false_accept_rate=false_accept_rate, device=device) as recognizer:
-        recognizer.enrol(label, list_unlabelled(pictures))
-        if background is not None:
-            recognizer.add_background(background)
-    _tell_gallery(gallery, recognizer, as_json)
-
-
-@click.command()
-@click.argument("gallery", type=existing)
-@click.argument("labels", metavar="LABEL...", nargs=-1, required=True)
-@on_device
-@as_json
-def forget(gallery: Path, labels: Sequence[str], device: str, as_json: bool) -> None:
-    """Remove classes from a gallery.
-
-    GALLERY is a folder that `fewshot enrol` wrote.
-    """
-    from fewshot.gallery_folder import change_gallery
-
-    with change_gallery(gallery, None, device=device) as recognizer:
-        for label in labels:
-            recognizer.forget(label)
-    _tell_gallery(gallery, recognizer, as_json)
-
-
-@click.command()
-@click.argument("gallery", type=existing)
-@click.argument("pictures", nargs=-1, required=True, type=existing)
-@click.option(
-    "--top", type=click.IntRange(1), default=3, show_default=True, help="Number of classes shown for each picture."
-)
-@on_device
-@as_json
-def recognize(gallery: Path, pictures: Sequence[Path], top: int, device: str, as_json: bool) -> None:
-    """Name the class that each picture shows, or answer unknown.
-
-    GALLERY is a folder that `fewshot enrol` wrote.
-    """
-    from fewshot.recognizer import Recognizer
-    from finetune.errors import UnreadablePicture
-    from finetune.folder import list_unlabelled
-
-    recognizer, paths = Recognizer.load(gallery, device=device), list_unlabelled(pictures)
-    answers = recognizer.recognize_all(paths, display=display_for(True) if as_json else None)
-    unreadable = {str(p): a.reason for p, a in zip(paths, answers, strict=True) if isinstance(a, UnreadablePicture)}
-    _tell_unreadable(unreadable)
-    known = [(str(p), a) for p, a in zip(paths, answers, strict=True) if not isinstance(a, UnreadablePicture)]
-    if as_json:
-        print_json([{"picture": path} | asdict(answer) for path, answer in known])
-    else:
-        for path, answer in known:
-            near = ", ".join(f"{label} {similarity:.2f}" for label, similarity in [*answer.similarities.items()][:top])
-            click.echo(f"{path}: {answer.label or 'unknown'}  ({near}; known from {recognizer.threshold:.2f} on)")
-    if unreadable and not known:
-        sys.exit(InputError.exit_code)
 
 
 @click.command()
@@ -312,7 +171,7 @@ def verify(
     """
     from fewshot.verifier import Verifier
 
-    verifier = Verifier(_open(model, weights, tolerance, device, as_json))
+    verifier = Verifier(open_embedder(model, weights, tolerance, device, as_json))
     if calibrate is not None:
         verifier.calibrate_on(calibrate, display=display_for(as_json))
     if false_accept_rate is not None:
@@ -344,33 +203,6 @@ def info(path: str, as_json: bool) -> None:
         return
     for name, value in found.items():
         click.echo(f"{name.replace('_', ' ')}: {value if not isinstance(value, dict) else _listed(value)}")
-
-
-def _open(model: str, weights: Path | None, tolerance: float, device: str, quiet: bool) -> Embedder:
-    from fewshot.embedder import Embedder
-
-    return Embedder.load(model, weights=weights, tolerance=tolerance, device=device, display=display_for(quiet))
-
-
-def _given(model: str | None, weights: Path | None, tolerance: float, device: str, quiet: bool) -> Embedder | None:
-    if model is None and weights is not None:
-        raise InputError("--weights go with a --model, which names the network that they are of")
-    return None if model is None else _open(model, weights, tolerance, device, quiet)
-
-
-def _tell_unreadable(unreadable: Any) -> None:
-    for path, reason in unreadable.items():
-        click.echo(f"{path}: {reason}", err=True)
-
-
-def _tell_gallery(gallery: Path, recognizer: Any, as_json: bool) -> None:
-    threshold = recognizer.threshold if recognizer.labels else None
-    if as_json:
-        print_json({"classes": recognizer.gallery.counts, "threshold": threshold})
-        return
-    examples = sum(recognizer.gallery.counts.values())
-    known = "" if threshold is None else f", known from a similarity of {threshold:.2f} on"
-    click.echo(f"{gallery}: {len(recognizer.labels)} classes, {examples} examples{known}")
 
 
 def _listed(values: dict[str, Any]) -> str:

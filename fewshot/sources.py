@@ -87,4 +87,5 @@ def _of_training(made: type[Embedder], folder: Path, config: Any, options: dict[
     if embedder.network_fingerprint != config.get("fingerprint"):
         raise InputError(f"{folder / WEIGHTS_FILE} is not what {path} was written with; one of them may be damaged")
     embedder.verification = config.get("verification")
+    embedder.recognition = config.get("recognition")
     return embedder

@@ -136,6 +136,26 @@ def curve(scores: Tensor, same: Tensor) -> Curve:
     return Curve(float(auc(false, true)), float(false[after - 1] + step * (false[after] - false[after - 1])))
 
 
+def pairs_within(labels: Tensor, groups: Tensor, *, most: int = 400_000) -> tuple[Tensor, Tensor]:
+    """Pairs of a labelled set within its groups, such as alphabets: rows (n, 2) int64 and same (n,) bool.
+
+    labels, groups: (pictures,). As `labelled_pairs`, of each group its share of `most`. A group that lacks one of the
+    two kinds of pairs is left out. InputError where every group does.
+    """
+    rows, same = [], []
+    names = groups.unique()
+    for name in names:
+        inside = (groups == name).nonzero()[:, 0]
+        counts = labels[inside].unique(return_counts=True)[1]
+        if len(counts) > 1 and int(counts.max()) > 1:
+            pairs, alike = labelled_pairs(labels[inside], most=max(2, most // len(names)))
+            rows.append(inside[pairs])
+            same.append(alike)
+    if not rows:
+        raise InputError(f"{len(labels)} pictures make no pairs to calibrate on within their groups")
+    return torch.cat(rows), torch.cat(same)
+
+
 def curve_intervals(
     groups: Sequence[tuple[Tensor, Tensor]], seed: int = 0
 ) -> tuple[tuple[float, float], tuple[float, float]]:

@@ -345,7 +345,7 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
 
 
 def test_a_rate_that_is_no_share_is_refused() -> None:
-    with pytest.raises(InputError, match="between 0 and 1 is wanted"):
+    with pytest.raises(InputError, match="must be between 0 and 1"):
         RecognizerClassifier(false_accept_rate=1.5).fit(*blobs())
 
 

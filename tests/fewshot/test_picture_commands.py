@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +17,9 @@ from called import Answer
 from drawings import character, folder_of, small
 from PIL import Image
 
-from fewshot import Calibration, Embedder, Index, Recognizer, Verifier
+from fewshot import Calibration, Embedder, Index, Verifier
 from fewshot.collection import keep_index
 from fewshot.encoders import Spec, create, rounded
-from fewshot.gallery_folder import change_gallery
 from fewshot.learning import learn_folder
 from fewshot.verification import labelled_pairs, similarity
 from finetune.errors import InputError
@@ -167,64 +165,13 @@ def test_an_index_is_not_searched_by_another_encoder(call: Call, model: Path, pi
     told(call("embed", tmp_path / "empty", "--out", tmp_path / "index"), "does not exist")
 
 
-# --- enrol and recognize ----------------------------------------------------------------------------------------------
-
-
-def test_classes_are_enrolled_recognised_and_forgotten(call: Call, pictures: Path, tmp_path: Path) -> None:
-    gallery = tmp_path / "gallery"
-    assert as_json(call("enrol", gallery, "zero", pictures / "sign 0" / "0.png", "--json")) == {
-        "classes": {"zero": 1},
-        "threshold": Recognizer.load(gallery).threshold,
-    }
-    call("enrol", gallery, "one", pictures / "sign 1")
-    shown = [pictures / "sign 0" / "1.png", pictures / "sign 1" / "2.png", pictures / "sign 3" / "0.png"]
-    answer = call("recognize", gallery, *shown, "--json")
-    assert [found["label"] for found in json.loads(answer.out)] == ["zero", "one", None]
-    assert call("recognize", gallery, pictures / "sign 1" / "2.png").out.startswith(str(pictures / "sign 1" / "2.png"))
-    assert as_json(call("info", gallery, "--json"))["classes"] == {"zero": 1, "one": 3}
-    assert as_json(call("forget", gallery, "zero", "--json"))["classes"] == {"one": 3}
-    told(call("forget", gallery, "zero"), "'zero' is not enrolled")
-    assert Recognizer.load(gallery).labels == ("one",)
-
-
-def test_a_failed_enrol_leaves_the_gallery_as_it_was(call: Call, model: Path, pictures: Path, tmp_path: Path) -> None:
-    gallery, bad = tmp_path / "gallery", tmp_path / "bad.png"
-    call("enrol", gallery, "zero", pictures / "sign 0", "--model", model)
-    before = (gallery / "gallery.safetensors").read_bytes()
-    bad.write_text("no picture")
-    told(call("enrol", gallery, "one", pictures / "sign 1", bad), "bad.png")
-    told(call("enrol", gallery, "one", pictures / "sign 0" / "0.png"), "is enrolled as 'zero' already")
-    told(call("enrol", gallery, "one", pictures / "sign 1", "--model", "omniglot"), "was made with the embedder")
-    told(call("enrol", pictures, "one", pictures / "sign 1"), "is not empty and holds no gallery")
-    told(call("recognize", pictures, pictures), "holds no gallery")
-    assert (gallery / "gallery.safetensors").read_bytes() == before
-    told(call("enrol", tmp_path / "new" / "gallery", "one", bad, "--model", model), "bad.png")
-    assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="nobody waits there")
-def test_two_that_enrol_at_once_both_succeed(model: Path, pictures: Path, tmp_path: Path) -> None:
-    embedder = Embedder.load(model, device="cpu")
-
-    def enrol(number: int) -> None:
-        with change_gallery(tmp_path / "gallery", embedder) as recognizer:
-            recognizer.enrol(f"sign {number}", pictures / f"sign {number}")
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(enrol, range(4)))
-    assert sorted(Recognizer.load(tmp_path / "gallery").labels) == [f"sign {number}" for number in range(4)]
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="names are text there")
-def test_labels_and_files_of_any_name_go_through(call: Call, model: Path, pictures: Path, tmp_path: Path) -> None:
-    odd = os.fsdecode(b"caf\xe9 \xf0\x9f\x90\x84")
-    copied = tmp_path / odd / "sign.png"
-    copied.parent.mkdir()
-    shutil.copy(pictures / "sign 0" / "0.png", copied)
-    call("enrol", tmp_path / "gallery", odd, copied, "--model", model)
-    assert json.loads(call("recognize", tmp_path / "gallery", copied, "--json").out)[0]["label"] == odd
-    assert call("embed", tmp_path / odd, "--out", tmp_path / "index", "--model", model).code == 0
-    assert "sign.png" in call("search", tmp_path / "index", copied).out
+def test_files_of_any_name_are_found(call: Call, model: Path, pictures: Path, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"caf\xe9 \xf0\x9f\x90\x84")
+    odd.mkdir()
+    shutil.copy(pictures / "sign 0" / "0.png", odd / "sign.png")
+    assert call("embed", odd, "--out", tmp_path / "index", "--model", model).code == 0
+    assert "sign.png" in call("search", tmp_path / "index", odd / "sign.png").out
 
 
 # --- verify -----------------------------------------------------------------------------------------------------------

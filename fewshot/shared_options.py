@@ -1,0 +1,92 @@
+"""What several commands of `fewshot` share: options, the encoder they name, unreadable pictures told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from finetune.commands import Command, display_for, existing
+from finetune.errors import InputError
+
+if TYPE_CHECKING:
+    from fewshot.embedder import Embedder
+
+folder_path = click.Path(path_type=Path)
+in_batches = click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    show_default="chosen for the device",
+    help="Number of pictures computed at once.",
+)
+by_workers = click.option(
+    "--workers",
+    type=click.IntRange(0),
+    show_default="one per CPU core",
+    help="Number of processes or threads that decode pictures.",
+)
+
+
+def at_rate(default: str) -> Callable[[Command], Command]:
+    """--false-accept-rate. default: what holds where it is not given, in words."""
+    return click.option(
+        "--false-accept-rate",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        show_default=default,
+        help="Share of pictures of other things that may be accepted by mistake.",
+    )
+
+
+def by_model(default: str | None, otherwise: str = "") -> Callable[[Command], Command]:
+    """--model, --weights and --tolerance. otherwise: what None as default means, in words."""
+
+    def attached(command: Command) -> Command:
+        options = (
+            click.option(
+                "--model",
+                default=default,
+                show_default=otherwise or True,
+                help="Encoder: omniglot (ships with the package, for signs and characters), a run folder of "
+                "`fewshot train` or `finetune fit`, or the name of a timm model (for photographs).",
+            ),
+            click.option(
+                "--weights",
+                type=existing,
+                show_default="the published weights",
+                help="File with the weights of a timm model: safetensors, or a torch file of plain tensors.",
+            ),
+            click.option(
+                "--tolerance",
+                type=click.FloatRange(0, 1, min_open=True),
+                default=0.999,
+                show_default=True,
+                help="Smallest cosine between the vectors and those of plain float32. Lower values allow faster "
+                "arithmetic; 1 computes in float32.",
+            ),
+        )
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return attached
+
+
+def open_embedder(model: str, weights: Path | None, tolerance: float, device: str, quiet: bool) -> Embedder:
+    from fewshot.embedder import Embedder
+
+    return Embedder.load(model, weights=weights, tolerance=tolerance, device=device, display=display_for(quiet))
+
+
+def given_embedder(
+    model: str | None, weights: Path | None, tolerance: float, device: str, quiet: bool
+) -> Embedder | None:
+    if model is None and weights is not None:
+        raise InputError("--weights go with a --model, which names the network that they are of")
+    return None if model is None else open_embedder(model, weights, tolerance, device, quiet)
+
+
+def print_unreadable(unreadable: Any) -> None:
+    for path, reason in unreadable.items():
+        click.echo(f"{path}: {reason}", err=True)

@@ -1,0 +1,238 @@
+"""How similar pictures of unknown classes are to their nearest enrolled class: estimated, with its uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betaincinv, stdtr  # type: ignore[import-untyped]
+
+from fewshot.calibration import Calibration
+
+Floats = NDArray[np.float64]
+
+# A carried calibration counts as so many enrolled classes when the number of confusable classes is estimated. The
+# distribution that follows from it, or is fitted, counts as so many enrolled classes, and with these as so many
+# background pictures.
+PRIOR_CLASSES = 10
+CARRIED_CLASSES, FITTED_CLASSES = 100, 30
+PRIOR_PICTURES = 10
+# Without a calibration: the standard deviation of such similarities, as a share of what their mean leaves up to 1, and
+# as how many samples it counts; the skewness; the correlation of two examples of one class; and by how many standard
+# deviations the highest of e times as many similarities lies higher. Chosen on steel surfaces, and on flowers and
+# textures as another network sees them; see benchmarks/recognizer.py.
+DEVIATION_SHARE, PRIOR_SAMPLES, SKEWNESS, CORRELATION, RISE = 0.13, 4, 0.3, 0.15, 0.75
+
+# As how many independent unknown pictures an enrolled class counts in an interval: galleries of one size whose examples
+# differ had rates that lie so far apart.
+PICTURES_OF_CLASS = 2
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Similarities of pictures to the nearest class that is not their own, (n,), and the class of each, (n,) from 0.
+
+    classes: How many classes each was compared with.
+    """
+
+    similarity: Floats
+    of_class: NDArray[np.int64]
+    classes: int
+
+    @property
+    def weights(self) -> Floats:
+        """(n,): every class counts the same in sum, however many pictures it has."""
+        counts = np.bincount(self.of_class)
+        return np.asarray(1 / counts[self.of_class])
+
+    @property
+    def independent(self) -> float:
+        """As how many independent pictures they count: those of one class are alike."""
+        counts = np.bincount(self.of_class)
+        return float((counts[counts > 0] / (1 + (counts[counts > 0] - 1) * CORRELATION)).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class CarriedTail:
+    """The share of unknown pictures at or above a similarity, by what an encoder carries.
+
+    A pair of different classes reaches a similarity by the share that the calibration measured; a picture has `chances`
+    to reach it, one for each class that it can be confused with.
+    """
+
+    calibration: Calibration
+    chances: float
+
+    @classmethod
+    def of(cls, calibration: Calibration, classes: int, samples: Samples | None) -> CarriedTail:
+        """`chances` begins as the number of enrolled classes and follows what the samples show.
+
+        Each sample is an exponential variable whose rate is the ratio of confusable classes to classes; the prior of
+        that rate is the gamma distribution of mean 1 that counts as PRIOR_CLASSES samples.
+        """
+        shown, count = 0.0, 0.0
+        if samples is not None:
+            pairs = _pair_share(calibration, samples.similarity)
+            shown = float((samples.weights * -np.log1p(-np.minimum(pairs, 1 - 1e-9))).sum()) * samples.classes
+            count = float(samples.weights.sum())
+        ratio = (PRIOR_CLASSES + count) / (PRIOR_CLASSES + shown)
+        return cls(calibration, classes * ratio)
+
+    def at(self, similarity: NDArray[np.floating]) -> Floats:
+        """In the shape of `similarity`, falling from 1 to 0."""
+        pairs = _pair_share(self.calibration, np.asarray(similarity, np.float64))
+        return np.asarray(-np.expm1(self.chances * np.log1p(-np.minimum(pairs, 1 - 1e-12))))
+
+
+@dataclass(frozen=True)
+class FittedTail:
+    """The same by a skewed t distribution that was fitted to samples.
+
+    location, deviation: Of the similarities. independent: As how many independent samples they count; the uncertainty
+    of the location and of the deviation widens the distribution.
+    """
+
+    location: float
+    deviation: float
+    independent: float
+    skewness: float = SKEWNESS
+
+    @classmethod
+    def of(cls, similarity: Floats, weights: Floats, independent: float, *, skewness: float = SKEWNESS) -> FittedTail:
+        """Of samples (n,) with weights (n,) that count as so many independent ones."""
+        mean = float(np.average(similarity, weights=weights))
+        variance = float(np.average((similarity - mean) ** 2, weights=weights))
+        prior = (DEVIATION_SHARE * max(1 - mean, 1e-3)) ** 2
+        freedom = PRIOR_SAMPLES + max(independent - 1, 0)
+        deviation = float(np.sqrt((PRIOR_SAMPLES * prior + independent * variance) / freedom))
+        return cls(mean, deviation, independent, skewness)
+
+    def at(self, similarity: NDArray[np.floating]) -> Floats:
+        """In the shape of `similarity`, falling from 1 to 0."""
+        spread = self.deviation * np.sqrt(1 + 1 / self.independent)
+        return self._beyond((np.asarray(similarity, np.float64) - self.location) / spread)
+
+    def _beyond(self, deviates: Floats) -> Floats:
+        """The share beyond standard deviates: the Cornish-Fisher expansion z + skewness (z² - 1) / 6, inverted."""
+        curve = self.skewness / 6
+        if curve > 0:
+            inside = np.maximum(1 + 4 * curve * (deviates + curve), 0)
+            deviates = (np.sqrt(inside) - 1) / (2 * curve)
+        return np.asarray(stdtr(PRIOR_SAMPLES + max(self.independent - 1, 0), -deviates))
+
+
+Tail = CarriedTail | FittedTail
+
+
+@dataclass(frozen=True, eq=False)
+class UnknownScores:
+    """The share of unknown pictures that are so similar to their nearest enrolled class, or more.
+
+    tail: What is expected of a few classes.
+    samples: The enrolled examples as unknown pictures; they outweigh the tail once there are hundreds of classes, or
+        for a fitted one dozens. None for a single class.
+    background: Similarities (n,) of pictures that the user gave as unknown; they outweigh the rest once there are more
+        than PRIOR_PICTURES of them.
+    independent: As how many independent pictures all of this counts.
+    """
+
+    tail: Tail
+    samples: Samples | None
+    background: Floats
+    independent: float
+
+    def at(self, similarity: NDArray[np.floating]) -> Floats:
+        """In the shape of `similarity`, falling from 1 to 0."""
+        wanted = np.asarray(similarity, np.float64)
+        share = self.tail.at(wanted)
+        if self.samples is not None:
+            weights = self.samples.weights
+            above = _weight_above(self.samples.similarity, weights, wanted)
+            trust = CARRIED_CLASSES if isinstance(self.tail, CarriedTail) else FITTED_CLASSES
+            share = (trust * share + above) / (trust + weights.sum())
+        if len(self.background):
+            above = _weight_above(self.background, np.ones(len(self.background)), wanted)
+            share = (PRIOR_PICTURES * share + above) / (PRIOR_PICTURES + len(self.background))
+        return np.asarray(share, np.float64)
+
+    def threshold(self, rate: float) -> float:
+        """The lowest similarity that at most this share of unknown pictures reaches."""
+        return falling_to(self.at, rate)
+
+    def interval(self, similarity: float) -> tuple[float, float]:
+        """95 % interval of the share at or above `similarity`: it knows few classes or few background pictures."""
+        share = float(self.at(np.array(similarity)))
+        return share_interval(share, self.independent)
+
+
+def estimate(
+    calibration: Calibration | None, classes: int, samples: Samples | None, background: Floats
+) -> UnknownScores | None:
+    """How similar unknown pictures are to the nearest of so many enrolled classes.
+
+    Args:
+        calibration: What the encoder carries, None without.
+        classes: Number of enrolled classes.
+        samples: The enrolled examples, each compared with all classes but its own; None for a single class.
+        background: Similarities (n,) of background pictures to their nearest class.
+
+    Returns:
+        None where nothing is known: one class, no calibration, no background.
+    """
+    known = np.asarray(background, np.float64)
+    if calibration is None and samples is None and not len(known):
+        return None
+    independent = len(known) + (0 if samples is None else PICTURES_OF_CLASS * classes)
+    if calibration is not None:
+        tail: Tail = CarriedTail.of(calibration, classes, samples)
+        return UnknownScores(tail, samples, known, PRIOR_CLASSES + independent)
+    if samples is None:
+        return UnknownScores(FittedTail.of(known, np.ones(len(known)), len(known)), None, known, independent)
+    # Every example was compared with one class fewer than an unknown picture is.
+    own = FittedTail.of(samples.similarity, samples.weights, samples.independent)
+    moved = replace(samples, similarity=samples.similarity + RISE * own.deviation * np.log(classes / samples.classes))
+    return UnknownScores(_fitted(moved, known), moved, known, independent)
+
+
+def _fitted(samples: Samples, background: Floats) -> FittedTail:
+    """To the samples and to the background together."""
+    scale = samples.independent / samples.weights.sum()
+    return FittedTail.of(
+        np.concatenate([samples.similarity, background]),
+        np.concatenate([samples.weights * scale, np.ones(len(background))]),
+        samples.independent + len(background),
+    )
+
+
+def _weight_above(values: Floats, weights: Floats, wanted: Floats) -> Floats:
+    """Sum of the weights of `values` (n,) at or above each of `wanted`, in its shape."""
+    order = np.argsort(values)
+    above = np.concatenate([weights[order][::-1].cumsum()[::-1], [0.0]])
+    return np.asarray(above[np.searchsorted(values[order], wanted, side="left")])
+
+
+def falling_to(
+    share: Callable[[Floats], NDArray[np.floating]], rate: float, low: float = -64.0, high: float = 64.0
+) -> float:
+    """The lowest number from which on `share`, a function that falls, is at most `rate`."""
+    for _ in range(60):  # halved until two neighbouring numbers are left
+        middle = (low + high) / 2
+        low, high = (low, middle) if float(share(np.array(middle))) <= rate else (middle, high)
+    return high
+
+
+def share_interval(share: float, independent: float) -> tuple[float, float]:
+    """95 % interval of a share that was measured on so many independent pictures, by Jeffreys' prior."""
+    tail = (1 - CONFIDENCE) / 2
+    a, b = share * independent + 0.5, (1 - share) * independent + 0.5
+    low = 0.0 if share <= 0 else float(betaincinv(a, b, tail))
+    high = 1.0 if share >= 1 else float(betaincinv(a, b, 1 - tail))
+    return low, high
+
+
+def _pair_share(calibration: Calibration, similarity: Floats) -> Floats:
+    thresholds, rates = np.array(calibration.thresholds), np.array(calibration.false_accept)
+    return np.asarray(np.interp(similarity, thresholds, rates, left=1.0, right=0.0))

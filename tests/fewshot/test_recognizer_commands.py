@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from called import Answer
+from drawings import character
+from PIL import Image
+
+from fewshot import Embedder, Recognizer
+from fewshot.encoders import Spec, create, rounded
+from fewshot.gallery_folder import change_gallery
+
+Call = Callable[..., Answer]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder that has learned nothing and carries nothing, in a run's folder; small, so that it is fast."""
+    torch.manual_seed(0)
+    spec = Spec("fewtune_drawing", 16, "drawing")
+    network = create(spec)
+    rounded(network)
+    folder = tmp_path_factory.mktemp("model")
+    Embedder(network, spec, device="cpu").save(folder, recipe={})
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """pictures/CLASS/DRAWER.png: four classes of three drawings."""
+    for number in range(4):
+        for drawer in range(3):
+            path = tmp_path / "pictures" / f"sign {number}" / f"{drawer}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(255 - character(number, drawer)).save(path)
+    return tmp_path / "pictures"
+
+
+def as_json(answer: Answer) -> dict[str, Any]:
+    assert answer.code == 0, answer.err
+    return json.loads(answer.out)  # type: ignore[no-any-return]
+
+
+def told(answer: Answer, message: str) -> None:
+    """One line on stderr, exit code 2."""
+    assert answer.code == 2
+    assert message in answer.err
+    assert answer.err.count("\n") == 1
+
+
+def test_classes_are_enrolled_recognised_and_forgotten(call: Call, pictures: Path, tmp_path: Path) -> None:
+    gallery = tmp_path / "gallery"
+    enrolled = as_json(call("enrol", gallery, "zero", pictures / "sign 0" / "0.png", "--json"))
+    assert (enrolled["classes"], enrolled["threshold"]) == ({"zero": 1}, Recognizer.load(gallery).threshold)
+    assert enrolled["alike"] == []
+    assert {"chosen_by", "false_accepts", "refusals"} == set(enrolled["expected"])
+    call("enrol", gallery, "one", pictures / "sign 1")
+    shown = [pictures / "sign 0" / "1.png", pictures / "sign 1" / "2.png", pictures / "sign 3" / "0.png"]
+    answer = call("recognize", gallery, *shown, "--json")
+    assert [found["label"] for found in json.loads(answer.out)] == ["zero", "one", None]
+    assert call("recognize", gallery, pictures / "sign 1" / "2.png").out.startswith(str(pictures / "sign 1" / "2.png"))
+    assert as_json(call("info", gallery, "--json"))["classes"] == {"zero": 1, "one": 3}
+    assert as_json(call("forget", gallery, "zero", "--json"))["classes"] == {"one": 3}
+    told(call("forget", gallery, "zero"), "'zero' is not enrolled")
+    assert Recognizer.load(gallery).labels == ("one",)
+
+
+def test_a_failed_enrol_leaves_the_gallery_as_it_was(call: Call, model: Path, pictures: Path, tmp_path: Path) -> None:
+    gallery, bad = tmp_path / "gallery", tmp_path / "bad.png"
+    call("enrol", gallery, "zero", pictures / "sign 0", "--model", model)
+    before = (gallery / "gallery.safetensors").read_bytes()
+    bad.write_text("no picture")
+    told(call("enrol", gallery, "one", pictures / "sign 1", bad), "bad.png")
+    told(call("enrol", gallery, "one", pictures / "sign 0" / "0.png"), "is enrolled as 'zero' already")
+    told(call("enrol", gallery, "one", pictures / "sign 1", "--model", "omniglot"), "was made with the embedder")
+    told(call("enrol", pictures, "one", pictures / "sign 1"), "is not empty and holds no gallery")
+    told(call("recognize", pictures, pictures), "holds no gallery")
+    assert (gallery / "gallery.safetensors").read_bytes() == before
+    told(call("enrol", tmp_path / "new" / "gallery", "one", bad, "--model", model), "bad.png")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nobody waits there")
+def test_two_that_enrol_at_once_both_succeed(model: Path, pictures: Path, tmp_path: Path) -> None:
+    embedder = Embedder.load(model, device="cpu")
+
+    def enrol(number: int) -> None:
+        with change_gallery(tmp_path / "gallery", embedder) as recognizer:
+            recognizer.enrol(f"sign {number}", pictures / f"sign {number}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(enrol, range(4)))
+    assert sorted(Recognizer.load(tmp_path / "gallery").labels) == [f"sign {number}" for number in range(4)]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names are text there")
+def test_labels_and_files_of_any_name_go_through(call: Call, model: Path, pictures: Path, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9 \xf0\x9f\x90\x84")
+    copied = tmp_path / odd / "sign.png"
+    copied.parent.mkdir()
+    shutil.copy(pictures / "sign 0" / "0.png", copied)
+    call("enrol", tmp_path / "gallery", odd, copied, "--model", model)
+    assert json.loads(call("recognize", tmp_path / "gallery", copied, "--nearest", "--json").out)[0]["label"] == odd
+
+
+def test_what_to_expect_is_told_when_a_class_is_enrolled(call: Call, pictures: Path, tmp_path: Path) -> None:
+    gallery = tmp_path / "gallery"
+    call("enrol", gallery, "zero", pictures / "sign 0")
+    told_then = call("enrol", gallery, "zero again", pictures / "sign 1").out
+    assert "2 classes, 6 examples" in told_then
+    assert "chosen for equal errors" in told_then
+    assert "of unknown pictures are accepted" in told_then
+    assert "of pictures of the classes are refused or misnamed" in told_then
+    rate = call("enrol", gallery, "two", pictures / "sign 2", "--false-accept-rate", "0.1").out
+    assert "chosen for the rate of false accepts" in rate
+    assert "10% (" in rate
+
+
+def test_without_anything_to_set_a_threshold_by_it_says_so_and_gives_the_candidates(
+    call: Call, model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    gallery = tmp_path / "gallery"
+    assert "no threshold" in call("enrol", gallery, "zero", pictures / "sign 0", "--model", model).out
+    answer = call("recognize", gallery, pictures / "sign 1" / "0.png")
+    assert "no threshold is known  (zero " in answer.out
+    assert "use fewshot calibrate" in answer.err
+    call("enrol", gallery, "one", pictures / "sign 1")
+    assert "no threshold" not in call("recognize", gallery, pictures / "sign 1" / "0.png").out
+
+
+def test_what_is_accepted_can_be_told_when_recognising(call: Call, pictures: Path, tmp_path: Path) -> None:
+    gallery, stranger = tmp_path / "gallery", pictures / "sign 3" / "0.png"
+    for number in range(2):
+        call("enrol", gallery, f"sign {number}", pictures / f"sign {number}" / "0.png")
+
+    def label(*options: str) -> str | None:
+        found: list[dict[str, Any]] = json.loads(call("recognize", gallery, stranger, "--json", *options).out)
+        return found[0]["label"]  # type: ignore[no-any-return]
+
+    assert label() is None
+    assert label("--nearest") in ("sign 0", "sign 1")
+    assert label("--threshold", "-100") in ("sign 0", "sign 1")
+    assert label("--threshold", "100") is None
+    assert label("--false-accept-rate", "0.999999") in ("sign 0", "sign 1")
+    shown = call("recognize", gallery, stranger)
+    assert ": unknown  (sign " in shown.out
+    assert "accepted from a similarity of" in shown.err
+    told(call("recognize", gallery, stranger, "--nearest", "--threshold", "1"), "give one")
+
+
+def test_a_gallery_is_calibrated_on_a_folder(call: Call, model: Path, pictures: Path, tmp_path: Path) -> None:
+    gallery = tmp_path / "gallery"
+    for number in range(2):
+        call("enrol", gallery, f"sign {number}", pictures / f"sign {number}" / "0.png", "--model", model)
+    shown = call("calibrate", gallery, pictures, "--false-accept-rate", "0.2").out
+    assert "6 pictures of enrolled classes: " in shown
+    assert "6 pictures of other classes: " in shown
+    found = as_json(call("calibrate", gallery, pictures, "--json"))
+    assert (found["known"], found["unknown"]) == (6, 6)
+    loaded = Recognizer.load(gallery)
+    assert loaded.gallery.false_accept_rate == 0.2
+    assert found["threshold"]["value"] == loaded.threshold
+    about = as_json(call("info", gallery, "--json"))
+    assert (about["background_pictures"], about["trial_pictures"]) == (6, 4)
+    told(call("calibrate", gallery, tmp_path / "gallery"), "")
