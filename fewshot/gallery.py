@@ -299,7 +299,8 @@ class Gallery:
 
     def _similarity(self, vectors: Vectors) -> Vectors:
         """(n, classes) of (n, width)."""
-        return np.minimum(vectors @ self._means().T, 1)  # which rounding may leave a little above it
+        # Which rounding may leave a little above 1.
+        return np.asarray(np.minimum(vectors @ self._means().T, 1), np.float32)
 
     @property
     def _classes(self) -> NDArray[np.int64]:

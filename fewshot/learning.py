@@ -286,7 +286,7 @@ def _steps(fabric: Fabric, study: Study) -> int:
 def _announced(fabric: Fabric, study: Study) -> str:
     """What the minutes of training cover, and what comes on top, before training begins."""
     on_top = validations(study.steps) * seconds_per_validation(fabric, study)
-    if study.material.pairs is not None:
+    if study.material.held_out is not None:
         on_top += seconds_per_validation(fabric, study)
     if study.recipe.epochs is None:
         minutes = MINUTES if study.recipe.minutes is None else study.recipe.minutes
@@ -296,7 +296,7 @@ def _announced(fabric: Fabric, study: Study) -> str:
     if not on_top:
         return f"{begins}; nothing is held out, so no validation comes on top"
     times = validations(study.steps)
-    also = " and the threshold" if study.material.pairs is not None else ""
+    also = " and the threshold" if study.material.held_out is not None else ""
     return f"{begins}; {times} validation{'' if times == 1 else 's'}{also} come on top, {in_words(on_top)}"
 
 
