@@ -54,7 +54,7 @@ class Shot:
 SHOTS = (
     Shot("curve", "scratch", "#learning figure.chart", 760),
     Shot("gallery", "full", "#pictures ul.pictures", 860, _gallery("#pictures ul.pictures", columns=4, shown=8)),
-    Shot("confusion", "full", "table.confusion", 860),
+    Shot("confusion", "full", "#confusion .axes", 860),
     Shot("map", "omniglot", "#map figure.chart", 760),
     Shot("wrong-neighbours", "omniglot", "#wrong ul.pictures", 860, _gallery("#wrong ul.pictures", columns=3, shown=9)),
 )

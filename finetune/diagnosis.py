@@ -177,7 +177,7 @@ def _done(evidence: Sequence[str]) -> Diagnosis:
 def _unknown(evidence: Sequence[str], why: str) -> Diagnosis:
     return Diagnosis(
         "unknown",
-        f"No diagnosis: {why}.",
+        f"{why[0].upper()}{why[1:]}.",
         tuple(evidence),
         ("--val-fraction 0.3: set more pictures aside for validation, or give a val/ folder with more",),
     )

@@ -5,17 +5,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import re
 from functools import lru_cache
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image
 
 from finetune.axes import number
 
 THUMBNAIL = 96
 _QUALITY = 70
+_FLAG = re.compile(r"(--[a-z][a-z-]*)")
 
 
 def render(template: str, *, package: str | None = None, **values: Any) -> str:
@@ -47,8 +49,13 @@ def _environment(package: str | None) -> Environment:
     style, script = (environment.loader.get_source(environment, name)[0] for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     environment.globals |= {"style": Markup(style), "script": Markup(script), "script_digest": digest}
-    environment.filters |= {"percent": _percent, "number": number}
+    environment.filters |= {"percent": _percent, "number": number, "flags": _flags}
     return environment
+
+
+def _flags(sentence: str) -> Markup:
+    """`sentence` with its command-line options set as code, which no line break divides."""
+    return Markup(_FLAG.sub(r'<code class="flag">\1</code>', str(escape(sentence))))
 
 
 def _percent(share: float | None) -> str:

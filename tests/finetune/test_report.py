@@ -108,6 +108,12 @@ def page_with(tmp_path: Path, **metrics: Any) -> str:
     return " ".join(unescape(write_report(made_run(tmp_path, FEW, 8, **metrics)).read_text()).split())
 
 
+def test_an_option_in_a_sentence_is_set_as_code_and_the_rest_is_escaped(tmp_path: Path) -> None:
+    run = made_run(tmp_path, FEW, 8, reason="head: few <pictures>; --strategy partial trains.")
+    page = write_report(run).read_text()
+    assert 'head: few &lt;pictures&gt;; <code class="flag">--strategy</code> partial trains.' in page
+
+
 def test_the_input_of_the_head_is_named_and_that_of_the_baseline_where_it_is_another(tmp_path: Path) -> None:
     depths = ["blocks.4", "blocks.5", "features"]
     trained = page_with(tmp_path / "trained", head_reads=["features"], frozen_head_reads=depths)
