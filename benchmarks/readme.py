@@ -272,14 +272,34 @@ def families(result: dict[str, Any]) -> str:
 
 
 def recognizer(result: dict[str, Any]) -> str:
-    """Means over the draws, with how far single galleries lie apart."""
+    """Means over the draws, with the standard deviation of what was accepted."""
+    names = {"alphabets": "half an alphabet", "mixed": "of all alphabets", "steel-defects": "steel surfaces"}
     rows = []
     for row in result["galleries"]:
-        figures = [f"{row[name]['mean']:.1%}" for name in ("closed_set_accuracy", "auroc", "oscr")]
-        rates = [row[f"false_accepts_at_{asked}"] for asked in (0.01, 0.05, 0.1)]
-        accepted = [f"{rate['mean']:.1%} ± {rate['deviation']:.1%}" for rate in rates]
-        rows.append((f"{row['enrolled']:,}", *figures, *accepted))
-    headings = ("classes enrolled", "accuracy, all known", "AUROC of unknown", "OSCR", "1% asked", "5%", "10%")
+        if row["pictures"] == "tengwar":
+            continue
+        name = names.get(row["pictures"], row["pictures"])
+        name += f", {row['enrolled']} enrolled" if row["pictures"] == "mixed" else ""
+        name += f", {row['background']} background" if row.get("background") else ""
+        rates = [row["rates"][asked] for asked in ("0.01", "0.05", "0.1", "0.2")]
+        accepted = [f"{rate['accepted']:.1%} ± {rate['deviation']:.1%}" for rate in rates]
+        right = [f"{rate['right']:.0%} ({rate['best_right']:.0%})" for rate in rates[1::2]]
+        default = row["default"]
+        mistakes = f"{default['right']:.0%}, {default['refused']:.0%}, {default['accepted_of_unknown']:.0%}"
+        far = f"{default['accepted_of_far']:.0%}" if "accepted_of_far" in default else ""
+        rows.append((name, row["examples"], *accepted, *right, mistakes, far))
+    headings = (
+        "gallery",
+        "examples",
+        "1% asked",
+        "5%",
+        "10%",
+        "20%",
+        "right at 5% (best)",
+        "right at 20% (best)",
+        "default: right, refused, unknown accepted",
+        "far accepted",
+    )
     return markdown(headings, rows)
 
 
