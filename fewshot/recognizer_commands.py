@@ -228,11 +228,11 @@ def _print_gallery(gallery: Path, recognizer: Recognizer, as_json: bool) -> None
 def expectation_lines(expectation: Threshold) -> list[str]:
     """A threshold and what it leads to, for people."""
     chosen = {
-        "equal error": "equal errors",
-        "rate": "the rate of false accepts",
-        "similarity": "the given similarity",
+        "equal error": "for equal errors of both kinds, a fifth of unknown pictures at most",
+        "rate": "for the rate of false accepts",
+        "similarity": "by you",
     }[expectation.chosen_by]
-    lines = [f"accepted from a similarity of {expectation.value:.2f}, chosen for {chosen}"]
+    lines = [f"accepted from a similarity of {expectation.value:.2f}, chosen {chosen}"]
     if expectation.false_accepts is not None:
         lines.append(f"expected: {_percent(expectation.false_accepts)} of unknown pictures are accepted")
     if expectation.refusals is None:

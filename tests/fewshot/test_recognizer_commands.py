@@ -117,7 +117,7 @@ def test_what_to_expect_is_told_when_a_class_is_enrolled(call: Call, pictures: P
     call("enrol", gallery, "zero", pictures / "sign 0")
     told_then = call("enrol", gallery, "zero again", pictures / "sign 1").out
     assert "2 classes, 6 examples" in told_then
-    assert "chosen for equal errors" in told_then
+    assert "chosen for equal errors of both kinds" in told_then
     assert "of unknown pictures are accepted" in told_then
     assert "of pictures of the classes are refused or misnamed" in told_then
     rate = call("enrol", gallery, "two", pictures / "sign 2", "--false-accept-rate", "0.1").out
