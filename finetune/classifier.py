@@ -226,48 +226,69 @@ def load(folder: str | Path, *, device: str = "auto", precision: str | None = No
         raise InputError(
             f"{folder} holds a run that has not finished; continue it with: finetune fit … --resume{older}"
         )
-    classifier = _restored(
-        saved,
-        read_tensors(folder / WEIGHTS_FILE),
-        (str(folder / CONFIG_FILE), str(folder / WEIGHTS_FILE)),
-        device,
-        precision,
-    )
+    names = str(folder / CONFIG_FILE), str(folder / WEIGHTS_FILE)
+    description = _described(saved, names[0])
+    classifier = _restored(description, read_tensors(folder / WEIGHTS_FILE), names, device, precision)
     if (folder / METRICS_FILE).exists():
         classifier.metrics = read_json(folder / METRICS_FILE)
     classifier.folder = folder
     return classifier
 
 
+@dataclass(frozen=True)
+class _Description:
+    """What config.json says of a classifier."""
+
+    config: Config
+    preprocessing: Preprocessing
+    classes: list[str]
+    temperature: float
+    highest_stage: str | None
+
+
+def _described(saved: dict[str, Any], config_file: str) -> _Description:
+    """config_file: its name, for errors."""
+    if saved.get("format") != FORMAT:
+        raise InputError(f"{config_file} has format {saved.get('format')}, this version reads {FORMAT}")
+    highest = saved.get("highest_stage")
+    try:
+        preprocessing = Preprocessing(**{name: _tuple(value) for name, value in saved["preprocessing"].items()})
+        evaluation_view(preprocessing)
+        return _Description(
+            config=Config.from_dict(saved["config"]),
+            preprocessing=preprocessing,
+            classes=[str(name) for name in saved["classes"]],
+            temperature=_temperature(saved),
+            highest_stage=None if highest is None else str(highest),
+        )
+    except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{config_file} is not as a run leaves it: {error}") from error
+
+
 def _restored(
-    saved: dict[str, Any], tensors: Mapping[str, Tensor], names: tuple[str, str], device: str, precision: str | None
+    description: _Description,
+    tensors: Mapping[str, Tensor],
+    names: tuple[str, str],
+    device: str,
+    precision: str | None,
 ) -> Classifier:
     """The classifier that its two files hold. names: those of the files, for errors."""
     config_file, weights_file = names
-    if saved.get("format") != FORMAT:
-        raise InputError(f"{config_file} has format {saved.get('format')}, this version reads {FORMAT}")
-    try:
-        config = Config.from_dict(saved["config"])
-        preprocessing = Preprocessing(**{name: _tuple(value) for name, value in saved["preprocessing"].items()})
-        classes = [str(name) for name in saved["classes"]]
-        evaluation_view(preprocessing)
-        temperature = _temperature(saved)
-    except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{config_file} is not as a run leaves it: {error}") from error
+    config = description.config
     backbone = Backbone(config.backbone, image_size=config.image_size)
-    if saved.get("highest_stage") is not None:
-        backbone.drop_above(str(saved["highest_stage"]))
+    if description.highest_stage is not None:
+        backbone.drop_above(description.highest_stage)
     tensors = {name.replace("backbone.", "backbone.model.", 1): value for name, value in tensors.items()}
     read = tensors["head.weight"].shape[1] if "head.weight" in tensors else backbone.width
     stages = None if read == backbone.width else PooledStages(backbone)
-    network = Network(backbone, nn.Linear(read, len(classes)), stages)
+    network = Network(backbone, nn.Linear(read, len(description.classes)), stages)
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:200]
         raise InputError(f"{weights_file} does not fit {config_file}: {detail}") from error
     fabric = open_engine(device, precision or config.precision)
-    return Classifier(network, classes, preprocessing, config, fabric, temperature)
+    return Classifier(network, description.classes, description.preprocessing, config, fabric, description.temperature)
 
 
 def _unpickled(
@@ -275,7 +296,8 @@ def _unpickled(
 ) -> Classifier:
     """The classifier that `Classifier.__reduce__` wrote down."""
     names = ("the configuration of the pickled classifier", "its weights")
-    classifier = _restored(json.loads(config), from_bytes(weights), names, device, precision)
+    description = _described(json.loads(config), names[0])
+    classifier = _restored(description, from_bytes(weights), names, device, precision)
     classifier.metrics, classifier.folder = metrics, folder
     return classifier
 

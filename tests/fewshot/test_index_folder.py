@@ -229,6 +229,9 @@ def test_a_save_that_is_killed_leaves_the_old_state_or_the_new(tmp_path: Path) -
         with subprocess.Popen([sys.executable, "-c", SAVER, folder, str(state)], stdout=subprocess.PIPE) as saver:
             assert saver.stdout is not None
             saver.stdout.readline()
+            deadline = time.monotonic() + 60
+            while not (folder / "index.json").exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
             # A process that is stopped has left what it would have left if it had been killed: look at many moments.
             for _ in range(20):
                 time.sleep(moments.uniform(0.005, 0.03))

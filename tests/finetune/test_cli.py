@@ -120,11 +120,11 @@ def test_ctrl_c_keeps_the_best_weights_so_far_and_the_run_can_go_on(make_folder:
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    checkpoint, deadline = run / "state" / "checkpoint.safetensors", time.monotonic() + 60
-    while not checkpoint.exists() and time.monotonic() < deadline:
+    checkpoint, deadline = run / "state" / "checkpoint.safetensors", time.monotonic() + 300
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the decoding processes hear it too
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert "Traceback" not in err
     metrics = json.loads(out)
