@@ -87,6 +87,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=(*PHOTOGRAPHS, "alphabets", "mixed", "tengwar"))
     parser.add_argument("--result", type=Path, default=RESULT)
     args = parser.parse_args()
+    if args.data is None:
+        parser.error("--data is missing, and FEWTUNE_DATA is not set")
     data, wanted = Path(args.data), args.only or (*PHOTOGRAPHS, "alphabets", "mixed", "tengwar")
     rows: list[dict[str, Any]] = []
     photographs = [name for name in PHOTOGRAPHS if name in wanted]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fewshot.calibration import Calibration
 from fewshot.unknowns import (
-    PRIOR_CLASSES,
+    CARRIED_PICTURES,
     PRIOR_PICTURES,
     FittedTail,
     Floats,
@@ -80,7 +80,7 @@ class KnownScores:
     @property
     def independent(self) -> float:
         """As how many independent pictures it counts."""
-        carried = PRIOR_CLASSES if isinstance(self.tail, Calibration) else 0
+        carried = CARRIED_PICTURES if isinstance(self.tail, Calibration) else 0
         return carried + float(self.weights.sum())
 
 

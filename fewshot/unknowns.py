@@ -13,11 +13,12 @@ from fewshot.calibration import Calibration
 
 Floats = NDArray[np.float64]
 
-# A carried calibration counts as so many enrolled classes when the number of confusable classes is estimated. The
-# distribution that follows from it, or is fitted, counts as so many enrolled classes, and with these as so many
-# background pictures.
-PRIOR_CLASSES = 10
-CARRIED_CLASSES, FITTED_CLASSES = 100, 30
+# A carried calibration counts as so many enrolled classes when the number of confusable classes is estimated, and as so
+# many pictures in an interval. The distribution that follows from it, or is fitted, counts as so many enrolled classes,
+# and with these as so many background pictures. Chosen on validation alphabets, with calibrations of the same encoder
+# and of another one.
+PRIOR_CLASSES, CARRIED_PICTURES = 1, 10
+TAIL_CLASSES = 30
 PRIOR_PICTURES = 10
 # Without a calibration: the standard deviation of such similarities, as a share of what their mean leaves up to 1, and
 # as how many samples it counts; the skewness; the correlation of two examples of one class; and by how many standard
@@ -132,8 +133,8 @@ class UnknownScores:
     """The share of unknown pictures that are so similar to their nearest enrolled class, or more.
 
     tail: What is expected of a few classes.
-    samples: The enrolled examples as unknown pictures; they outweigh the tail once there are hundreds of classes, or
-        for a fitted one dozens. None for a single class.
+    samples: The enrolled examples as unknown pictures; they outweigh the tail once there are more than TAIL_CLASSES
+        classes. None for a single class.
     background: Similarities (n,) of pictures that the user gave as unknown; they outweigh the rest once there are more
         than PRIOR_PICTURES of them.
     independent: As how many independent pictures all of this counts.
@@ -151,8 +152,7 @@ class UnknownScores:
         if self.samples is not None:
             weights = self.samples.weights
             above = _weight_above(self.samples.similarity, weights, wanted)
-            trust = CARRIED_CLASSES if isinstance(self.tail, CarriedTail) else FITTED_CLASSES
-            share = (trust * share + above) / (trust + weights.sum())
+            share = (TAIL_CLASSES * share + above) / (TAIL_CLASSES + weights.sum())
         if len(self.background):
             above = _weight_above(self.background, np.ones(len(self.background)), wanted)
             share = (PRIOR_PICTURES * share + above) / (PRIOR_PICTURES + len(self.background))
@@ -188,7 +188,7 @@ def estimate(
     independent = len(known) + (0 if samples is None else PICTURES_OF_CLASS * classes)
     if calibration is not None:
         tail: Tail = CarriedTail.of(calibration, classes, samples)
-        return UnknownScores(tail, samples, known, PRIOR_CLASSES + independent)
+        return UnknownScores(tail, samples, known, CARRIED_PICTURES + independent)
     if samples is None:
         return UnknownScores(FittedTail.of(known, np.ones(len(known)), len(known)), None, known, independent)
     # Every example was compared with one class fewer than an unknown picture is.

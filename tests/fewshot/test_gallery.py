@@ -160,7 +160,7 @@ def measured() -> Calibration:
 
 @pytest.mark.parametrize("classes", [1, 5, 20, 100])
 def test_as_many_unknown_are_accepted_as_was_asked(classes: int, measured: Calibration) -> None:
-    assert false_accepts(classes, 0.1, measured) == pytest.approx(0.1, abs=0.03)
+    assert false_accepts(classes, 0.1, measured) == pytest.approx(0.1, abs=0.05)
 
 
 @pytest.mark.parametrize(("classes", "each"), [(3, 1), (3, 10), (20, 1), (100, 1), (100, 5)])
