@@ -11,8 +11,8 @@ which pictures is drawn --draws times. Told are, at rates of false accepts of 1,
 - at the default: the refusals that were expected beside those that came, and how often they lay in the interval told;
 - the unknown pictures of other data sets altogether ("far") that are accepted.
 
-Photographs are told twice: with the enrolled examples alone, and with 80 background pictures of the unknown kinds, none
-of which is asked about later. The standard deviation of the best threshold in hindsight says what a threshold can do
+All but galleries of all alphabets are told twice: with the enrolled examples alone, and with 80 background pictures of
+the unknown kinds, none of which is asked about later. The standard deviation of the best threshold in hindsight says what a threshold can do
 that does not know the gallery. Omniglot's evaluation alphabets are told alphabet by alphabet, half of the characters of
 one enrolled and half unknown, with the drawings of another alphabet as far ones; as galleries of characters of all
 alphabets; and as Tengwar's first 20 characters, whose other drawings are named.
@@ -138,10 +138,15 @@ def of_drawings(data: Path, wanted: tuple[str, ...], draws: int, seed: int) -> l
     pictures = Pictures(vectors, of, group)
     rows = []
     if "alphabets" in wanted:
+        each = max(1, draws // 10)
         for examples in EXAMPLES:
-            random = np.random.default_rng(seed)
-            drawn = [half_of(pictures, at, examples, random) for at in np.unique(group) for _ in range(draws // 10)]
-            rows.append(told({"pictures": "alphabets", "examples": examples} | measured(embedder, drawn)))
+            for background in (0, BACKGROUND):
+                random = np.random.default_rng(seed)
+                drawn = [
+                    half_of(pictures, at, examples, background, random) for at in np.unique(group) for _ in range(each)
+                ]
+                about = {"pictures": "alphabets", "examples": examples, "background": background}
+                rows.append(told(about | measured(embedder, drawn)))
     everything = Pictures(vectors, of, np.zeros_like(group))
     for enrolled in MIXED if "mixed" in wanted else ():
         random = np.random.default_rng(seed)
@@ -157,12 +162,12 @@ def of_drawings(data: Path, wanted: tuple[str, ...], draws: int, seed: int) -> l
     return rows
 
 
-def half_of(pictures: Pictures, group: int, examples: int, random: np.random.Generator) -> Draw:
+def half_of(pictures: Pictures, group: int, examples: int, background: int, random: np.random.Generator) -> Draw:
     """Half of the characters of one alphabet; another alphabet is far."""
     size = int((pictures.group == group).sum())
     other = random.choice(np.setdiff1d(pictures.group, group))
     far = pictures.vectors[pictures.group[pictures.of] == other]
-    return draw(pictures, group, size // 2, size - size // 2, examples, 0, far, random)
+    return draw(pictures, group, size // 2, size - size // 2, examples, background, far, random)
 
 
 def draw(
