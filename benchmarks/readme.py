@@ -287,7 +287,7 @@ def recognizer(result: dict[str, Any]) -> str:
         default = row["default"]
         mistakes = f"{default['right']:.0%}, {default['refused']:.0%}, {default['accepted_of_unknown']:.0%}"
         far = f"{default['accepted_of_far']:.0%}" if "accepted_of_far" in default else ""
-        rows.append((name, row["examples"], *accepted, *right, mistakes, far))
+        rows.append((name, str(row["examples"]), *accepted, *right, mistakes, far))
     headings = (
         "gallery",
         "examples",

@@ -12,10 +12,10 @@ which pictures is drawn --draws times. Told are, at rates of false accepts of 1,
 - the unknown pictures of other data sets altogether ("far") that are accepted.
 
 All but galleries of all alphabets are told twice: with the enrolled examples alone, and with 80 background pictures of
-the unknown kinds, none of which is asked about later. The standard deviation of the best threshold in hindsight says what a threshold can do
-that does not know the gallery. Omniglot's evaluation alphabets are told alphabet by alphabet, half of the characters of
-one enrolled and half unknown, with the drawings of another alphabet as far ones; as galleries of characters of all
-alphabets; and as Tengwar's first 20 characters, whose other drawings are named.
+the unknown kinds, none of which is asked about later. The standard deviation of the best threshold in hindsight says
+what a threshold can do that does not know the gallery. Omniglot's evaluation alphabets are told alphabet by alphabet,
+half of the characters of one enrolled and half unknown, with the drawings of another alphabet as far ones; as galleries
+of characters of all alphabets; and as Tengwar's first 20 characters, whose other drawings are named.
 
 A result that would show failure: accepted far from asked, a ratio well under 1, fewer accepted with more examples, or
 expected refusals far from those that come. Constants were chosen on steel surfaces and, for another network
