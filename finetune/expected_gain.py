@@ -9,7 +9,7 @@ from finetune.strategy import FEW, HEAD, Choice
 
 # Share of the head's errors that training removes, for each factor of e in pictures per class beyond FEW. On validation
 # pictures it was 0.19 on flowers of 150 a class, 0 on most smaller folders with a smaller network, and 0.26 on Omniglot
-# alphabets of 60 a class, which differ from the backbone's own pictures. The transfer table agrees with 0.1 for flowers.
+# alphabets of 60 a class, which differ from the backbone's own pictures. The transfer table has 0.1 for flowers, too.
 REMOVED, REMOVED_WHERE_DIFFERENT = 0.1, 0.3
 # No training removes more than this share.
 MOST_REMOVED = 0.5

@@ -1,13 +1,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import torch
 from called import Answer, caller
+from drawings import character
+from PIL import Image
 
 from fewshot.cli import main
+from fewshot.embedder import Embedder
+from fewshot.encoders import Spec, create, rounded
 
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
     return caller(main, "fewshot", monkeypatch, capfd)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder that has learned nothing and carries nothing, in a run's folder; small, so that it is fast."""
+    torch.manual_seed(0)
+    spec = Spec("fewtune_drawing", 16, "drawing")
+    network = create(spec)
+    rounded(network)
+    folder = tmp_path_factory.mktemp("model")
+    Embedder(network, spec, device="cpu").save(folder, recipe={})
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """pictures/CLASS/DRAWER.png: four classes of three drawings."""
+    for number in range(4):
+        for drawer in range(3):
+            path = tmp_path / "pictures" / f"sign {number}" / f"{drawer}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(255 - character(number, drawer)).save(path)
+    return tmp_path / "pictures"

@@ -19,33 +19,11 @@ from PIL import Image
 
 from fewshot import Calibration, Embedder, Index, Verifier
 from fewshot.collection import keep_index
-from fewshot.encoders import Spec, create, rounded
 from fewshot.learning import learn_folder
 from fewshot.verification import labelled_pairs, similarity
 from finetune.errors import InputError
 
 Call = Callable[..., Answer]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoder that has learned nothing, in a run's folder; small, so that it is fast."""
-    torch.manual_seed(0)
-    spec = Spec("fewtune_drawing", 16, "drawing")
-    network = create(spec)
-    rounded(network)
-    folder = tmp_path_factory.mktemp("model")
-    Embedder(network, spec, device="cpu").save(folder, recipe={})
-    return folder
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """pictures/CLASS/DRAWER.png: four classes of three drawings."""
-    for number in range(4):
-        for drawer in range(3):
-            save(tmp_path / "pictures" / f"sign {number}" / f"{drawer}.png", number, drawer)
-    return tmp_path / "pictures"
 
 
 def save(path: Path, number: int, drawer: int = 0) -> Path:

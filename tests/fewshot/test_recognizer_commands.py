@@ -10,39 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from called import Answer
-from drawings import character
-from PIL import Image
 
 from fewshot import Embedder, Recognizer
-from fewshot.encoders import Spec, create, rounded
 from fewshot.gallery_folder import change_gallery
 
 Call = Callable[..., Answer]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoder that has learned nothing and carries nothing, in a run's folder; small, so that it is fast."""
-    torch.manual_seed(0)
-    spec = Spec("fewtune_drawing", 16, "drawing")
-    network = create(spec)
-    rounded(network)
-    folder = tmp_path_factory.mktemp("model")
-    Embedder(network, spec, device="cpu").save(folder, recipe={})
-    return folder
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """pictures/CLASS/DRAWER.png: four classes of three drawings."""
-    for number in range(4):
-        for drawer in range(3):
-            path = tmp_path / "pictures" / f"sign {number}" / f"{drawer}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(255 - character(number, drawer)).save(path)
-    return tmp_path / "pictures"
 
 
 def as_json(answer: Answer) -> dict[str, Any]:
