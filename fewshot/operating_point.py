@@ -45,12 +45,15 @@ class Threshold:
         false_accepts: Expected share of pictures of unknown classes that are accepted; None where nothing is known.
         refusals: Expected share of pictures of enrolled classes that are refused or named wrongly; None where no class
             has two examples and the encoder carries no calibration.
+        refusals_measured: Whether pictures of the gallery's own classes say so; if not, they are those of other
+            pictures, which the encoder was calibrated on.
     """
 
     value: float
     chosen_by: str
     false_accepts: Share | None
     refusals: Share | None
+    refusals_measured: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +76,10 @@ class KnownScores:
             rejected = np.interp(wanted, self.tail.thresholds, self.tail.false_reject, left=0.0, right=1.0)
         else:
             rejected = 1 - self.tail.at(wanted)
+        trust = CARRIED_PICTURES if isinstance(self.tail, Calibration) else PRIOR_PICTURES
         sums = np.concatenate([[0.0], self.weights.cumsum()])
         below = sums[np.searchsorted(self.samples, wanted, side="left")]
-        return np.asarray((PRIOR_PICTURES * rejected + below) / (PRIOR_PICTURES + sums[-1]), np.float64)
+        return np.asarray((trust * rejected + below) / (trust + sums[-1]), np.float64)
 
     @property
     def independent(self) -> float:
@@ -130,4 +134,4 @@ def expected(value: float, chosen_by: str, unknown: UnknownScores | None, known:
     if known is not None:
         below = float(known.below(at))
         refused = Share(below, *share_interval(below, known.independent))
-    return Threshold(value, chosen_by, accepted, refused)
+    return Threshold(value, chosen_by, accepted, refused, known is not None and len(known.samples) > 0)

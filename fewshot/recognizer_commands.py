@@ -235,22 +235,21 @@ def expectation_lines(expectation: Threshold) -> list[str]:
     lines = [f"accepted from a similarity of {expectation.value:.2f}, chosen {chosen}"]
     if expectation.false_accepts is not None:
         lines.append(f"expected: {_percent(expectation.false_accepts)} of unknown pictures are accepted")
+    measure = "enrol a second picture of each class, or use fewshot calibrate"
     if expectation.refusals is None:
-        lines.append(
-            "how many pictures of the classes are refused is not known: enrol a second picture of each, or use fewshot "
-            "calibrate"
-        )
+        lines.append(f"how many pictures of the classes are refused is not known: {measure}")
     else:
         lines.append(f"expected: {_percent(expectation.refusals)} of pictures of the classes are refused or misnamed")
+        if not expectation.refusals_measured:
+            lines.append(f"that was measured on other pictures, and yours may differ much: {measure}")
     return lines
 
 
 def expected_figures(expectation: Threshold) -> dict[str, Any]:
     """The same as JSON values."""
     shares = {"false_accepts": expectation.false_accepts, "refusals": expectation.refusals}
-    return {"chosen_by": expectation.chosen_by} | {
-        name: None if share is None else share._asdict() for name, share in shares.items()
-    }
+    about = {"chosen_by": expectation.chosen_by, "refusals_measured": expectation.refusals_measured}
+    return about | {name: None if share is None else share._asdict() for name, share in shares.items()}
 
 
 def _percent(share: Share) -> str:

@@ -14,10 +14,10 @@ from fewshot.calibration import Calibration
 Floats = NDArray[np.float64]
 
 # A carried calibration counts as so many enrolled classes when the number of confusable classes is estimated, and as so
-# many pictures in an interval. The distribution that follows from it, or is fitted, counts as so many enrolled classes,
-# and with these as so many background pictures. Chosen on validation alphabets, with calibrations of the same encoder
-# and of another one.
-PRIOR_CLASSES, CARRIED_PICTURES = 1, 10
+# many pictures beside pictures of the gallery: it is of other pictures. The distribution that follows from it, or is
+# fitted, counts as so many enrolled classes, and with these as so many background pictures. Chosen on validation
+# alphabets, with calibrations of the same encoder and of another one, and on digits.
+PRIOR_CLASSES, CARRIED_PICTURES = 1, 3
 TAIL_CLASSES = 30
 PRIOR_PICTURES = 10
 # Without a calibration: the standard deviation of such similarities, as a share of what their mean leaves up to 1, and

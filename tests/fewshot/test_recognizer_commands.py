@@ -35,7 +35,8 @@ def test_classes_are_enrolled_recognised_and_forgotten(call: Call, pictures: Pat
     enrolled = as_json(call("enrol", gallery, "zero", pictures / "sign 0" / "0.png", "--json"))
     assert (enrolled["classes"], enrolled["threshold"]) == ({"zero": 1}, Recognizer.load(gallery).threshold)
     assert enrolled["alike"] == []
-    assert {"chosen_by", "false_accepts", "refusals"} == set(enrolled["expected"])
+    assert set(enrolled["expected"]) == {"chosen_by", "false_accepts", "refusals", "refusals_measured"}
+    assert enrolled["expected"]["refusals_measured"] is False
     call("enrol", gallery, "one", pictures / "sign 1")
     shown = [pictures / "sign 0" / "1.png", pictures / "sign 1" / "2.png", pictures / "sign 3" / "0.png"]
     answer = call("recognize", gallery, *shown, "--json")
@@ -87,9 +88,12 @@ def test_labels_and_files_of_any_name_go_through(call: Call, model: Path, pictur
 
 def test_what_to_expect_is_told_when_a_class_is_enrolled(call: Call, pictures: Path, tmp_path: Path) -> None:
     gallery = tmp_path / "gallery"
+    one = call("enrol", gallery, "zero", pictures / "sign 0" / "0.png").out
+    assert "that was measured on other pictures" in one
     call("enrol", gallery, "zero", pictures / "sign 0")
     told_then = call("enrol", gallery, "zero again", pictures / "sign 1").out
     assert "2 classes, 6 examples" in told_then
+    assert "measured on other pictures" not in told_then
     assert "chosen for equal errors of both kinds" in told_then
     assert "of unknown pictures are accepted" in told_then
     assert "of pictures of the classes are refused or misnamed" in told_then
