@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageChops
 from playwright.sync_api import Page
 
 from finetune.files import replacing
@@ -23,6 +23,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from browser import chromium  # type: ignore[import-not-found]
 
 LARGEST = 150_000  # bytes
+MARGIN = 24  # pixels
 # A sheet made by a script is none that the page's policy is about.
 ADD_STYLE = """(css) => {
     const sheet = new CSSStyleSheet();
@@ -113,7 +114,7 @@ def picture(page: Page, shot: Shot) -> bytes:
 
 def crisp(png: bytes) -> bytes:
     """The same in as many colours as fit into LARGEST bytes; the text stays sharp."""
-    image = Image.open(io.BytesIO(png)).convert("RGB")
+    image = trimmed(Image.open(io.BytesIO(png)).convert("RGB"))
     for colours in (256, 128, 64, 32):
         file = io.BytesIO()
         image.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
@@ -124,6 +125,13 @@ def crisp(png: bytes) -> bytes:
     else:
         sys.exit(f"a picture of {image.width} x {image.height} is over {LARGEST:,} bytes")
     return file.getvalue()
+
+
+def trimmed(image: Image.Image) -> Image.Image:
+    """The same without what is blank to the right of it, but for a margin."""
+    blank = Image.new("RGB", image.size, image.getpixel((image.width - 1, 0)))
+    box = ImageChops.difference(image, blank).getbbox()
+    return image if box is None else image.crop((0, 0, min(image.width, box[2] + MARGIN), image.height))
 
 
 if __name__ == "__main__":
