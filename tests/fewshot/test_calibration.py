@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewshot.calibration import POINTS, Calibration, calibrate
-from fewshot.verification import labelled_pairs, similarity
+from fewshot.verification import labelled_pairs, pairs_within, similarity
 from finetune.errors import InputError
 
 # Few values, so that ties are frequent, two of them neighbours; of a same and of a different pair one score at least.
@@ -299,3 +299,23 @@ def test_similarities_are_the_same_however_many_there_are() -> None:
         assert len(scores) == len(rows) > 65_536
         assert torch.equal(scores[-100:], similarity(vectors, rows[-100:], metric))
         assert len(similarity(vectors, rows[:0], metric)) == 0
+
+
+def test_pairs_within_groups_are_of_one_group_each_and_of_both_kinds() -> None:
+    labels = torch.arange(60) // 3  # twenty classes of three pictures
+    groups = labels // 5
+    rows, same = pairs_within(labels, groups)
+    assert torch.equal(groups[rows[:, 0]], groups[rows[:, 1]])
+    assert torch.equal(same, labels[rows[:, 0]] == labels[rows[:, 1]])
+    assert int(same.sum()) == 20 * 3
+    assert int((~same).sum()) == 4 * 10 * 9  # of each group, all pairs of its five classes
+    assert len(pairs_within(labels, groups, most=80)[0]) <= 80
+
+
+def test_a_group_without_pairs_of_both_kinds_is_left_out() -> None:
+    labels = torch.tensor([0, 0, 1, 2, 3, 4, 4])
+    groups = torch.tensor([0, 0, 0, 1, 1, 2, 2])  # of the second all differ, of the third all are the same
+    rows, _ = pairs_within(labels, groups)
+    assert set(groups[rows].flatten().tolist()) == {0}
+    with pytest.raises(InputError, match="make no pairs to calibrate on within their groups"):
+        pairs_within(torch.arange(4), torch.zeros(4, dtype=torch.int64))

@@ -21,6 +21,7 @@ from fewshot.embedder import Embedder
 from fewshot.encoders import Spec, create
 from fewshot.learning import learn_folder, learn_omniglot, metrics_of
 from fewshot.material import TRAINED
+from fewshot.recognizer import Recognizer
 from fewshot.splits import SPLITS, Split, characters_of
 from fewshot.verification import curve
 from finetune.errors import InputError, TrainingDiverged
@@ -183,6 +184,20 @@ def test_a_run_says_what_it_did(pictures: Path, tmp_path: Path) -> None:
     assert row.keys() == {"step", "loss", "accuracy", "seconds"}
     assert (row["step"], row["accuracy"]) == ("15", "")
     assert float(row["loss"]) > 0
+
+
+def test_a_run_that_holds_classes_out_carries_what_the_recogniser_starts_from(tmp_path: Path) -> None:
+    pictures = folder_of(tmp_path / "twelve classes", 12)
+    learn_folder(pictures, tmp_path / "run", recipe=small(epochs=2))
+    carried = Embedder.load(tmp_path / "run", device="cpu").recognition
+    assert carried is not None
+    recognizer = Recognizer(Embedder.load(tmp_path / "run", device="cpu"))
+    recognizer.gallery.enrol("one", np.eye(recognizer.embedder.width, dtype=np.float32)[:1])
+    threshold = recognizer.expect(0.05)
+    assert threshold is not None
+    assert not threshold.refusals_measured
+    learn_folder(pictures, tmp_path / "all", recipe=small(epochs=2), everything=True)
+    assert Embedder.load(tmp_path / "all", device="cpu").recognition is None
 
 
 def test_epochs_count_the_pictures_that_batches_really_hold(tmp_path: Path) -> None:
