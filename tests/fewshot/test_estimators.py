@@ -29,6 +29,7 @@ from fewshot.estimators import (
     EmbeddingTransformer,
     RecognizerClassifier,
     _left_out,
+    softmax,
 )
 from fewshot.gallery import Gallery
 from finetune.errors import InputError, UnreadablePicture
@@ -398,3 +399,11 @@ def test_scikit_learn_s_digits_are_recognised_from_a_few_rows() -> None:
     rows, labels = load_digits(return_X_y=True)
     pipeline = make_pipeline(EmbeddingTransformer(device="cpu"), RecognizerClassifier()).fit(rows[:50], labels[:50])
     assert pipeline.score(rows[50:250], labels[50:250]) > 0.7
+
+
+def test_softmax_is_sharper_the_lower_the_temperature() -> None:
+    similarity = [[0.9, 0.5, 0.1], [0.2, 0.2, 0.2]]
+    cold, warm = softmax(similarity, 0.01), softmax(similarity, 1.0)
+    np.testing.assert_allclose(np.concatenate([cold, warm]).sum(1), 1)
+    np.testing.assert_allclose(cold[1], 1 / 3)
+    assert cold[0, 0] > 0.999 > 0.7 > warm[0, 0] > warm[0, 1] > warm[0, 2]
