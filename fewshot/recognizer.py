@@ -214,7 +214,7 @@ class Recognizer:
             raise InputError("nothing is enrolled yet; enrol at least one class")
         if false_accept_rate is not None:
             check_rate(false_accept_rate)
-        listing = list_folder(Path(folder))
+        listing = list_folder(Path(folder), to_train=False)
         found = self.embedder.embed_all([listing.root / sample.path for sample in listing.samples], display=display)
         good = [row for row in range(len(listing.samples)) if row not in found.unreadable]
         if not good:

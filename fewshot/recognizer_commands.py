@@ -102,7 +102,7 @@ def calibrate(gallery: Path, folder: Path, false_accept_rate: float | None, devi
     with change_gallery(gallery, None, device=device) as recognizer:
         trial = recognizer.calibrate(folder, false_accept_rate=false_accept_rate, display=display_for(as_json))
     if as_json:
-        print_json(asdict(trial))
+        print_json(asdict(trial) | {"threshold": _threshold_figures(trial.threshold)})
         return
     if trial.known:
         click.echo(
@@ -204,7 +204,7 @@ def _print_gallery(gallery: Path, recognizer: Recognizer, as_json: bool) -> None
             {
                 "classes": recognizer.gallery.counts,
                 "threshold": None if expectation is None else expectation.value,
-                "expected": None if expectation is None else expected_figures(expectation),
+                "expected": _threshold_figures(expectation),
                 "alike": [pair._asdict() for pair in alike],
             }
         )
@@ -217,7 +217,7 @@ def _print_gallery(gallery: Path, recognizer: Recognizer, as_json: bool) -> None
     if expectation is None:
         click.echo(NO_THRESHOLD)
         return
-    for line in expectation_lines(expectation):
+    for line in _expectation_lines(expectation):
         click.echo(line)
     for pair in alike[:_SHOWN_PAIRS]:
         click.echo(f"too alike: {pair.label} and {pair.other} (similarity {pair.similarity:.2f})")
@@ -225,7 +225,7 @@ def _print_gallery(gallery: Path, recognizer: Recognizer, as_json: bool) -> None
         click.echo(f"too alike: {len(alike) - _SHOWN_PAIRS} more pairs")
 
 
-def expectation_lines(expectation: Threshold) -> list[str]:
+def _expectation_lines(expectation: Threshold) -> list[str]:
     """A threshold and what it leads to, for people."""
     chosen = {
         "equal error": "for equal errors of both kinds, a fifth of unknown pictures at most",
@@ -245,11 +245,17 @@ def expectation_lines(expectation: Threshold) -> list[str]:
     return lines
 
 
-def expected_figures(expectation: Threshold) -> dict[str, Any]:
-    """The same as JSON values."""
-    shares = {"false_accepts": expectation.false_accepts, "refusals": expectation.refusals}
-    about = {"chosen_by": expectation.chosen_by, "refusals_measured": expectation.refusals_measured}
-    return about | {name: None if share is None else share._asdict() for name, share in shares.items()}
+def _threshold_figures(threshold: Threshold | None) -> dict[str, Any] | None:
+    """The same as JSON values: each share with its interval by name."""
+    if threshold is None:
+        return None
+    shares = {"false_accepts": threshold.false_accepts, "refusals": threshold.refusals}
+    named = {name: None if share is None else share._asdict() for name, share in shares.items()}
+    return {
+        "value": threshold.value,
+        "chosen_by": threshold.chosen_by,
+        "refusals_measured": threshold.refusals_measured,
+    } | named
 
 
 def _percent(share: Share) -> str:

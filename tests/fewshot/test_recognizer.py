@@ -321,6 +321,15 @@ def test_the_same_labelled_pictures_again_change_nothing(recognizer: Recognizer,
     assert contents(recognizer) == before
 
 
+def test_one_folder_of_unknown_pictures_is_enough(recognizer: Recognizer, tmp_path: Path) -> None:
+    (tmp_path / "labelled" / "others").mkdir(parents=True)
+    for number in range(60, 64):
+        Image.fromarray(drawn(number)).save(tmp_path / "labelled" / "others" / f"{number}.png")
+    trial = recognizer.calibrate(tmp_path / "labelled")
+    assert (trial.known, trial.unknown, trial.right) == (0, 4, None)
+    assert len(recognizer.gallery.background) == 4
+
+
 def test_trials_are_saved_and_forgotten_with_their_class(
     recognizer: Recognizer, labelled: Path, tmp_path: Path
 ) -> None:
