@@ -43,7 +43,7 @@ def head_unless_training_pays(choice: Choice, error: float, pictures: int, per_c
         return choice
     name = choice.strategy.name
     reason = (
-        f"head: {name} is expected to raise the accuracy by {100 * gain:.1f} points. {pictures} pictures show only gains "
-        f"of {100 * visible:.1f} points or more, so training is left out; --strategy {name} trains in any case."
+        f"head: {name} is expected to raise the accuracy by {100 * gain:.1f} points. {pictures} pictures show only "
+        f"gains of {100 * visible:.1f} points or more, so training is left out; --strategy {name} trains in any case."
     )
     return replace(choice, strategy=HEAD, reason=reason)

@@ -137,7 +137,7 @@ def test_auto_does_not_train_what_so_few_pictures_cannot_show(make_folder: MakeF
     display = Display(Console(file=told, width=250))
     metrics = finetune.fit(folder, display=display, **SMALL).metrics
     assert (metrics["strategy"], metrics["epochs"]) == ("head", 0)
-    assert "--strategy partial trains all the same" in metrics["reason"]
+    assert "--strategy partial trains in any case" in metrics["reason"]
     assert told.getvalue().count(metrics["reason"]) == 1
 
 
