@@ -27,7 +27,7 @@ from finetune.demo import PER_CLASS, run_demo
 from finetune.exporting import export
 from finetune.files import read_json, write_json
 from finetune.progress import Display
-from finetune.strategy import STRATEGIES
+from finetune.strategies import STRATEGIES
 
 RESULT = Path(__file__).parent / "results" / "calibration.json"
 DIGITS = "digits"

@@ -23,7 +23,7 @@ from typing import Any
 from machine import provenance
 
 from finetune.files import read_json, write_json
-from finetune.strategy import STRATEGIES
+from finetune.strategies import STRATEGIES
 
 BACKBONE = "tf_efficientnet_lite0"
 RESULT = Path(__file__).parent / "results" / "cats_dogs.json"

@@ -42,10 +42,10 @@ from torch import Tensor
 from fewshot.embedder import Embedder
 from fewshot.encoders import Spec
 from finetune.backbone import Backbone
+from finetune.config import MAX_PIXELS
 from finetune.files import write_json
 from finetune.folder import list_unlabelled
 from finetune.frozen import CPU_BATCH, in_memory, run_over
-from finetune.images import MAX_PIXELS
 from finetune.loader import Pictures
 from finetune.progress import Display
 from finetune.runtime import TOLERANCE, WORTH_CONVERTING, Chosen, accelerated

@@ -34,7 +34,7 @@ from finetune.files import read_json, write_json, write_tensors
 from finetune.pretrained import load_pretrained
 from finetune.progress import Display
 from finetune.runtime import WORTH_CONVERTING, accelerated
-from finetune.strategy import STRATEGIES
+from finetune.strategies import STRATEGIES
 
 RESULT = Path(__file__).parent / "results" / "families.json"
 

@@ -202,7 +202,7 @@ def distance(old: Any, new: Any) -> float:
             return math.inf
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (old, new))
     if numbers:
-        return abs(old - new)
+        return abs(float(old) - float(new))
     return 0.0 if old == new and type(old) is type(new) else math.inf
 
 

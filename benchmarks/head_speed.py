@@ -36,11 +36,11 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from finetune.backbone import Backbone
+from finetune.config import MAX_PIXELS
 from finetune.engine import open_engine
 from finetune.files import write_json
 from finetune.folder import list_folder
 from finetune.frozen import run_frozen
-from finetune.images import MAX_PIXELS
 from finetune.loader import Pictures
 from finetune.pretrained import load_pretrained
 from finetune.transforms import evaluation_view

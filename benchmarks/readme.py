@@ -13,7 +13,7 @@ from typing import Any
 
 from fewshot.published import PUBLISHED, WITHOUT_LABELS, Published
 from finetune.files import read_json, write_text
-from finetune.strategy import STRATEGIES
+from finetune.strategies import STRATEGIES
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

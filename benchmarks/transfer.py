@@ -35,7 +35,7 @@ from finetune.folder import Sample, list_folder
 from finetune.preparation import prepare
 from finetune.probe import probe_answers
 from finetune.progress import Display
-from finetune.strategy import STRATEGIES as STRATEGY
+from finetune.strategies import STRATEGIES as STRATEGY
 
 RESULT = Path(__file__).parent / "results" / "transfer.json"
 DATASETS = ("cats-dogs", "flowers", "textures", "steel-defects")

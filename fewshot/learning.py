@@ -26,11 +26,10 @@ from fewshot.verification import labelled_pairs, pairs_within, similarity
 from finetune.engine import describe, open_engine
 from finetune.errors import InputError
 from finetune.expected_time import in_words
-from finetune.files import read_json, write_csv, write_json
+from finetune.files import alone_in, read_json, write_csv, write_json
 from finetune.options import flag
 from finetune.processes import require_one_process
 from finetune.progress import Display, Stopwatch
-from finetune.run import alone_in
 
 METRICS_FILE, HISTORY_FILE = "metrics.json", "history.csv"
 STATE = "state"  # what only a continuation needs

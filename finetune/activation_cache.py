@@ -12,17 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finetune.activation_families import Family
-from finetune.activation_shards import (
-    Rows,
-    add,
-    default_bound,
-    default_folder,
-    intact,
-    mark_used,
-    read_shard,
-    shards_of,
-)
+from finetune.activation_shards import Rows, add, default_bound, intact, mark_used, read_shard, shards_of
 from finetune.errors import InputError
+from finetune.files import default_folder
 
 # One value for each picture, (n, ...), or several where several cross a cut.
 Values = Tensor | tuple[Tensor, ...]

@@ -14,7 +14,6 @@ import os
 import re
 import secrets
 import shutil
-import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
@@ -76,19 +75,6 @@ class Rows:
         """The rows at these positions, in memory."""
         at = torch.from_numpy(rows)
         return Rows(self.keys[rows], tuple(tensor[at] for tensor in self.values))
-
-
-def default_folder() -> Path:
-    """activations/ in $FEWTUNE_CACHE, or else in fewtune/ where the platform keeps what can be computed again."""
-    if told := os.environ.get("FEWTUNE_CACHE"):
-        return Path(told) / "activations"
-    if sys.platform == "win32":
-        user = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        user = Path.home() / "Library" / "Caches"
-    else:
-        user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return user / "fewtune" / "activations"
 
 
 def default_bound(folder: Path) -> int:

@@ -30,7 +30,8 @@ def cache() -> None:
 @as_json
 def list_cache(as_json: bool) -> None:
     """Show what the cache holds, the last used first."""
-    from finetune.activation_shards import default_bound, default_folder, families, size_of
+    from finetune.activation_shards import default_bound, families, size_of
+    from finetune.files import default_folder
 
     folder = default_folder()
     kept, total, bound = families(folder), size_of(folder), default_bound(folder)
@@ -70,7 +71,8 @@ def clear(older_than: float | None, backbone: str | None, as_json: bool) -> None
 
     A later run computes again what it needs.
     """
-    from finetune.activation_shards import clear, default_folder
+    from finetune.activation_shards import clear
+    from finetune.files import default_folder
 
     folder = default_folder()
     freed = clear(folder, older_than=(older_than or 0) * _DAY, backbone=backbone)

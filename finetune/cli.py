@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from finetune.baselines import BASELINES
 from finetune.cache_command import cache
 from finetune.command_help import HelpfulCommand, InOrderOfUse
 from finetune.commands import (
@@ -30,6 +29,7 @@ from finetune.explain_command import explain
 from finetune.export_command import export
 from finetune.inspect_command import inspect
 from finetune.lr_find_command import lr_find
+from finetune.metrics import BASELINES
 from finetune.predict_command import predict
 from finetune.report_command import report
 

@@ -6,9 +6,8 @@ import os
 from dataclasses import dataclass
 
 from finetune.errors import InputError
-from finetune.images import MAX_PIXELS
 from finetune.options import Options, option
-from finetune.strategy import STRATEGIES
+from finetune.strategies import STRATEGIES
 
 # The value of `Config.lr` that has the learning rate found by a sweep.
 AUTO = "auto"
@@ -20,6 +19,9 @@ BEST = "best"
 _TRAINING = "Training (not used by --strategy head)"
 _AUGMENTATION = "Augmentation (not used by --strategy head)"
 _OTHER = "Rarely needed"
+
+
+MAX_PIXELS = 89_478_485  # Pillow's own bound, which a program may have changed before it imports this
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from finetune.config import Config
 from finetune.digits import write_digits
 from finetune.fitting import fit
 from finetune.progress import Display
-from finetune.strategy import STRATEGIES
+from finetune.strategies import STRATEGIES
 
 PER_CLASS = 10
 

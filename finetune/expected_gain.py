@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from finetune.strategy import FEW, HEAD, Choice
+from finetune.choice import Choice
+from finetune.strategies import FEW, HEAD
 
 # Share of the head's errors that training removes, for each factor of e in pictures per class beyond FEW. On validation
 # pictures it was 0.19 on flowers of 150 a class, 0 on most smaller folders with a smaller network, and 0.26 on Omniglot

@@ -187,3 +187,30 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def alone_in(path: Path) -> Iterator[None]:
+    """`path`, where a run is to be, for this process alone, made where it is missing, and gone where it stays empty.
+
+    InputError where another process is at it, or it cannot be written to.
+    """
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"{path} (--out) cannot be written to")
+    busy = f"another process is at a run in {path} (--out); wait for its end or choose another folder"
+    with locked(path, busy=busy):
+        yield
+
+
+def default_folder() -> Path:
+    """activations/ in $FEWTUNE_CACHE, or else in fewtune/ where the platform keeps what can be computed again."""
+    if told := os.environ.get("FEWTUNE_CACHE"):
+        return Path(told) / "activations"
+    if sys.platform == "win32":
+        user = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        user = Path.home() / "Library" / "Caches"
+    else:
+        user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return user / "fewtune" / "activations"

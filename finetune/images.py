@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from finetune.config import MAX_PIXELS
 from finetune.errors import UnreadablePicture
 
 # fmt: off
@@ -25,7 +26,6 @@ PICTURE_EXTENSIONS = frozenset({
     ".heic", ".heif",
 })
 # fmt: on
-MAX_PIXELS = 89_478_485  # Pillow's own bound, which a program may have changed before it imports this
 
 Picture = str | Path | bytes | NDArray[Any] | Image.Image
 

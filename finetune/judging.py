@@ -9,7 +9,7 @@ from torch import Tensor
 
 from finetune.head import ENOUGH_TO_CHOOSE
 from finetune.metrics import accuracy, log_loss
-from finetune.strategy import FEW
+from finetune.strategies import FEW
 
 
 @dataclass

@@ -9,6 +9,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from finetune.backbone import Backbone, Network
+from finetune.choice import Choice, choose
 from finetune.config import BEST, Config
 from finetune.dropping import drop_above
 from finetune.engine import open_engine
@@ -27,7 +28,7 @@ from finetune.progress import Display
 from finetune.reading import read_pictures
 from finetune.rows import Rows
 from finetune.run import RunFolder
-from finetune.strategy import STRATEGIES, Choice, choose
+from finetune.strategies import STRATEGIES
 from finetune.threads import one_thread_if_small
 from finetune.transforms import evaluation_view, pixels_needed, training_view
 

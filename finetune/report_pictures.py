@@ -10,8 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from finetune.config import MAX_PIXELS
 from finetune.errors import UnreadablePicture
-from finetune.images import MAX_PIXELS, read_image
+from finetune.images import read_image
 from finetune.loader import cores
 from finetune.page import thumbnail
 from finetune.report_confusion import Cell

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from finetune.audit import Content
 from finetune.classifier import CONFIG_FILE, FORMAT, METRICS_FILE, REPLACED, WEIGHTS_FILE, read_config
 from finetune.config import Config
 from finetune.errors import InputError
-from finetune.files import locked, read_tensors_and_metadata, write_json, write_tensors
+from finetune.files import alone_in, read_tensors_and_metadata, write_json, write_tensors
 from finetune.folder import Listing
 from finetune.frozen import Outputs
 from finetune.options import flag
@@ -193,20 +191,6 @@ class RunFolder:
         shutil.rmtree(gone, ignore_errors=True)
         for leftover in self.path.glob(".*.[0-9]*"):
             leftover.unlink(missing_ok=True)
-
-
-@contextmanager
-def alone_in(path: Path) -> Iterator[None]:
-    """`path`, where a run is to be, for this process alone, made where it is missing, and gone where it stays empty.
-
-    InputError where another process is at it, or it cannot be written to.
-    """
-    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise InputError(f"{path} (--out) cannot be written to")
-    busy = f"another process is at a run in {path} (--out); wait for its end or choose another folder"
-    with locked(path, busy=busy):
-        yield
 
 
 def _same_request(path: Path, found: dict[str, Any], request: dict[str, Any]) -> None:

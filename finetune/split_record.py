@@ -7,10 +7,9 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from finetune.activation_shards import default_folder
 from finetune.config import Config
 from finetune.errors import InputError
-from finetune.files import read_json, write_json
+from finetune.files import default_folder, read_json, write_json
 from finetune.folder import IN_MEMORY, Listing
 
 FORMAT = 1

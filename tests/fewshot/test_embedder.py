@@ -24,8 +24,8 @@ from fewshot.embedder import Embedder, fingerprint_of
 from fewshot.encoders import Spec, create, read_square, rounded
 from fewshot.learning import learn_folder
 from fewshot.omniglot import Character
+from finetune.config import MAX_PIXELS
 from finetune.errors import InputError, UnreadablePicture
-from finetune.images import MAX_PIXELS
 from finetune.loader import Pictures
 from finetune.progress import Display
 from finetune.runtime import TOLERANCE

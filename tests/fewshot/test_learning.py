@@ -25,8 +25,7 @@ from fewshot.recognizer import Recognizer
 from fewshot.splits import SPLITS, Split, characters_of
 from fewshot.verification import curve
 from finetune.errors import InputError, TrainingDiverged
-from finetune.files import read_json, read_tensors
-from finetune.run import alone_in
+from finetune.files import alone_in, read_json, read_tensors
 
 TRAIN, VAL = {"Tagalog": 3}, {"Hebrew": 2}  # alphabets and drawers; Hebrew has the 20 characters that are judged by
 TINY = {"alphabets": 1, "ways": 2}

@@ -14,7 +14,7 @@ from finetune.config import Config
 from finetune.files import write_tensors
 from finetune.plan import plan_for
 from finetune.pretrained import load_pretrained
-from finetune.strategy import PARTIAL
+from finetune.strategies import PARTIAL
 
 # One of each family: plain, residual, inverted bottlenecks, a head behind the pooling, transformer, windows, patches.
 FAMILIES = {

@@ -22,17 +22,17 @@ import finetune.loader
 import finetune.runtime
 from finetune import Config, InputError
 from finetune.activation_cache import ActivationCache
-from finetune.activation_shards import default_folder
 from finetune.backbone import Backbone, Network
 from finetune.checkpoint import Course
 from finetune.engine import open_engine
+from finetune.files import default_folder
 from finetune.folder import list_unlabelled
 from finetune.frozen import in_memory
 from finetune.frozen_inputs import FrozenInputs, inputs_for, view_shown
 from finetune.inputs import Material, PictureInputs
 from finetune.loader import Pictures
 from finetune.plan import plan_for
-from finetune.strategy import PARTIAL
+from finetune.strategies import PARTIAL
 from finetune.training import train
 from finetune.transforms import evaluation_view, pixels_needed, training_view
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune import Config, InputError
+from finetune.choice import choose
 from finetune.options import kind
-from finetune.strategy import STRATEGIES, choose
+from finetune.strategies import STRATEGIES
 
 
 def test_survives_json_unchanged() -> None:

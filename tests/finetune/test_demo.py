@@ -7,7 +7,7 @@ from rich.console import Console
 from finetune import load
 from finetune.demo import run_demo
 from finetune.progress import Display
-from finetune.strategy import STRATEGIES
+from finetune.strategies import STRATEGIES
 
 
 def test_demo_compares_every_strategy_with_scratch_and_pretraining_wins(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from finetune.choice import choose
 from finetune.expected_gain import expected_gain, head_unless_training_pays, visible_gain
-from finetune.strategy import FEW, choose
+from finetune.strategies import FEW
 
 
 def test_more_pictures_per_class_and_pictures_unlike_the_backbones_own_gain_more() -> None:

@@ -17,7 +17,7 @@ from finetune.backbone import Backbone, Network
 from finetune.files import write_tensors
 from finetune.plan import plan_for
 from finetune.pooled import PooledStages, pooled
-from finetune.strategy import PARTIAL
+from finetune.strategies import PARTIAL
 
 # Model, image size, and the lowest of the stages that partial trains.
 FAMILIES = [

@@ -5,7 +5,7 @@ import math
 import torch
 
 from finetune.judging import Judges, Score
-from finetune.strategy import FEW
+from finetune.strategies import FEW
 
 
 def test_a_score_is_beaten_by_more_right_or_by_less_loss_at_the_same() -> None:

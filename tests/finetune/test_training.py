@@ -12,7 +12,7 @@ from finetune.config import Config
 from finetune.loader import Shuffle, batches_per_epoch, epoch_order
 from finetune.plan import LEAST_STEPS, Plan, epochs_for, plan_for
 from finetune.steps import mixup, optimizer_for
-from finetune.strategy import FULL, PARTIAL, TRAIN
+from finetune.strategies import FULL, PARTIAL, TRAIN
 from finetune.training import schedule
 from finetune.transforms import view_seed
 
