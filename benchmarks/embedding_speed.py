@@ -43,13 +43,13 @@ from fewshot.embedder import Embedder
 from fewshot.encoders import Spec
 from finetune.backbone import Backbone
 from finetune.config import MAX_PIXELS
+from finetune.data.folder import list_unlabelled
+from finetune.data.loader import Pictures
+from finetune.data.transforms import evaluation_view
 from finetune.files import write_json
-from finetune.folder import list_unlabelled
 from finetune.frozen import CPU_BATCH, in_memory, run_over
-from finetune.loader import Pictures
 from finetune.progress import Display
 from finetune.runtime import TOLERANCE, WORTH_CONVERTING, Chosen, accelerated
-from finetune.transforms import evaluation_view
 
 NETWORK = "tf_efficientnet_lite0"
 RESULT = Path(__file__).parent / "results" / "embedding_speed.json"

@@ -31,8 +31,8 @@ from typing import Any
 from machine import provenance
 
 from finetune import evaluate
+from finetune.data.folder import Sample, list_folder
 from finetune.files import read_json, write_json
-from finetune.folder import Sample, list_folder
 
 RESULT = Path(__file__).parent / "results" / "first_minutes.json"
 HERE = Path(__file__).parent.parent

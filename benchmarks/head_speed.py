@@ -37,13 +37,13 @@ from torchvision.datasets import ImageFolder
 
 from finetune.backbone import Backbone
 from finetune.config import MAX_PIXELS
+from finetune.data.folder import list_folder
+from finetune.data.loader import Pictures
+from finetune.data.transforms import evaluation_view
 from finetune.engine import open_engine
 from finetune.files import write_json
-from finetune.folder import list_folder
 from finetune.frozen import run_frozen
-from finetune.loader import Pictures
 from finetune.pretrained import load_pretrained
-from finetune.transforms import evaluation_view
 
 BACKBONE = "tf_efficientnet_lite0"
 RESULT = Path(__file__).parent / "results" / "head_speed.json"

@@ -41,8 +41,8 @@ from fewshot.omniglot import read_omniglot
 from fewshot.openset import open_set
 from fewshot.recognizer import Recognizer
 from fewshot.splits import leaks
+from finetune.data.folder import list_folder
 from finetune.files import write_json
-from finetune.folder import list_folder
 
 RESULT = Path(__file__).parent / "results" / "recognizer.json"
 NETWORK = "tf_efficientnet_lite0"

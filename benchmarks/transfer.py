@@ -30,8 +30,8 @@ from rich.console import Console
 
 from finetune import fit
 from finetune.config import Config
+from finetune.data.folder import Sample, list_folder
 from finetune.files import read_json, write_json
-from finetune.folder import Sample, list_folder
 from finetune.preparation import prepare
 from finetune.probe import probe_answers
 from finetune.progress import Display

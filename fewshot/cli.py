@@ -12,8 +12,8 @@ from fewshot.picture_commands import embed, info, search, verify
 from fewshot.recipe import Recipe
 from fewshot.recognizer_commands import calibrate, enrol, forget, recognize
 from fewshot.report_command import report
-from finetune.command_help import HelpfulCommand, InOrderOfUse
-from finetune.commands import (
+from finetune.errors import InputError
+from finetune.options.command_line import (
     INTERRUPTED,
     Choice,
     as_json,
@@ -23,7 +23,7 @@ from finetune.commands import (
     print_json,
     run_command,
 )
-from finetune.errors import InputError
+from finetune.options.help_text import HelpfulCommand, InOrderOfUse
 
 at_data = click.option(
     "--data",

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from fewshot.embedder import Embedder
 from fewshot.index import Index
+from finetune.data.folder import list_unlabelled
+from finetune.data.images import read_content
 from finetune.errors import InputError, UnreadablePicture
-from finetune.folder import list_unlabelled
-from finetune.images import read_content
 from finetune.progress import Display
 
 # Pictures embedded between two looks at the clock, and seconds after which what there is is saved.

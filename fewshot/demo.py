@@ -15,8 +15,8 @@ from torch import Tensor
 from fewshot.embedder import Embedder
 from fewshot.episodes import arrange, deal, score_episodes
 from fewshot.intervals import bootstrap_interval
-from finetune.digits import write_digits
-from finetune.images import read_image
+from finetune.data.digits import write_digits
+from finetune.data.images import read_image
 from finetune.progress import Display
 
 DRAWS = 20  # of the examples, each asked about all other digits

@@ -24,16 +24,16 @@ from fewshot.encoders import Sight, Spec, halved, sight_of, width_of
 from fewshot.framing import Framed, frame_drawings, frame_whole
 from fewshot.omniglot import Character
 from finetune.config import MAX_PIXELS
+from finetune.data.folder import list_unlabelled, some
+from finetune.data.images import Picture
+from finetune.data.loader import Pictures
+from finetune.data.transforms import Normalized
 from finetune.engine import open_engine
 from finetune.errors import InputError, UnreadablePicture
 from finetune.files import write_json, write_tensors
-from finetune.folder import list_unlabelled, some
 from finetune.frozen import CPU_BATCH, GPU_BATCH, run_over
-from finetune.images import Picture
-from finetune.loader import Pictures
 from finetune.progress import Advance, Display
 from finetune.runtime import TOLERANCE, Chosen, Run, accelerated
-from finetune.transforms import Normalized
 
 FORMAT = 1
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"

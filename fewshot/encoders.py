@@ -19,9 +19,9 @@ from fewshot.augment import view
 from fewshot.framing import frame_drawings, frame_whole
 from fewshot.omniglot import SIDE
 from fewshot.strokes import usual_width
+from finetune.data.images import Picture, read_image
+from finetune.data.transforms import Preprocessing, View, evaluation_view
 from finetune.errors import InputError
-from finetune.images import Picture, read_image
-from finetune.transforms import Preprocessing, View, evaluation_view
 
 # Of 255 levels: a page whose darkest and lightest are nearer is blank, but for noise.
 FAINTEST = 32

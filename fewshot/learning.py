@@ -27,7 +27,7 @@ from finetune.engine import describe, open_engine
 from finetune.errors import InputError
 from finetune.expected_time import in_words
 from finetune.files import alone_in, read_json, write_csv, write_json
-from finetune.options import flag
+from finetune.options.fields import flag
 from finetune.processes import require_one_process
 from finetune.progress import Display, Stopwatch
 

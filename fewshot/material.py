@@ -18,8 +18,8 @@ from fewshot.framing import Framed, frame_drawings, frame_whole
 from fewshot.omniglot import DRAWERS, Character, Omniglot
 from fewshot.splits import SPLITS, Split, select
 from fewshot.verification import best_threshold, draw_pairs, similarity
+from finetune.data.folder import list_folder, list_unlabelled
 from finetune.errors import InputError
-from finetune.folder import list_folder, list_unlabelled
 
 # What is measured on the way: accuracy of an encoder, framed pictures to vectors (n, d), on validation pictures alone.
 Judge = Callable[[Callable[[Framed], Tensor]], float]

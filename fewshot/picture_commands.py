@@ -19,7 +19,7 @@ from fewshot.shared_options import (
     open_embedder,
     print_unreadable,
 )
-from finetune.commands import Choice, as_json, display_for, existing, on_device, print_json
+from finetune.options.command_line import Choice, as_json, display_for, existing, on_device, print_json
 
 
 @click.command()

@@ -8,8 +8,8 @@ from pathlib import Path
 from fewshot.embedder import Embedder
 from fewshot.index import Index, Neighbour
 from fewshot.sheet import Row, Tile
+from finetune.data.folder import list_unlabelled
 from finetune.errors import InputError
-from finetune.folder import list_unlabelled
 
 
 def open_index(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fewshot.distortions import DISTORTIONS, SYMMETRIES
 from finetune.errors import InputError
-from finetune.options import Options, option
+from finetune.options.fields import Options, option
 
 # By the contrastive loss of fewshot.losses, or by pytorch-metric-learning.
 LOSSES = ("contrastive", "triplet", "multi-similarity", "supcon", "arcface")

@@ -20,10 +20,10 @@ from fewshot.calibration import Calibration
 from fewshot.embedder import Embedder
 from fewshot.gallery import SAME, Alike, Gallery, check_rate
 from fewshot.operating_point import Threshold
+from finetune.data.folder import list_folder, list_unlabelled
+from finetune.data.images import Picture
 from finetune.errors import InputError, UnreadablePicture
 from finetune.files import read_tensors_and_metadata, write_tensors
-from finetune.folder import list_folder, list_unlabelled
-from finetune.images import Picture
 from finetune.progress import Display
 
 FORMAT = 2

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fewshot.shared_options import at_rate, by_model, folder_path, given_embedder, print_unreadable
-from finetune.commands import as_json, display_for, existing, on_device, print_json
 from finetune.errors import InputError
+from finetune.options.command_line import as_json, display_for, existing, on_device, print_json
 
 if TYPE_CHECKING:
     from fewshot.operating_point import Share, Threshold
@@ -56,7 +56,7 @@ def enrol(
     refused, and no more than a fifth of them.
     """
     from fewshot.gallery_folder import change_gallery
-    from finetune.folder import list_unlabelled
+    from finetune.data.folder import list_unlabelled
 
     given = given_embedder(model, weights, tolerance, device, as_json)
     with change_gallery(gallery, given, false_accept_rate=false_accept_rate, device=device) as recognizer:
@@ -143,8 +143,8 @@ def recognize(
     known to set a threshold by, they are the whole answer.
     """
     from fewshot.recognizer import Recognizer
+    from finetune.data.folder import list_unlabelled
     from finetune.errors import UnreadablePicture
-    from finetune.folder import list_unlabelled
 
     if (false_accept_rate is not None) + (threshold is not None) + nearest > 1:
         raise click.UsageError("--false-accept-rate, --threshold and --nearest each say what is accepted; give one")

@@ -16,7 +16,7 @@ from fewshot.sources import SHIPPED
 from finetune.charts import Line, Mark, line_chart
 from finetune.errors import InputError
 from finetune.files import read_csv, read_json
-from finetune.options import flag
+from finetune.options.fields import flag
 
 _NOT_REPEATED = ("device",)  # of a recipe: where it runs is no part of what it is
 

@@ -24,10 +24,10 @@ from fewshot.material import held_out
 from fewshot.omniglot import Character, Omniglot
 from fewshot.splits import SPLITS, Split, leaks, select
 from fewshot.verification import labelled_pairs, similarity
+from finetune.data.folder import list_folder
+from finetune.data.images import read_image
 from finetune.errors import InputError
 from finetune.expected_time import in_words
-from finetune.folder import list_folder
-from finetune.images import read_image
 from finetune.page import thumbnail
 from finetune.progress import Display
 

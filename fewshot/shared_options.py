@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from finetune.commands import Command, display_for, existing
 from finetune.errors import InputError
+from finetune.options.command_line import Command, display_for, existing
 
 if TYPE_CHECKING:
     from fewshot.embedder import Embedder

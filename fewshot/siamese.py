@@ -23,11 +23,11 @@ from fewshot.framing import Framed, render
 from fewshot.losses import Siamese
 from fewshot.material import Material
 from fewshot.recipe import Recipe
+from finetune.data.transforms import view_seed
 from finetune.errors import InputError, TrainingDiverged
 from finetune.files import read_tensors_and_metadata, write_tensors
 from finetune.progress import Display
 from finetune.training import schedule
-from finetune.transforms import view_seed
 
 # How often in a run the averaged weights are validated and everything is kept on disk, but not in fewer steps than.
 LOOKS, LEAST_BETWEEN = 30, 50

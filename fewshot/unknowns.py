@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv, stdtr  # type: ignore[import-untyped]
+from scipy.special import betaincinv, stdtr
 
 from fewshot.calibration import Calibration
 

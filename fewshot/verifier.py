@@ -13,9 +13,9 @@ from torch import Tensor
 from fewshot.calibration import Calibration, OperatingPoint, calibrate
 from fewshot.embedder import Embedder
 from fewshot.verification import labelled_pairs, similarity
+from finetune.data.folder import list_folder
+from finetune.data.images import Picture
 from finetune.errors import InputError
-from finetune.folder import list_folder
-from finetune.images import Picture
 from finetune.progress import Display
 
 

@@ -17,9 +17,9 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from finetune.data.loader import Pictures
+from finetune.data.transforms import Preprocessing
 from finetune.engine import describe
-from finetune.loader import Pictures
-from finetune.transforms import Preprocessing
 
 # Changed whenever this package comes to read, see or run pictures differently without any other part of a key changing.
 FORMAT = 1

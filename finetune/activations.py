@@ -16,12 +16,11 @@ from torch import Tensor
 
 from finetune.activation_cache import ActivationCache, Activations, Values
 from finetune.activation_families import Family, fingerprints_of, sight_of
-from finetune.audit import Content
+from finetune.data.images import Content, read_content
+from finetune.data.loader import Item, Pictures, cores
+from finetune.data.near_duplicates import FINGERPRINT_BYTES
 from finetune.errors import UnreadablePicture
 from finetune.frozen import Outputs
-from finetune.images import read_content
-from finetune.loader import Item, Pictures, cores
-from finetune.near_duplicates import FINGERPRINT_BYTES
 from finetune.progress import Advance
 
 # Pictures computed before their activations are put away: few until it is known how large these are, then as many as

@@ -19,8 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.feature_extraction import NodePathTracer
 
 import finetune.conv4  # noqa: F401  registers the encoder that ships with the package
+from finetune.data.transforms import Preprocessing
 from finetune.errors import InputError, reason_of
-from finetune.transforms import Preprocessing
 
 
 @dataclass(frozen=True)

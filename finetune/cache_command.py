@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from finetune.command_help import InOrderOfUse
-from finetune.commands import as_json, print_json
+from finetune.options.command_line import as_json, print_json
+from finetune.options.help_text import InOrderOfUse
 
 _DAY = 86_400
 
@@ -92,7 +92,7 @@ def forget_splits(pictures: Path | None, as_json: bool) -> None:
     A run records the splits that it makes, so that pictures which are added later move no others. After this, the next
     run divides the pictures anew. Without an argument, the splits of all folders and tables are forgotten.
     """
-    from finetune.split_record import forget_splits
+    from finetune.data.split_record import forget_splits
 
     count = forget_splits(pictures)
     if as_json:

@@ -12,8 +12,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from finetune.cache_command import cache
-from finetune.command_help import HelpfulCommand, InOrderOfUse
-from finetune.commands import (
+from finetune.config import Config
+from finetune.explain_command import explain
+from finetune.export_command import export
+from finetune.inspect_command import inspect
+from finetune.lr_find_command import lr_find
+from finetune.metrics import BASELINES
+from finetune.options.command_line import (
     INTERRUPTED,
     Choice,
     as_json,
@@ -24,12 +29,7 @@ from finetune.commands import (
     print_json,
     run_command,
 )
-from finetune.config import Config
-from finetune.explain_command import explain
-from finetune.export_command import export
-from finetune.inspect_command import inspect
-from finetune.lr_find_command import lr_find
-from finetune.metrics import BASELINES
+from finetune.options.help_text import HelpfulCommand, InOrderOfUse
 from finetune.predict_command import predict
 from finetune.report_command import report
 

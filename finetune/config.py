@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from finetune.errors import InputError
-from finetune.options import Options, option
+from finetune.options.fields import Options, option
 from finetune.strategies import STRATEGIES
 
 # The value of `Config.lr` that has the learning rate found by a sweep.

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from finetune.data.images import read_image
 from finetune.errors import InputError, UnreadablePicture
 from finetune.files import replacing
-from finetune.images import read_image
 
 # What a sheet may have: pixels, of 3 bytes in memory, and pixels on a side, which is what viewers open.
 MAX_PIXELS = 50_000_000

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from finetune.config import Config
-from finetune.digits import write_digits
+from finetune.data.digits import write_digits
 from finetune.fitting import fit
 from finetune.progress import Display
 from finetune.strategies import STRATEGIES

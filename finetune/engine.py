@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from finetune.errors import InputError
-from finetune.suggestions import CHOICES, did_you_mean
+from finetune.options.suggestions import CHOICES, did_you_mean
 
 
 def open_engine(device: str = "auto", precision: str = "auto") -> Fabric:

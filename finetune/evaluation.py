@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.audit import Unreadable, contradictory_labels
 from finetune.classifier import METRICS_FILE, load, read_config
+from finetune.data.folder import Listing, Sample
+from finetune.data.splits import Unreadable, contradictory_labels
+from finetune.data.table import Source, list_pictures
 from finetune.errors import InputError
 from finetune.files import read_csv, read_json, write_csv, write_json, write_tensors
-from finetune.folder import Listing, Sample
 from finetune.metrics import summary
 from finetune.progress import Display
 from finetune.report import write_report
@@ -30,7 +31,6 @@ from finetune.run_files import (
     PROBABILITIES_FILE,
     prediction_rows,
 )
-from finetune.table import Source, list_pictures
 
 # A picture that the run has learned from, and so cannot be measured on.
 LEARNED = "learned"

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from finetune.backbone import Backbone
 from finetune.calibration import calibrated
 from finetune.classifier import Classifier
+from finetune.data.images import Picture
+from finetune.data.loader import Pictures
+from finetune.data.transforms import evaluation_view
 from finetune.errors import InputError, UnreadablePicture
-from finetune.images import Picture
-from finetune.loader import Pictures
-from finetune.transforms import evaluation_view
 
 # Equal steps of heat look equally large in it, and its lightness alone tells them, for eyes that see colours otherwise.
 COLOURS = "inferno"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import click
 
-from finetune.commands import as_json, existing, on_device
 from finetune.errors import InputError
+from finetune.options.command_line import as_json, existing, on_device
 
 
 @click.command()
@@ -34,9 +34,9 @@ def explain(run: Path, pictures: tuple[Path, ...], out: Path, label: str | None,
     are named on stderr, and the exit code is then 2.
     """
     import finetune
+    from finetune.data.folder import list_unlabelled
     from finetune.explain import BATCH, heat_maps
     from finetune.files import replacing
-    from finetune.folder import list_unlabelled
 
     classifier = finetune.load(run, device=device)
     paths = list_unlabelled(pictures)

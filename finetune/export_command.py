@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from finetune.commands import Choice, as_json, display_for, existing, print_json
+from finetune.options.command_line import Choice, as_json, display_for, existing, print_json
 
 
 @click.command()

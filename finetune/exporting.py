@@ -30,15 +30,15 @@ from torch import Tensor, nn
 
 from finetune.calibration import calibrated
 from finetune.classifier import Classifier, averaged, load, read_config
+from finetune.data.folder import list_unlabelled
+from finetune.data.transforms import LONGEST
 from finetune.errors import InputError, reason_of
 from finetune.files import read_csv, replacing, write_json
-from finetune.folder import list_unlabelled
 from finetune.frozen import run_over
 from finetune.onnx_graph import onnx_program
+from finetune.options.suggestions import CHOICES, did_you_mean
 from finetune.progress import Display
 from finetune.run_files import PICTURES_FILE
-from finetune.suggestions import CHOICES, did_you_mean
-from finetune.transforms import LONGEST
 
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}
 

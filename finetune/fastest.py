@@ -8,9 +8,9 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from finetune.data.transforms import Normalized
 from finetune.frozen import CPU_BATCH, GPU_BATCH
 from finetune.runtime import TOLERANCE, WORTH_CONVERTING, Run, accelerated, filled, plain
-from finetune.transforms import Normalized
 
 
 class Fastest:

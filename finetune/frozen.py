@@ -12,11 +12,11 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from finetune.audit import Content
-from finetune.loader import Batch, Pictures, cores, in_order, worker_count
+from finetune.data.images import Content
+from finetune.data.loader import Batch, Pictures, cores, in_order, worker_count
+from finetune.data.transforms import Preprocessing
 from finetune.progress import Advance
 from finetune.runtime import Run, plain
-from finetune.transforms import Preprocessing
 
 # The readable pictures of a batch, (n, ...) uint8 as their view made them, to outputs (n, ...) float32 on the CPU.
 See = Callable[[Tensor], Tensor]

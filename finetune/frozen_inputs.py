@@ -16,14 +16,14 @@ from finetune.activation_families import DTYPES, family_of
 from finetune.activations import cached
 from finetune.backbone import Network, classified
 from finetune.config import Config
+from finetune.data.loader import Pictures, Shuffle, check_unchanged
+from finetune.data.transforms import Normalized, view_seed
 from finetune.errors import InputError
 from finetune.fastest import Fastest
 from finetune.frozen import CPU_BATCH, GPU_BATCH, Outputs, run_over
 from finetune.inputs import Inputs, Material, PictureInputs, Shown
-from finetune.loader import Pictures, Shuffle, check_unchanged
 from finetune.progress import Advance, Display
 from finetune.runtime import plain
-from finetune.transforms import Normalized, view_seed
 
 # As many bytes as bfloat16 and eight times as fine; numbers beyond its range are told, and not kept.
 KEPT_AS = "float16"

@@ -15,8 +15,8 @@ import timm
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+from finetune.data.folder import some
 from finetune.errors import InputError
-from finetune.folder import some
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 # Seconds that the hub has for its first answer. Its own client tries for half a minute before it gives up.

@@ -12,25 +12,25 @@ from typing import Any
 
 import numpy as np
 
-from finetune.audit import Content, Folder, Unreadable, audit, near_duplicates
 from finetune.backbone import Backbone
 from finetune.config import Config
+from finetune.data.folder import Listing
+from finetune.data.images import Content, Header, read_header
+from finetune.data.loader import cores
+from finetune.data.near_duplicates import connected
+from finetune.data.split_record import recorded_splits
+from finetune.data.splits import Folder, Unreadable, audit, near_duplicates
+from finetune.data.table import Source, list_pictures
 from finetune.engine import open_engine
 from finetune.errors import InputError, UnreadablePicture
-from finetune.folder import Listing
 from finetune.frozen import Outputs
 from finetune.hub import WeightsUnavailable
-from finetune.images import Header, read_header
-from finetune.loader import cores
-from finetune.near_duplicates import connected
 from finetune.pooled import PooledStages
 from finetune.pretrained import WITHOUT_A_NETWORK, load_pretrained
 from finetune.progress import Display
 from finetune.reading import read_contents, read_pictures
 from finetune.rows import SPLITS
-from finetune.split_record import recorded_splits
 from finetune.suspects import find_suspects, judged_rows
-from finetune.table import Source, list_pictures
 
 # The longer side over the shorter beyond which most of a picture is cut off before a network sees it.
 ODD_ASPECT = 3.0

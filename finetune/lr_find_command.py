@@ -9,9 +9,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from finetune.command_help import HelpfulCommand
-from finetune.commands import as_json, display_for, existing, hyper_parameters, print_json
 from finetune.config import Config
+from finetune.options.command_line import as_json, display_for, existing, hyper_parameters, print_json
+from finetune.options.help_text import HelpfulCommand
 
 if TYPE_CHECKING:
     from finetune.lr_finder import Sweep

@@ -12,11 +12,11 @@ from lightning_fabric import Fabric
 
 from finetune.backbone import Network
 from finetune.config import Config
+from finetune.data.transforms import view_seed
 from finetune.inputs import Inputs, Material
 from finetune.plan import SGD_RATE, Plan
 from finetune.progress import Display
 from finetune.steps import Steps, copy_of
-from finetune.transforms import view_seed
 
 # Steps of a sweep, however many pictures there are, and the head's rates between which it goes, for AdamW.
 STEPS, LOWEST, HIGHEST = 50, 1e-6, 1.0

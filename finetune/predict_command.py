@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from finetune.command_help import HelpfulCommand
-from finetune.commands import as_json, display_for, existing, on_device
 from finetune.errors import UnreadablePicture
+from finetune.options.command_line import as_json, display_for, existing, on_device
+from finetune.options.help_text import HelpfulCommand
 
 if TYPE_CHECKING:
     from finetune.classifier import Prediction
@@ -73,10 +73,10 @@ def predict(
     true there, and its label is a guess. Unreadable files are named on stderr, and the exit code is then 2.
     """
     import finetune
+    from finetune.data.table import list_paths
     from finetune.prediction_table import check_table, write_table
     from finetune.refusal import refusal_for, refusals, validation_answers
     from finetune.sorting import check_target, sort_pictures
-    from finetune.table import list_paths
 
     if min_probability is not None and target_error is not None:
         raise click.UsageError("--min-probability and --target-error both set the threshold; give one of them")

@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from finetune.backbone import Backbone, Network
 from finetune.choice import Choice, choose
 from finetune.config import BEST, Config
+from finetune.data.folder import Listing
+from finetune.data.loader import Pictures
+from finetune.data.transforms import evaluation_view, pixels_needed, training_view
 from finetune.dropping import drop_above
 from finetune.engine import open_engine
 from finetune.errors import InputError
 from finetune.expected_gain import head_unless_training_pays
-from finetune.folder import Listing
 from finetune.frozen import Outputs
 from finetune.head import Heads, solve_heads
 from finetune.inputs import Material
-from finetune.loader import Pictures
 from finetune.plan import Plan, plan_for
 from finetune.pooled import PooledStages
 from finetune.pretrained import load_pretrained
@@ -30,7 +31,6 @@ from finetune.rows import Rows
 from finetune.run import RunFolder
 from finetune.strategies import STRATEGIES
 from finetune.threads import one_thread_if_small
-from finetune.transforms import evaluation_view, pixels_needed, training_view
 
 # "auto" weighs classes once the largest has more than so many times the pictures of the smallest.
 UNBALANCED = 3

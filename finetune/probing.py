@@ -6,6 +6,7 @@ import torch
 
 from finetune.backbone import Backbone
 from finetune.config import Config
+from finetune.data.table import Source, list_pictures
 from finetune.engine import open_engine
 from finetune.errors import InputError
 from finetune.pooled import PooledStages
@@ -14,7 +15,6 @@ from finetune.probe import Curve, probe_curve
 from finetune.progress import Display
 from finetune.reading import read_pictures
 from finetune.rows import Rows
-from finetune.table import Source, list_pictures
 
 # Training pictures that a curve is made of, at most: it grows more slowly than the time that it takes.
 MOST = 3000

@@ -9,15 +9,15 @@ from lightning_fabric import Fabric
 from finetune.activation_cache import ActivationCache
 from finetune.activation_families import family_of
 from finetune.activations import cached
-from finetune.audit import Content
 from finetune.config import Config
+from finetune.data.folder import Listing
+from finetune.data.images import Content
+from finetune.data.loader import Pictures, in_order, worker_count
+from finetune.data.transforms import Normalized, Preprocessing, evaluation_view
 from finetune.fastest import Fastest
-from finetune.folder import Listing
 from finetune.frozen import CPU_BATCH, Outputs, run_over
-from finetune.loader import Pictures, in_order, worker_count
 from finetune.pooled import PooledStages
 from finetune.progress import Display
-from finetune.transforms import Normalized, Preprocessing, evaluation_view
 
 
 def read_pictures(fabric: Fabric, stages: PooledStages, listing: Listing, config: Config, display: Display) -> Outputs:

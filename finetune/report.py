@@ -12,11 +12,11 @@ from jinja2 import UndefinedError
 
 from finetune.classifier import CONFIG_FILE, METRICS_FILE
 from finetune.config import Config
+from finetune.data.folder import IN_MEMORY
 from finetune.diagnosis import diagnose
 from finetune.errors import InputError
 from finetune.files import write_text
-from finetune.folder import IN_MEMORY
-from finetune.options import flag
+from finetune.options.fields import flag
 from finetune.page import render
 from finetune.report_confusion import confusion_of
 from finetune.report_figures import (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from finetune.commands import as_json, existing, print_json
+from finetune.options.command_line import as_json, existing, print_json
 
 
 @click.command()

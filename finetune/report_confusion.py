@@ -93,8 +93,8 @@ def by_confusion(counts: NDArray[np.float64]) -> list[int]:
     Average linkage on how often two classes are taken for each other, with the leaves in their best order
     (Bar-Joseph et al. 2001).
     """
-    from scipy.cluster.hierarchy import leaves_list, linkage  # type: ignore[import-untyped]
-    from scipy.spatial.distance import squareform  # type: ignore[import-untyped]
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
 
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
     distance = 1 - np.clip((shares + shares.T) / 2, 0, 1)

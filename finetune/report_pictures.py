@@ -11,9 +11,9 @@ from pathlib import Path
 from PIL import Image
 
 from finetune.config import MAX_PIXELS
+from finetune.data.images import read_image
+from finetune.data.loader import cores
 from finetune.errors import UnreadablePicture
-from finetune.images import read_image
-from finetune.loader import cores
 from finetune.page import thumbnail
 from finetune.report_confusion import Cell
 from finetune.report_findings import Answer

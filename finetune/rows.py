@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from finetune.audit import Folder, audit
 from finetune.config import Config
-from finetune.folder import Listing, Sample
+from finetune.data.folder import Listing, Sample
+from finetune.data.split_record import recorded_splits
+from finetune.data.splits import Folder, audit
 from finetune.frozen import Outputs
-from finetune.split_record import recorded_splits
 
 SPLITS = ("train", "val", "test")
 

@@ -9,16 +9,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from finetune.audit import Content
 from finetune.classifier import CONFIG_FILE, FORMAT, METRICS_FILE, REPLACED, WEIGHTS_FILE, read_config
 from finetune.config import Config
+from finetune.data.folder import Listing
+from finetune.data.images import Content
+from finetune.data.split_record import recorded_splits
 from finetune.errors import InputError
 from finetune.files import alone_in, read_tensors_and_metadata, write_json, write_tensors
-from finetune.folder import Listing
 from finetune.frozen import Outputs
-from finetune.options import flag
+from finetune.options.fields import flag
 from finetune.run_files import HISTORY_FILE, PICTURES_FILE, PREDICTIONS_FILE, PROBABILITIES_FILE
-from finetune.split_record import recorded_splits
 
 # All that a run leaves in its folder. config.json is first: without it there is no run.
 RUN_FILES = (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from finetune.folder import Sample
+from finetune.data.folder import Sample
 
 # Key of metrics.json under which an evaluation says what it is of.
 EVALUATED = "evaluated"

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from finetune.data.loader import cores
 from finetune.errors import reason_of
-from finetune.loader import cores
 from finetune.onnx_graph import onnx_program
 
 # Converting takes seconds, in which as many pictures as these have gone through the network as it is.

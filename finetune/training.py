@@ -15,6 +15,7 @@ from torch import Tensor
 from finetune.backbone import Network
 from finetune.checkpoint import Course, read_checkpoint, save_checkpoint
 from finetune.config import AUTO, Config
+from finetune.data.transforms import view_seed
 from finetune.epochs import EpochResult, OnEpoch
 from finetune.errors import TrainingDiverged
 from finetune.frozen_inputs import inputs_for
@@ -26,7 +27,6 @@ from finetune.lr_finder import sweep_rates
 from finetune.plan import Plan
 from finetune.progress import Advance, Display
 from finetune.steps import Steps, copy_of
-from finetune.transforms import view_seed
 
 # A loss is looked at this often in steps: each look waits for the device.
 LOOK_EVERY = 16

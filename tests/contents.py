@@ -8,8 +8,9 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from finetune.audit import Content, Folder, audit
-from finetune.folder import Listing, Sample
+from finetune.data.folder import Listing, Sample
+from finetune.data.images import Content
+from finetune.data.splits import Folder, audit
 
 FRACTIONS = {"val_fraction": 0.2, "test_fraction": 0.2, "max_bad": 0.5}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from finetune.digits import write_digits
+from finetune.data.digits import write_digits
 
 DATA = Path(__file__).parents[1] / "data"
 NAMES = sorted(path.stem for path in DATA.glob("*.json"))

@@ -25,11 +25,11 @@ from fewshot.encoders import Spec, create, read_square, rounded
 from fewshot.learning import learn_folder
 from fewshot.omniglot import Character
 from finetune.config import MAX_PIXELS
+from finetune.data.loader import Pictures
+from finetune.data.transforms import Preprocessing, evaluation_view
 from finetune.errors import InputError, UnreadablePicture
-from finetune.loader import Pictures
 from finetune.progress import Display
 from finetune.runtime import TOLERANCE
-from finetune.transforms import Preprocessing, evaluation_view
 
 
 def untrained(framing: str = "drawing", side: int = 32, **options: object) -> Embedder:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 import finetune
 from fewshot.embedder import Embedder
 from finetune import InputError
-from finetune.folder import list_unlabelled
+from finetune.data.folder import list_unlabelled
 from finetune.frozen import run_frozen
 
 SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0, "trivial_augment": False, "batch_size": 8}

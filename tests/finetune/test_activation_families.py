@@ -14,9 +14,9 @@ from torch import nn
 from finetune.activation_families import Family, family_of, weights_fingerprint
 from finetune.backbone import Backbone
 from finetune.config import Config
+from finetune.data.loader import Pictures
+from finetune.data.transforms import evaluation_view, training_view
 from finetune.engine import open_engine
-from finetune.loader import Pictures
-from finetune.transforms import evaluation_view, training_view
 
 
 @pytest.mark.parametrize(

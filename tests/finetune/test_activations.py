@@ -15,11 +15,11 @@ from finetune.activation_families import family_of
 from finetune.activations import cached
 from finetune.backbone import Backbone
 from finetune.config import Config
+from finetune.data.folder import list_unlabelled
+from finetune.data.loader import Pictures
+from finetune.data.transforms import evaluation_view, training_view
 from finetune.engine import open_engine
-from finetune.folder import list_unlabelled
 from finetune.frozen import Outputs, run_frozen
-from finetune.loader import Pictures
-from finetune.transforms import evaluation_view, training_view
 
 
 class Recipe:

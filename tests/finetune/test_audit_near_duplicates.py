@@ -9,8 +9,8 @@ from contents import ANCHORS, FRACTIONS, PLAIN, audited, consistent, counts_of, 
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from finetune.audit import audit
-from finetune.near_duplicates import FINGERPRINT_BYTES
+from finetune.data.near_duplicates import FINGERPRINT_BYTES
+from finetune.data.splits import audit
 
 brief = settings(deadline=None, max_examples=50)  # machines under load are slow at times
 

@@ -12,10 +12,10 @@ from made_activations import FAMILY, aged, filled, of
 
 from finetune.activation_shards import families, size_of
 from finetune.cache_command import cache as cache_command
-from finetune.commands import run_command
 from finetune.config import Config
-from finetune.folder import list_folder
-from finetune.split_record import record_splits, recorded_splits
+from finetune.data.folder import list_folder
+from finetune.data.split_record import record_splits, recorded_splits
+from finetune.options.command_line import run_command
 
 
 @pytest.fixture

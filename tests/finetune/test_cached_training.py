@@ -17,24 +17,24 @@ from told import Told
 from torch import Tensor, nn
 
 import finetune
+import finetune.data.loader
 import finetune.frozen_inputs
-import finetune.loader
 import finetune.runtime
 from finetune import Config, InputError
 from finetune.activation_cache import ActivationCache
 from finetune.backbone import Backbone, Network
 from finetune.checkpoint import Course
+from finetune.data.folder import list_unlabelled
+from finetune.data.loader import Pictures
+from finetune.data.transforms import evaluation_view, pixels_needed, training_view
 from finetune.engine import open_engine
 from finetune.files import default_folder
-from finetune.folder import list_unlabelled
 from finetune.frozen import in_memory
 from finetune.frozen_inputs import FrozenInputs, inputs_for, view_shown
 from finetune.inputs import Material, PictureInputs
-from finetune.loader import Pictures
 from finetune.plan import plan_for
 from finetune.strategies import PARTIAL
 from finetune.training import train
-from finetune.transforms import evaluation_view, pixels_needed, training_view
 
 SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0, "batch_size": 8}
 THREE = {"blue": 20, "green": 20, "red": 20}
@@ -350,7 +350,7 @@ def test_where_activations_cannot_be_kept_the_pictures_are_seen_and_it_is_told(
 
 
 def _huge(network: nn.Module, preprocessing: Any) -> nn.Module:
-    class Huge(finetune.transforms.Normalized):
+    class Huge(finetune.data.transforms.Normalized):
         def forward(self, pictures: Tensor) -> Tensor:
             return super().forward(pictures) * 1e9
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from finetune import Config, InputError
 from finetune.choice import choose
-from finetune.options import kind
+from finetune.options.fields import kind
 from finetune.strategies import STRATEGIES
 
 

@@ -14,7 +14,7 @@ from timm.models import group_parameters
 from torch import Tensor
 
 from finetune.conv4 import WEIGHTS
-from finetune.digits import write_digits
+from finetune.data.digits import write_digits
 from finetune.files import read_tensors_and_metadata
 
 NAME = "fewtune_conv4"

@@ -11,9 +11,9 @@ from conftest import MakeFolder
 import finetune
 from finetune.backbone import Backbone
 from finetune.config import Config
+from finetune.data.folder import list_folder
 from finetune.errors import InputError
 from finetune.exporting import export
-from finetune.folder import list_folder
 from finetune.pooled import PooledStages
 from finetune.preparation import prepare
 from finetune.progress import Display

@@ -7,9 +7,9 @@ import torch
 from conftest import MakeFolder
 
 from finetune.config import Config
+from finetune.data.folder import list_folder
 from finetune.errors import InputError
 from finetune.expected_time import expected_seconds, in_words
-from finetune.folder import list_folder
 from finetune.preparation import Prepared, prepare
 from finetune.progress import Display
 from finetune.steps import copy_of

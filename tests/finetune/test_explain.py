@@ -16,10 +16,10 @@ import finetune
 from finetune import Classifier, Config, InputError, UnreadablePicture
 from finetune.backbone import Backbone, Network
 from finetune.cli import cli
+from finetune.data.transforms import evaluation_view
 from finetune.engine import open_engine
 from finetune.explain import HeatMap, heat_maps, last_feature_map
 from finetune.pooled import PooledStages
-from finetune.transforms import evaluation_view
 
 SIDE, PATCH = 64, 20
 

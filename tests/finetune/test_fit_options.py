@@ -9,7 +9,7 @@ import typing
 
 from finetune import Config, fit
 from finetune.fit_options import FitOptions
-from finetune.options import described
+from finetune.options.fields import described
 
 
 def test_every_option_is_a_typed_keyword_of_fit() -> None:

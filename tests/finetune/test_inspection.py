@@ -13,7 +13,7 @@ from hostile import hostile, state
 from PIL import Image
 
 from finetune.cli import main
-from finetune.digits import write_digits
+from finetune.data.digits import write_digits
 
 FAST = ("--backbone", "fewtune_conv4", "--device", "cpu")
 

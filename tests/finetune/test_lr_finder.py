@@ -19,7 +19,7 @@ from finetune import Config, InputError
 from finetune.backbone import Network
 from finetune.checkpoint import Course
 from finetune.cli import cli
-from finetune.folder import list_folder
+from finetune.data.folder import list_folder
 from finetune.loggers import Log
 from finetune.lr_finder import DIVERGED, Sweep, suggested, valley
 from finetune.lr_finding import find_rate

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from finetune.backbone import Backbone, Network
 from finetune.config import Config
-from finetune.loader import Shuffle, batches_per_epoch, epoch_order
+from finetune.data.loader import Shuffle, batches_per_epoch, epoch_order
+from finetune.data.transforms import view_seed
 from finetune.plan import LEAST_STEPS, Plan, epochs_for, plan_for
 from finetune.steps import mixup, optimizer_for
 from finetune.strategies import FULL, PARTIAL, TRAIN
 from finetune.training import schedule
-from finetune.transforms import view_seed
 
 
 @given(st.integers(2, 500), st.floats(0, 0.9))

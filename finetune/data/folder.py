@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.data.images import PICTURE_EXTENSIONS
 from finetune.errors import InputError
-from finetune.images import PICTURE_EXTENSIONS
 
 # Folder names, in any case, that mean a split.
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from finetune.config import Config
+from finetune.data.folder import IN_MEMORY, Listing
 from finetune.errors import InputError
 from finetune.files import default_folder, read_json, write_json
-from finetune.folder import IN_MEMORY, Listing
 
 FORMAT = 1
 _SPLITS = ("train", "val", "test")

@@ -12,7 +12,7 @@ from called import Answer, caller
 import fewshot.cli
 import finetune.cli
 from finetune import Config, InputError, fit
-from finetune.suggestions import COMMANDS, suggestion
+from finetune.options.suggestions import COMMANDS, suggestion
 
 Run = Callable[..., Answer]
 

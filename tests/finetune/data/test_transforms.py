@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import v2
 
-from finetune.transforms import LONGEST, Preprocessing, evaluation_view
+from finetune.data.transforms import LONGEST, Preprocessing, evaluation_view
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
 

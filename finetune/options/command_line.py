@@ -14,12 +14,12 @@ from typing import Any
 import click
 from rich.console import Console
 
-from finetune.command_help import HelpfulOption
 from finetune.errors import FewtuneError
-from finetune.options import Options, flag, kind
+from finetune.options.fields import Options, flag, kind
+from finetune.options.help_text import HelpfulOption
+from finetune.options.suggestions import CHOICES, COMMANDS, suggestion
 from finetune.processes import SeveralProcesses
 from finetune.progress import Display
-from finetune.suggestions import CHOICES, COMMANDS, suggestion
 
 INTERRUPTED = 130
 

@@ -10,10 +10,10 @@ from hostile import hostile, state
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from finetune.audit import Content, Unreadable, audit
+from finetune.data.folder import Listing, list_folder
+from finetune.data.images import Content, read_content, read_image
+from finetune.data.splits import Unreadable, audit
 from finetune.errors import InputError, UnreadablePicture
-from finetune.folder import Listing, list_folder
-from finetune.images import read_content, read_image
 
 patient = settings(deadline=None)  # machines under load are slow at times
 

@@ -9,7 +9,7 @@ from dataclasses import field
 from typing import Any, Self
 
 from finetune.errors import InputError
-from finetune.suggestions import CHOICES, did_you_mean
+from finetune.options.suggestions import CHOICES, did_you_mean
 
 
 def option(

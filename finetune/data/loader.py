@@ -14,11 +14,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from finetune.audit import Content
+from finetune.data.images import Content, Picture, read_content, read_image
+from finetune.data.near_duplicates import fingerprint
+from finetune.data.transforms import View, view_seed
 from finetune.errors import InputError, UnreadablePicture
-from finetune.images import Picture, read_content, read_image
-from finetune.near_duplicates import fingerprint
-from finetune.transforms import View, view_seed
 
 # Starting a worker costs about a second: small folders are decoded in the main process.
 WORTH_WORKERS = 400

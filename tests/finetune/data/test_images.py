@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageFile, ImageOps
 
-from finetune import images
 from finetune.config import MAX_PIXELS
+from finetune.data import images
+from finetune.data.images import PICTURE_EXTENSIONS, read_content, read_image
 from finetune.errors import InputError, UnreadablePicture
-from finetune.images import PICTURE_EXTENSIONS, read_content, read_image
 
 patient = settings(deadline=None)  # machines under load are slow at times
 RED, WHITE = (255, 0, 0), (255, 255, 255)

@@ -11,9 +11,9 @@ from PIL import Image
 
 import finetune
 from finetune.config import Config
-from finetune.folder import IN_MEMORY, Listing, list_folder
+from finetune.data.folder import IN_MEMORY, Listing, list_folder
+from finetune.data.split_record import record_splits, recorded_splits
 from finetune.inspection import inspect_folder
-from finetune.split_record import record_splits, recorded_splits
 
 SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "strategy": "head", "cache": False}
 

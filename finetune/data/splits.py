@@ -7,10 +7,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.data.folder import Listing, Sample, some
+from finetune.data.images import Content
+from finetune.data.near_duplicates import connected, near_pairs
+from finetune.data.split_sizes import Group, split_groups
 from finetune.errors import InputError
-from finetune.folder import Listing, Sample, some
-from finetune.near_duplicates import connected, near_pairs
-from finetune.splitting import Group, split_groups
 
 # So many unreadable files are told before the rest is only counted.
 SHOWN_FILES = 20
@@ -18,18 +19,6 @@ SHOWN_FILES = 20
 TOO_FEW = 2
 # Of groups that were in different splits and are joined, the first of these wins: what was held out stays so.
 _HELD_OUT_FIRST = ("test", "val", "train")
-
-
-@dataclass(frozen=True)
-class Content:
-    """What reading one picture told: sha256 of its bytes in hex, "" when they cannot be had; why it is unreadable.
-
-    fingerprint: what it looks like (`near_duplicates.fingerprint`), in hex; None where nobody asked.
-    """
-
-    sha256: str
-    reason: str | None = None
-    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)

@@ -258,3 +258,15 @@ def _eight_bits(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
     else:
         scaled = values * (255 / ceiling)
     return np.rint(scaled).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Content:
+    """What reading one picture told: sha256 of its bytes in hex, "" when they cannot be had; why it is unreadable.
+
+    fingerprint: what it looks like (`near_duplicates.fingerprint`), in hex; None where nobody asked.
+    """
+
+    sha256: str
+    reason: str | None = None
+    fingerprint: str | None = None

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from finetune.data.folder import IN_MEMORY, SPLIT_NAMES, Listing, Sample, check_listing, list_folder, list_unlabelled
 from finetune.errors import InputError
-from finetune.folder import IN_MEMORY, SPLIT_NAMES, Listing, Sample, check_listing, list_folder, list_unlabelled
 
 COLUMNS = ("path", "label", "split")
 TABLES = (".csv", ".tsv")

@@ -15,10 +15,10 @@ from contents import counts_of
 import finetune
 from finetune.cli import main
 from finetune.config import Config
+from finetune.data.table import list_paths, list_pictures
 from finetune.errors import InputError
 from finetune.inspection import inspect_folder
 from finetune.probing import probe_folder
-from finetune.table import list_paths, list_pictures
 
 SMALL: dict[str, Any] = {"backbone": "fewtune_conv4", "device": "cpu", "strategy": "head"}
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from finetune.digits import write_digits
+from finetune.data.digits import write_digits
 from finetune.errors import InputError
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from finetune import folder as folder_module
+from finetune.data import folder as folder_module
+from finetune.data.folder import Listing, Sample, list_folder, list_unlabelled
+from finetune.data.images import read_content
 from finetune.errors import InputError
-from finetune.folder import Listing, Sample, list_folder, list_unlabelled
-from finetune.images import read_content
 
 
 def write(root: Path, *paths: str) -> Path:

@@ -1,0 +1,1 @@
+"""Pictures: read, listed from folders and tables, assigned to splits, transformed, batched."""
