@@ -32,8 +32,8 @@ from finetune import fit
 from finetune.config import Config
 from finetune.data.folder import Sample, list_folder
 from finetune.files import read_json, write_json
+from finetune.linear.probe import probe_answers
 from finetune.preparation import prepare
-from finetune.probe import probe_answers
 from finetune.progress import Display
 from finetune.strategies import STRATEGIES as STRATEGY
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from finetune.strategies import FEW, FULL, HEAD, MANY, PARTIAL, STRATEGIES, TRAIN, Strategy
 
 if TYPE_CHECKING:
-    from finetune.probe import Curve
+    from finetune.linear.probe import Curve
 
 
 @dataclass(frozen=True)

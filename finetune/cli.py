@@ -34,7 +34,7 @@ from finetune.predict_command import predict
 from finetune.report_command import report
 
 if TYPE_CHECKING:
-    from finetune.probe import Curve
+    from finetune.linear.probe import Curve
 
 # Options that change nothing of a probe: it trains no network.
 _NOT_PROBED = (

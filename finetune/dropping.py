@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from finetune.backbone import Backbone
 from finetune.config import BEST
 from finetune.errors import InputError
+from finetune.linear.probe import Curve
 from finetune.pooled import PooledStages
-from finetune.probe import Curve
 from finetune.progress import Display
 from finetune.rows import Rows
 

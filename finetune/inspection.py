@@ -25,12 +25,12 @@ from finetune.engine import open_engine
 from finetune.errors import InputError, UnreadablePicture
 from finetune.frozen import Outputs
 from finetune.hub import WeightsUnavailable
+from finetune.linear.label_errors import find_suspects, judged_rows
 from finetune.pooled import PooledStages
 from finetune.pretrained import WITHOUT_A_NETWORK, load_pretrained
 from finetune.progress import Display
 from finetune.reading import read_contents, read_pictures
 from finetune.rows import SPLITS
-from finetune.suspects import find_suspects, judged_rows
 
 # The longer side over the shorter beyond which most of a picture is cut off before a network sees it.
 ODD_ASPECT = 3.0

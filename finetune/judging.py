@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from finetune.head import ENOUGH_TO_CHOOSE
+from finetune.linear.head import ENOUGH_TO_CHOOSE
 from finetune.metrics import accuracy, log_loss
 from finetune.strategies import FEW
 

@@ -19,8 +19,9 @@ from finetune.engine import open_engine
 from finetune.errors import InputError
 from finetune.expected_gain import head_unless_training_pays
 from finetune.frozen import Outputs
-from finetune.head import Heads, solve_heads
 from finetune.inputs import Material
+from finetune.linear.head import Heads, solve_heads
+from finetune.linear.threads import one_thread_if_small
 from finetune.plan import Plan, plan_for
 from finetune.pooled import PooledStages
 from finetune.pretrained import load_pretrained
@@ -30,7 +31,6 @@ from finetune.reading import read_pictures
 from finetune.rows import Rows
 from finetune.run import RunFolder
 from finetune.strategies import STRATEGIES
-from finetune.threads import one_thread_if_small
 
 # "auto" weighs classes once the largest has more than so many times the pictures of the smallest.
 UNBALANCED = 3

@@ -9,9 +9,9 @@ from finetune.config import Config
 from finetune.data.table import Source, list_pictures
 from finetune.engine import open_engine
 from finetune.errors import InputError
+from finetune.linear.probe import Curve, probe_curve
 from finetune.pooled import PooledStages
 from finetune.pretrained import load_pretrained
-from finetune.probe import Curve, probe_curve
 from finetune.progress import Display
 from finetune.reading import read_pictures
 from finetune.rows import Rows

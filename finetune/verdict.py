@@ -13,7 +13,7 @@ from finetune.calibration import calibrated, calibration_summary, fit_temperatur
 from finetune.checkpoint import Course
 from finetune.classifier import Classifier
 from finetune.errors import InputError
-from finetune.head import Heads, nearest_mean
+from finetune.linear.head import Heads, nearest_mean
 from finetune.metrics import accuracy_of, summary
 from finetune.preparation import Prepared
 from finetune.progress import Display

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finetune.errors import InputError
-from finetune.folds import folds_of
-from finetune.principal_axes import principal_axes, spread
+from finetune.linear.logistic import folds_of, principal_axes, spread
 
 # Ridge strengths, as shares of the mean eigenvalue of the features' covariance.
 STRENGTHS = tuple(float(value) for value in np.geomspace(1e-4, 10, 11))

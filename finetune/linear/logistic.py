@@ -104,3 +104,39 @@ def _downhill(slope: Tensor, steps: deque[tuple[Tensor, Tensor, float]]) -> Tens
     for (moved, change, curved), share in zip(steps, reversed(shares), strict=True):
         direction = direction + (share - float((change * direction).sum()) / curved) * moved
     return direction
+
+
+def spread(rows: Tensor) -> Tensor:
+    """Root of the mean squared distance of rows (n, width) from their mean, and more than 0."""
+    return (rows - rows.mean(0)).square().sum(1).mean().sqrt().clamp_min(1e-12)
+
+
+def principal_axes(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Left singular vectors (n, rank) and squared singular values (rank,), ascending, of rows (n, width), centred,
+    float64.
+
+    Rank is the number of dimensions that the rows span, but for those in which they lie next to nowhere.
+    """
+    n, width = rows.shape
+    if width < n:
+        values, right = torch.linalg.eigh(rows.T @ rows)
+        kept = _kept(values)
+        return rows @ (right[:, kept] / values[kept].sqrt()), values[kept]
+    values, left = torch.linalg.eigh(rows @ rows.T)
+    kept = _kept(values)
+    return left[:, kept], values[kept]
+
+
+def _kept(values: Tensor) -> Tensor:
+    return values > values[-1].clamp_min(1e-300) * 1e-12
+
+
+def folds_of(labels: Tensor, folds: int) -> Tensor:
+    """(n,) int64: the fold of each picture, 0..folds - 1, its share of each class in each; -1 for the only one of its
+    class, which is always learned from. labels (n,) int64."""
+    fold = torch.full_like(labels, -1)
+    for label in labels.unique():
+        rows = (labels == label).nonzero()[:, 0]
+        if len(rows) > 1:
+            fold[rows] = torch.arange(len(rows)) % folds
+    return fold

@@ -11,7 +11,7 @@ from finetune.backbone import Backbone, Network
 from finetune.classifier import Classifier, load
 from finetune.config import Config
 from finetune.engine import open_engine
-from finetune.head import ENOUGH_TO_CHOOSE, STRENGTHS, LinearHead, nearest_mean, solve_heads
+from finetune.linear.head import ENOUGH_TO_CHOOSE, STRENGTHS, LinearHead, nearest_mean, solve_heads
 from finetune.metrics import accuracy
 from finetune.pooled import PooledStages
 

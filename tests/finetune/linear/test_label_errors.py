@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-from finetune.suspects import disputed, find_suspects, judged_rows
+from finetune.linear.label_errors import disputed, find_suspects, judged_rows
 
 DIGITS = load_digits()
 FEATURES = torch.tensor(DIGITS.data, dtype=torch.float32)

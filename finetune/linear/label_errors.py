@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 
-from finetune.logistic import Logistic
-from finetune.principal_axes import principal_axes, spread
+from finetune.linear.logistic import Logistic, principal_axes, spread
 
 FOLDS = 5
 # Inverse L2 strength on features of mean square length 1. Probabilities rather than the last right answer are wanted,

@@ -12,10 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finetune.folds import folds_of
-from finetune.logistic import Logistic
+from finetune.linear.logistic import Logistic, folds_of, principal_axes, spread
 from finetune.metrics import accuracy
-from finetune.principal_axes import principal_axes, spread
 
 T = TypeVar("T")
 

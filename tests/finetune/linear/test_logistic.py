@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from finetune.logistic import Logistic
-from finetune.principal_axes import principal_axes
+from finetune.linear.logistic import Logistic, principal_axes
 
 
 def rows(n: int, width: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
