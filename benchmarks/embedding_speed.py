@@ -41,13 +41,13 @@ from torch import Tensor
 
 from fewshot.embedder import Embedder
 from fewshot.encoders import Spec
-from finetune.backbone import Backbone
 from finetune.config import MAX_PIXELS
 from finetune.data.folder import list_unlabelled
 from finetune.data.loader import Pictures
 from finetune.data.transforms import evaluation_view
 from finetune.files import write_json
 from finetune.frozen import CPU_BATCH, in_memory, run_over
+from finetune.models.backbone import Backbone
 from finetune.progress import Display
 from finetune.runtime import TOLERANCE, WORTH_CONVERTING, Chosen, accelerated
 

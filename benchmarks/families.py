@@ -28,10 +28,10 @@ from machine import provenance
 from PIL import Image
 
 import finetune
-from finetune.backbone import Backbone
 from finetune.exporting import export
 from finetune.files import read_json, write_json, write_tensors
-from finetune.pretrained import load_pretrained
+from finetune.models.backbone import Backbone
+from finetune.models.pretrained import load_pretrained
 from finetune.progress import Display
 from finetune.runtime import WORTH_CONVERTING, accelerated
 from finetune.strategies import STRATEGIES

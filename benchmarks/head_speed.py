@@ -35,15 +35,15 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from finetune.backbone import Backbone
 from finetune.config import MAX_PIXELS
 from finetune.data.folder import list_folder
 from finetune.data.loader import Pictures
 from finetune.data.transforms import evaluation_view
-from finetune.engine import open_engine
 from finetune.files import write_json
 from finetune.frozen import run_frozen
-from finetune.pretrained import load_pretrained
+from finetune.models.backbone import Backbone
+from finetune.models.device import open_engine
+from finetune.models.pretrained import load_pretrained
 
 BACKBONE = "tf_efficientnet_lite0"
 RESULT = Path(__file__).parent / "results" / "head_speed.json"

@@ -31,8 +31,8 @@ from machine import provenance
 from PIL import Image
 from torch import Tensor, nn
 
-from finetune.conv4 import WEIGHTS, fewtune_conv4
 from finetune.files import write_json, write_tensors
+from finetune.models.conv4 import WEIGHTS, fewtune_conv4
 
 # Fixed before the first run: 188 characters in all, at least 20 in each alphabet.
 VALIDATION = ("Bengali", "Futurama", "Hebrew", "Japanese_(hiragana)", "Sanskrit")

@@ -28,10 +28,10 @@ from finetune.data.folder import list_unlabelled, some
 from finetune.data.images import Picture
 from finetune.data.loader import Pictures
 from finetune.data.transforms import Normalized
-from finetune.engine import open_engine
 from finetune.errors import InputError, UnreadablePicture
 from finetune.files import write_json, write_tensors
 from finetune.frozen import CPU_BATCH, GPU_BATCH, run_over
+from finetune.models.device import open_engine
 from finetune.progress import Advance, Display
 from finetune.runtime import TOLERANCE, Chosen, Run, accelerated
 

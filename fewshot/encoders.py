@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 import fewshot.networks  # noqa: F401  registers the encoders with timm
-import finetune.conv4  # noqa: F401  so does this
 from fewshot.augment import view
 from fewshot.framing import frame_drawings, frame_whole
 from fewshot.omniglot import SIDE

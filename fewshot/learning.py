@@ -23,10 +23,10 @@ from fewshot.recipe import Recipe
 from fewshot.siamese import Course, Study, seconds_per_step, seconds_per_validation, train, validations
 from fewshot.splits import BACKGROUND, SPLITS
 from fewshot.verification import labelled_pairs, pairs_within, similarity
-from finetune.engine import describe, open_engine
 from finetune.errors import InputError
 from finetune.expected_time import in_words
 from finetune.files import alone_in, read_json, write_csv, write_json
+from finetune.models.device import describe, open_engine
 from finetune.options.fields import flag
 from finetune.processes import require_one_process
 from finetune.progress import Display, Stopwatch

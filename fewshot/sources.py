@@ -11,12 +11,12 @@ import timm
 
 from fewshot.embedder import CONFIG_FILE, FORMAT, WEIGHTS_FILE, characters_from
 from fewshot.encoders import Spec, create
-from finetune.backbone import Backbone
 from finetune.classifier import load as load_classifier
 from finetune.data.transforms import Preprocessing
 from finetune.errors import InputError
 from finetune.files import read_json, read_tensors
-from finetune.pretrained import load_pretrained
+from finetune.models.backbone import Backbone
+from finetune.models.pretrained import load_pretrained
 
 if TYPE_CHECKING:
     from fewshot.embedder import Embedder

@@ -19,7 +19,7 @@ from torch import nn
 
 from finetune.data.loader import Pictures
 from finetune.data.transforms import Preprocessing
-from finetune.engine import describe
+from finetune.models.device import describe
 
 # Changed whenever this package comes to read, see or run pictures differently without any other part of a key changing.
 FORMAT = 1

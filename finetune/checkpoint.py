@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from finetune.backbone import Network
 from finetune.errors import InputError
 from finetune.files import read_tensors_and_metadata, write_tensors
 from finetune.judging import Score
+from finetune.models.backbone import Network
 
 
 @dataclass

@@ -14,17 +14,17 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from finetune.backbone import Backbone, Network
 from finetune.calibration import calibrated
 from finetune.config import Config
 from finetune.data.images import Content, Picture
 from finetune.data.loader import Pictures
 from finetune.data.transforms import Preprocessing, evaluation_view
-from finetune.engine import open_engine
 from finetune.errors import InputError, UnreadablePicture
 from finetune.files import read_json, read_tensors, write_json, write_tensors
 from finetune.frozen import run_frozen
-from finetune.pooled import PooledStages
+from finetune.models.backbone import Backbone, Network
+from finetune.models.device import open_engine
+from finetune.models.pooled import PooledStages
 from finetune.progress import Display
 
 FORMAT = 1

@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from finetune.backbone import Backbone
 from finetune.config import BEST
 from finetune.errors import InputError
 from finetune.linear.probe import Curve
-from finetune.pooled import PooledStages
+from finetune.models.backbone import Backbone
+from finetune.models.pooled import PooledStages
 from finetune.progress import Display
 from finetune.rows import Rows
 

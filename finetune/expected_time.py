@@ -8,11 +8,11 @@ from collections.abc import Callable
 import torch
 from lightning_fabric import Fabric
 
-from finetune.backbone import Network
 from finetune.config import Config
 from finetune.data.loader import check_unchanged, cores
-from finetune.engine import engine_to_train
 from finetune.inputs import Material
+from finetune.models.backbone import Network
+from finetune.models.device import engine_to_train
 from finetune.plan import Plan
 
 # Pictures that are timed: enough to fill the cores, and done in a second.

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from finetune.backbone import Backbone
 from finetune.calibration import calibrated
 from finetune.classifier import Classifier
 from finetune.data.images import Picture
 from finetune.data.loader import Pictures
 from finetune.data.transforms import evaluation_view
 from finetune.errors import InputError, UnreadablePicture
+from finetune.models.backbone import Backbone
 
 # Equal steps of heat look equally large in it, and its lightness alone tells them, for eyes that see colours otherwise.
 COLOURS = "inferno"

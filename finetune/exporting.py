@@ -35,7 +35,7 @@ from finetune.data.transforms import LONGEST
 from finetune.errors import InputError, reason_of
 from finetune.files import read_csv, replacing, write_json
 from finetune.frozen import run_over
-from finetune.onnx_graph import onnx_program
+from finetune.models.graph import onnx_program
 from finetune.options.suggestions import CHOICES, did_you_mean
 from finetune.progress import Display
 from finetune.run_files import PICTURES_FILE

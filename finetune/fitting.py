@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
-from finetune.backbone import Network
 from finetune.checkpoint import Course
 from finetune.classifier import Classifier, load
 from finetune.config import AUTO, Config
@@ -19,6 +18,7 @@ from finetune.errors import InputError, TrainingDiverged
 from finetune.expected_time import expected_seconds, in_words
 from finetune.fit_options import FitOptions
 from finetune.loggers import Log, check_log, open_log
+from finetune.models.backbone import Network
 from finetune.preparation import Prepared, prepare
 from finetune.processes import require_one_process
 from finetune.progress import Display

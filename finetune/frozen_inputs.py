@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from finetune.activation_cache import ActivationCache, Activations
 from finetune.activation_families import DTYPES, family_of
 from finetune.activations import cached
-from finetune.backbone import Network, classified
 from finetune.config import Config
 from finetune.data.loader import Pictures, Shuffle, check_unchanged
 from finetune.data.transforms import Normalized, view_seed
@@ -22,6 +21,7 @@ from finetune.errors import InputError
 from finetune.fastest import Fastest
 from finetune.frozen import CPU_BATCH, GPU_BATCH, Outputs, run_over
 from finetune.inputs import Inputs, Material, PictureInputs, Shown
+from finetune.models.backbone import Network, classified
 from finetune.progress import Advance, Display
 from finetune.runtime import plain
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from finetune.backbone import Backbone
 from finetune.config import Config
 from finetune.data.folder import Listing
 from finetune.data.images import Content, Header, read_header
@@ -21,13 +20,14 @@ from finetune.data.near_duplicates import connected
 from finetune.data.split_record import recorded_splits
 from finetune.data.splits import Folder, Unreadable, audit, near_duplicates
 from finetune.data.table import Source, list_pictures
-from finetune.engine import open_engine
 from finetune.errors import InputError, UnreadablePicture
 from finetune.frozen import Outputs
-from finetune.hub import WeightsUnavailable
 from finetune.linear.label_errors import find_suspects, judged_rows
-from finetune.pooled import PooledStages
-from finetune.pretrained import WITHOUT_A_NETWORK, load_pretrained
+from finetune.models.backbone import Backbone
+from finetune.models.device import open_engine
+from finetune.models.hub import WeightsUnavailable
+from finetune.models.pooled import PooledStages
+from finetune.models.pretrained import WITHOUT_A_NETWORK, load_pretrained
 from finetune.progress import Display
 from finetune.reading import read_contents, read_pictures
 from finetune.rows import SPLITS

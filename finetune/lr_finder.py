@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from finetune.backbone import Network
 from finetune.config import Config
 from finetune.data.transforms import view_seed
 from finetune.inputs import Inputs, Material
+from finetune.models.backbone import Network
 from finetune.plan import SGD_RATE, Plan
 from finetune.progress import Display
 from finetune.steps import Steps, copy_of

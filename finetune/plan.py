@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from finetune.backbone import Network
 from finetune.config import AUTO, Config
 from finetune.data.loader import batches_per_epoch
 from finetune.errors import InputError
+from finetune.models.backbone import Network
 from finetune.strategies import Strategy
 
 # A run takes at least so many steps, few pictures or not, in at most so many epochs. From pretrained weights, twice as

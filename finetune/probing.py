@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from finetune.backbone import Backbone
 from finetune.config import Config
 from finetune.data.table import Source, list_pictures
-from finetune.engine import open_engine
 from finetune.errors import InputError
 from finetune.linear.probe import Curve, probe_curve
-from finetune.pooled import PooledStages
-from finetune.pretrained import load_pretrained
+from finetune.models.backbone import Backbone
+from finetune.models.device import open_engine
+from finetune.models.pooled import PooledStages
+from finetune.models.pretrained import load_pretrained
 from finetune.progress import Display
 from finetune.reading import read_pictures
 from finetune.rows import Rows

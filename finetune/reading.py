@@ -16,7 +16,7 @@ from finetune.data.loader import Pictures, in_order, worker_count
 from finetune.data.transforms import Normalized, Preprocessing, evaluation_view
 from finetune.fastest import Fastest
 from finetune.frozen import CPU_BATCH, Outputs, run_over
-from finetune.pooled import PooledStages
+from finetune.models.pooled import PooledStages
 from finetune.progress import Display
 
 

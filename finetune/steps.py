@@ -8,10 +8,10 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from finetune.backbone import Network
 from finetune.config import Config
-from finetune.engine import engine_to_train
 from finetune.inputs import Material, Shown
+from finetune.models.backbone import Network
+from finetune.models.device import engine_to_train
 from finetune.plan import Plan
 
 

@@ -12,7 +12,6 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from finetune.backbone import Network
 from finetune.checkpoint import Course, read_checkpoint, save_checkpoint
 from finetune.config import AUTO, Config
 from finetune.data.transforms import view_seed
@@ -24,6 +23,7 @@ from finetune.interpolation import SHARES, between
 from finetune.judging import Judges, Score
 from finetune.loggers import Log
 from finetune.lr_finder import sweep_rates
+from finetune.models.backbone import Network
 from finetune.plan import Plan
 from finetune.progress import Advance, Display
 from finetune.steps import Steps, copy_of

@@ -26,9 +26,9 @@ from fewshot.siamese import (
     train,
     validations,
 )
-from finetune.engine import open_engine
 from finetune.errors import InputError, TrainingDiverged
 from finetune.files import read_tensors_and_metadata
+from finetune.models.device import open_engine
 from finetune.progress import Display
 
 FABRIC = open_engine("cpu", "float32")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from finetune.backbone import Backbone
+from finetune.models.backbone import Backbone
 
 
 @pytest.fixture(scope="module")

@@ -22,16 +22,16 @@ import finetune.frozen_inputs
 import finetune.runtime
 from finetune import Config, InputError
 from finetune.activation_cache import ActivationCache
-from finetune.backbone import Backbone, Network
 from finetune.checkpoint import Course
 from finetune.data.folder import list_unlabelled
 from finetune.data.loader import Pictures
 from finetune.data.transforms import evaluation_view, pixels_needed, training_view
-from finetune.engine import open_engine
 from finetune.files import default_folder
 from finetune.frozen import in_memory
 from finetune.frozen_inputs import FrozenInputs, inputs_for, view_shown
 from finetune.inputs import Material, PictureInputs
+from finetune.models.backbone import Backbone, Network
+from finetune.models.device import open_engine
 from finetune.plan import plan_for
 from finetune.strategies import PARTIAL
 from finetune.training import train

@@ -15,10 +15,10 @@ from torch import nn
 
 import finetune
 from finetune import Config
-from finetune.backbone import Backbone, Network
 from finetune.classifier import Classifier
-from finetune.engine import open_engine
-from finetune.pooled import PooledStages
+from finetune.models.backbone import Backbone, Network
+from finetune.models.device import open_engine
+from finetune.models.pooled import PooledStages
 
 
 @pytest.fixture

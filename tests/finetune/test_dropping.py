@@ -9,12 +9,12 @@ import torch
 from conftest import MakeFolder
 
 import finetune
-from finetune.backbone import Backbone
 from finetune.config import Config
 from finetune.data.folder import list_folder
 from finetune.errors import InputError
 from finetune.exporting import export
-from finetune.pooled import PooledStages
+from finetune.models.backbone import Backbone
+from finetune.models.pooled import PooledStages
 from finetune.preparation import prepare
 from finetune.progress import Display
 from finetune.run import RunFolder

@@ -14,12 +14,12 @@ from torch import nn
 
 import finetune
 from finetune import Classifier, Config, InputError, UnreadablePicture
-from finetune.backbone import Backbone, Network
 from finetune.cli import cli
 from finetune.data.transforms import evaluation_view
-from finetune.engine import open_engine
 from finetune.explain import HeatMap, heat_maps, last_feature_map
-from finetune.pooled import PooledStages
+from finetune.models.backbone import Backbone, Network
+from finetune.models.device import open_engine
+from finetune.models.pooled import PooledStages
 
 SIDE, PATCH = 64, 20
 

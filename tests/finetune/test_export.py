@@ -19,13 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import finetune
-from finetune.backbone import Backbone, Network
 from finetune.classifier import WEIGHTS_FILE, Classifier
 from finetune.cli import main
-from finetune.engine import open_engine
 from finetune.exporting import export
 from finetune.files import read_json
-from finetune.pooled import PooledStages
+from finetune.models.backbone import Backbone, Network
+from finetune.models.device import open_engine
+from finetune.models.pooled import PooledStages
 
 CLASSES = ["blue", 'größe "red" <b>']
 

@@ -13,10 +13,10 @@ from torch import nn
 
 import finetune
 from finetune import Config, InputError
-from finetune.backbone import Backbone, Network
 from finetune.files import write_tensors
+from finetune.models.backbone import Backbone, Network
+from finetune.models.pooled import PooledStages, pooled
 from finetune.plan import plan_for
-from finetune.pooled import PooledStages, pooled
 from finetune.strategies import PARTIAL
 
 # Model, image size, and the lowest of the stages that partial trains.

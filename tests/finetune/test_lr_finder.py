@@ -16,13 +16,13 @@ from torch import Tensor
 
 import finetune
 from finetune import Config, InputError
-from finetune.backbone import Network
 from finetune.checkpoint import Course
 from finetune.cli import cli
 from finetune.data.folder import list_folder
 from finetune.loggers import Log
 from finetune.lr_finder import DIVERGED, Sweep, suggested, valley
 from finetune.lr_finding import find_rate
+from finetune.models.backbone import Network
 from finetune.preparation import prepare
 from finetune.progress import Display
 from finetune.training import train

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import finetune.conv4  # noqa: F401  registers an encoder with timm
 from finetune.runtime import TOLERANCE, WORTH_CONVERTING, Chosen, accelerated
 
 BATCH = 4

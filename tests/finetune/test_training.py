@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.backbone import Backbone, Network
 from finetune.config import Config
 from finetune.data.loader import Shuffle, batches_per_epoch, epoch_order
 from finetune.data.transforms import view_seed
+from finetune.models.backbone import Backbone, Network
 from finetune.plan import LEAST_STEPS, Plan, epochs_for, plan_for
 from finetune.steps import mixup, optimizer_for
 from finetune.strategies import FULL, PARTIAL, TRAIN

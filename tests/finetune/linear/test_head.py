@@ -7,13 +7,13 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from finetune.backbone import Backbone, Network
 from finetune.classifier import Classifier, load
 from finetune.config import Config
-from finetune.engine import open_engine
 from finetune.linear.head import ENOUGH_TO_CHOOSE, STRENGTHS, LinearHead, nearest_mean, solve_heads
 from finetune.metrics import accuracy
-from finetune.pooled import PooledStages
+from finetune.models.backbone import Backbone, Network
+from finetune.models.device import open_engine
+from finetune.models.pooled import PooledStages
 
 
 def clouds(n: int, classes: int, spread: float, seed: int, width: int = 20) -> tuple[torch.Tensor, torch.Tensor]:

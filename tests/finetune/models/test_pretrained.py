@@ -12,9 +12,9 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from finetune import InputError
-from finetune.backbone import Backbone
 from finetune.files import write_tensors
-from finetune.pretrained import load_pretrained
+from finetune.models.backbone import Backbone
+from finetune.models.pretrained import load_pretrained
 
 
 def say(line: str) -> None:

@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from finetune import InputError
-from finetune.backbone import Backbone, Network
 from finetune.config import Config
 from finetune.files import write_tensors
+from finetune.models.backbone import Backbone, Network
+from finetune.models.pretrained import load_pretrained
 from finetune.plan import plan_for
-from finetune.pretrained import load_pretrained
 from finetune.strategies import PARTIAL
 
 # One of each family: plain, residual, inverted bottlenecks, a head behind the pooling, transformer, windows, patches.

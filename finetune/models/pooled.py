@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune.backbone import Backbone
+from finetune.models.backbone import Backbone
 
 
 class PooledStages(nn.Module):

@@ -13,10 +13,10 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
-from finetune.backbone import Backbone
 from finetune.errors import InputError, reason_of
 from finetune.files import read_tensors
-from finetune.hub import WEIGHTS_FILES, weights_from_hub
+from finetune.models.backbone import Backbone
+from finetune.models.hub import WEIGHTS_FILES, weights_from_hub
 
 # What needs no weights from the hub.
 WITHOUT_A_NETWORK = ("--backbone fewtune_conv4 (small, ships with this package)", "--strategy scratch")

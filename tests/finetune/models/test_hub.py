@@ -13,10 +13,10 @@ import torch
 from called import Answer, caller
 from conftest import MakeFolder
 
-from finetune import hub
 from finetune.cli import main
 from finetune.files import write_tensors
-from finetune.hub import WeightsUnavailable, cached_models, weights_from_hub
+from finetune.models import hub
+from finetune.models.hub import WeightsUnavailable, cached_models, weights_from_hub
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -12,15 +11,12 @@ from typing import Any
 import timm
 import torch
 from timm.models import group_parameters
-from timm.models._features_fx import get_notrace_functions, get_notrace_modules
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.models.feature_extraction import NodePathTracer
 
-import finetune.conv4  # noqa: F401  registers the encoder that ships with the package
 from finetune.data.transforms import Preprocessing
 from finetune.errors import InputError, reason_of
+from finetune.models.graph import _cut, _pooled_below
 
 
 @dataclass(frozen=True)
@@ -240,21 +236,6 @@ def _module_of(parameters: Sequence[str], others: Sequence[str]) -> str | None:
     return None
 
 
-def _cut(backbone: Backbone, stage: int) -> tuple[nn.Module, nn.Module]:
-    if stage == 0:
-        return nn.Identity(), backbone.model
-    if stage == len(backbone.stages):
-        return backbone.model, nn.Identity()
-    tracer = _Tracer()
-    nodes, first = _traced(tracer, backbone, stage)
-    pictures = next(node for node in nodes[0].graph.nodes if node.op == "placeholder")
-    result = next(node for node in nodes[0].graph.nodes if node.op == "output").args[0]
-    crossing = [node for node in [pictures, *nodes[:first]] if not set(nodes[first:]).isdisjoint(node.users)]
-    lower = _part_of(nodes[:first], [pictures], crossing)
-    upper = _part_of(nodes[first:], crossing, [result])
-    return GraphModule(tracer.root, lower), GraphModule(tracer.root, upper)
-
-
 def _check_cut(backbone: Backbone, stage: int, lower: nn.Module, upper: nn.Module) -> None:
     """InputError unless `lower` and then `upper` give what the whole network gives, on two made pictures."""
     size, parameter = backbone.preprocessing.size, next(backbone.parameters())
@@ -271,85 +252,3 @@ def _check_cut(backbone: Backbone, stage: int, lower: nn.Module, upper: nn.Modul
         same, problem = False, reason_of(error)
     if not same:
         raise InputError(f"{backbone.name} cannot be cut below {backbone.stages[stage].name} ({problem})")
-
-
-def _pooled_below(backbone: Backbone, stage: int, device: torch.device) -> GraphModule:
-    """The network below stage `stage`, averaged over places. Modules keep their names, and whole stages stay whole."""
-    tracer = _Tracer({below.name for below in backbone.stages[1:]})
-    nodes, first = _traced(tracer, backbone, stage)
-    pictures = next(node for node in nodes[0].graph.nodes if node.op == "placeholder")
-    crossing = [node for node in nodes[:first] if not set(nodes[first:]).isdisjoint(node.users)]
-    if len(crossing) != 1:
-        raise InputError(f"{len(crossing)} values leave {backbone.stages[stage - 1].name} of {backbone.name}, not one")
-    below = GraphModule(tracer.root, _part_of(nodes[:first], [pictures], crossing)).eval()
-    size = backbone.preprocessing.size
-    try:
-        with torch.no_grad():
-            # forward, not a call: a traced module that is called prints its code to stderr when it fails.
-            shape = below.forward(torch.zeros(1, 3, size, size, device=device)).shape
-    # Traced code raises arbitrary errors.
-    except Exception as error:
-        raise InputError(
-            f"{backbone.name} cannot be cut above {backbone.stages[stage - 1].name} ({reason_of(error)})"
-        ) from error
-    graph = below.graph
-    result = next(node for node in graph.nodes if node.op == "output")
-    if len(shape) > 2:
-        places = (1,) if len(shape) == 3 else (1, 2) if shape[1] == shape[2] != shape[3] else (2, 3)
-        with graph.inserting_before(result):
-            result.args = (graph.call_method("mean", (result.args[0], places)),)
-    below.recompile()
-    return below
-
-
-class _Tracer(NodePathTracer):  # type: ignore[misc]
-    """whole: names of modules that are one step each."""
-
-    def __init__(self, whole: Collection[str] = ()):
-        super().__init__(leaf_modules=get_notrace_modules(), autowrap_functions=get_notrace_functions())
-        self._whole = whole
-
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        # Pictures are the only symbol. Optional arguments, such as a mask, keep their defaults: as symbols they would
-        # take the branches that the network does not take.
-        return root_fn, [self.root, self.create_proxy("placeholder", "pictures", (), {})]
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return name in self._whole or bool(super().is_leaf_module(module, name))
-
-
-def _traced(tracer: _Tracer, backbone: Backbone, stage: int) -> tuple[list[Node], int]:
-    """What the backbone computes, step by step, and the position of the first step of stage `stage`."""
-    try:
-        graph = tracer.trace(backbone.model)
-    # A model's own Python runs on symbols here and raises arbitrary errors.
-    except Exception as error:
-        raise InputError(f"{backbone.name} cannot be cut: its code cannot be traced ({reason_of(error)})") from error
-    above = tuple(f"{upper.name}." for upper in backbone.stages[stage:])
-    nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output", "get_attr")]
-    positions = (i for i, node in enumerate(nodes) if f"{tracer.node_to_qualname.get(node, '')}.".startswith(above))
-    first = next(positions, 0)
-    if first == 0:
-        raise InputError(f"{backbone.name} cannot be cut below {backbone.stages[stage].name}: no step of it is found")
-    return nodes, first
-
-
-def _part_of(nodes: list[Node], inputs: list[Node], outputs: list[Node]) -> Graph:
-    """The graph of `nodes` alone: one argument and one result each way, a tuple where several values cross."""
-    part = Graph()
-    argument = part.placeholder("below")
-    copies: dict[Node, Node] = {}
-    for position, node in enumerate(inputs):
-        several = len(inputs) > 1
-        copies[node] = part.call_function(operator.getitem, (argument, position)) if several else argument
-
-    def copy(node: Node) -> Any:
-        if node not in copies:  # a parameter used outside of its module, wherever the original fetched it
-            copies[node] = part.node_copy(node)
-        return copies[node]
-
-    for node in nodes:
-        copies[node] = part.node_copy(node, copy)
-    found = tuple(copies[node] for node in outputs)
-    part.output(found if len(found) > 1 else found[0])
-    return part
