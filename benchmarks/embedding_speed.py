@@ -45,11 +45,11 @@ from finetune.config import MAX_PIXELS
 from finetune.data.folder import list_unlabelled
 from finetune.data.loader import Pictures
 from finetune.data.transforms import evaluation_view
+from finetune.features.acceleration import CPU_BATCH, TOLERANCE, WORTH_CONVERTING, Chosen, accelerated
+from finetune.features.forward import in_memory, run_over
 from finetune.files import write_json
-from finetune.frozen import CPU_BATCH, in_memory, run_over
 from finetune.models.backbone import Backbone
 from finetune.progress import Display
-from finetune.runtime import TOLERANCE, WORTH_CONVERTING, Chosen, accelerated
 
 NETWORK = "tf_efficientnet_lite0"
 RESULT = Path(__file__).parent / "results" / "embedding_speed.json"

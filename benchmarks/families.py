@@ -29,11 +29,11 @@ from PIL import Image
 
 import finetune
 from finetune.exporting import export
+from finetune.features.acceleration import WORTH_CONVERTING, accelerated
 from finetune.files import read_json, write_json, write_tensors
 from finetune.models.backbone import Backbone
 from finetune.models.pretrained import load_pretrained
 from finetune.progress import Display
-from finetune.runtime import WORTH_CONVERTING, accelerated
 from finetune.strategies import STRATEGIES
 
 RESULT = Path(__file__).parent / "results" / "families.json"

@@ -39,8 +39,8 @@ from finetune.config import MAX_PIXELS
 from finetune.data.folder import list_folder
 from finetune.data.loader import Pictures
 from finetune.data.transforms import evaluation_view
+from finetune.features.forward import run_frozen
 from finetune.files import write_json
-from finetune.frozen import run_frozen
 from finetune.models.backbone import Backbone
 from finetune.models.device import open_engine
 from finetune.models.pretrained import load_pretrained

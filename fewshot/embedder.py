@@ -29,11 +29,11 @@ from finetune.data.images import Picture
 from finetune.data.loader import Pictures
 from finetune.data.transforms import Normalized
 from finetune.errors import InputError, UnreadablePicture
+from finetune.features.acceleration import CPU_BATCH, GPU_BATCH, TOLERANCE, Chosen, Run, accelerated
+from finetune.features.forward import run_over
 from finetune.files import write_json, write_tensors
-from finetune.frozen import CPU_BATCH, GPU_BATCH, run_over
 from finetune.models.device import open_engine
 from finetune.progress import Advance, Display
-from finetune.runtime import TOLERANCE, Chosen, Run, accelerated
 
 FORMAT = 1
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from fewshot.embedder import Embedder
 from fewshot.gallery import Gallery
 from finetune.errors import InputError
-from finetune.runtime import TOLERANCE
+from finetune.features.acceleration import TOLERANCE
 
 # Where nothing can be learned about it: a class that is 0.05 more similar is e times as probable.
 TEMPERATURE = 0.05

@@ -30,7 +30,7 @@ def cache() -> None:
 @as_json
 def list_cache(as_json: bool) -> None:
     """Show what the cache holds, the last used first."""
-    from finetune.activation_shards import default_bound, families, size_of
+    from finetune.features.cache_files import default_bound, families, size_of
     from finetune.files import default_folder
 
     folder = default_folder()
@@ -71,7 +71,7 @@ def clear(older_than: float | None, backbone: str | None, as_json: bool) -> None
 
     A later run computes again what it needs.
     """
-    from finetune.activation_shards import clear
+    from finetune.features.cache_files import clear
     from finetune.files import default_folder
 
     folder = default_folder()

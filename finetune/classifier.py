@@ -20,8 +20,8 @@ from finetune.data.images import Content, Picture
 from finetune.data.loader import Pictures
 from finetune.data.transforms import Preprocessing, evaluation_view
 from finetune.errors import InputError, UnreadablePicture
+from finetune.features.forward import run_frozen
 from finetune.files import read_json, read_tensors, write_json, write_tensors
-from finetune.frozen import run_frozen
 from finetune.models.backbone import Backbone, Network
 from finetune.models.device import open_engine
 from finetune.models.pooled import PooledStages

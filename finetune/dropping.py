@@ -9,11 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.config import BEST
 from finetune.errors import InputError
+from finetune.features.table import Rows
 from finetune.linear.probe import Curve
 from finetune.models.backbone import Backbone
 from finetune.models.pooled import PooledStages
 from finetune.progress import Display
-from finetune.rows import Rows
 
 
 def drop_above(

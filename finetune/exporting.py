@@ -33,8 +33,8 @@ from finetune.classifier import Classifier, averaged, load, read_config
 from finetune.data.folder import list_unlabelled
 from finetune.data.transforms import LONGEST
 from finetune.errors import InputError, reason_of
+from finetune.features.forward import run_over
 from finetune.files import read_csv, replacing, write_json
-from finetune.frozen import run_over
 from finetune.models.graph import onnx_program
 from finetune.options.suggestions import CHOICES, did_you_mean
 from finetune.progress import Display

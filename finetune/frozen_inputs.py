@@ -11,19 +11,18 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from finetune.activation_cache import ActivationCache, Activations
-from finetune.activation_families import DTYPES, family_of
-from finetune.activations import cached
 from finetune.config import Config
 from finetune.data.loader import Pictures, Shuffle, check_unchanged
 from finetune.data.transforms import Normalized, view_seed
 from finetune.errors import InputError
-from finetune.fastest import Fastest
-from finetune.frozen import CPU_BATCH, GPU_BATCH, Outputs, run_over
+from finetune.features.acceleration import CPU_BATCH, GPU_BATCH, Fastest, plain
+from finetune.features.cache import ActivationCache, Activations
+from finetune.features.cache_keys import DTYPES, family_of
+from finetune.features.extraction import cached
+from finetune.features.forward import Outputs, run_over
 from finetune.inputs import Inputs, Material, PictureInputs, Shown
 from finetune.models.backbone import Network, classified
 from finetune.progress import Advance, Display
-from finetune.runtime import plain
 
 # As many bytes as bfloat16 and eight times as fine; numbers beyond its range are told, and not kept.
 KEPT_AS = "float16"

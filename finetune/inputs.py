@@ -15,7 +15,7 @@ from finetune.config import Config
 from finetune.data.loader import Batch, Pictures, check_unchanged, shuffled, worker_count
 from finetune.data.transforms import Preprocessing
 from finetune.errors import InputError
-from finetune.frozen import in_memory, run_frozen
+from finetune.features.forward import in_memory, run_frozen
 
 # Decoded validation pictures are kept in memory between epochs up to so many bytes.
 VALIDATION_MEMORY = 1 << 30

@@ -21,7 +21,9 @@ from finetune.data.split_record import recorded_splits
 from finetune.data.splits import Folder, Unreadable, audit, near_duplicates
 from finetune.data.table import Source, list_pictures
 from finetune.errors import InputError, UnreadablePicture
-from finetune.frozen import Outputs
+from finetune.features.extraction import read_contents, read_pictures
+from finetune.features.forward import Outputs
+from finetune.features.table import SPLITS
 from finetune.linear.label_errors import find_suspects, judged_rows
 from finetune.models.backbone import Backbone
 from finetune.models.device import open_engine
@@ -29,8 +31,6 @@ from finetune.models.hub import WeightsUnavailable
 from finetune.models.pooled import PooledStages
 from finetune.models.pretrained import WITHOUT_A_NETWORK, load_pretrained
 from finetune.progress import Display
-from finetune.reading import read_contents, read_pictures
-from finetune.rows import SPLITS
 
 # The longer side over the shorter beyond which most of a picture is cut off before a network sees it.
 ODD_ASPECT = 3.0

@@ -16,7 +16,9 @@ from finetune.data.transforms import evaluation_view, pixels_needed, training_vi
 from finetune.dropping import drop_above
 from finetune.errors import InputError
 from finetune.expected_gain import head_unless_training_pays
-from finetune.frozen import Outputs
+from finetune.features.extraction import read_pictures
+from finetune.features.forward import Outputs
+from finetune.features.table import Rows
 from finetune.inputs import Material
 from finetune.linear.head import Heads, solve_heads
 from finetune.linear.threads import one_thread_if_small
@@ -27,8 +29,6 @@ from finetune.models.pretrained import load_pretrained
 from finetune.plan import Plan, plan_for
 from finetune.probing import training_curve
 from finetune.progress import Display
-from finetune.reading import read_pictures
-from finetune.rows import Rows
 from finetune.run import RunFolder
 from finetune.strategies import STRATEGIES
 

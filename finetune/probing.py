@@ -7,14 +7,14 @@ import torch
 from finetune.config import Config
 from finetune.data.table import Source, list_pictures
 from finetune.errors import InputError
+from finetune.features.extraction import read_pictures
+from finetune.features.table import Rows
 from finetune.linear.probe import Curve, probe_curve
 from finetune.models.backbone import Backbone
 from finetune.models.device import open_engine
 from finetune.models.pooled import PooledStages
 from finetune.models.pretrained import load_pretrained
 from finetune.progress import Display
-from finetune.reading import read_pictures
-from finetune.rows import Rows
 
 # Training pictures that a curve is made of, at most: it grows more slowly than the time that it takes.
 MOST = 3000

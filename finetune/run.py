@@ -15,8 +15,8 @@ from finetune.data.folder import Listing
 from finetune.data.images import Content
 from finetune.data.split_record import recorded_splits
 from finetune.errors import InputError
+from finetune.features.forward import Outputs
 from finetune.files import alone_in, read_tensors_and_metadata, write_json, write_tensors
-from finetune.frozen import Outputs
 from finetune.options.fields import flag
 from finetune.run_files import HISTORY_FILE, PICTURES_FILE, PREDICTIONS_FILE, PROBABILITIES_FILE
 

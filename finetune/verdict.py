@@ -13,11 +13,11 @@ from finetune.calibration import calibrated, calibration_summary, fit_temperatur
 from finetune.checkpoint import Course
 from finetune.classifier import Classifier
 from finetune.errors import InputError
+from finetune.features.table import SPLITS, Rows
 from finetune.linear.head import Heads, nearest_mean
 from finetune.metrics import accuracy_of, summary
 from finetune.preparation import Prepared
 from finetune.progress import Display
-from finetune.rows import SPLITS, Rows
 
 # Training pictures that a trained network is measured on, at most: enough to tell whether it has learned them.
 MOST_OF_TRAIN = 300

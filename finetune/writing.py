@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from finetune.checkpoint import Course
 from finetune.classifier import METRICS_FILE, Classifier
+from finetune.features.table import SPLITS, Rows
 from finetune.files import write_csv, write_json, write_tensors
 from finetune.models.device import describe
-from finetune.rows import SPLITS, Rows
 from finetune.run import RunFolder
 from finetune.run_files import (
     HISTORY_FILE,

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.activation_cache import ActivationCache
-from finetune.activation_families import Family
-from finetune.activation_shards import shards_of
+from finetune.features.cache import ActivationCache
+from finetune.features.cache_files import shards_of
+from finetune.features.cache_keys import Family
 
 FAMILY = Family(
     backbone="net",

@@ -28,8 +28,8 @@ from finetune.config import MAX_PIXELS
 from finetune.data.loader import Pictures
 from finetune.data.transforms import Preprocessing, evaluation_view
 from finetune.errors import InputError, UnreadablePicture
+from finetune.features.acceleration import TOLERANCE
 from finetune.progress import Display
-from finetune.runtime import TOLERANCE
 
 
 def untrained(framing: str = "drawing", side: int = 32, **options: object) -> Embedder:
@@ -335,7 +335,7 @@ def test_neither_workers_nor_the_size_of_batches_changes_a_vector() -> None:
 def test_large_collections_are_embedded_faster_within_the_tolerance(
     views: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune.runtime.WORTH_CONVERTING", 30)
+    monkeypatch.setattr("finetune.features.acceleration.WORTH_CONVERTING", 30)
     fast, exact = (untrained(views=views, tolerance=tolerance) for tolerance in (TOLERANCE, 1))
     wanted = exact.embed(paper(40))
     few = fast.embed(paper(29), batch_size=8)
@@ -350,7 +350,7 @@ def test_large_collections_are_embedded_faster_within_the_tolerance(
 
 
 def test_a_tolerance_of_one_is_plain_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune.runtime.WORTH_CONVERTING", 1)
+    monkeypatch.setattr("finetune.features.acceleration.WORTH_CONVERTING", 1)
     embedder, pixels = cropping(tolerance=1), coloured(16)
     assert embedder.spec.preprocessing is not None
     pictures = Pictures(list(pixels), evaluation_view(embedder.spec.preprocessing), 40, MAX_PIXELS)
@@ -396,7 +396,7 @@ def test_a_display_that_is_given_is_told_how_many_pictures_are_done() -> None:
 
 
 def test_a_network_that_cannot_be_converted_is_said_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune.runtime.WORTH_CONVERTING", 4)
+    monkeypatch.setattr("finetune.features.acceleration.WORTH_CONVERTING", 4)
 
     def inconvertible(*_: object, **__: object) -> NoReturn:
         raise RuntimeError("an operator of its own\nand more lines")

@@ -22,7 +22,7 @@ import finetune
 from fewshot.embedder import Embedder
 from finetune import InputError
 from finetune.data.folder import list_unlabelled
-from finetune.frozen import run_frozen
+from finetune.features.forward import run_frozen
 
 SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0, "trivial_augment": False, "batch_size": 8}
 

@@ -10,11 +10,11 @@ from called import Answer, caller
 from conftest import MakeFolder
 from made_activations import FAMILY, aged, filled, of
 
-from finetune.activation_shards import families, size_of
 from finetune.cache_command import cache as cache_command
 from finetune.config import Config
 from finetune.data.folder import list_folder
 from finetune.data.split_record import record_splits, recorded_splits
+from finetune.features.cache_files import families, size_of
 from finetune.options.command_line import run_command
 
 

@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 import finetune
 import finetune.data.loader
+import finetune.features.acceleration
 import finetune.frozen_inputs
-import finetune.runtime
 from finetune import Config, InputError
-from finetune.activation_cache import ActivationCache
 from finetune.checkpoint import Course
 from finetune.data.folder import list_unlabelled
 from finetune.data.loader import Pictures
 from finetune.data.transforms import evaluation_view, pixels_needed, training_view
+from finetune.features.cache import ActivationCache
+from finetune.features.forward import in_memory
 from finetune.files import default_folder
-from finetune.frozen import in_memory
 from finetune.frozen_inputs import FrozenInputs, inputs_for, view_shown
 from finetune.inputs import Material, PictureInputs
 from finetune.models.backbone import Backbone, Network
@@ -143,8 +143,8 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def converted(monkeypatch: pytest.MonkeyPatch) -> None:
     """As for a folder of many pictures."""
-    monkeypatch.setattr("finetune.fastest.WORTH_CONVERTING", 1)
-    monkeypatch.setattr("finetune.runtime.WORTH_CONVERTING", 1)
+    monkeypatch.setattr("finetune.features.acceleration.WORTH_CONVERTING", 1)
+    monkeypatch.setattr("finetune.features.acceleration.WORTH_CONVERTING", 1)
 
 
 def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_digits
 
-from finetune.activation_cache import ActivationCache
-from finetune.activation_families import Family, family_of, fingerprints_of
-from finetune.activations import Seen, cached
 from finetune.data.folder import list_unlabelled
 from finetune.data.images import read_image
 from finetune.data.loader import Pictures
 from finetune.data.near_duplicates import FINGERPRINT_BYTES, connected, fingerprint, near_pairs
 from finetune.data.transforms import evaluation_view
-from finetune.frozen import Outputs, run_frozen
+from finetune.features.cache import ActivationCache
+from finetune.features.cache_keys import Family, family_of, fingerprints_of
+from finetune.features.extraction import Seen, cached
+from finetune.features.forward import Outputs, run_frozen
 from finetune.models.backbone import Backbone
 from finetune.models.device import open_engine
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finetune.runtime import TOLERANCE, WORTH_CONVERTING, Chosen, accelerated
+from finetune.features.acceleration import TOLERANCE, WORTH_CONVERTING, Chosen, accelerated
 
 BATCH = 4
 MANY = 10_000

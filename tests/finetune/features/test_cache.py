@@ -13,10 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from made_activations import FAMILY, filled, keys_of, opened, values_of
 from torch import Tensor
 
-from finetune import activation_cache
-from finetune.activation_cache import ActivationCache
-from finetune.activation_families import Family
-from finetune.activation_shards import shards_of
+from finetune.features import cache as activation_cache
+from finetune.features.cache import ActivationCache
+from finetune.features.cache_files import shards_of
+from finetune.features.cache_keys import Family
 
 MB = 1 << 20
 

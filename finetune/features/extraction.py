@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
@@ -12,16 +13,22 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor
 
-from finetune.activation_cache import ActivationCache, Activations, Values
-from finetune.activation_families import Family, fingerprints_of, sight_of
+from finetune.config import Config
+from finetune.data.folder import Listing
 from finetune.data.images import Content, read_content
-from finetune.data.loader import Item, Pictures, cores
+from finetune.data.loader import Item, Pictures, cores, in_order, worker_count
 from finetune.data.near_duplicates import FINGERPRINT_BYTES
+from finetune.data.transforms import Normalized, Preprocessing, evaluation_view
 from finetune.errors import UnreadablePicture
-from finetune.frozen import Outputs
-from finetune.progress import Advance
+from finetune.features.acceleration import CPU_BATCH, Fastest
+from finetune.features.cache import ActivationCache, Activations, Values
+from finetune.features.cache_keys import Family, family_of, fingerprints_of, sight_of
+from finetune.features.forward import Outputs, run_over
+from finetune.models.pooled import PooledStages
+from finetune.progress import Advance, Display
 
 # Pictures computed before their activations are put away: few until it is known how large these are, then as many as
 # make about so many bytes, and no more than a killed run can afford to lose.
@@ -169,3 +176,61 @@ def _chunks(
         count = _FIRST_CHUNK if size is None else min(_CHUNK, max(1, _CHUNK_BYTES // max(1, size)))
         yield indices[start : start + count]
         start += count
+
+
+def read_pictures(fabric: Fabric, stages: PooledStages, listing: Listing, config: Config, display: Display) -> Outputs:
+    """Pooled activations of every stage, (n, 1, sum of widths), of the pictures that can be read.
+
+    What an earlier run has kept of the same backbone and the same pictures is not computed again.
+    """
+    preprocessing = stages.backbone.preprocessing
+    paths = [listing.root / sample.path for sample in listing.samples]
+    pictures = Pictures(
+        paths, evaluation_view(preprocessing), preprocessing.shortest_side, config.max_pixels, fingerprints=True
+    )
+    module = Normalized(stages, preprocessing).eval()
+    run = Fastest(
+        fabric,
+        module,
+        lambda: pictures.batch(range(min(CPU_BATCH, len(pictures)))).pixels,
+        pictures=len(pictures),
+        precision=config.precision,
+        announce=display.say,
+    )
+    with ExitStack() as stack:
+        advance = stack.enter_context(display.bar("reading", len(paths)))
+        disk = None if config.cache else 0
+        cache = stack.enter_context(ActivationCache(disk=disk, announce=display.say))
+
+        def compute(missing: Pictures) -> Outputs:
+            run.prepare()
+            return run_over(
+                fabric.device, lambda pixels: run(pixels)[:, None], missing, workers=config.workers, advance=advance
+            )
+
+        family = family_of(
+            fabric,
+            module,
+            pictures,
+            preprocessing,
+            backbone=stages.backbone.name,
+            cut="stages",
+            runtime=run.name,
+        )
+        return cached(cache, family, pictures, compute, workers=config.workers, advance=advance).outputs()
+
+
+def read_contents(
+    listing: Listing, preprocessing: Preprocessing, config: Config, display: Display
+) -> dict[int, Content]:
+    """What `read_pictures` says of every picture, by index, without a network run over them."""
+    paths = [listing.root / sample.path for sample in listing.samples]
+    view, side = evaluation_view(preprocessing), preprocessing.shortest_side
+    pictures = Pictures(paths, view, side, config.max_pixels, fingerprints=True)
+    workers = worker_count(config.workers, len(pictures), beside_cpu=False)
+    contents: dict[int, Content] = {}
+    with display.bar("reading", len(paths)) as advance:
+        for batch in in_order(pictures, batch_size=CPU_BATCH, workers=workers):
+            contents |= batch.contents
+            advance(len(batch), "")
+    return contents

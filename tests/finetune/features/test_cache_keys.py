@@ -11,10 +11,10 @@ import torch
 from made_activations import FAMILY, filled, keys_of, opened
 from torch import nn
 
-from finetune.activation_families import Family, family_of, weights_fingerprint
 from finetune.config import Config
 from finetune.data.loader import Pictures
 from finetune.data.transforms import evaluation_view, training_view
+from finetune.features.cache_keys import Family, family_of, weights_fingerprint
 from finetune.models.backbone import Backbone
 from finetune.models.device import open_engine
 

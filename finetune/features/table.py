@@ -13,7 +13,7 @@ from finetune.config import Config
 from finetune.data.folder import Listing, Sample
 from finetune.data.split_record import recorded_splits
 from finetune.data.splits import Folder, audit
-from finetune.frozen import Outputs
+from finetune.features.forward import Outputs
 
 SPLITS = ("train", "val", "test")
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 from made_activations import FAMILY, aged, data_of, filled, flipped, keys_of, of, opened, the_shard, values_of
 
-from finetune.activation_cache import ActivationCache
-from finetune.activation_shards import clear, default_bound, families, shards_of, size_of
+from finetune.features.cache import ActivationCache
+from finetune.features.cache_files import clear, default_bound, families, shards_of, size_of
 from finetune.files import default_folder
 
 # ------------------------------------------------------------------------------------------------ several processes

@@ -15,14 +15,11 @@ from torch import Tensor, nn
 from finetune.data.images import Content
 from finetune.data.loader import Batch, Pictures, cores, in_order, worker_count
 from finetune.data.transforms import Preprocessing
+from finetune.features.acceleration import CPU_BATCH, GPU_BATCH, Run, plain
 from finetune.progress import Advance
-from finetune.runtime import Run, plain
 
 # The readable pictures of a batch, (n, ...) uint8 as their view made them, to outputs (n, ...) float32 on the CPU.
 See = Callable[[Tensor], Tensor]
-
-# Pictures at once: on a CPU so few that what passes between layers stays in the cache of a core.
-CPU_BATCH, GPU_BATCH = 16, 256
 
 
 @dataclass(frozen=True)

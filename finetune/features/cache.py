@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from finetune.activation_families import Family
-from finetune.activation_shards import Rows, add, default_bound, intact, mark_used, read_shard, shards_of
 from finetune.errors import InputError
+from finetune.features.cache_files import Rows, add, default_bound, intact, mark_used, read_shard, shards_of
+from finetune.features.cache_keys import Family
 from finetune.files import default_folder
 
 # One value for each picture, (n, ...), or several where several cross a cut.

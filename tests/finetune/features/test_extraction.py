@@ -11,13 +11,13 @@ from conftest import MakeFolder
 from hostile import hostile
 from made_activations import data_of, flipped, opened, the_shard
 
-from finetune.activation_families import family_of
-from finetune.activations import cached
 from finetune.config import Config
 from finetune.data.folder import list_unlabelled
 from finetune.data.loader import Pictures
 from finetune.data.transforms import evaluation_view, training_view
-from finetune.frozen import Outputs, run_frozen
+from finetune.features.cache_keys import family_of
+from finetune.features.extraction import cached
+from finetune.features.forward import Outputs, run_frozen
 from finetune.models.backbone import Backbone
 from finetune.models.device import open_engine
 

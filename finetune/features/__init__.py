@@ -1,0 +1,1 @@
+"""What a frozen network makes of pictures: computed once, fast, and kept."""
