@@ -18,8 +18,8 @@ from fewshot.paired import Difference, compare
 from fewshot.protocols import ProtocolResult, VerificationResult
 from fewshot.published import PUBLISHED, Published
 from finetune.errors import InputError
-from finetune.expected_time import in_words
 from finetune.progress import Display
+from finetune.training.expected_time import in_words
 
 # What stands for several protocols, and how their names begin.
 SEVERAL = {"all": "", "all-way": "all-way-"}

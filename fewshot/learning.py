@@ -24,12 +24,12 @@ from fewshot.siamese import Course, Study, seconds_per_step, seconds_per_validat
 from fewshot.splits import BACKGROUND, SPLITS
 from fewshot.verification import labelled_pairs, pairs_within, similarity
 from finetune.errors import InputError
-from finetune.expected_time import in_words
 from finetune.files import alone_in, read_json, write_csv, write_json
 from finetune.models.device import describe, open_engine
 from finetune.options.fields import flag
 from finetune.processes import require_one_process
 from finetune.progress import Display, Stopwatch
+from finetune.training.expected_time import in_words
 
 METRICS_FILE, HISTORY_FILE = "metrics.json", "history.csv"
 STATE = "state"  # what only a continuation needs

@@ -24,9 +24,9 @@ from fewshot.report_tested import Tested, fair_split, remembering, tested_drawin
 from fewshot.sources import SHIPPED
 from fewshot.splits import EVALUATION, SPLITS, select
 from finetune.errors import InputError
-from finetune.expected_time import in_words
 from finetune.files import write_text
 from finetune.progress import Display
+from finetune.training.expected_time import in_words
 
 REPORT_FILE = "report.html"
 # Protocols that take as long as all others together and have nothing published to stand beside.

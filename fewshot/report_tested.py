@@ -27,9 +27,9 @@ from fewshot.verification import labelled_pairs, similarity
 from finetune.data.folder import list_folder
 from finetune.data.images import read_image
 from finetune.errors import InputError
-from finetune.expected_time import in_words
 from finetune.page import thumbnail
 from finetune.progress import Display
+from finetune.training.expected_time import in_words
 
 # Splits that are tested on, the first that nothing was learned from being the one that a report asks about.
 FAIR = ("evaluation", "vinyals-test", "koch-like-test")

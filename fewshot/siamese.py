@@ -27,7 +27,7 @@ from finetune.data.transforms import view_seed
 from finetune.errors import InputError, TrainingDiverged
 from finetune.files import read_tensors_and_metadata, write_tensors
 from finetune.progress import Display
-from finetune.training import schedule
+from finetune.training.step import schedule
 
 # How often in a run the averaged weights are validated and everything is kept on disk, but not in fewer steps than.
 LOOKS, LEAST_BETWEEN = 30, 50

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from finetune.classifier import Classifier, Prediction, load
     from finetune.config import Config
-    from finetune.epochs import EpochResult
     from finetune.errors import FewtuneError, InputError, TrainingDiverged, UnreadablePicture
     from finetune.evaluation import evaluate
     from finetune.fitting import fit
+    from finetune.training.loop import EpochResult
 
 __all__ = [
     "Classifier",

@@ -7,25 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
-from finetune.checkpoint import Course
 from finetune.classifier import Classifier, load
 from finetune.config import AUTO, Config
 from finetune.data.folder import Listing
 from finetune.data.split_record import record_splits
 from finetune.data.table import Source, list_pictures
-from finetune.epochs import OnEpoch
 from finetune.errors import InputError, TrainingDiverged
-from finetune.expected_time import expected_seconds, in_words
 from finetune.fit_options import FitOptions
-from finetune.loggers import Log, check_log, open_log
 from finetune.models.backbone import Network
 from finetune.preparation import Prepared, prepare
 from finetune.processes import require_one_process
 from finetune.progress import Display
 from finetune.report import REPORT_FILE, write_report
 from finetune.run import RunFolder
-from finetune.steps import copy_of
-from finetune.training import train
+from finetune.training.checkpoint import Course
+from finetune.training.expected_time import expected_seconds, in_words
+from finetune.training.loggers import Log, check_log, open_log
+from finetune.training.loop import OnEpoch, train
+from finetune.training.step import copy_of
 from finetune.verdict import Measured, measure
 from finetune.writing import write_run
 

@@ -14,7 +14,7 @@ from finetune.options.command_line import as_json, display_for, existing, hyper_
 from finetune.options.help_text import HelpfulCommand
 
 if TYPE_CHECKING:
-    from finetune.lr_finder import Sweep
+    from finetune.training.lr_finder import Sweep
 
 # Rows and width, in characters, of the curve as it is drawn.
 ROWS, WIDTH = 28, 40

@@ -7,10 +7,10 @@ import math
 from finetune.config import Config
 from finetune.data.table import Source, list_pictures
 from finetune.errors import InputError
-from finetune.frozen_inputs import inputs_for
-from finetune.lr_finder import STEPS, Sweep, sweep_rates
 from finetune.preparation import prepare
 from finetune.progress import Display
+from finetune.training.cached_inputs import inputs_for
+from finetune.training.lr_finder import STEPS, Sweep, sweep_rates
 
 _NO_RATE = "strategy head solves its head at once and has no learning rate; choose another one (--strategy partial)"
 

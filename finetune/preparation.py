@@ -8,29 +8,28 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from finetune.choice import Choice, choose
 from finetune.config import BEST, Config
 from finetune.data.folder import Listing
 from finetune.data.loader import Pictures
 from finetune.data.transforms import evaluation_view, pixels_needed, training_view
 from finetune.dropping import drop_above
 from finetune.errors import InputError
-from finetune.expected_gain import head_unless_training_pays
 from finetune.features.extraction import read_pictures
 from finetune.features.forward import Outputs
 from finetune.features.table import Rows
-from finetune.inputs import Material
 from finetune.linear.head import Heads, solve_heads
 from finetune.linear.threads import one_thread_if_small
 from finetune.models.backbone import Backbone, Network
 from finetune.models.device import open_engine
 from finetune.models.pooled import PooledStages
 from finetune.models.pretrained import load_pretrained
-from finetune.plan import Plan, plan_for
 from finetune.probing import training_curve
 from finetune.progress import Display
 from finetune.run import RunFolder
 from finetune.strategies import STRATEGIES
+from finetune.training.choice import Choice, choose, head_unless_training_pays
+from finetune.training.inputs import Material
+from finetune.training.plan import Plan, plan_for
 
 # "auto" weighs classes once the largest has more than so many times the pictures of the smallest.
 UNBALANCED = 3

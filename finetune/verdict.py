@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from finetune.calibration import calibrated, calibration_summary, fit_temperature
-from finetune.checkpoint import Course
 from finetune.classifier import Classifier
 from finetune.errors import InputError
 from finetune.features.table import SPLITS, Rows
@@ -18,6 +17,7 @@ from finetune.linear.head import Heads, nearest_mean
 from finetune.metrics import accuracy_of, summary
 from finetune.preparation import Prepared
 from finetune.progress import Display
+from finetune.training.checkpoint import Course
 
 # Training pictures that a trained network is measured on, at most: enough to tell whether it has learned them.
 MOST_OF_TRAIN = 300

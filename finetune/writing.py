@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetune.checkpoint import Course
 from finetune.classifier import METRICS_FILE, Classifier
 from finetune.features.table import SPLITS, Rows
 from finetune.files import write_csv, write_json, write_tensors
@@ -19,6 +18,7 @@ from finetune.run_files import (
     PROBABILITIES_FILE,
     prediction_rows,
 )
+from finetune.training.checkpoint import Course
 from finetune.verdict import Measured
 
 

@@ -19,22 +19,22 @@ from torch import Tensor, nn
 import finetune
 import finetune.data.loader
 import finetune.features.acceleration
-import finetune.frozen_inputs
+import finetune.training.cached_inputs
 from finetune import Config, InputError
-from finetune.checkpoint import Course
 from finetune.data.folder import list_unlabelled
 from finetune.data.loader import Pictures
 from finetune.data.transforms import evaluation_view, pixels_needed, training_view
 from finetune.features.cache import ActivationCache
 from finetune.features.forward import in_memory
 from finetune.files import default_folder
-from finetune.frozen_inputs import FrozenInputs, inputs_for, view_shown
-from finetune.inputs import Material, PictureInputs
 from finetune.models.backbone import Backbone, Network
 from finetune.models.device import open_engine
-from finetune.plan import plan_for
 from finetune.strategies import PARTIAL
-from finetune.training import train
+from finetune.training.cached_inputs import FrozenInputs, inputs_for, view_shown
+from finetune.training.checkpoint import Course
+from finetune.training.inputs import Material, PictureInputs
+from finetune.training.loop import train
+from finetune.training.plan import plan_for
 
 SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0, "batch_size": 8}
 THREE = {"blue": 20, "green": 20, "red": 20}
@@ -345,7 +345,7 @@ def test_where_activations_cannot_be_kept_the_pictures_are_seen_and_it_is_told(
         patch.setattr(ActivationCache, "has_room", lambda self, size: False)
         assert "3 views of every picture (--views) would take" in _told(Job(folder))
     with monkeypatch.context() as patch:
-        patch.setattr("finetune.frozen_inputs.Normalized", _huge)
+        patch.setattr("finetune.training.cached_inputs.Normalized", _huge)
         assert "do not fit torch.float16" in _told(Job(folder))
 
 

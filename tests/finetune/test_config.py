@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune import Config, InputError
-from finetune.choice import choose
 from finetune.options.fields import kind
 from finetune.strategies import STRATEGIES
+from finetune.training.choice import choose
 
 
 def test_survives_json_unchanged() -> None:

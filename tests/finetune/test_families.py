@@ -16,8 +16,8 @@ from finetune import Config, InputError
 from finetune.files import write_tensors
 from finetune.models.backbone import Backbone, Network
 from finetune.models.pooled import PooledStages, pooled
-from finetune.plan import plan_for
 from finetune.strategies import PARTIAL
+from finetune.training.plan import plan_for
 
 # Model, image size, and the lowest of the stages that partial trains.
 FAMILIES = [

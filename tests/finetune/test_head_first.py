@@ -19,8 +19,8 @@ from killing import assert_same_weights
 from rich.console import Console
 
 import finetune
-from finetune.epochs import EpochResult
 from finetune.progress import Advance, Display
+from finetune.training.loop import EpochResult
 
 SMALL: dict[str, Any] = {
     "backbone": "fewtune_conv4", "device": "cpu", "workers": 0, "trivial_augment": False, "batch_size": 8,

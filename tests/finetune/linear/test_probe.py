@@ -16,7 +16,6 @@ from sklearn.model_selection import LeaveOneOut, cross_val_predict
 from torch import Tensor
 
 import finetune
-from finetune.choice import choose
 from finetune.cli import main
 from finetune.config import Config
 from finetune.errors import InputError
@@ -24,6 +23,7 @@ from finetune.linear.probe import probe_answers, probe_curve
 from finetune.models.backbone import Backbone
 from finetune.models.pooled import PooledStages
 from finetune.probing import probe_folder
+from finetune.training.choice import choose
 
 FAMILIES = {"fewtune_conv4": 35, "resnet10t": 64, "tf_efficientnet_lite0": 64, "vit_tiny_patch16_224": 224}
 

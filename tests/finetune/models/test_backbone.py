@@ -13,8 +13,8 @@ from finetune.config import Config
 from finetune.files import write_tensors
 from finetune.models.backbone import Backbone, Network
 from finetune.models.pretrained import load_pretrained
-from finetune.plan import plan_for
 from finetune.strategies import PARTIAL
+from finetune.training.plan import plan_for
 
 # One of each family: plain, residual, inverted bottlenecks, a head behind the pooling, transformer, windows, patches.
 FAMILIES = {

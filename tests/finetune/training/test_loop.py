@@ -11,10 +11,9 @@ from finetune.config import Config
 from finetune.data.loader import Shuffle, batches_per_epoch, epoch_order
 from finetune.data.transforms import view_seed
 from finetune.models.backbone import Backbone, Network
-from finetune.plan import LEAST_STEPS, Plan, epochs_for, plan_for
-from finetune.steps import mixup, optimizer_for
 from finetune.strategies import FULL, PARTIAL, TRAIN
-from finetune.training import schedule
+from finetune.training.plan import LEAST_STEPS, Plan, epochs_for, plan_for
+from finetune.training.step import mixup, optimizer_for, schedule
 
 
 @given(st.integers(2, 500), st.floats(0, 0.9))

@@ -16,16 +16,16 @@ from torch import Tensor
 
 import finetune
 from finetune import Config, InputError
-from finetune.checkpoint import Course
 from finetune.cli import cli
 from finetune.data.folder import list_folder
-from finetune.loggers import Log
-from finetune.lr_finder import DIVERGED, Sweep, suggested, valley
 from finetune.lr_finding import find_rate
 from finetune.models.backbone import Network
 from finetune.preparation import prepare
 from finetune.progress import Display
-from finetune.training import train
+from finetune.training.checkpoint import Course
+from finetune.training.loggers import Log
+from finetune.training.loop import train
+from finetune.training.lr_finder import DIVERGED, Sweep, suggested, valley
 
 SMALL: dict[str, Any] = {
     "backbone": "fewtune_conv4", "device": "cpu", "workers": 0, "batch_size": 4, "trivial_augment": False,

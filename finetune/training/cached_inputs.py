@@ -20,9 +20,9 @@ from finetune.features.cache import ActivationCache, Activations
 from finetune.features.cache_keys import DTYPES, family_of
 from finetune.features.extraction import cached
 from finetune.features.forward import Outputs, run_over
-from finetune.inputs import Inputs, Material, PictureInputs, Shown
 from finetune.models.backbone import Network, classified
 from finetune.progress import Advance, Display
+from finetune.training.inputs import Inputs, Material, PictureInputs, Shown
 
 # As many bytes as bfloat16 and eight times as fine; numbers beyond its range are told, and not kept.
 KEPT_AS = "float16"

@@ -10,10 +10,10 @@ from lightning_fabric import Fabric
 
 from finetune.config import Config
 from finetune.data.loader import check_unchanged, cores
-from finetune.inputs import Material
 from finetune.models.backbone import Network
 from finetune.models.device import engine_to_train
-from finetune.plan import Plan
+from finetune.training.inputs import Material
+from finetune.training.plan import Plan
 
 # Pictures that are timed: enough to fill the cores, and done in a second.
 TIMED = 8

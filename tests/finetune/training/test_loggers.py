@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import finetune
 from finetune import Config, InputError
-from finetune.loggers import LINES_FILE, open_log
+from finetune.training.loggers import LINES_FILE, open_log
 
 ROWS = [{"epoch": epoch, "train_loss": 1 / epoch, "val_accuracy": 0.5, "lr": 0.1} for epoch in (1, 2, 3)]
 METRICS = {"split": "test", "accuracy": 0.75, "best_epoch": 2}

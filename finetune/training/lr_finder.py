@@ -12,11 +12,11 @@ from lightning_fabric import Fabric
 
 from finetune.config import Config
 from finetune.data.transforms import view_seed
-from finetune.inputs import Inputs, Material
 from finetune.models.backbone import Network
-from finetune.plan import SGD_RATE, Plan
 from finetune.progress import Display
-from finetune.steps import Steps, copy_of
+from finetune.training.inputs import Inputs, Material
+from finetune.training.plan import SGD_RATE, Plan
+from finetune.training.step import Steps, copy_of
 
 # Steps of a sweep, however many pictures there are, and the head's rates between which it goes, for AdamW.
 STEPS, LOWEST, HIGHEST = 50, 1e-6, 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch import Tensor
 from finetune.linear.head import ENOUGH_TO_CHOOSE
 from finetune.metrics import accuracy, log_loss
 from finetune.strategies import FEW
+
+# Shares of the way that are tried beside the whole of it.
+SHARES = (0.75, 0.5, 0.25)
 
 
 @dataclass
@@ -58,3 +62,14 @@ class Judges:
         if self.per_class >= FEW:
             return int(better.sum()) >= 0
         return int(better.sum()) > 1.64 * math.sqrt(int(better.abs().sum()))
+
+
+def between(begun: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """`share` of the way from the weights `begun` to those `trained` (WiSE-FT, Wortsman et al. 2022, section 3).
+
+    Both start from one pretrained network, so what lies between is as good a network, and often a better one. Counts
+    are those of the trained.
+    """
+    return {
+        name: begun[name].lerp(value, share) if value.is_floating_point() else value for name, value in trained.items()
+    }

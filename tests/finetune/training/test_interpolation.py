@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import finetune
-from finetune.interpolation import SHARES, between
+from finetune.training.selection import SHARES, between
 
 SMALL: dict[str, Any] = {
     "backbone": "fewtune_conv4", "image_size": 20, "device": "cpu", "workers": 0, "batch_size": 8,

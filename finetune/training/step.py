@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,10 +10,10 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from finetune.config import Config
-from finetune.inputs import Material, Shown
 from finetune.models.backbone import Network
 from finetune.models.device import engine_to_train
-from finetune.plan import Plan
+from finetune.training.inputs import Material, Shown
+from finetune.training.plan import Plan
 
 
 class Steps:
@@ -94,3 +95,10 @@ def mixup(pixels: Tensor, labels: Tensor, counts: Tensor, classes: int, alpha: f
 def copy_of(network: Network) -> dict[str, Tensor]:
     """The network's weights as they now are, on the CPU."""
     return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+
+
+def schedule(step: int, steps: int, warmup: int) -> float:
+    """Share of the full learning rate: a straight rise over `warmup` steps, then half a cosine down to nothing."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

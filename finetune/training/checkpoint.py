@@ -12,8 +12,8 @@ from torch import Tensor
 
 from finetune.errors import InputError
 from finetune.files import read_tensors_and_metadata, write_tensors
-from finetune.judging import Score
 from finetune.models.backbone import Network
+from finetune.training.selection import Score
 
 
 @dataclass

@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from finetune.judging import Judges, Score
 from finetune.strategies import FEW
+from finetune.training.selection import Judges, Score
 
 
 def test_a_score_is_beaten_by_more_right_or_by_less_loss_at_the_same() -> None:

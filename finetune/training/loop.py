@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from finetune.checkpoint import Course, read_checkpoint, save_checkpoint
 from finetune.config import AUTO, Config
 from finetune.data.transforms import view_seed
-from finetune.epochs import EpochResult, OnEpoch
 from finetune.errors import TrainingDiverged
-from finetune.frozen_inputs import inputs_for
-from finetune.inputs import Inputs, Material, Shown
-from finetune.interpolation import SHARES, between
-from finetune.judging import Judges, Score
-from finetune.loggers import Log
-from finetune.lr_finder import sweep_rates
 from finetune.models.backbone import Network
-from finetune.plan import Plan
 from finetune.progress import Advance, Display
-from finetune.steps import Steps, copy_of
+from finetune.training.cached_inputs import inputs_for
+from finetune.training.checkpoint import Course, read_checkpoint, save_checkpoint
+from finetune.training.inputs import Inputs, Material, Shown
+from finetune.training.loggers import Log
+from finetune.training.lr_finder import sweep_rates
+from finetune.training.plan import Plan
+from finetune.training.selection import SHARES, Judges, Score, between
+from finetune.training.step import Steps, copy_of, schedule
 
 # A loss is looked at this often in steps: each look waits for the device.
 LOOK_EVERY = 16
@@ -217,13 +215,6 @@ def _one_epoch(
     return float(total) / plan.steps_per_epoch, share
 
 
-def schedule(step: int, steps: int, warmup: int) -> float:
-    """Share of the full learning rate: a straight rise over `warmup` steps, then half a cosine down to nothing."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
 def _stop_unless_finite(losses: list[Tensor], last_step: int, plan: Plan, steps: Steps) -> None:
     finite = torch.isfinite(torch.stack(losses))
     if finite.all():
@@ -240,3 +231,29 @@ def _stop_unless_finite(losses: list[Tensor], last_step: int, plan: Plan, steps:
     raise TrainingDiverged(
         f"the training loss became {value} at step {step + 1} of {plan.steps} (epoch {epoch}): {cause}"
     )
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """Figures of one finished epoch, given to `fit(..., on_epoch=...)`.
+
+    Attributes:
+        epoch: Number of the epoch, counted from 1.
+        epochs: Number of epochs planned; training may stop earlier.
+        train_loss: Mean training loss in nats, on augmented pictures.
+        val_loss: Loss on the validation pictures in nats.
+        val_accuracy: Accuracy on the validation pictures, in [0, 1].
+        lr: Learning rate of the head at the last step.
+        seconds: Duration of the epoch, validation included.
+    """
+
+    epoch: int
+    epochs: int
+    train_loss: float
+    val_loss: float
+    val_accuracy: float
+    lr: float
+    seconds: float
+
+
+OnEpoch = Callable[[EpochResult], None]

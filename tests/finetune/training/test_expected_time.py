@@ -9,10 +9,10 @@ from conftest import MakeFolder
 from finetune.config import Config
 from finetune.data.folder import list_folder
 from finetune.errors import InputError
-from finetune.expected_time import expected_seconds, in_words
 from finetune.preparation import Prepared, prepare
 from finetune.progress import Display
-from finetune.steps import copy_of
+from finetune.training.expected_time import expected_seconds, in_words
+from finetune.training.step import copy_of
 
 
 def prepared_for(folder: Path, strategy: str) -> tuple[Prepared, Config]:
