@@ -28,7 +28,7 @@ from machine import provenance
 from PIL import Image
 
 import finetune
-from finetune.exporting import export
+from finetune.classifier.export import export
 from finetune.features.acceleration import WORTH_CONVERTING, accelerated
 from finetune.files import read_json, write_json, write_tensors
 from finetune.models.backbone import Backbone

@@ -11,7 +11,7 @@ import timm
 
 from fewshot.embedder import CONFIG_FILE, FORMAT, WEIGHTS_FILE, characters_from
 from fewshot.encoders import Spec, create
-from finetune.classifier import load as load_classifier
+from finetune.classifier.classifier import load as load_classifier
 from finetune.data.transforms import Preprocessing
 from finetune.errors import InputError
 from finetune.files import read_json, read_tensors

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from finetune.classifier import Classifier, Prediction, load
+    from finetune.classifier.classifier import Classifier, Prediction, load
     from finetune.config import Config
     from finetune.errors import FewtuneError, InputError, TrainingDiverged, UnreadablePicture
     from finetune.evaluation import evaluate

@@ -14,7 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.classifier import METRICS_FILE, load, read_config
+from finetune.classifier.classifier import METRICS_FILE, load, read_config
+from finetune.classifier.run_folder import (
+    EVALUATED,
+    PICTURES_FILE,
+    PREDICTIONS_FILE,
+    PREDICTIONS_HEADER,
+    PROBABILITIES_FILE,
+    prediction_rows,
+)
 from finetune.data.folder import Listing, Sample
 from finetune.data.splits import Unreadable, contradictory_labels
 from finetune.data.table import Source, list_pictures
@@ -23,14 +31,6 @@ from finetune.files import read_csv, read_json, write_csv, write_json, write_ten
 from finetune.metrics import summary
 from finetune.progress import Display
 from finetune.report import write_report
-from finetune.run_files import (
-    EVALUATED,
-    PICTURES_FILE,
-    PREDICTIONS_FILE,
-    PREDICTIONS_HEADER,
-    PROBABILITIES_FILE,
-    prediction_rows,
-)
 
 # A picture that the run has learned from, and so cannot be measured on.
 LEARNED = "learned"
@@ -106,7 +106,7 @@ def evaluate(
         judged = [samples[position] for position in index[fair].tolist()]
         result |= {EVALUATED: asked | {"config": read_config(Path(run))}}
         _write(Path(out), result, judged, found[fair], classifier.classes)
-        from finetune.explain import explanation  # with a drawing library, which nothing else needs
+        from finetune.classifier.explain import explanation  # with a drawing library, which nothing else needs
 
         result |= {EVALUATED: asked, "report": str(write_report(out, explain=explanation(classifier)))}
     return result

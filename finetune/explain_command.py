@@ -34,8 +34,8 @@ def explain(run: Path, pictures: tuple[Path, ...], out: Path, label: str | None,
     are named on stderr, and the exit code is then 2.
     """
     import finetune
+    from finetune.classifier.explain import BATCH, heat_maps
     from finetune.data.folder import list_unlabelled
-    from finetune.explain import BATCH, heat_maps
     from finetune.files import replacing
 
     classifier = finetune.load(run, device=device)

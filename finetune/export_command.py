@@ -45,7 +45,7 @@ def export(run: Path, format: str, out: Path | None, tolerance: float, pictures:
     describes its input and its classes. The export is checked: every validation picture must get the same label, and
     probabilities within --tolerance. Otherwise no file is left, and the exit code is 2.
     """
-    from finetune.exporting import export as export_run
+    from finetune.classifier.export import export as export_run
 
     about = export_run(run, out, format=format, tolerance=tolerance, pictures=pictures, display=display_for(as_json))
     if as_json:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
-from finetune.classifier import Classifier, load
+from finetune.classifier.classifier import Classifier, load
+from finetune.classifier.run_folder import RunFolder
 from finetune.config import AUTO, Config
 from finetune.data.folder import Listing
 from finetune.data.split_record import record_splits
@@ -19,7 +20,6 @@ from finetune.preparation import Prepared, prepare
 from finetune.processes import require_one_process
 from finetune.progress import Display
 from finetune.report import REPORT_FILE, write_report
-from finetune.run import RunFolder
 from finetune.training.checkpoint import Course
 from finetune.training.expected_time import expected_seconds, in_words
 from finetune.training.loggers import Log, check_log, open_log
@@ -281,6 +281,6 @@ class _Job:
 
 
 def _report(run: RunFolder, classifier: Classifier) -> None:
-    from finetune.explain import explanation  # with a drawing library, which nothing else needs
+    from finetune.classifier.explain import explanation  # with a drawing library, which nothing else needs
 
     write_report(run.path, explain=explanation(classifier))

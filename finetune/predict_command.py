@@ -14,7 +14,7 @@ from finetune.options.command_line import as_json, display_for, existing, on_dev
 from finetune.options.help_text import HelpfulCommand
 
 if TYPE_CHECKING:
-    from finetune.classifier import Prediction
+    from finetune.classifier.classifier import Prediction
 
 
 @click.command(cls=HelpfulCommand)
@@ -73,10 +73,10 @@ def predict(
     true there, and its label is a guess. Unreadable files are named on stderr, and the exit code is then 2.
     """
     import finetune
+    from finetune.classifier.prediction_table import check_table, write_table
+    from finetune.classifier.rejection import refusal_for, refusals, validation_answers
+    from finetune.classifier.sorting import check_target, sort_pictures
     from finetune.data.table import list_paths
-    from finetune.prediction_table import check_table, write_table
-    from finetune.refusal import refusal_for, refusals, validation_answers
-    from finetune.sorting import check_target, sort_pictures
 
     if min_probability is not None and target_error is not None:
         raise click.UsageError("--min-probability and --target-error both set the threshold; give one of them")

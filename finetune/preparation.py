@@ -8,6 +8,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from finetune.classifier.run_folder import RunFolder
 from finetune.config import BEST, Config
 from finetune.data.folder import Listing
 from finetune.data.loader import Pictures
@@ -25,7 +26,6 @@ from finetune.models.pooled import PooledStages
 from finetune.models.pretrained import load_pretrained
 from finetune.probing import training_curve
 from finetune.progress import Display
-from finetune.run import RunFolder
 from finetune.strategies import STRATEGIES
 from finetune.training.choice import Choice, choose, head_unless_training_pays
 from finetune.training.inputs import Material

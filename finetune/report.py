@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import UndefinedError
 
-from finetune.classifier import CONFIG_FILE, METRICS_FILE
+from finetune.classifier.classifier import CONFIG_FILE, METRICS_FILE
 from finetune.config import Config
 from finetune.data.folder import IN_MEMORY
 from finetune.diagnosis import diagnose

@@ -19,8 +19,8 @@ def report(run: Path, as_json: bool) -> None:
     opens offline.
     """
     import finetune
-    from finetune.classifier import WEIGHTS_FILE
-    from finetune.explain import explanation
+    from finetune.classifier.classifier import WEIGHTS_FILE
+    from finetune.classifier.explain import explanation
     from finetune.report import write_report
 
     # What `evaluate` left has no classifier of its own.

@@ -11,10 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from finetune.classifier import CONFIG_FILE, METRICS_FILE, read_config
-from finetune.errors import InputError
-from finetune.files import read_csv, read_json, read_tensors
-from finetune.run_files import (
+from finetune.classifier.classifier import CONFIG_FILE, METRICS_FILE, read_config
+from finetune.classifier.run_folder import (
     EVALUATED,
     HISTORY_FILE,
     PICTURES_FILE,
@@ -22,6 +20,8 @@ from finetune.run_files import (
     PREDICTIONS_HEADER,
     PROBABILITIES_FILE,
 )
+from finetune.errors import InputError
+from finetune.files import read_csv, read_json, read_tensors
 
 # A log-probability is at most 0, and rounding does not add more than this.
 _LARGEST = 1e-3

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.calibration import calibrated, calibration_summary, fit_temperature
-from finetune.classifier import Classifier
+from finetune.classifier.classifier import Classifier
+from finetune.classifier.temperature import calibrated, calibration_summary, fit_temperature
 from finetune.errors import InputError
 from finetune.features.table import SPLITS, Rows
 from finetune.linear.head import Heads, nearest_mean

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetune.classifier import METRICS_FILE, Classifier
-from finetune.features.table import SPLITS, Rows
-from finetune.files import write_csv, write_json, write_tensors
-from finetune.models.device import describe
-from finetune.run import RunFolder
-from finetune.run_files import (
+from finetune.classifier.classifier import METRICS_FILE, Classifier
+from finetune.classifier.run_folder import (
     HISTORY_FILE,
     PICTURES_FILE,
     PICTURES_HEADER,
     PREDICTIONS_FILE,
     PREDICTIONS_HEADER,
     PROBABILITIES_FILE,
+    RunFolder,
     prediction_rows,
 )
+from finetune.features.table import SPLITS, Rows
+from finetune.files import write_csv, write_json, write_tensors
+from finetune.models.device import describe
 from finetune.training.checkpoint import Course
 from finetune.verdict import Measured
 

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from finetune import Config
+from finetune.classifier.run_folder import PICTURES_HEADER, PREDICTIONS_HEADER
 from finetune.files import write_csv, write_json, write_tensors
 from finetune.metrics import accuracy_of, summary
-from finetune.run_files import PICTURES_HEADER, PREDICTIONS_HEADER
 
 
 def made_run(

@@ -9,15 +9,15 @@ import torch
 from conftest import MakeFolder
 
 import finetune
+from finetune.classifier.export import export
+from finetune.classifier.run_folder import RunFolder
 from finetune.config import Config
 from finetune.data.folder import list_folder
 from finetune.errors import InputError
-from finetune.exporting import export
 from finetune.models.backbone import Backbone
 from finetune.models.pooled import PooledStages
 from finetune.preparation import prepare
 from finetune.progress import Display
-from finetune.run import RunFolder
 
 FAMILIES = {
     "fewtune_conv4": (35, "blocks.1"),

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import finetune
-from finetune.classifier import WEIGHTS_FILE, Classifier
+from finetune.classifier.classifier import WEIGHTS_FILE, Classifier
+from finetune.classifier.export import export
 from finetune.cli import main
-from finetune.exporting import export
 from finetune.files import read_json
 from finetune.models.backbone import Backbone, Network
 from finetune.models.device import open_engine

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from finetune.classifier import Classifier, load
+from finetune.classifier.classifier import Classifier, load
 from finetune.config import Config
 from finetune.linear.head import ENOUGH_TO_CHOOSE, STRENGTHS, LinearHead, nearest_mean, solve_heads
 from finetune.metrics import accuracy

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from finetune.calibration import calibrated
-from finetune.classifier import Classifier
+from finetune.classifier.classifier import Classifier
+from finetune.classifier.temperature import calibrated
 from finetune.data.images import Picture
 from finetune.data.loader import Pictures
 from finetune.data.transforms import evaluation_view

@@ -15,7 +15,7 @@ from torch import nn
 
 import finetune
 from finetune import Config
-from finetune.classifier import Classifier
+from finetune.classifier.classifier import Classifier
 from finetune.models.backbone import Backbone, Network
 from finetune.models.device import open_engine
 from finetune.models.pooled import PooledStages

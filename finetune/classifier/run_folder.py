@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from finetune.classifier import CONFIG_FILE, FORMAT, METRICS_FILE, REPLACED, WEIGHTS_FILE, read_config
+from torch import Tensor
+
+from finetune.classifier.classifier import CONFIG_FILE, FORMAT, METRICS_FILE, REPLACED, WEIGHTS_FILE, read_config
 from finetune.config import Config
-from finetune.data.folder import Listing
+from finetune.data.folder import Listing, Sample
 from finetune.data.images import Content
 from finetune.data.split_record import recorded_splits
 from finetune.errors import InputError
 from finetune.features.forward import Outputs
 from finetune.files import alone_in, read_tensors_and_metadata, write_json, write_tensors
 from finetune.options.fields import flag
-from finetune.run_files import HISTORY_FILE, PICTURES_FILE, PREDICTIONS_FILE, PROBABILITIES_FILE
 
 # All that a run leaves in its folder. config.json is first: without it there is no run.
 RUN_FILES = (
@@ -36,6 +38,20 @@ RUN_FILES = (
     "wandb",
     "state",
 )
+
+
+# Key of metrics.json under which an evaluation says what it is of.
+EVALUATED = "evaluated"
+
+PREDICTIONS_FILE = "predictions.csv"
+# Log-probabilities of every class, (n, classes) for each split, in the order of the predictions.
+PROBABILITIES_FILE = "probabilities.safetensors"
+PREDICTIONS_HEADER = ("path", "split", "label", "predicted", "probability", "probability_of_label")
+PICTURES_FILE = "pictures.csv"
+# A row for each epoch, once training is over; `loggers` has them while it goes on.
+HISTORY_FILE = "history.csv"
+# learned: whether what was kept has learned from it.
+PICTURES_HEADER = ("path", "split", "label", "sha256", "learned")
 
 
 class RunFolder:
@@ -224,3 +240,13 @@ def _delete(path: Path) -> None:
 
 def _fingerprint(listing: Listing) -> str:
     return json.dumps([[sample.path, sample.size, sample.label, sample.split] for sample in listing.samples])
+
+
+def prediction_rows(classes: Sequence[str], predictions: Sequence[tuple[Sample, str, Tensor]]) -> list[tuple[str, ...]]:
+    """Of each picture, with its split and its log-probabilities (classes,), the row of predictions.csv."""
+    table: list[tuple[str, ...]] = []
+    for sample, split, log_probabilities in predictions:
+        row = log_probabilities.exp()
+        best, truth = int(row.argmax()), float(row[classes.index(sample.label)])
+        table.append((sample.path, split, sample.label, classes[best], f"{float(row[best]):.6f}", f"{truth:.6f}"))
+    return table

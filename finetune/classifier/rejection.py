@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from scipy.special import betaincinv
 
+from finetune.classifier.run_folder import PREDICTIONS_FILE
 from finetune.errors import InputError
 from finetune.files import read_csv
-from finetune.run_files import PREDICTIONS_FILE
 
 # Shares of the validation pictures that may be answered. They are few because all bounds hold at once: each further one
 # makes the others wider.

@@ -28,8 +28,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune.calibration import calibrated
-from finetune.classifier import Classifier, averaged, load, read_config
+from finetune.classifier.classifier import Classifier, averaged, load, read_config
+from finetune.classifier.run_folder import PICTURES_FILE
+from finetune.classifier.temperature import calibrated
 from finetune.data.folder import list_unlabelled
 from finetune.data.transforms import LONGEST
 from finetune.errors import InputError, reason_of
@@ -38,7 +39,6 @@ from finetune.files import read_csv, replacing, write_json
 from finetune.models.graph import onnx_program
 from finetune.options.suggestions import CHOICES, did_you_mean
 from finetune.progress import Display
-from finetune.run_files import PICTURES_FILE
 
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
-from finetune.classifier import Prediction
+from finetune.classifier.classifier import Prediction
 from finetune.errors import InputError
 
 UNSURE = "unsure"

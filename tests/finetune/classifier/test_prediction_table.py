@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune.classifier import Prediction
+from finetune.classifier.classifier import Prediction
+from finetune.classifier.prediction_table import check_table, write_table
 from finetune.errors import InputError, UnreadablePicture
-from finetune.prediction_table import check_table, write_table
 
 ANSWERS = [
     Prediction("cat", 0.75, (("cat", 0.75), ("-dog", 0.25)), "a,b.jpg"),

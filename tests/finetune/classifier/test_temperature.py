@@ -18,11 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 import finetune
-from finetune.calibration import TEMPERATURES, calibrated, calibration_summary, cross_calibrated, fit_temperature
-from finetune.cli import main
-from finetune.errors import InputError
-from finetune.metrics import expected_calibration_error, log_loss, reliability
-from finetune.refusal import (
+from finetune.classifier.rejection import (
     CONFIDENCE,
     COVERAGES,
     Refusal,
@@ -32,6 +28,16 @@ from finetune.refusal import (
     upper_bound,
     validation_answers,
 )
+from finetune.classifier.temperature import (
+    TEMPERATURES,
+    calibrated,
+    calibration_summary,
+    cross_calibrated,
+    fit_temperature,
+)
+from finetune.cli import main
+from finetune.errors import InputError
+from finetune.metrics import expected_calibration_error, log_loss, reliability
 
 SEEDS = st.integers(0, 2**32 - 1)
 

@@ -14,7 +14,7 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from finetune.calibration import calibrated
+from finetune.classifier.temperature import calibrated
 from finetune.config import Config
 from finetune.data.images import Content, Picture
 from finetune.data.loader import Pictures

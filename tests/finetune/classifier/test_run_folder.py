@@ -10,9 +10,9 @@ import pytest
 from conftest import MakeFolder
 
 import finetune
+from finetune.classifier.run_folder import RunFolder
 from finetune.config import Config
 from finetune.errors import InputError
-from finetune.run import RunFolder
 
 COMMAND = (sys.executable, "-c", "from finetune.cli import main; main()")
 SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "strategy": "head"}

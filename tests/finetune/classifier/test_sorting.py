@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.classifier import Prediction
+from finetune.classifier.classifier import Prediction
+from finetune.classifier.sorting import check_target, safe_name, sort_pictures
 from finetune.errors import InputError
-from finetune.sorting import check_target, safe_name, sort_pictures
 
 
 def answer(path: Path, label: str, *, unsure: bool = False) -> Prediction:

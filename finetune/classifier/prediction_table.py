@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.classifier import Prediction
+from finetune.classifier.classifier import Prediction
 from finetune.errors import InputError, UnreadablePicture
 from finetune.files import write_csv
 

@@ -1,0 +1,1 @@
+"""What a user keeps: the classifier, its run folder, probabilities, export."""
