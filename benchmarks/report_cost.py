@@ -25,7 +25,7 @@ from machine import provenance
 
 from finetune import fit
 from finetune.files import write_json
-from finetune.report import write_report
+from finetune.report.report import write_report
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from browser import Opened, chromium  # type: ignore[import-not-found]

@@ -12,7 +12,7 @@ from torch import Tensor
 from fewshot.projection import Projection, project
 from fewshot.report_questions import HardAlphabet
 from fewshot.report_tested import Tested
-from finetune.charts import Point, scatter
+from finetune.report.charts import Point, scatter
 
 # As many as the page has colours for that a person still tells apart, and pictures such that each can be pointed at.
 _GROUPS, _MOST = 6, 600

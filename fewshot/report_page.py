@@ -18,8 +18,8 @@ from fewshot.report_map import Map
 from fewshot.report_questions import HardAlphabet, HardClass, WayCurve, WrongNeighbour
 from fewshot.report_run import Trained, course, facts
 from fewshot.report_tested import Tested
-from finetune.charts import Band, Bar, Line, Mark, bar_chart, line_chart
-from finetune.page import render
+from finetune.report.charts import Band, Bar, Line, Mark, bar_chart, line_chart
+from finetune.report.page import render
 
 # Drawings of a class that is often mistaken, and of what it is taken for; of a colour of the map.
 _SHOWN, _SHOWN_OF_GROUP = 3, 7

@@ -13,10 +13,10 @@ from fewshot.embedder import CONFIG_FILE, FORMAT
 from fewshot.learning import HISTORY_FILE, METRICS_FILE
 from fewshot.recipe import Recipe
 from fewshot.sources import SHIPPED
-from finetune.charts import Line, Mark, line_chart
 from finetune.errors import InputError
 from finetune.files import read_csv, read_json
 from finetune.options.fields import flag
+from finetune.report.charts import Line, Mark, line_chart
 
 _NOT_REPEATED = ("device",)  # of a recipe: where it runs is no part of what it is
 

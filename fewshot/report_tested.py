@@ -27,8 +27,8 @@ from fewshot.verification import labelled_pairs, similarity
 from finetune.data.folder import list_folder
 from finetune.data.images import read_image
 from finetune.errors import InputError
-from finetune.page import thumbnail
 from finetune.progress import Display
+from finetune.report.page import thumbnail
 from finetune.training.expected_time import in_words
 
 # Splits that are tested on, the first that nothing was learned from being the one that a report asks about.

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from finetune.contact_sheet import (
+from finetune.errors import InputError
+from finetune.report.contact_sheet import (
     CAPTION,
     CELL,
     FAINT,
@@ -24,7 +25,6 @@ from finetune.contact_sheet import (
     draw_captioned,
     save_sheet,
 )
-from finetune.errors import InputError
 
 APART = 40  # pixels between a query and its neighbours, a line in the middle
 

@@ -76,7 +76,7 @@ def fit(folder: Path, out: Path, resume: bool, overwrite: bool, as_json: bool, *
     header path,label or path,label,split, whose paths are relative to its own folder. FOLDER is never changed.
     """
     import finetune
-    from finetune.report import REPORT_FILE
+    from finetune.report.report import REPORT_FILE
 
     classifier = finetune.fit(
         folder, out, config=Config(**options), resume=resume, overwrite=overwrite, display=display_for(as_json)

@@ -30,7 +30,7 @@ from finetune.errors import InputError
 from finetune.files import read_csv, read_json, write_csv, write_json, write_tensors
 from finetune.metrics import summary
 from finetune.progress import Display
-from finetune.report import write_report
+from finetune.report.report import write_report
 
 # A picture that the run has learned from, and so cannot be measured on.
 LEARNED = "learned"

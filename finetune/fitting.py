@@ -19,7 +19,7 @@ from finetune.models.backbone import Network
 from finetune.preparation import Prepared, prepare
 from finetune.processes import require_one_process
 from finetune.progress import Display
-from finetune.report import REPORT_FILE, write_report
+from finetune.report.report import REPORT_FILE, write_report
 from finetune.training.checkpoint import Course
 from finetune.training.expected_time import expected_seconds, in_words
 from finetune.training.loggers import Log, check_log, open_log

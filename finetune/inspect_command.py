@@ -21,8 +21,8 @@ from finetune.options.fields import Options
 from finetune.options.help_text import HelpfulCommand
 
 if TYPE_CHECKING:
-    from finetune.contact_sheet import Captioned, Section
     from finetune.inspection import Alike, Inspection
+    from finetune.report.contact_sheet import Captioned, Section
 
 # Lines of each kind that are printed before the rest is only counted; --json has all.
 SHOWN = 10
@@ -61,8 +61,8 @@ def inspect(folder: Path, sheet: Path | None, as_json: bool, **options: Any) -> 
     pictures per class or is a CSV table path,label[,split]. FOLDER is never changed. Labels of
     test pictures are not judged.
     """
-    from finetune.contact_sheet import check_place, write_sections
     from finetune.inspection import inspect_folder
+    from finetune.report.contact_sheet import check_place, write_sections
 
     if sheet is not None:
         check_place(sheet, folder)
@@ -204,7 +204,7 @@ def _escape(text: str) -> str:
 
 
 def _sections(found: Inspection) -> list[Section]:
-    from finetune.contact_sheet import Captioned, Section
+    from finetune.report.contact_sheet import Captioned, Section
 
     def pictured(path: str, note: str = "") -> Captioned:
         return Captioned(found.root / path, path, note)

@@ -21,7 +21,7 @@ def report(run: Path, as_json: bool) -> None:
     import finetune
     from finetune.classifier.classifier import WEIGHTS_FILE
     from finetune.classifier.explain import explanation
-    from finetune.report import write_report
+    from finetune.report.report import write_report
 
     # What `evaluate` left has no classifier of its own.
     explain = explanation(finetune.load(run)) if (run / WEIGHTS_FILE).is_file() else None

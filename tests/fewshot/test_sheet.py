@@ -9,9 +9,9 @@ from hostile import hostile
 from PIL import Image
 
 from fewshot.sheet import APART, Row, Tile, write_sheet
-from finetune.contact_sheet import CELL, GAP, HEADING, MARGIN, MAT, PAPER
 from finetune.data.folder import list_unlabelled
 from finetune.errors import InputError
+from finetune.report.contact_sheet import CELL, GAP, HEADING, MARGIN, MAT, PAPER
 
 QUERY = (MARGIN, MARGIN + HEADING)
 FIRST = (MARGIN + CELL + APART, MARGIN + HEADING)

@@ -10,7 +10,7 @@ from made_run import made_run
 from playwright.sync_api import Browser
 
 import finetune
-from finetune.report import write_report
+from finetune.report.report import write_report
 
 BOUND = 2.0  # seconds in which the largest page must stand
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from finetune.axes import WIDTH, Axis, Frame, number, path, short, shortened, text
+from finetune.report.axes import WIDTH, Axis, Frame, number, path, short, shortened, text
 
 # Of the lines' colours in the page's style.
 COLOURS = 8

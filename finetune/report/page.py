@@ -13,7 +13,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
-from finetune.axes import number
+from finetune.report.axes import number
 
 THUMBNAIL = 96
 _QUALITY = 70

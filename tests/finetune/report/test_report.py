@@ -22,9 +22,9 @@ from PIL import Image
 import finetune
 from finetune import Config, InputError, cli
 from finetune.files import read_csv, write_tensors
-from finetune.report import command, write_report
-from finetune.report_confusion import by_confusion
-from finetune.report_findings import read_findings
+from finetune.report.confusion import by_confusion
+from finetune.report.report import command, write_report
+from finetune.report.results import read_findings
 
 FEW = ["cats", "dogs"]
 SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0}

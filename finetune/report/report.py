@@ -13,13 +13,12 @@ from jinja2 import UndefinedError
 from finetune.classifier.classifier import CONFIG_FILE, METRICS_FILE
 from finetune.config import Config
 from finetune.data.folder import IN_MEMORY
-from finetune.diagnosis import diagnose
 from finetune.errors import InputError
 from finetune.files import write_text
 from finetune.options.fields import flag
-from finetune.page import render
-from finetune.report_confusion import confusion_of
-from finetune.report_figures import (
+from finetune.report.confusion import Explain, confusion_of, galleries, open_album, shown_in
+from finetune.report.diagnosis import diagnose
+from finetune.report.figures import (
     areas,
     calibration_error,
     head_inputs,
@@ -30,8 +29,8 @@ from finetune.report_figures import (
     sweep_chart,
     training_charts,
 )
-from finetune.report_findings import Findings, read_findings
-from finetune.report_pictures import Explain, galleries, open_album, shown_in
+from finetune.report.page import render
+from finetune.report.results import Findings, read_findings
 
 REPORT_FILE = "report.html"
 SPLITS = {"train": "training", "val": "validation", "test": "test"}

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from finetune.axes import number
-from finetune.charts import Band, Bar, Line, Mark, Point, bar_chart, line_chart, scatter
-from finetune.page import render, thumbnail
+from finetune.report.axes import number
+from finetune.report.charts import Band, Bar, Line, Mark, Point, bar_chart, line_chart, scatter
+from finetune.report.page import render, thumbnail
 
 numbers = st.floats(-1e9, 1e9, allow_nan=False).map(lambda value: round(value, 6))
 

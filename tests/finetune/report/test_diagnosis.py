@@ -11,9 +11,9 @@ from PIL import Image
 
 import finetune
 from finetune import Config
-from finetune.diagnosis import Diagnosis, diagnose
 from finetune.metrics import wilson_interval
-from finetune.report_findings import read_findings
+from finetune.report.diagnosis import Diagnosis, diagnose
+from finetune.report.results import read_findings
 
 CONFIG = Config().to_dict()
 

@@ -1,0 +1,1 @@
+"""Charts, pages and diagnosis of a finished run."""
