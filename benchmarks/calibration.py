@@ -23,8 +23,8 @@ from rich.console import Console
 from transfer import BACKBONE, link
 
 from finetune import fit
+from finetune.api.demo import PER_CLASS, run_demo
 from finetune.classifier.export import export
-from finetune.demo import PER_CLASS, run_demo
 from finetune.files import read_json, write_json
 from finetune.progress import Display
 from finetune.strategies import STRATEGIES

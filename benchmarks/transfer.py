@@ -29,11 +29,11 @@ from plain import plain_accuracy
 from rich.console import Console
 
 from finetune import fit
+from finetune.api.prepare import prepare
 from finetune.config import Config
 from finetune.data.folder import Sample, list_folder
 from finetune.files import read_json, write_json
 from finetune.linear.probe import probe_answers
-from finetune.preparation import prepare
 from finetune.progress import Display
 from finetune.strategies import STRATEGIES as STRATEGY
 

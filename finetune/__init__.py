@@ -6,11 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from finetune.api.evaluate import evaluate
+    from finetune.api.fit import fit
     from finetune.classifier.classifier import Classifier, Prediction, load
     from finetune.config import Config
     from finetune.errors import FewtuneError, InputError, TrainingDiverged, UnreadablePicture
-    from finetune.evaluation import evaluate
-    from finetune.fitting import fit
     from finetune.training.loop import EpochResult
 
 __all__ = [

@@ -115,7 +115,7 @@ def evaluate(run: Path, folder: Path, split: str | None, out: Path | None, devic
     out.
     """
     import finetune
-    from finetune.evaluation import place_for
+    from finetune.api.evaluate import place_for
 
     out = out or place_for(run, folder)
     result = finetune.evaluate(run, folder, split=split, out=out, device=device, display=display_for(as_json))
@@ -141,7 +141,7 @@ def demo(out: Path, seed: int, as_json: bool) -> None:
     Ten pictures of each digit are learned from, with a small encoder that ships with the package. Nothing is
     downloaded.
     """
-    from finetune.demo import run_demo
+    from finetune.api.demo import run_demo
 
     rows = run_demo(out, seed=seed, display=display_for(as_json))
     if as_json:
@@ -158,7 +158,7 @@ def probe(folder: Path, as_json: bool, **options: Any) -> None:
     A linear probe is fitted at every depth and cross-validated on the training pictures of FOLDER. The deeper the best
     probe, the more these pictures resemble those that the backbone was pretrained on.
     """
-    from finetune.probing import probe_folder
+    from finetune.api.preview import probe_folder
 
     curve = probe_folder(folder, config=Config(**options), display=display_for(as_json))
     if as_json:

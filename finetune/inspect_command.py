@@ -21,7 +21,7 @@ from finetune.options.fields import Options
 from finetune.options.help_text import HelpfulCommand
 
 if TYPE_CHECKING:
-    from finetune.inspection import Alike, Inspection
+    from finetune.api.inspect import Alike, Inspection
     from finetune.report.contact_sheet import Captioned, Section
 
 # Lines of each kind that are printed before the rest is only counted; --json has all.
@@ -61,7 +61,7 @@ def inspect(folder: Path, sheet: Path | None, as_json: bool, **options: Any) -> 
     pictures per class or is a CSV table path,label[,split]. FOLDER is never changed. Labels of
     test pictures are not judged.
     """
-    from finetune.inspection import inspect_folder
+    from finetune.api.inspect import inspect_folder
     from finetune.report.contact_sheet import check_place, write_sections
 
     if sheet is not None:

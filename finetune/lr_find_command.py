@@ -30,7 +30,7 @@ def lr_find(folder: Path, as_json: bool, **options: Any) -> None:
     Trains for a few steps at ever larger learning rates, shows the loss, and suggests the rate where it falls fastest.
     FOLDER is as for `finetune fit`; nothing is saved. `finetune fit --lr auto` does the same before training.
     """
-    from finetune.lr_finding import find_rate
+    from finetune.api.preview import find_rate
 
     sweep = find_rate(folder, config=Config(**options), display=display_for(as_json))
     if as_json:

@@ -111,7 +111,7 @@ def test_the_old_run_stays_where_the_new_one_is_refused_or_fails(
     def fail(*args: object, **options: object) -> None:
         raise Stop
 
-    monkeypatch.setattr("finetune.fitting.train", fail)
+    monkeypatch.setattr("finetune.api.fit.train", fail)
     with pytest.raises(Stop):
         finetune.fit(folder, out, overwrite=True, **SMALL | {"strategy": "scratch"})
     assert state_of(out) == before

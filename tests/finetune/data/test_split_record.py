@@ -10,10 +10,10 @@ from conftest import MakeFolder
 from PIL import Image
 
 import finetune
+from finetune.api.inspect import inspect_folder
 from finetune.config import Config
 from finetune.data.folder import IN_MEMORY, Listing, list_folder
 from finetune.data.split_record import record_splits, recorded_splits
-from finetune.inspection import inspect_folder
 
 SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "strategy": "head", "cache": False}
 
@@ -72,7 +72,7 @@ def test_a_run_goes_on_with_its_splits_when_the_record_is_gone(
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr("finetune.fitting.train", fail)
+        patch.setattr("finetune.api.fit.train", fail)
         with pytest.raises(Stop):
             finetune.fit(folder, tmp_path / "run", **options)
     shutil.rmtree(cache)

@@ -13,12 +13,12 @@ from conftest import MakeFolder
 from contents import counts_of
 
 import finetune
+from finetune.api.inspect import inspect_folder
+from finetune.api.preview import probe_folder
 from finetune.cli import main
 from finetune.config import Config
 from finetune.data.table import list_paths, list_pictures
 from finetune.errors import InputError
-from finetune.inspection import inspect_folder
-from finetune.probing import probe_folder
 
 SMALL: dict[str, Any] = {"backbone": "fewtune_conv4", "device": "cpu", "strategy": "head"}
 

@@ -16,13 +16,13 @@ from sklearn.model_selection import LeaveOneOut, cross_val_predict
 from torch import Tensor
 
 import finetune
+from finetune.api.preview import probe_folder
 from finetune.cli import main
 from finetune.config import Config
 from finetune.errors import InputError
 from finetune.linear.probe import probe_answers, probe_curve
 from finetune.models.backbone import Backbone
 from finetune.models.pooled import PooledStages
-from finetune.probing import probe_folder
 from finetune.training.choice import choose
 
 FAMILIES = {"fewtune_conv4": 35, "resnet10t": 64, "tf_efficientnet_lite0": 64, "vit_tiny_patch16_224": 224}
@@ -223,7 +223,7 @@ def test_a_run_tells_the_curve_that_it_chose_by_and_what_its_head_reads(make_fol
 def test_of_many_pictures_every_class_has_its_share_in_the_curve(
     make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune.probing.MOST", 12)
+    monkeypatch.setattr("finetune.api.preview.MOST", 12)
     folder = make_folder(classes={"cat": 40, "dog": 10, "eel": 4})
     curve = probe_folder(folder, config=Config(backbone="fewtune_conv4", device="cpu"))
     assert curve.classes == 3

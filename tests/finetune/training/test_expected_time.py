@@ -6,10 +6,10 @@ import pytest
 import torch
 from conftest import MakeFolder
 
+from finetune.api.prepare import Prepared, prepare
 from finetune.config import Config
 from finetune.data.folder import list_folder
 from finetune.errors import InputError
-from finetune.preparation import Prepared, prepare
 from finetune.progress import Display
 from finetune.training.expected_time import expected_seconds, in_words
 from finetune.training.step import copy_of

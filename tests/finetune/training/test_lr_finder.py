@@ -16,11 +16,11 @@ from torch import Tensor
 
 import finetune
 from finetune import Config, InputError
+from finetune.api.prepare import prepare
+from finetune.api.preview import find_rate
 from finetune.cli import cli
 from finetune.data.folder import list_folder
-from finetune.lr_finding import find_rate
 from finetune.models.backbone import Network
-from finetune.preparation import prepare
 from finetune.progress import Display
 from finetune.training.checkpoint import Course
 from finetune.training.loggers import Log

@@ -1,18 +1,46 @@
-"""The learning rate for a folder of pictures: what a run on it would start with, and a sweep from there."""
+"""The probe curve of a folder of pictures: how near they are to what a backbone knows, before any training."""
 
 from __future__ import annotations
 
 import math
 
+from finetune.api.prepare import prepare, training_curve
 from finetune.config import Config
 from finetune.data.table import Source, list_pictures
 from finetune.errors import InputError
-from finetune.preparation import prepare
+from finetune.features.extraction import read_pictures
+from finetune.features.table import Rows
+from finetune.linear.probe import Curve
+from finetune.models.backbone import Backbone
+from finetune.models.device import open_engine
+from finetune.models.pooled import PooledStages
+from finetune.models.pretrained import load_pretrained
 from finetune.progress import Display
 from finetune.training.cached_inputs import inputs_for
 from finetune.training.lr_finder import STEPS, Sweep, sweep_rates
 
 _NO_RATE = "strategy head solves its head at once and has no learning rate; choose another one (--strategy partial)"
+
+
+def probe_folder(folder: Source, *, config: Config | None = None, display: Display | None = None) -> Curve:
+    """The curve of the pictures that a run on `folder` would learn from; those that judge it are left alone.
+
+    InputError for a folder or backbone that cannot be used, and where a class has fewer than two pictures.
+    """
+    config, display = config or Config(), display or Display()
+    listing = list_pictures(folder)
+    fabric = open_engine(config.device, config.precision)
+    backbone = Backbone(config.backbone, image_size=config.image_size)
+    load_pretrained(backbone, config.weights, display.say)
+    stages = PooledStages(backbone.to(fabric.device))
+    outputs = read_pictures(fabric, stages, listing, config, display)
+    rows = Rows.audited(listing, outputs, backbone.width, config)
+    for line in rows.told():
+        display.say(line)
+    curve = training_curve(stages, rows)
+    if curve is None:
+        raise InputError(f"{listing.name} has a class with fewer than two training pictures; a probe needs two of each")
+    return curve
 
 
 def find_rate(folder: Source, *, config: Config | None = None, display: Display | None = None) -> Sweep:

@@ -9,6 +9,7 @@ import torch
 from conftest import MakeFolder
 
 import finetune
+from finetune.api.prepare import prepare
 from finetune.classifier.export import export
 from finetune.classifier.run_folder import RunFolder
 from finetune.config import Config
@@ -16,7 +17,6 @@ from finetune.data.folder import list_folder
 from finetune.errors import InputError
 from finetune.models.backbone import Backbone
 from finetune.models.pooled import PooledStages
-from finetune.preparation import prepare
 from finetune.progress import Display
 
 FAMILIES = {

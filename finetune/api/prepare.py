@@ -7,24 +7,24 @@ from dataclasses import dataclass, replace
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.classifier.run_folder import RunFolder
 from finetune.config import BEST, Config
 from finetune.data.folder import Listing
 from finetune.data.loader import Pictures
 from finetune.data.transforms import evaluation_view, pixels_needed, training_view
-from finetune.dropping import drop_above
 from finetune.errors import InputError
 from finetune.features.extraction import read_pictures
 from finetune.features.forward import Outputs
 from finetune.features.table import Rows
 from finetune.linear.head import Heads, solve_heads
+from finetune.linear.probe import Curve, probe_curve
 from finetune.linear.threads import one_thread_if_small
 from finetune.models.backbone import Backbone, Network
 from finetune.models.device import open_engine
 from finetune.models.pooled import PooledStages
 from finetune.models.pretrained import load_pretrained
-from finetune.probing import training_curve
 from finetune.progress import Display
 from finetune.strategies import STRATEGIES
 from finetune.training.choice import Choice, choose, head_unless_training_pays
@@ -33,6 +33,10 @@ from finetune.training.plan import Plan, plan_for
 
 # "auto" weighs classes once the largest has more than so many times the pictures of the smallest.
 UNBALANCED = 3
+
+
+# Training pictures that a curve is made of, at most: it grows more slowly than the time that it takes.
+MOST = 3000
 
 
 @dataclass(frozen=True)
@@ -170,3 +174,66 @@ def _class_weights(requested: str, labels: Tensor, classes: int) -> Tensor | Non
     if requested == "none" or (requested == "auto" and counts.max() <= UNBALANCED * counts.min()):
         return None
     return len(labels) / (classes * counts.float())
+
+
+def drop_above(
+    stages: PooledStages, rows: Rows, asked: str, curve: Curve | None, display: Display
+) -> tuple[PooledStages, Rows]:
+    """What `stages` and `rows` are without the stages above the one called `asked`, or with BEST above the depth that
+    errs least on the curve. How much smaller that is, is told.
+
+    InputError for a stage that there is not, where there is no curve to go by, and for a model that cannot be cut.
+    """
+    backbone = stages.backbone
+    if asked == BEST:
+        if curve is None:
+            raise InputError(f"--drop-above {BEST} needs two training pictures of each class; name a stage instead")
+        if curve.best is curve.last:
+            display.say("no stage is dropped: none below the last errs less.")
+            return stages, rows
+        asked = curve.best.depth
+    position = backbone.stage_index(asked)
+    if position == len(backbone.stages) - 1:
+        display.say(f"no stage is dropped: {asked} is the last.")
+        return stages, rows
+    if asked not in stages.depths:
+        raise InputError(f"{backbone.name} cannot be cut above {asked}: the stage above it is not called as a module")
+    # Where nothing was read it is not yet in evaluation mode, and a look at it would move its batch norms.
+    backbone.eval()
+    before = _size(backbone)
+    backbone.drop_above(asked)
+    after = _size(backbone)
+    display.say(
+        f"stages above {asked} dropped: {after[0] / 1e6:.2f} of {before[0] / 1e6:.2f} million parameters and "
+        f"{after[1] / before[1]:.0%} of the multiplications are left."
+    )
+    widths = stages.widths[: stages.depths.index(asked) + 1]
+    return PooledStages(backbone), replace(rows, pooled=rows.pooled[:, : sum(widths)], width=widths[-1])
+
+
+def _size(backbone: Backbone) -> tuple[int, int]:
+    """Parameters, and multiplications for one picture."""
+    side, device = backbone.preprocessing.size, next(backbone.parameters()).device
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        backbone(torch.zeros(1, 3, side, side, device=device))
+    return sum(parameter.numel() for parameter in backbone.parameters()), counted.get_total_flops() // 2
+
+
+def training_curve(stages: PooledStages, rows: Rows) -> Curve | None:
+    """The curve of the training pictures, of many some of each class; None where a class has fewer than two."""
+    indices = torch.tensor(rows.indices("train"))
+    if int(torch.bincount(rows.labels[indices], minlength=len(rows.folder.classes)).min()) < 2:
+        return None
+    if len(indices) > MOST:
+        indices = indices[_every_class(rows.labels[indices], MOST)]
+    return probe_curve(stages.split(rows.pooled[indices]), stages.depths, rows.labels[indices])
+
+
+def _every_class(labels: torch.Tensor, most: int) -> torch.Tensor:
+    """`most` or a few more positions in (n,) labels, the same share of every class and two of each at least."""
+    chosen = []
+    for label in labels.unique():
+        rows = (labels == label).nonzero()[:, 0]
+        count = max(2, round(most * len(rows) / len(labels)))
+        chosen.append(rows[torch.linspace(0, len(rows) - 1, min(count, len(rows))).round().long()])
+    return torch.cat(chosen).sort().values

@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from finetune.api.fit import fit
 from finetune.config import Config
 from finetune.data.digits import write_digits
-from finetune.fitting import fit
 from finetune.progress import Display
 from finetune.strategies import STRATEGIES
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 
 from finetune import load
-from finetune.demo import run_demo
+from finetune.api.demo import run_demo
 from finetune.progress import Display
 from finetune.strategies import STRATEGIES
 

@@ -8,7 +8,7 @@ import os
 import typing
 
 from finetune import Config, fit
-from finetune.fit_options import FitOptions
+from finetune.api.fit_options import FitOptions
 from finetune.options.fields import described
 
 

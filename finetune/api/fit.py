@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
+from finetune.api.fit_options import FitOptions
+from finetune.api.outcome import Measured, measure, write_run
+from finetune.api.prepare import Prepared, prepare
 from finetune.classifier.classifier import Classifier, load
 from finetune.classifier.run_folder import RunFolder
 from finetune.config import AUTO, Config
@@ -14,9 +17,7 @@ from finetune.data.folder import Listing
 from finetune.data.split_record import record_splits
 from finetune.data.table import Source, list_pictures
 from finetune.errors import InputError, TrainingDiverged
-from finetune.fit_options import FitOptions
 from finetune.models.backbone import Network
-from finetune.preparation import Prepared, prepare
 from finetune.processes import require_one_process
 from finetune.progress import Display
 from finetune.report.report import REPORT_FILE, write_report
@@ -25,8 +26,6 @@ from finetune.training.expected_time import expected_seconds, in_words
 from finetune.training.loggers import Log, check_log, open_log
 from finetune.training.loop import OnEpoch, train
 from finetune.training.step import copy_of
-from finetune.verdict import Measured, measure
-from finetune.writing import write_run
 
 
 def fit(
