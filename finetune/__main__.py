@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from finetune.cli import main
+from finetune.cli.main import main
 
 main()

@@ -21,7 +21,7 @@ from torch import Tensor
 import finetune
 from finetune.classifier.classifier import WEIGHTS_FILE, Classifier
 from finetune.classifier.export import export
-from finetune.cli import main
+from finetune.cli.main import main
 from finetune.files import read_json
 from finetune.models.backbone import Backbone, Network
 from finetune.models.device import open_engine

@@ -12,7 +12,7 @@ from conftest import MakeFolder
 from hostile import hostile, state
 from PIL import Image
 
-from finetune.cli import main
+from finetune.cli.main import main
 from finetune.data.digits import write_digits
 
 FAST = ("--backbone", "fewtune_conv4", "--device", "cpu")

@@ -15,7 +15,7 @@ from torch import nn
 import finetune
 from finetune import Classifier, Config, InputError, UnreadablePicture
 from finetune.classifier.explain import HeatMap, heat_maps, last_feature_map
-from finetune.cli import cli
+from finetune.cli.main import cli
 from finetune.data.transforms import evaluation_view
 from finetune.models.backbone import Backbone, Network
 from finetune.models.device import open_engine

@@ -35,7 +35,7 @@ from finetune.classifier.temperature import (
     cross_calibrated,
     fit_temperature,
 )
-from finetune.cli import main
+from finetune.cli.main import main
 from finetune.errors import InputError
 from finetune.metrics import expected_calibration_error, log_loss, reliability
 

@@ -15,7 +15,7 @@ from contents import counts_of
 import finetune
 from finetune.api.inspect import inspect_folder
 from finetune.api.preview import probe_folder
-from finetune.cli import main
+from finetune.cli.main import main
 from finetune.config import Config
 from finetune.data.table import list_paths, list_pictures
 from finetune.errors import InputError

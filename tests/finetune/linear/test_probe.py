@@ -17,7 +17,7 @@ from torch import Tensor
 
 import finetune
 from finetune.api.preview import probe_folder
-from finetune.cli import main
+from finetune.cli.main import main
 from finetune.config import Config
 from finetune.errors import InputError
 from finetune.linear.probe import probe_answers, probe_curve

@@ -13,7 +13,7 @@ import torch
 from called import Answer, caller
 from conftest import MakeFolder
 
-from finetune.cli import main
+from finetune.cli.main import main
 from finetune.files import write_tensors
 from finetune.models import hub
 from finetune.models.hub import WeightsUnavailable, cached_models, weights_from_hub

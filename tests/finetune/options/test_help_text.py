@@ -7,7 +7,7 @@ import pytest
 from command_help import complaints, listed
 
 from finetune import Config
-from finetune.cli import cli
+from finetune.cli.main import cli
 
 
 def test_every_option_and_command_has_whole_sentences_and_shows_its_default() -> None:

@@ -10,7 +10,7 @@ import pytest
 from called import Answer, caller
 
 import fewshot.cli
-import finetune.cli
+import finetune.cli.main
 from finetune import Config, InputError, fit
 from finetune.options.suggestions import COMMANDS, suggestion
 

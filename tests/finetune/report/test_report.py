@@ -20,7 +20,8 @@ from made_run import made_run
 from PIL import Image
 
 import finetune
-from finetune import Config, InputError, cli
+from finetune import Config, InputError
+from finetune.cli import main as cli
 from finetune.files import read_csv, write_tensors
 from finetune.report.confusion import by_confusion
 from finetune.report.report import command, write_report

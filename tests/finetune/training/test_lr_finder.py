@@ -18,7 +18,7 @@ import finetune
 from finetune import Config, InputError
 from finetune.api.prepare import prepare
 from finetune.api.preview import find_rate
-from finetune.cli import cli
+from finetune.cli.main import cli
 from finetune.data.folder import list_folder
 from finetune.models.backbone import Network
 from finetune.progress import Display

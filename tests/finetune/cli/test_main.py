@@ -14,7 +14,7 @@ from called import Answer, caller
 from conftest import MakeFolder
 
 from finetune import load
-from finetune.cli import main
+from finetune.cli.main import main
 
 FAST = ("--backbone", "fewtune_conv4", "--strategy", "head", "--device", "cpu")
 

@@ -9,7 +9,7 @@ from called import Answer, caller
 from conftest import MakeFolder
 
 import finetune
-from finetune.cli import main
+from finetune.cli.main import main
 from finetune.errors import UnreadablePicture
 
 

@@ -9,12 +9,21 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from finetune.cli.main import _NOT_PROBED
 from finetune.config import Config
-from finetune.options.command_line import as_json, display_for, existing, hyper_parameters, print_json
+from finetune.options.command_line import (
+    as_json,
+    display_for,
+    existing,
+    hyper_parameters,
+    print_json,
+)
 from finetune.options.help_text import HelpfulCommand
 
 if TYPE_CHECKING:
+    from finetune.linear.probe import Curve
     from finetune.training.lr_finder import Sweep
+
 
 # Rows and width, in characters, of the curve as it is drawn.
 ROWS, WIDTH = 28, 40
@@ -72,3 +81,47 @@ def _spread(sweep: Sweep) -> list[int]:
     if sweep.suggestion is not None:
         shown.add(sweep.rates.index(sweep.suggestion))
     return sorted(shown)
+
+
+@click.command(cls=HelpfulCommand)
+@click.argument("folder", type=existing)
+@hyper_parameters(Config, without=_NOT_PROBED)
+@as_json
+def probe(folder: Path, as_json: bool, **options: Any) -> None:
+    """Measure how well each backbone depth separates the classes.
+
+    A linear probe is fitted at every depth and cross-validated on the training pictures of FOLDER. The deeper the best
+    probe, the more these pictures resemble those that the backbone was pretrained on.
+    """
+    from finetune.api.preview import probe_folder
+
+    curve = probe_folder(folder, config=Config(**options), display=display_for(as_json))
+    if as_json:
+        print_json(curve.to_dict())
+    else:
+        _print_curve(curve)
+
+
+def _print_curve(curve: Curve) -> None:
+    table = Table(
+        title=f"{curve.pictures:,} training pictures, {curve.classes} classes", title_justify="left", box=None
+    )
+    for heading, justify in (
+        ("linear probe on", "left"),
+        ("accuracy", "right"),
+        ("95 % interval", "right"),
+        ("squared error", "right"),
+        ("", "left"),
+    ):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    lowest = min(probe.accuracy for probe in (*curve.probes, curve.together))
+    for probe in (*curve.probes, curve.together):
+        low, high = probe.interval
+        bar = "█" * round(1 + 29 * (probe.accuracy - lowest) / max(1e-9, 1 - lowest))
+        clearly = "  clearly better than the last" if probe.clearly_better else ""
+        table.add_row(
+            probe.depth, f"{probe.accuracy:.1%}", f"{low:.1%} to {high:.1%}", f"{probe.error:.3f}", bar + clearly
+        )
+    console = Console()
+    console.print(table)
+    console.print("unlike the backbone's own pictures" if curve.different else "like the backbone's own pictures")

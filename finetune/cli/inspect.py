@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from finetune.api.inspect import Alike, Inspection
     from finetune.report.contact_sheet import Captioned, Section
 
+
 # Lines of each kind that are printed before the rest is only counted; --json has all.
 SHOWN = 10
 # On the sheet: suspects, groups of duplicates of either kind, classes.

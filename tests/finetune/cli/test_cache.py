@@ -10,7 +10,7 @@ from called import Answer, caller
 from conftest import MakeFolder
 from made_activations import FAMILY, aged, filled, of
 
-from finetune.cache_command import cache as cache_command
+from finetune.cli.cache import cache as cache_command
 from finetune.config import Config
 from finetune.data.folder import list_folder
 from finetune.data.split_record import record_splits, recorded_splits

@@ -1,0 +1,233 @@
+"""`finetune explain`: heat maps of what in a picture speaks for a class."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+
+from finetune.errors import InputError
+from finetune.metrics import BASELINES
+from finetune.options.command_line import (
+    Choice,
+    as_json,
+    display_for,
+    existing,
+    on_device,
+    print_json,
+)
+from finetune.options.help_text import HelpfulCommand
+
+
+@click.command()
+@click.argument("run", type=existing)
+@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PICTURES_OR_FOLDERS...")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write one PNG per picture to.")
+@click.option(
+    "--label",
+    metavar="CLASS",
+    show_default="the predicted class of each picture",
+    help="Class that the heat map explains.",
+)
+@on_device
+@as_json
+def explain(run: Path, pictures: tuple[Path, ...], out: Path, label: str | None, device: str, as_json: bool) -> None:
+    """Draw heat maps of what in each picture decided the prediction.
+
+    RUN is a folder that `finetune fit` wrote, with a convolutional backbone; the method is Grad-CAM. Unreadable files
+    are named on stderr, and the exit code is then 2.
+    """
+    import finetune
+    from finetune.classifier.explain import BATCH, heat_maps
+    from finetune.data.folder import list_unlabelled
+    from finetune.files import replacing
+
+    classifier = finetune.load(run, device=device)
+    paths = list_unlabelled(pictures)
+    _check_out(out, pictures)
+    # Some at a time, so that a folder of any size goes through.
+    groups = (paths[start : start + BATCH] for start in range(0, len(paths), BATCH))
+    answers = chain.from_iterable(
+        heat_maps(classifier, group, None if label is None else [label] * len(group)) for group in groups
+    )
+    failed, taken = False, set[str]()
+    for path, answer in zip(paths, answers, strict=True):
+        if isinstance(answer, finetune.UnreadablePicture):
+            failed = True
+            click.echo(f"finetune: {answer}", err=True)
+            continue
+        target = out / _free_name(Path(path).stem, taken)
+        with replacing(target) as temporary:
+            answer.overlay().save(temporary, format="png")
+        if as_json:
+            row = {
+                "path": str(path),
+                "label": answer.label,
+                "probability": round(answer.probability, 6),
+                "heat_map": str(target),
+            }
+            click.echo(json.dumps(row))
+        else:
+            click.echo(f"{target}: {answer.label} {answer.probability:.1%}")
+    if failed:
+        sys.exit(2)
+
+
+def _check_out(out: Path, pictures: Sequence[Path]) -> None:
+    """InputError where `out` is no folder to write to, or lies where the pictures do: it might replace one of them."""
+    place = Path(os.path.realpath(out))
+    nearest = next(above for above in (place, *place.parents) if above.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"{out} (--out) cannot be written to; choose another folder")
+    for given in pictures:
+        folder = Path(os.path.realpath(given if given.is_dir() else given.parent))
+        if place == folder or (given.is_dir() and place.is_relative_to(folder)):
+            raise InputError(f"{out} (--out) holds the pictures, where nothing is changed; choose another folder")
+
+
+def _free_name(stem: str, taken: set[str]) -> str:
+    """A file name that no other picture of this call has, whatever folder it came from."""
+    name, number = f"{stem}.png", 2
+    while name.casefold() in taken:
+        name, number = f"{stem}-{number}.png", number + 1
+    taken.add(name.casefold())
+    return name
+
+
+@click.command()
+@click.argument("run", type=existing)
+@click.option(
+    "--format",
+    type=Choice(["onnx", "torch-export"]),
+    default="onnx",
+    show_default=True,
+    help="Format of the file.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    show_default="beside RUN, with its name",
+    help="File to write, with the ending .onnx or .pt2.",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, min_open=True),
+    default=1e-4,
+    show_default=True,
+    help="Largest allowed difference between a probability from the file and from the run.",
+)
+@click.option(
+    "--pictures",
+    type=existing,
+    show_default="the run's validation pictures",
+    help="Picture or folder of pictures to check the file on.",
+)
+@as_json
+def export(run: Path, format: str, out: Path | None, tolerance: float, pictures: Path | None, as_json: bool) -> None:
+    """Export a classifier as one file for other programs.
+
+    RUN is a folder that `finetune fit` wrote. The file maps pixels to probabilities; a JSON file of the same name
+    describes its input and its classes. The export is checked: every validation picture must get the same label, and
+    probabilities within --tolerance. Otherwise no file is left, and the exit code is 2.
+    """
+    from finetune.classifier.export import export as export_run
+
+    about = export_run(run, out, format=format, tolerance=tolerance, pictures=pictures, display=display_for(as_json))
+    if as_json:
+        print_json(about)
+
+
+@click.command()
+@click.argument("run", type=existing)
+@as_json
+def report(run: Path, as_json: bool) -> None:
+    """Write the report of a run again.
+
+    RUN is a folder that `finetune fit` or `finetune evaluate` wrote. report.html in it is replaced; it is one file that
+    opens offline.
+    """
+    import finetune
+    from finetune.classifier.classifier import WEIGHTS_FILE
+    from finetune.classifier.explain import explanation
+    from finetune.report.report import write_report
+
+    # What `evaluate` left has no classifier of its own.
+    explain = explanation(finetune.load(run)) if (run / WEIGHTS_FILE).is_file() else None
+    path = write_report(run, explain=explain)
+    if as_json:
+        print_json({"report": str(path), "bytes": path.stat().st_size})
+    else:
+        click.echo(str(path))
+
+
+@click.command(cls=HelpfulCommand)
+@click.argument("run", type=existing)
+@click.argument("folder", type=existing)
+@click.option(
+    "--split",
+    type=Choice(["train", "val", "test"]),
+    show_default="test, else val, else all pictures",
+    help="Which part of FOLDER to measure on, where it has train/, val/ or test/.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    show_default="RUN/evaluations/NAME-OF-FOLDER",
+    help="Folder to write metrics, predictions and report.html to.",
+)
+@on_device
+@as_json
+def evaluate(run: Path, folder: Path, split: str | None, out: Path | None, device: str, as_json: bool) -> None:
+    """Measure a classifier on other labelled pictures.
+
+    RUN is a folder that `finetune fit` wrote. FOLDER has one sub-folder of pictures per class, named as in training,
+    or is a CSV table path,label[,split]. Pictures that the run was trained on are recognised by their content and left
+    out.
+    """
+    import finetune
+    from finetune.api.evaluate import place_for
+
+    out = out or place_for(run, folder)
+    result = finetune.evaluate(run, folder, split=split, out=out, device=device, display=display_for(as_json))
+    if as_json:
+        print_json(result)
+    else:
+        _print_result(result, None)
+
+
+def _print_result(metrics: dict[str, Any], kept_in: str | None) -> None:
+    # Lines as long as they are: a path that is broken in two cannot be copied.
+    out = Console(highlight=False, soft_wrap=True)
+    low, high = metrics["interval"]
+    where = "test pictures" if metrics["split"] == "test" else "validation pictures, which also served to choose"
+    out.print(f"[bold]accuracy {metrics['accuracy']:.1%}[/bold]  ({low:.1%} to {high:.1%} with 95 % confidence)")
+    out.print(f"         on {metrics['n']} {where}")
+    for key, name in BASELINES.items():
+        if key in metrics.get("baselines", {}):
+            baseline = metrics["baselines"][key]
+            out.print(f"         {baseline['accuracy']:.1%}  {name}")
+    if metrics.get("kept") not in (None, metrics["strategy"]):
+        why = "did no better than the head on validation" if metrics["epochs"] else "finished no epoch"
+        out.print(f"{metrics['strategy']} {why}: the {metrics['kept']} was kept")
+    if metrics.get("interrupted"):
+        done = f"after {metrics['epochs']} epochs" if metrics["epochs"] else "before the first epoch was done"
+        out.print(f"interrupted: training was stopped {done}; --resume continues it")
+    for key, why in (("left_out_trained_on", "trained"), ("left_out_chosen_on", "chosen")):
+        if metrics.get(key):
+            out.print(f"{metrics[key]} pictures were left out: the run was {why} on them")
+    for entry in metrics["unreadable"] if kept_in is None else []:
+        out.print(f"unreadable: {escape(entry['path'])} ({entry['reason']})")
+    for entry in metrics.get("left_out", []) if kept_in is None else []:
+        out.print(f"left out: {escape(entry['path'])} ({escape(entry['reason'])})")
+    if "report" in metrics:
+        out.print(f"report: {escape(metrics['report'])}")
+    if kept_in is not None:
+        out.print(f"{metrics['strategy']}, {metrics['seconds']:.0f} s, in {escape(kept_in)}")

@@ -1,0 +1,116 @@
+"""The `finetune` command: thin, no logic."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from finetune.cli.cache import cache
+from finetune.cli.finished_run import _print_result, evaluate, explain, export, report
+from finetune.cli.inspect import inspect
+from finetune.cli.predict import predict
+from finetune.cli.preview import lr_find, probe
+from finetune.config import Config
+from finetune.options.command_line import (
+    INTERRUPTED,
+    as_json,
+    display_for,
+    existing,
+    hyper_parameters,
+    print_json,
+    run_command,
+)
+from finetune.options.help_text import HelpfulCommand, InOrderOfUse
+
+# Options that change nothing of a probe: it trains no network.
+_NOT_PROBED = (
+    "strategy", "epochs", "lr", "batch_size", "patience", "class_weights", "unfreeze", "drop_above", "optimizer",
+    "weight_decay", "label_smoothing", "warmup", "stage_decay", "flip", "crop_scale", "trivial_augment", "mixup",
+    "views", "test_time", "log",
+)  # fmt: skip
+
+
+@click.group(cls=InOrderOfUse, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="fewtune", prog_name="finetune")
+def cli() -> None:
+    """Train image classifiers from a folder of pictures with one sub-folder per class.
+
+    Start with: finetune fit FOLDER --out RUN, then: finetune predict RUN PICTURES.
+    `finetune COMMAND --help` explains one command.
+    """
+
+
+@click.command(cls=HelpfulCommand)
+@click.argument("folder", type=existing)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Run folder to write: the classifier, its metrics and report.html.",
+)
+@click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped, with the same options.")
+@click.option(
+    "--overwrite", is_flag=True, help="Replace the run in --out. The old run stays until the new classifier is saved."
+)
+@hyper_parameters(Config)
+@as_json
+def fit(folder: Path, out: Path, resume: bool, overwrite: bool, as_json: bool, **options: Any) -> None:
+    """Train a classifier on a folder of pictures.
+
+    FOLDER has one sub-folder of pictures per class. It may also have train/, val/ and test/ with these sub-folders
+    inside; what is missing of val/ and test/ is split off the training pictures. Or it is a table: a CSV file with the
+    header path,label or path,label,split, whose paths are relative to its own folder. FOLDER is never changed.
+    """
+    import finetune
+    from finetune.report.report import REPORT_FILE
+
+    classifier = finetune.fit(
+        folder, out, config=Config(**options), resume=resume, overwrite=overwrite, display=display_for(as_json)
+    )
+    if as_json:
+        print_json(classifier.metrics)
+    else:
+        metrics = classifier.metrics | {"report": str(out / REPORT_FILE)}
+        _print_result(metrics, f"{out}: finetune predict {out} PICTURES…")
+    if classifier.metrics["interrupted"]:
+        sys.exit(INTERRUPTED)
+
+
+@click.command(cls=HelpfulCommand)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs/demo"),
+    show_default=True,
+    help="Folder to write the pictures and the runs to.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all random numbers.")
+@as_json
+def demo(out: Path, seed: int, as_json: bool) -> None:
+    """Compare all strategies on handwritten digits.
+
+    Ten pictures of each digit are learned from, with a small encoder that ships with the package. Nothing is
+    downloaded.
+    """
+    from finetune.api.demo import run_demo
+
+    rows = run_demo(out, seed=seed, display=display_for(as_json))
+    if as_json:
+        print_json(rows)
+
+
+# In the order in which they are used.
+for command in (inspect, fit, evaluate, predict, explain, export, report, probe, lr_find, cache, demo):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Entry point."""
+    run_command(cli, "finetune")
+
+
+if __name__ == "__main__":
+    main()
