@@ -30,9 +30,9 @@ from fewshot.episodes import arrange, sample, score_episodes
 from fewshot.index import Index
 from fewshot.learning import learn_omniglot, metrics_of
 from fewshot.neighbours import disagreements, nearest
-from fewshot.omniglot import read_omniglot
+from fewshot.omniglot.dataset import read_omniglot
+from fewshot.omniglot.splits import SPLITS
 from fewshot.recipe import Recipe
-from fewshot.splits import SPLITS
 from finetune.errors import InputError
 from finetune.files import read_json, write_json
 from finetune.progress import Display

@@ -37,10 +37,10 @@ from numpy.typing import NDArray
 
 from fewshot.embedded import embed_once
 from fewshot.embedder import Embedder
-from fewshot.omniglot import read_omniglot
+from fewshot.omniglot.dataset import read_omniglot
+from fewshot.omniglot.splits import leaks
 from fewshot.openset import open_set
 from fewshot.recognizer import Recognizer
-from fewshot.splits import leaks
 from finetune.data.folder import list_folder
 from finetune.files import write_json
 

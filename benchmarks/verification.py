@@ -24,7 +24,7 @@ from fewshot.embedded import embed_once
 from fewshot.embedder import CONFIG_FILE, WEIGHTS_FILE, Embedder
 from fewshot.learning import learn_omniglot
 from fewshot.material import omniglot_material
-from fewshot.omniglot import read_omniglot
+from fewshot.omniglot.dataset import read_omniglot
 from fewshot.recipe import Recipe
 from fewshot.sources import SHIPPED
 from fewshot.verification import labelled_pairs, similarity

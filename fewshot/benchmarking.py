@@ -13,7 +13,7 @@ from rich.table import Table
 from fewshot.expected_time import seconds_to_measure
 from fewshot.measuring import NEEDED, Result, measure, refused
 from fewshot.models import Model, open_model
-from fewshot.omniglot import lake_runs, read_omniglot
+from fewshot.omniglot.dataset import lake_runs, read_omniglot
 from fewshot.paired import Difference, compare
 from fewshot.protocols import ProtocolResult, VerificationResult
 from fewshot.published import PUBLISHED, Published

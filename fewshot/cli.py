@@ -232,7 +232,7 @@ def download(folder: Path) -> None:
 
     The official archives, 18 MB, are written to FOLDER, and their checksums are verified.
     """
-    from fewshot.download import download as fetched
+    from fewshot.omniglot.download import download as fetched
 
     fetched(folder, announce=click.echo)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.omniglot import Character, Omniglot
-from fewshot.splits import Split
+from fewshot.omniglot.dataset import Character, Omniglot
+from fewshot.omniglot.splits import Split
 from finetune.errors import InputError
 
 # Pictures (n, 105, 105) uint8, ink 255 on 0, to vectors (n, d), on whatever device.

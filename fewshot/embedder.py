@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fewshot.augment import view
 from fewshot.encoders import Sight, Spec, halved, sight_of, width_of
 from fewshot.framing import Framed, frame_drawings, frame_whole
-from fewshot.omniglot import Character
+from fewshot.omniglot.dataset import Character
 from finetune.config import MAX_PIXELS
 from finetune.data.folder import list_unlabelled, some
 from finetune.data.images import Picture

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import fewshot.networks  # noqa: F401  registers the encoders with timm
 from fewshot.augment import view
 from fewshot.framing import frame_drawings, frame_whole
-from fewshot.omniglot import SIDE
+from fewshot.omniglot.dataset import SIDE
 from fewshot.strokes import usual_width
 from finetune.data.images import Picture, read_image
 from finetune.data.transforms import Preprocessing, View, evaluation_view

@@ -11,9 +11,9 @@ from torch import Tensor
 from fewshot.embedded import ALL_TURNS, Embed, Embedded
 from fewshot.measuring import NEEDED, TURNED
 from fewshot.models import Model
-from fewshot.omniglot import DRAWERS, Character, Omniglot, Run
+from fewshot.omniglot.dataset import DRAWERS, Character, Omniglot, Run
+from fewshot.omniglot.splits import SPLITS
 from fewshot.protocols import vinyals
-from fewshot.splits import SPLITS
 
 # Arithmetic of each protocol on vectors that are there, and of the report's further figures, in runs of the sample
 # `unit_seconds`. Processor time on random vectors of 256 numbers, divided by that of the sample in the same process.

@@ -18,10 +18,10 @@ from fewshot.embedder import CONFIG_FILE, FORMAT, WEIGHTS_FILE, Embedder
 from fewshot.encoders import Spec, create, rounded, width_of
 from fewshot.losses import siamese
 from fewshot.material import TRAINED, HeldOut, Material, folder_material, omniglot_material
-from fewshot.omniglot import read_omniglot
+from fewshot.omniglot.dataset import read_omniglot
+from fewshot.omniglot.splits import BACKGROUND, SPLITS
 from fewshot.recipe import Recipe
 from fewshot.siamese import Course, Study, seconds_per_step, seconds_per_validation, train, validations
-from fewshot.splits import BACKGROUND, SPLITS
 from fewshot.verification import labelled_pairs, pairs_within, similarity
 from finetune.errors import InputError
 from finetune.files import alone_in, read_json, write_csv, write_json
@@ -53,7 +53,7 @@ def learn_omniglot(
 
     everything: learn also from what weights would be chosen by, and keep the last ones. examples: pictures of each
     character that are learned from. self_supervised: without labels, every picture a class. data: as in
-    fewshot.omniglot.locate. InputError for what cannot be used, before anything is written.
+    fewshot.omniglot.dataset.locate. InputError for what cannot be used, before anything is written.
     """
     if split not in TRAINED:
         raise InputError(f"--split must be one of {', '.join(TRAINED)}, not {split!r}")

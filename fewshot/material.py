@@ -15,8 +15,8 @@ from fewshot.embedded import ALL_TURNS, UPRIGHT, embed_once
 from fewshot.encoders import read_square
 from fewshot.episodes import arrange, sample, score_episodes
 from fewshot.framing import Framed, frame_drawings, frame_whole
-from fewshot.omniglot import DRAWERS, Character, Omniglot
-from fewshot.splits import SPLITS, Split, select
+from fewshot.omniglot.dataset import DRAWERS, Character, Omniglot
+from fewshot.omniglot.splits import SPLITS, Split, select
 from fewshot.verification import best_threshold, draw_pairs, similarity
 from finetune.data.folder import list_folder, list_unlabelled
 from finetune.errors import InputError

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fewshot.embedded import ALL_TURNS, UPRIGHT, Embedded, embed_once, joined
 from fewshot.models import Model
-from fewshot.omniglot import Character, Omniglot, Run
+from fewshot.omniglot.dataset import Character, Omniglot, Run
+from fewshot.omniglot.splits import LAKE, MINIMAL_1, SPLITS, Split, characters_of, select
 from fewshot.protocols import (
     PairScore,
     ProtocolResult,
@@ -24,7 +25,6 @@ from fewshot.protocols import (
     within,
 )
 from fewshot.reranking import WEIGHT, PairDistance
-from fewshot.splits import LAKE, MINIMAL_1, SPLITS, Split, characters_of, select
 from fewshot.verification import similarity
 from finetune.errors import InputError
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from fewshot.embedded import Embed, Embedded
 from fewshot.episodes import Episodes, Metric, Scores, arrange, deal, sample, score_episodes
 from fewshot.intervals import bootstrap_interval, class_parts, group_parts, parts_interval
-from fewshot.omniglot import Character, Run
-from fewshot.splits import LAKE, SPLITS, characters_of, leaks
+from fewshot.omniglot.dataset import Character, Run
+from fewshot.omniglot.splits import LAKE, SPLITS, characters_of, leaks
 from fewshot.verification import best_threshold, curve, curve_intervals, draw_pairs, similarity
 from finetune.errors import InputError
 
@@ -105,7 +105,7 @@ def lake(
     alphabets count as tested. InputError where `distance` does not give (n_test, n_train) numbers.
     """
     if not runs:
-        raise InputError("no runs to measure; fewshot.omniglot.lake_runs reads them")
+        raise InputError("no runs to measure; fewshot.omniglot.dataset.lake_runs reads them")
     leaking = _leaking(trained_on, characters_of(LAKE), allow_leaks)
     credits = []
     for run in runs:

@@ -14,7 +14,8 @@ from fewshot.embedder import Embedder
 from fewshot.expected_time import seconds_to_measure
 from fewshot.measuring import NEEDED, Result, measure, refused
 from fewshot.models import Model, by_embedding
-from fewshot.omniglot import Omniglot, lake_runs, locate, read_omniglot
+from fewshot.omniglot.dataset import Omniglot, lake_runs, locate, read_omniglot
+from fewshot.omniglot.splits import EVALUATION, SPLITS, select
 from fewshot.report_curves import SameOrDifferent, koch_pairs, pairs_of, same_or_different
 from fewshot.report_map import draw_map
 from fewshot.report_page import Findings, page_of
@@ -22,7 +23,6 @@ from fewshot.report_questions import hardest_alphabets, hardest_classes, way_cur
 from fewshot.report_run import Trained, read_run
 from fewshot.report_tested import Tested, fair_split, remembering, tested_drawings, tested_folder
 from fewshot.sources import SHIPPED
-from fewshot.splits import EVALUATION, SPLITS, select
 from finetune.errors import InputError
 from finetune.files import write_text
 from finetune.progress import Display
@@ -71,7 +71,7 @@ def report(
 
     run: "omniglot", the encoder that ships, or the folder of a finished run of `fewshot train`. out: the file; by
     default report.html in the run's folder, and of the encoder that ships omniglot.html here. data: as in
-    fewshot.omniglot.locate; a run on Omniglot that finds none is reported without any figure, unless data is given. A
+    fewshot.omniglot.dataset.locate; a run on Omniglot that finds none is reported without any figure, unless data is given. A
     run on a folder is measured on the classes that it held out, and on Omniglot only where `data` is given.
 
     InputError for what cannot be used, before anything is computed.

@@ -21,8 +21,8 @@ from fewshot.calibration import calibrate
 from fewshot.embedded import Embed, Embedded, embed_once
 from fewshot.embedder import Embedder
 from fewshot.material import held_out
-from fewshot.omniglot import Character, Omniglot
-from fewshot.splits import SPLITS, Split, leaks, select
+from fewshot.omniglot.dataset import Character, Omniglot
+from fewshot.omniglot.splits import SPLITS, Split, leaks, select
 from fewshot.verification import labelled_pairs, similarity
 from finetune.data.folder import list_folder
 from finetune.data.images import read_image

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from fewshot.omniglot.splits import BACKGROUND
 from fewshot.recipe import Recipe
-from fewshot.splits import BACKGROUND
 
 
 def small(**options: object) -> Recipe:

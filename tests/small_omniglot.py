@@ -17,7 +17,7 @@ import fewshot.measuring
 import fewshot.report_map
 import fewshot.report_questions
 import fewshot.verification
-from fewshot.splits import EVALUATION, SPLITS, Split, characters_of
+from fewshot.omniglot.splits import EVALUATION, SPLITS, Split, characters_of
 
 HANDS = 6  # so many drawings of a character as 5-shot takes
 TESTED = ("Angelic", "Tengwar")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fewshot.baselines import modified_hausdorff, pixel_distance
-from fewshot.omniglot import Run, lake_runs
+from fewshot.omniglot.dataset import Run, lake_runs
 from fewshot.protocols import lake
 from finetune.errors import InputError
 

@@ -10,7 +10,7 @@ from fake_omniglot import pictures, runs, zipped
 from fewshot.benchmarking import benchmark
 from fewshot.embedder import Embedder
 from fewshot.encoders import Spec, create, rounded
-from fewshot.splits import SPLITS
+from fewshot.omniglot.splits import SPLITS
 from finetune.errors import InputError
 from finetune.files import write_json
 

@@ -23,7 +23,7 @@ from rich.console import Console
 from fewshot.embedder import Embedder, fingerprint_of
 from fewshot.encoders import Spec, create, read_square, rounded
 from fewshot.learning import learn_folder
-from fewshot.omniglot import Character
+from fewshot.omniglot.dataset import Character
 from finetune.config import MAX_PIXELS
 from finetune.data.loader import Pictures
 from finetune.data.transforms import Preprocessing, evaluation_view

@@ -14,7 +14,7 @@ from fewshot import expected_time
 from fewshot.expected_time import WORK, drawings_to_embed, seconds_to_measure
 from fewshot.measuring import NEEDED
 from fewshot.models import Model, by_embedding
-from fewshot.omniglot import Omniglot, lake_runs
+from fewshot.omniglot.dataset import Omniglot, lake_runs
 
 
 def slow_embed(drawings: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ from fewshot.embedder import Embedder
 from fewshot.encoders import Spec, create
 from fewshot.learning import learn_folder, learn_omniglot, metrics_of
 from fewshot.material import TRAINED
+from fewshot.omniglot.splits import SPLITS, Split, characters_of
 from fewshot.recognizer import Recognizer
-from fewshot.splits import SPLITS, Split, characters_of
 from fewshot.verification import curve
 from finetune.errors import InputError, TrainingDiverged
 from finetune.files import alone_in, read_json, read_tensors

@@ -14,9 +14,9 @@ from fewshot.episodes import Scores, arrange, sample, score_episodes
 from fewshot.intervals import class_parts, group_parts, parts_interval
 from fewshot.measuring import NEEDED, measure
 from fewshot.models import Model, by_embedding
-from fewshot.omniglot import Character, Omniglot, Run, labelled
+from fewshot.omniglot.dataset import Character, Omniglot, Run, labelled
+from fewshot.omniglot.splits import SPLITS, Split, characters_of
 from fewshot.protocols import all_way, bootstrap_interval, distance_by, guard, koch, lake, score, vinyals, within
-from fewshot.splits import SPLITS, Split, characters_of
 from fewshot.verification import best_threshold, curve, draw_pairs, similarity
 from finetune.errors import InputError
 from finetune.metrics import wilson_interval

@@ -11,9 +11,9 @@ from drawings import character
 
 import fewshot.embedder
 from fewshot.embedder import Embedder
-from fewshot.omniglot import lake_runs
+from fewshot.omniglot.dataset import lake_runs
+from fewshot.omniglot.splits import BACKGROUND, characters_of
 from fewshot.protocols import distance_by, lake
-from fewshot.splits import BACKGROUND, characters_of
 
 
 def test_the_encoder_that_ships_is_small_and_is_the_one_that_was_measured() -> None:

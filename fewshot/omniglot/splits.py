@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewshot.omniglot import DRAWERS, Character, Omniglot, labelled
+from fewshot.omniglot.dataset import DRAWERS, Character, Omniglot, labelled
 from finetune.errors import InputError
 from finetune.files import read_json
 

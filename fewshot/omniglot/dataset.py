@@ -93,7 +93,7 @@ def locate(folder: Path | None = None) -> Path:
             return place
     raise InputError(
         f"{given} holds no Omniglot: images_background.zip, images_evaluation.zip and all_runs.zip are wanted, as they "
-        "are or unpacked; fewshot.download.download fetches them"
+        "are or unpacked; fewshot.omniglot.download.download fetches them"
     )
 
 

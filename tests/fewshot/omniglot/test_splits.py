@@ -8,8 +8,8 @@ import pytest
 import torch
 from fake_omniglot import pictures, zipped
 
-from fewshot.omniglot import Character, contents, read_omniglot
-from fewshot.splits import BACKGROUND, DISJOINT, EVALUATION, LAKE, SPLITS, VALIDATION, Split, leaks, select
+from fewshot.omniglot.dataset import Character, contents, read_omniglot
+from fewshot.omniglot.splits import BACKGROUND, DISJOINT, EVALUATION, LAKE, SPLITS, VALIDATION, Split, leaks, select
 from finetune.errors import InputError
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from fake_omniglot import pictures, runs, zipped
 
-from fewshot import download as room
-from fewshot.download import ARCHIVES, Archive, download
-from fewshot.omniglot import lake_runs, read_omniglot
+from fewshot.omniglot import download as room
+from fewshot.omniglot.dataset import lake_runs, read_omniglot
+from fewshot.omniglot.download import ARCHIVES, Archive, download
 from finetune.errors import InputError
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from fewshot.omniglot import contents
+from fewshot.omniglot.dataset import contents
 from finetune.errors import InputError
 from finetune.files import replacing
 

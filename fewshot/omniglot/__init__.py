@@ -1,0 +1,1 @@
+"""Omniglot: read, downloaded, and split as published."""
