@@ -39,8 +39,8 @@ from machine import provenance
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewshot.embedder import Embedder
-from fewshot.encoders import Spec
+from fewshot.embedding.embedder import Embedder
+from fewshot.embedding.encoder import Spec
 from finetune.config import MAX_PIXELS
 from finetune.data.folder import list_unlabelled
 from finetune.data.loader import Pictures

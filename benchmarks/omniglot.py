@@ -25,7 +25,8 @@ from rich.console import Console
 
 from fewshot.benchmarking import benchmark, shape_of
 from fewshot.embedded import embed_once
-from fewshot.embedder import CONFIG_FILE, Embedder
+from fewshot.embedding.embedder import Embedder
+from fewshot.embedding.encoder_files import CONFIG_FILE
 from fewshot.episodes import arrange, sample, score_episodes
 from fewshot.index import Index
 from fewshot.learning import learn_omniglot, metrics_of

@@ -36,7 +36,7 @@ from machine import provenance
 from numpy.typing import NDArray
 
 from fewshot.embedded import embed_once
-from fewshot.embedder import Embedder
+from fewshot.embedding.embedder import Embedder
 from fewshot.omniglot.dataset import read_omniglot
 from fewshot.omniglot.splits import leaks
 from fewshot.openset import open_set

@@ -21,12 +21,12 @@ from rich.console import Console
 
 from fewshot.calibration import Calibration, calibrate
 from fewshot.embedded import embed_once
-from fewshot.embedder import CONFIG_FILE, WEIGHTS_FILE, Embedder
+from fewshot.embedding.embedder import Embedder
+from fewshot.embedding.encoder_files import CONFIG_FILE, SHIPPED, WEIGHTS_FILE
 from fewshot.learning import learn_omniglot
 from fewshot.material import omniglot_material
 from fewshot.omniglot.dataset import read_omniglot
 from fewshot.recipe import Recipe
-from fewshot.sources import SHIPPED
 from fewshot.verification import labelled_pairs, similarity
 from finetune.files import read_json, write_json
 from finetune.progress import Display

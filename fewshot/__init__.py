@@ -9,7 +9,7 @@ from finetune.errors import FewtuneError, InputError, UnreadablePicture
 
 if TYPE_CHECKING:
     from fewshot.calibration import Calibration, calibrate
-    from fewshot.embedder import Embedder
+    from fewshot.embedding.embedder import Embedder
     from fewshot.estimators import EmbeddingTransformer, RecognizerClassifier
     from fewshot.index import Index
     from fewshot.openset import open_set

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fewshot.embedder import Embedder
+from fewshot.embedding.embedder import Embedder
 from fewshot.index import Index
 from fewshot.index_folder import ABOUT_FILE
 from fewshot.operating_point import Share

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.distortions import SYMMETRIES
+from fewshot.embedding.distortions import SYMMETRIES
 from fewshot.episodes import Pool
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from fewshot.embedder import Embedder
+from fewshot.embedding.embedder import Embedder
 from fewshot.episodes import arrange, deal, score_episodes
 from fewshot.intervals import bootstrap_interval
 from finetune.data.digits import write_digits

@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeatures
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from fewshot.embedder import Embedder
+from fewshot.embedding.embedder import Embedder
 from fewshot.gallery import Gallery
 from finetune.errors import InputError
 from finetune.features.acceleration import TOLERANCE

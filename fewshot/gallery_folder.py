@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fewshot.embedder import Embedder
+from fewshot.embedding.embedder import Embedder
 from fewshot.recognizer import GALLERY_FILE, Recognizer
 from finetune.errors import InputError
 from finetune.files import locked

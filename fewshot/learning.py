@@ -13,9 +13,10 @@ import torch
 from lightning_fabric import Fabric
 
 from fewshot.calibration import calibrate
-from fewshot.distortions import SYMMETRIES
-from fewshot.embedder import CONFIG_FILE, FORMAT, WEIGHTS_FILE, Embedder
-from fewshot.encoders import Spec, create, rounded, width_of
+from fewshot.embedding.distortions import SYMMETRIES
+from fewshot.embedding.embedder import Embedder
+from fewshot.embedding.encoder import Spec, create, rounded, width_of
+from fewshot.embedding.encoder_files import CONFIG_FILE, FORMAT, WEIGHTS_FILE
 from fewshot.losses import siamese
 from fewshot.material import TRAINED, HeldOut, Material, folder_material, omniglot_material
 from fewshot.omniglot.dataset import read_omniglot

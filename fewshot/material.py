@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from fewshot.embedded import ALL_TURNS, UPRIGHT, embed_once
-from fewshot.encoders import read_square
+from fewshot.embedding.encoder import read_square
+from fewshot.embedding.framing import Framed, frame_drawings, frame_whole
 from fewshot.episodes import arrange, sample, score_episodes
-from fewshot.framing import Framed, frame_drawings, frame_whole
 from fewshot.omniglot.dataset import DRAWERS, Character, Omniglot
 from fewshot.omniglot.splits import SPLITS, Split, select
 from fewshot.verification import best_threshold, draw_pairs, similarity

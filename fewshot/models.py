@@ -11,7 +11,7 @@ from torch import Tensor
 from fewshot.affine import affine_alignment, affine_alignment_of_pairs
 from fewshot.baselines import modified_hausdorff, pixel_distance
 from fewshot.embedded import Embed
-from fewshot.embedder import Embedder
+from fewshot.embedding.embedder import Embedder
 from fewshot.omniglot.dataset import Character
 from fewshot.protocols import Distance, distance_by
 from fewshot.reranking import PairDistance, reranked

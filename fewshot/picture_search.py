@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fewshot.embedder import Embedder
+from fewshot.embedding.embedder import Embedder
 from fewshot.index import Index, Neighbour
 from fewshot.sheet import Row, Tile
 from finetune.data.folder import list_unlabelled

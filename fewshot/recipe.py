@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fewshot.distortions import DISTORTIONS, SYMMETRIES
+from fewshot.embedding.distortions import DISTORTIONS, SYMMETRIES
 from finetune.errors import InputError
 from finetune.options.fields import Options, option
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from fewshot.calibration import Calibration
-from fewshot.embedder import Embedder
+from fewshot.embedding.embedder import Embedder
 from fewshot.gallery import SAME, Alike, Gallery, check_rate
 from fewshot.operating_point import Threshold
 from finetune.data.folder import list_folder, list_unlabelled

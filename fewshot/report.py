@@ -10,7 +10,8 @@ from typing import Any
 
 from fewshot.benchmarking import Report
 from fewshot.embedded import UPRIGHT, Embed, embed_once
-from fewshot.embedder import Embedder
+from fewshot.embedding.embedder import Embedder
+from fewshot.embedding.encoder_files import SHIPPED
 from fewshot.expected_time import seconds_to_measure
 from fewshot.measuring import NEEDED, Result, measure, refused
 from fewshot.models import Model, by_embedding
@@ -22,7 +23,6 @@ from fewshot.report_page import Findings, page_of
 from fewshot.report_questions import hardest_alphabets, hardest_classes, way_curves, wrong_neighbours
 from fewshot.report_run import Trained, read_run
 from fewshot.report_tested import Tested, fair_split, remembering, tested_drawings, tested_folder
-from fewshot.sources import SHIPPED
 from finetune.errors import InputError
 from finetune.files import write_text
 from finetune.progress import Display

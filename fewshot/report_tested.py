@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fewshot.calibration import calibrate
 from fewshot.embedded import Embed, Embedded, embed_once
-from fewshot.embedder import Embedder
+from fewshot.embedding.embedder import Embedder
 from fewshot.material import held_out
 from fewshot.omniglot.dataset import Character, Omniglot
 from fewshot.omniglot.splits import SPLITS, Split, leaks, select

@@ -12,7 +12,7 @@ from finetune.errors import InputError
 from finetune.options.command_line import Command, display_for, existing
 
 if TYPE_CHECKING:
-    from fewshot.embedder import Embedder
+    from fewshot.embedding.embedder import Embedder
 
 folder_path = click.Path(path_type=Path)
 in_batches = click.option(
@@ -74,7 +74,7 @@ def by_model(default: str | None, otherwise: str = "") -> Callable[[Command], Co
 
 
 def open_embedder(model: str, weights: Path | None, tolerance: float, device: str, quiet: bool) -> Embedder:
-    from fewshot.embedder import Embedder
+    from fewshot.embedding.embedder import Embedder
 
     return Embedder.load(model, weights=weights, tolerance=tolerance, device=device, display=display_for(quiet))
 

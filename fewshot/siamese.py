@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from fewshot.augment import distort
 from fewshot.batches import draw
-from fewshot.distortions import DISTORTIONS
+from fewshot.embedding.distortions import DISTORTIONS, distort
+from fewshot.embedding.framing import Framed, render
 from fewshot.episodes import arrange
-from fewshot.framing import Framed, render
 from fewshot.losses import Siamese
 from fewshot.material import Material
 from fewshot.recipe import Recipe

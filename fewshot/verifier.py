@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fewshot.calibration import Calibration, OperatingPoint, calibrate
-from fewshot.embedder import Embedder
+from fewshot.embedding.embedder import Embedder
 from fewshot.verification import labelled_pairs, similarity
 from finetune.data.folder import list_folder
 from finetune.data.images import Picture

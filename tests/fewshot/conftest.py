@@ -10,8 +10,8 @@ from drawings import character
 from PIL import Image
 
 from fewshot.cli import main
-from fewshot.embedder import Embedder
-from fewshot.encoders import Spec, create, rounded
+from fewshot.embedding.embedder import Embedder
+from fewshot.embedding.encoder import Spec, create, rounded
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewshot.batches import Draw, draw
-from fewshot.distortions import SYMMETRIES
+from fewshot.embedding.distortions import SYMMETRIES
 from fewshot.episodes import Pool, arrange
 
 ALLOWED = {1: {0}, 4: {0, 1, 2, 3}, 8: set(range(8))}

@@ -8,8 +8,8 @@ from drawings import small
 from fake_omniglot import pictures, runs, zipped
 
 from fewshot.benchmarking import benchmark
-from fewshot.embedder import Embedder
-from fewshot.encoders import Spec, create, rounded
+from fewshot.embedding.embedder import Embedder
+from fewshot.embedding.encoder import Spec, create, rounded
 from fewshot.omniglot.splits import SPLITS
 from finetune.errors import InputError
 from finetune.files import write_json

@@ -20,8 +20,8 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
 
-from fewshot.embedder import Embedder
-from fewshot.encoders import Spec, create, rounded
+from fewshot.embedding.embedder import Embedder
+from fewshot.embedding.encoder import Spec, create, rounded
 from fewshot.estimators import (
     HIGHEST_TEMPERATURE,
     LOWEST_TEMPERATURE,

@@ -17,8 +17,8 @@ from killing import assert_same_weights
 from PIL import Image
 
 import fewshot.siamese
-from fewshot.embedder import Embedder
-from fewshot.encoders import Spec, create
+from fewshot.embedding.embedder import Embedder
+from fewshot.embedding.encoder import Spec, create
 from fewshot.learning import learn_folder, learn_omniglot, metrics_of
 from fewshot.material import TRAINED
 from fewshot.omniglot.splits import SPLITS, Split, characters_of

@@ -16,8 +16,8 @@ from drawings import character, folder_of
 from numpy.typing import NDArray
 from PIL import Image
 
-from fewshot.embedder import Embedder
-from fewshot.encoders import Spec, create, rounded
+from fewshot.embedding.embedder import Embedder
+from fewshot.embedding.encoder import Spec, create, rounded
 from fewshot.recognizer import GALLERY_FILE, Recognition, Recognizer
 from finetune.errors import InputError, UnreadablePicture
 from finetune.files import read_tensors_and_metadata, write_tensors

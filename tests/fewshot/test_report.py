@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from small_omniglot import SMALL, small_omniglot, small_splits
 
 from fewshot.embedded import Embedded, embed_once
-from fewshot.embedder import Embedder
+from fewshot.embedding.embedder import Embedder
 from fewshot.learning import learn_folder, learn_omniglot
 from fewshot.omniglot.dataset import Character, read_omniglot
 from fewshot.omniglot.splits import LAKE, SPLITS, characters_of, select

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from drawings import character
 
-import fewshot.embedder
-from fewshot.embedder import Embedder
+import fewshot.embedding.embedder
+from fewshot.embedding.embedder import Embedder
 from fewshot.omniglot.dataset import lake_runs
 from fewshot.omniglot.splits import BACKGROUND, characters_of
 from fewshot.protocols import distance_by, lake
 
 
 def test_the_encoder_that_ships_is_small_and_is_the_one_that_was_measured() -> None:
-    folder = Path(fewshot.embedder.__file__).parent / "weights" / "omniglot"
+    folder = Path(fewshot.embedding.embedder.__file__).parent / "weights" / "omniglot"
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 4_000_000
     shipped = Embedder.load("omniglot", device="cpu")
     results = Path(__file__).parents[2] / "benchmarks" / "results" / "omniglot.json"

@@ -12,7 +12,7 @@ from drawings import character, small
 from torch import Tensor, nn
 
 import fewshot.siamese
-from fewshot.framing import Framed, frame_drawings, render
+from fewshot.embedding.framing import Framed, frame_drawings, render
 from fewshot.losses import siamese
 from fewshot.material import Judge, Material
 from fewshot.recipe import Recipe

@@ -14,7 +14,7 @@ import pytest
 from drawings import folder_of
 from killing import assert_same_weights
 
-from fewshot.embedder import Embedder
+from fewshot.embedding.embedder import Embedder
 
 COMMAND = [sys.executable, "-c", "from fewshot.cli import main; main()"]
 # fmt: off

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fewshot.framing import INKED, MARGIN, SMALLEST, Framed, frame_drawings, frame_whole, render
+from fewshot.embedding.framing import INKED, MARGIN, SMALLEST, Framed, frame_drawings, frame_whole, render
 
 DRAWN = drawings(24)
 HALVED, FULL = 32, 105  # sides at which a page of 105 pixels is kept at half its size, and as it is

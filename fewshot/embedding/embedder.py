@@ -19,9 +19,10 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
-from fewshot.augment import view
-from fewshot.encoders import Sight, Spec, halved, sight_of, width_of
-from fewshot.framing import Framed, frame_drawings, frame_whole
+from fewshot.embedding.distortions import view
+from fewshot.embedding.encoder import Sight, Spec, halved, sight_of, width_of
+from fewshot.embedding.encoder_files import CONFIG_FILE, FORMAT, WEIGHTS_FILE, characters_to, fingerprint_of
+from fewshot.embedding.framing import Framed, frame_drawings, frame_whole
 from fewshot.omniglot.dataset import Character
 from finetune.config import MAX_PIXELS
 from finetune.data.folder import list_unlabelled, some
@@ -34,9 +35,6 @@ from finetune.features.forward import run_over
 from finetune.files import write_json, write_tensors
 from finetune.models.device import open_engine
 from finetune.progress import Advance, Display
-
-FORMAT = 1
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 # A bar is shown, on a terminal, for so many pictures and more.
 LONG = 256
@@ -116,7 +114,7 @@ class Embedder:
         1 for exactly these. display: what is told of a download, on stderr when None. InputError when there is no
         such source, or it holds no finished run.
         """
-        from fewshot.sources import open_source  # here: sources makes embedders
+        from fewshot.embedding.encoder_files import open_source  # here: sources makes embedders
 
         told = display or Display(Console(stderr=True))
         return open_source(cls, source, weights=weights, told=told.say, views=views, tolerance=tolerance, device=device)
@@ -285,28 +283,6 @@ class Embedder:
     @staticmethod
     def _mean(of_views: list[Tensor]) -> Tensor:
         return F.normalize(torch.stack([F.normalize(vectors, dim=1) for vectors in of_views]).mean(0), dim=1)
-
-
-def fingerprint_of(network: nn.Module, spec: Spec) -> str:
-    """12 hexadecimal digits of weights, network and preprocessing."""
-    found = hashlib.sha256(repr(sorted(spec.to_dict().items())).encode())
-    for name, tensor in sorted(network.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()[:12]
-
-
-def characters_to(characters: Collection[Character]) -> dict[str, list[int]]:
-    """As JSON holds them: alphabet -> numbers."""
-    found: dict[str, list[int]] = {}
-    for alphabet, number in sorted(characters):
-        found.setdefault(alphabet, []).append(number)
-    return found
-
-
-def characters_from(saved: dict[str, list[int]]) -> frozenset[Character]:
-    """What characters_to was given."""
-    return frozenset(Character(alphabet, number) for alphabet, numbers in saved.items() for number in numbers)
 
 
 def _listed(pictures: Sequence[Picture | Tensor] | NDArray[Any] | Tensor | str | Path) -> Sequence[Picture | Tensor]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewshot.distortions import VIEWS, Distortion
-from fewshot.framing import Framed, render
+from fewshot.embedding.framing import Framed, render
 
 _BEND_POINTS = 4  # the elastic distortion is drawn at 4 x 4 points and smooth between them
+
+
+# The eight ways to lay a square on itself: four quarter turns counter-clockwise, and the same of its mirror image.
+SYMMETRIES = 8
 
 
 def distort(framed: Framed, symmetry: Tensor, distortion: Distortion, side: int, generator: torch.Generator) -> Tensor:
@@ -95,3 +100,42 @@ def _lit(pictures: Tensor, strength: float, generator: torch.Generator) -> Tenso
     gain, offset = 1 + common[0] + draws[2] / 4, common[1] / 2
     middle = pictures.mean((1, 2, 3), keepdim=True)
     return ((pictures - middle) * gain[..., None, None] + middle + offset[..., None, None]).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Distortion:
+    """How far pictures are distorted at most, each by its own draw, evenly between the bounds.
+
+    rotation: degrees, both ways. scale: factors by which both axes shrink (below 1: a part of the picture, enlarged) or
+    grow what is looked at, in common, and stretch: the same for each axis by itself. shear: of each axis along the
+    other. shift: share of half the window's side. elastic: standard deviation of a smooth random displacement, same
+    unit. stroke: how much strokes are thickened or thinned, from 0 to 1. light: how much brightness and contrast move,
+    in shares. present: probability with which each of rotation, scale, stretch, shear and shift takes place.
+    """
+
+    rotation: float = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+    stretch: tuple[float, float] = (1.0, 1.0)
+    shear: float = 0.0
+    shift: float = 0.0
+    elastic: float = 0.0
+    stroke: float = 0.0
+    light: float = 0.0
+    present: float = 1.0
+
+
+DISTORTIONS: Mapping[str, Distortion] = {
+    "none": Distortion(),
+    # Koch et al. 2015, section 3.3: rotation within 10 degrees, shears within 0.3, scales from 0.8 to 1.2, shifts of 2
+    # of 105 pixels, each with probability 0.5.
+    "koch": Distortion(rotation=10, stretch=(0.8, 1.2), shear=0.3, shift=2 / 52.5, present=0.5),
+    "drawing": Distortion(rotation=15, stretch=(0.82, 1.22), shear=0.18, shift=0.12, elastic=0.06, stroke=1.0),
+    # For pictures without labels: strong, because nothing else tells what a class leaves open.
+    "drawing-strong": Distortion(
+        rotation=25, scale=(0.75, 1.15), stretch=(0.7, 1.4), shear=0.4, shift=0.2, elastic=0.12, stroke=1.0
+    ),
+    "photo": Distortion(rotation=15, scale=(0.4, 1.05), stretch=(0.85, 1.18), shear=0.1, shift=0.25, light=0.4),
+}
+
+# What the further views of a picture that is embedded differ by.
+VIEWS = Distortion(rotation=10, stretch=(0.85, 1.15), shear=0.1, shift=0.06)

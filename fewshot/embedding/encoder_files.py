@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import timm
+from torch import nn
 
-from fewshot.embedder import CONFIG_FILE, FORMAT, WEIGHTS_FILE, characters_from
-from fewshot.encoders import Spec, create
+from fewshot.embedding.encoder import Spec, create
+from fewshot.omniglot.dataset import Character
 from finetune.classifier.classifier import load as load_classifier
 from finetune.data.transforms import Preprocessing
 from finetune.errors import InputError
@@ -19,9 +21,14 @@ from finetune.models.backbone import Backbone
 from finetune.models.pretrained import load_pretrained
 
 if TYPE_CHECKING:
-    from fewshot.embedder import Embedder
+    from fewshot.embedding.embedder import Embedder
+
 
 SHIPPED = {"omniglot": Path(__file__).parent / "weights" / "omniglot"}
+
+
+FORMAT = 1
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 
 def open_source(
@@ -89,3 +96,25 @@ def _of_training(made: type[Embedder], folder: Path, config: Any, options: dict[
     embedder.verification = config.get("verification")
     embedder.recognition = config.get("recognition")
     return embedder
+
+
+def fingerprint_of(network: nn.Module, spec: Spec) -> str:
+    """12 hexadecimal digits of weights, network and preprocessing."""
+    found = hashlib.sha256(repr(sorted(spec.to_dict().items())).encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:12]
+
+
+def characters_to(characters: Collection[Character]) -> dict[str, list[int]]:
+    """As JSON holds them: alphabet -> numbers."""
+    found: dict[str, list[int]] = {}
+    for alphabet, number in sorted(characters):
+        found.setdefault(alphabet, []).append(number)
+    return found
+
+
+def characters_from(saved: dict[str, list[int]]) -> frozenset[Character]:
+    """What characters_to was given."""
+    return frozenset(Character(alphabet, number) for alphabet, numbers in saved.items() for number in numbers)

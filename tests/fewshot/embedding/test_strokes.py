@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from fewshot.strokes import Ink, stroke_width, thinned, usual_width
+from fewshot.embedding.encoder import Ink, stroke_width, thinned, usual_width
 
 
 def line(width: int) -> Ink:

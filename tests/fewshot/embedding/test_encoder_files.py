@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import finetune
-from fewshot.embedder import Embedder
+from fewshot.embedding.embedder import Embedder
 from finetune import InputError
 from finetune.data.folder import list_unlabelled
 from finetune.features.forward import run_frozen

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from fewshot.embedder import Embedder, fingerprint_of
-from fewshot.encoders import Spec, create, read_square, rounded
+from fewshot.embedding.embedder import Embedder
+from fewshot.embedding.encoder import Spec, create, read_square, rounded
+from fewshot.embedding.encoder_files import fingerprint_of
 from fewshot.learning import learn_folder
 from fewshot.omniglot.dataset import Character
 from finetune.config import MAX_PIXELS
@@ -134,7 +135,7 @@ def test_more_pictures_than_fit_at_once_are_all_embedded(monkeypatch: pytest.Mon
     whole = embedder.embed(paper(7))
     np.testing.assert_allclose(embedder.embed(paper(7), batch_size=3, workers=2), whole, atol=1e-5)
     drawings = torch.from_numpy(255 - np.stack(paper(7)))
-    monkeypatch.setattr("fewshot.embedder._AT_ONCE", 3)
+    monkeypatch.setattr("fewshot.embedding.embedder._AT_ONCE", 3)
     np.testing.assert_allclose(embedder.embed_drawings(drawings).numpy(), whole, atol=1e-5)
 
 
@@ -377,7 +378,7 @@ def test_a_tolerance_that_is_no_cosine_is_refused(tolerance: float) -> None:
 def test_long_work_shows_a_bar_on_a_terminal_and_short_work_none(monkeypatch: pytest.MonkeyPatch) -> None:
     embedder, terminal = untrained(), Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
-    monkeypatch.setattr("fewshot.embedder.LONG", 6)
+    monkeypatch.setattr("fewshot.embedding.embedder.LONG", 6)
     embedder.embed(paper(5))
     assert not terminal.getvalue()
     embedder.embed(paper(6))
