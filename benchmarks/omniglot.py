@@ -23,11 +23,11 @@ import torch
 from machine import provenance
 from rich.console import Console
 
-from fewshot.benchmarking import benchmark, shape_of
-from fewshot.embedded import embed_once
 from fewshot.embedding.embedder import Embedder
 from fewshot.embedding.encoder_files import CONFIG_FILE
-from fewshot.episodes import arrange, sample, score_episodes
+from fewshot.evaluation.benchmark import benchmark, shape_of
+from fewshot.evaluation.embedded import embed_once
+from fewshot.evaluation.episodes import arrange, sample, score_episodes
 from fewshot.index import Index
 from fewshot.learning import learn_omniglot, metrics_of
 from fewshot.neighbours import disagreements, nearest
@@ -47,7 +47,7 @@ MOST_DIMENSIONS = (64, 128, 256)
 class Row:
     """A line of the table. train: what learn_omniglot is told, None for what is not trained here; recipe: what departs
     from the usual one; model: what is measured where nothing is trained; run: the row whose encoder it is, where it is
-    another's. rerank: as in fewshot.models.open_model."""
+    another's. rerank: as in fewshot.evaluation.models.open_model."""
 
     protocols: tuple[str, ...]
     train: dict[str, Any] | None = None

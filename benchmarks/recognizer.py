@@ -35,11 +35,11 @@ import numpy as np
 from machine import provenance
 from numpy.typing import NDArray
 
-from fewshot.embedded import embed_once
 from fewshot.embedding.embedder import Embedder
+from fewshot.evaluation.embedded import embed_once
+from fewshot.evaluation.open_set import open_set
 from fewshot.omniglot.dataset import read_omniglot
 from fewshot.omniglot.splits import leaks
-from fewshot.openset import open_set
 from fewshot.recognizer import Recognizer
 from finetune.data.folder import list_folder
 from finetune.files import write_json

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from finetune.errors import FewtuneError, InputError, UnreadablePicture
 
 if TYPE_CHECKING:
-    from fewshot.calibration import Calibration, calibrate
     from fewshot.embedding.embedder import Embedder
     from fewshot.estimators import EmbeddingTransformer, RecognizerClassifier
+    from fewshot.evaluation.open_set import open_set
+    from fewshot.evaluation.threshold import Calibration, calibrate
     from fewshot.index import Index
-    from fewshot.openset import open_set
     from fewshot.operating_point import Share, Threshold
     from fewshot.recognizer import Recognition, Recognizer, Trial
     from fewshot.verifier import Verification, Verifier

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewshot.embedding.distortions import SYMMETRIES
-from fewshot.episodes import Pool
+from fewshot.evaluation.episodes import Pool
 
 
 @dataclass(frozen=True, eq=False)

@@ -182,8 +182,8 @@ def benchmark(
     Each figure has a 95 % interval and stands beside the published ones. The command says how long it will take before
     it begins.
     """
-    from fewshot.benchmarking import benchmark as measured
-    from fewshot.benchmarking import print_report
+    from fewshot.evaluation.benchmark import benchmark as measured
+    from fewshot.evaluation.benchmark import print_report
 
     report = measured(
         model,

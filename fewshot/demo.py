@@ -13,8 +13,8 @@ from rich.table import Table
 from torch import Tensor
 
 from fewshot.embedding.embedder import Embedder
-from fewshot.episodes import arrange, deal, score_episodes
-from fewshot.intervals import bootstrap_interval
+from fewshot.evaluation.episodes import arrange, deal, score_episodes
+from fewshot.evaluation.intervals import bootstrap_interval
 from finetune.data.digits import write_digits
 from finetune.data.images import read_image
 from finetune.progress import Display

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fewshot.calibration import Calibration
+from fewshot.evaluation.threshold import Calibration
 from fewshot.operating_point import KnownScores, Threshold, choose, expected, known_scores
 from fewshot.unknowns import Samples, UnknownScores, estimate
 from finetune.errors import InputError

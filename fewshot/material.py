@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewshot.embedded import ALL_TURNS, UPRIGHT, embed_once
 from fewshot.embedding.encoder import read_square
 from fewshot.embedding.framing import Framed, frame_drawings, frame_whole
-from fewshot.episodes import arrange, sample, score_episodes
+from fewshot.evaluation.embedded import ALL_TURNS, UPRIGHT, embed_once
+from fewshot.evaluation.episodes import arrange, sample, score_episodes
+from fewshot.evaluation.verification import best_threshold, draw_pairs, similarity
 from fewshot.omniglot.dataset import DRAWERS, Character, Omniglot
 from fewshot.omniglot.splits import SPLITS, Split, select
-from fewshot.verification import best_threshold, draw_pairs, similarity
 from finetune.data.folder import list_folder, list_unlabelled
 from finetune.errors import InputError
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshot.calibration import Calibration
+from fewshot.evaluation.threshold import Calibration
 from fewshot.unknowns import (
     CARRIED_PICTURES,
     PRIOR_PICTURES,

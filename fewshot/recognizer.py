@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fewshot.calibration import Calibration
 from fewshot.embedding.embedder import Embedder
+from fewshot.evaluation.threshold import Calibration
 from fewshot.gallery import SAME, Alike, Gallery, check_rate
 from fewshot.operating_point import Threshold
 from finetune.data.folder import list_folder, list_unlabelled

@@ -8,13 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fewshot.benchmarking import Report
-from fewshot.embedded import UPRIGHT, Embed, embed_once
 from fewshot.embedding.embedder import Embedder
 from fewshot.embedding.encoder_files import SHIPPED
-from fewshot.expected_time import seconds_to_measure
-from fewshot.measuring import NEEDED, Result, measure, refused
-from fewshot.models import Model, by_embedding
+from fewshot.evaluation.benchmark import Report
+from fewshot.evaluation.embedded import UPRIGHT, Embed, embed_once
+from fewshot.evaluation.measure import NEEDED, Result, measure, refused, seconds_to_measure
+from fewshot.evaluation.models import Model, by_embedding
 from fewshot.omniglot.dataset import Omniglot, lake_runs, locate, read_omniglot
 from fewshot.omniglot.splits import EVALUATION, SPLITS, select
 from fewshot.report_curves import SameOrDifferent, koch_pairs, pairs_of, same_or_different

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from markupsafe import Markup
 
-from fewshot.benchmarking import Report, published_for, shape_of
-from fewshot.measuring import Result
-from fewshot.protocols import VerificationResult
+from fewshot.evaluation.benchmark import Report, published_for, shape_of
+from fewshot.evaluation.measure import Result
+from fewshot.evaluation.protocols import VerificationResult
 from fewshot.report_curves import SameOrDifferent
 from fewshot.report_map import Map
 from fewshot.report_questions import HardAlphabet, HardClass, WayCurve, WrongNeighbour

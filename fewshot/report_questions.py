@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewshot.embedded import Embedded
-from fewshot.episodes import Pool, arrange, deal, sample, score_episodes
-from fewshot.intervals import class_parts, parts_interval
-from fewshot.measuring import Result
-from fewshot.protocols import ProtocolResult, all_way, vinyals, within
+from fewshot.evaluation.embedded import Embedded
+from fewshot.evaluation.episodes import Pool, arrange, deal, sample, score_episodes
+from fewshot.evaluation.intervals import class_parts, parts_interval
+from fewshot.evaluation.measure import Result
+from fewshot.evaluation.protocols import ProtocolResult, all_way, vinyals, within
 
 WAYS = (2, 3, 5, 10, 20, 50, 100, 200, 400)
 # The last point has all classes; those before it stand clear of it, by so many times.

@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fewshot.calibration import calibrate
-from fewshot.embedded import Embed, Embedded, embed_once
 from fewshot.embedding.embedder import Embedder
+from fewshot.evaluation.embedded import Embed, Embedded, embed_once
+from fewshot.evaluation.threshold import calibrate
+from fewshot.evaluation.verification import labelled_pairs, similarity
 from fewshot.material import held_out
 from fewshot.omniglot.dataset import Character, Omniglot
 from fewshot.omniglot.splits import SPLITS, Split, leaks, select
-from fewshot.verification import labelled_pairs, similarity
 from finetune.data.folder import list_folder
 from finetune.data.images import read_image
 from finetune.errors import InputError

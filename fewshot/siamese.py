@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fewshot.batches import draw
 from fewshot.embedding.distortions import DISTORTIONS, distort
 from fewshot.embedding.framing import Framed, render
-from fewshot.episodes import arrange
+from fewshot.evaluation.episodes import arrange
 from fewshot.losses import Siamese
 from fewshot.material import Material
 from fewshot.recipe import Recipe

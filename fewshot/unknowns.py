@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv, stdtr
 
-from fewshot.calibration import Calibration
+from fewshot.evaluation.threshold import Calibration
 
 Floats = NDArray[np.float64]
 

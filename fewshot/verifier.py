@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewshot.calibration import Calibration, OperatingPoint, calibrate
 from fewshot.embedding.embedder import Embedder
-from fewshot.verification import labelled_pairs, similarity
+from fewshot.evaluation.threshold import Calibration, OperatingPoint, calibrate
+from fewshot.evaluation.verification import labelled_pairs, similarity
 from finetune.data.folder import list_folder
 from finetune.data.images import Picture
 from finetune.errors import InputError

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fewshot.calibration import Calibration, calibrate
+from fewshot.evaluation.threshold import Calibration, calibrate
 from fewshot.gallery import Gallery, Vectors
 
 WIDTH = 64

@@ -12,11 +12,11 @@ from drawings import character, omniglot_of
 from fake_omniglot import runs, zipped
 from PIL import Image
 
-import fewshot.intervals
-import fewshot.measuring
+import fewshot.evaluation.intervals
+import fewshot.evaluation.measure
+import fewshot.evaluation.verification
 import fewshot.report_map
 import fewshot.report_questions
-import fewshot.verification
 from fewshot.omniglot.splits import EVALUATION, SPLITS, Split, characters_of
 
 HANDS = 6  # so many drawings of a character as 5-shot takes

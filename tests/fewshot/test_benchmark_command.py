@@ -7,9 +7,9 @@ import pytest
 from drawings import small
 from fake_omniglot import pictures, runs, zipped
 
-from fewshot.benchmarking import benchmark
 from fewshot.embedding.embedder import Embedder
 from fewshot.embedding.encoder import Spec, create, rounded
+from fewshot.evaluation.benchmark import benchmark
 from fewshot.omniglot.splits import SPLITS
 from finetune.errors import InputError
 from finetune.files import write_json

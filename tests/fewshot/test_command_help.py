@@ -3,7 +3,7 @@ from __future__ import annotations
 from command_help import complaints, listed
 
 from fewshot.cli import cli
-from fewshot.measuring import NEEDED
+from fewshot.evaluation.measure import NEEDED
 
 
 def test_every_option_and_command_has_whole_sentences_and_shows_its_default() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_gallery import WIDTH, filled, pair_calibration, population, unit
 
-from fewshot.calibration import Calibration, calibrate
+from fewshot.evaluation.threshold import Calibration, calibrate
 from fewshot.gallery import Gallery
 
 GALLERIES = [

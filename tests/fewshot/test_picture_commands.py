@@ -19,8 +19,8 @@ from PIL import Image
 
 from fewshot import Calibration, Embedder, Index, Verifier
 from fewshot.collection import keep_index
+from fewshot.evaluation.verification import labelled_pairs, similarity
 from fewshot.learning import learn_folder
-from fewshot.verification import labelled_pairs, similarity
 from finetune.errors import InputError
 
 Call = Callable[..., Answer]

@@ -11,9 +11,9 @@ from drawings import character
 
 import fewshot.embedding.embedder
 from fewshot.embedding.embedder import Embedder
+from fewshot.evaluation.protocols import distance_by, lake
 from fewshot.omniglot.dataset import lake_runs
 from fewshot.omniglot.splits import BACKGROUND, characters_of
-from fewshot.protocols import distance_by, lake
 
 
 def test_the_encoder_that_ships_is_small_and_is_the_one_that_was_measured() -> None:

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fewshot.embedded import turned
 from fewshot.embedding.distortions import DISTORTIONS, SYMMETRIES, Distortion, _linear, _lit, _stroked, distort, view
 from fewshot.embedding.framing import Framed, frame_drawings, frame_whole, render
+from fewshot.evaluation.embedded import turned
 
 DRAWN = drawings(12)
 NONE = DISTORTIONS["none"]

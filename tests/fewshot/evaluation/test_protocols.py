@@ -9,15 +9,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fewshot.embedded import ALL_TURNS, Embedded, embed_once, joined, turned
-from fewshot.episodes import Scores, arrange, sample, score_episodes
-from fewshot.intervals import class_parts, group_parts, parts_interval
-from fewshot.measuring import NEEDED, measure
-from fewshot.models import Model, by_embedding
+from fewshot.evaluation.embedded import ALL_TURNS, Embedded, embed_once, joined, turned
+from fewshot.evaluation.episodes import Scores, arrange, sample, score_episodes
+from fewshot.evaluation.intervals import class_parts, group_parts, parts_interval
+from fewshot.evaluation.measure import NEEDED, measure
+from fewshot.evaluation.models import Model, by_embedding
+from fewshot.evaluation.protocols import (
+    all_way,
+    bootstrap_interval,
+    distance_by,
+    guard,
+    koch,
+    lake,
+    score,
+    vinyals,
+    within,
+)
+from fewshot.evaluation.verification import best_threshold, curve, draw_pairs, similarity
 from fewshot.omniglot.dataset import Character, Omniglot, Run, labelled
 from fewshot.omniglot.splits import SPLITS, Split, characters_of
-from fewshot.protocols import all_way, bootstrap_interval, distance_by, guard, koch, lake, score, vinyals, within
-from fewshot.verification import best_threshold, curve, draw_pairs, similarity
 from finetune.errors import InputError
 from finetune.metrics import wilson_interval
 

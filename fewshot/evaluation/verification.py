@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewshot.embedded import Embedded
-from fewshot.episodes import METRICS, Metric
+from fewshot.evaluation.embedded import Embedded
+from fewshot.evaluation.episodes import METRICS, Metric
 from finetune.errors import InputError
 
 AT_ONCE = 65_536  # pairs scored, so that memory does not grow with their number

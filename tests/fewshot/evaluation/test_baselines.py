@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fewshot.baselines import modified_hausdorff, pixel_distance
+from fewshot.evaluation.models import modified_hausdorff, pixel_distance
+from fewshot.evaluation.protocols import lake
 from fewshot.omniglot.dataset import Run, lake_runs
-from fewshot.protocols import lake
 from finetune.errors import InputError
 
 

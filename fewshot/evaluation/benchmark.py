@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fewshot.expected_time import seconds_to_measure
-from fewshot.measuring import NEEDED, Result, measure, refused
-from fewshot.models import Model, open_model
+from fewshot.evaluation.intervals import Difference, compare
+from fewshot.evaluation.measure import NEEDED, Result, measure, refused, seconds_to_measure
+from fewshot.evaluation.models import Model, open_model
+from fewshot.evaluation.protocols import ProtocolResult, VerificationResult
 from fewshot.omniglot.dataset import lake_runs, read_omniglot
-from fewshot.paired import Difference, compare
-from fewshot.protocols import ProtocolResult, VerificationResult
-from fewshot.published import PUBLISHED, Published
 from finetune.errors import InputError
 from finetune.progress import Display
 from finetune.training.expected_time import in_words
@@ -159,3 +157,73 @@ def _percent(interval: tuple[float, float]) -> str:
 def _figures(result: Result) -> tuple[str, str, str]:
     low, high = result.interval
     return f"{100 * result.accuracy:.2f}", f"{100 * low:.1f} to {100 * high:.1f}", f"{result.trials:,}"
+
+
+@dataclass(frozen=True)
+class Published:
+    """accuracy: a fraction. source: where it stands. note: what one must know to compare."""
+
+    name: str
+    accuracy: float
+    source: str
+    note: str = ""
+
+
+# Protocol, way and shot -> rows, best first. Koch's table 2 is the one that lectures show.
+PUBLISHED: Mapping[tuple[str, int, int], tuple[Published, ...]] = {
+    ("lake", 20, 1): (
+        Published("ConvARC", 0.985, "Shyam et al. 2017", "compares pairs in the context of all supports; no embedding"),
+        Published("Bayesian program learning", 0.967, "Lake et al. 2015", "learns from strokes"),
+        Published("humans", 0.955, "Lake et al. 2015"),
+        Published("hierarchical Bayesian program learning", 0.952, "Koch et al. 2015, table 2", "learns from strokes"),
+        Published("convolutional Siamese network", 0.920, "Koch et al. 2015, table 2", "trained on 40 alphabets"),
+        Published("affine model", 0.818, "Koch et al. 2015, table 2"),
+        Published("hierarchical deep", 0.652, "Koch et al. 2015, table 2"),
+        Published("deep Boltzmann machine", 0.620, "Koch et al. 2015, table 2"),
+        Published("modified Hausdorff", 0.612, "Lake et al. 2015", "the official demo: 38.8 % error"),
+        Published("Siamese network, fully connected", 0.583, "Koch et al. 2015, table 2"),
+        Published("simple strokes", 0.352, "Koch et al. 2015, table 2"),
+        Published("nearest neighbour in pixels", 0.217, "Koch et al. 2015, table 2"),
+    ),
+    ("lake-minimal", 20, 1): (
+        Published("Bayesian program learning", 0.957, "Lake et al. 2015", "first minimal set; learns from strokes"),
+        Published("deep convolutional network", 0.777, "Lake et al. 2015", "the better of the two minimal sets"),
+    ),
+    ("vinyals", 5, 1): (
+        Published("Meta-Curvature MC2+", 0.9997, "Park & Oliva 2019"),
+        Published("prototypical networks", 0.988, "Snell et al. 2017"),
+        Published("matching networks", 0.981, "Vinyals et al. 2016"),
+    ),
+    ("vinyals", 5, 5): (
+        Published("Meta-Curvature MC2+", 0.9989, "Park & Oliva 2019"),
+        Published("prototypical networks", 0.997, "Snell et al. 2017"),
+        Published("matching networks", 0.989, "Vinyals et al. 2016"),
+    ),
+    ("vinyals", 20, 1): (
+        Published("Meta-Curvature MC2+", 0.9912, "Park & Oliva 2019"),
+        Published("prototypical networks", 0.960, "Snell et al. 2017"),
+        Published("matching networks", 0.938, "Vinyals et al. 2016"),
+    ),
+    ("vinyals", 20, 5): (
+        Published("Meta-Curvature MC2+", 0.9965, "Park & Oliva 2019"),
+        Published("prototypical networks", 0.989, "Snell et al. 2017"),
+        Published("matching networks", 0.985, "Vinyals et al. 2016"),
+    ),
+    ("all-way-423", 423, 1): (Published("adaptive posterior learning", 0.735, "Ramalho & Garnelo 2019"),),
+    ("koch", 2, 1): (
+        Published(
+            "convolutional Siamese network",
+            0.9342,
+            "Koch et al. 2015, table 1",
+            "whether its threshold was chosen on validation pairs is not said",
+        ),
+    ),
+}
+
+# Learned without labels, by 20-way 1-shot of `vinyals` (as quoted by the papers that compare with them).
+WITHOUT_LABELS: tuple[Published, ...] = (
+    Published("Meta-GMVAE", 0.8221, "Lee et al. 2021"),
+    Published("UMTRA", 0.7425, "Khodadadeh et al. 2019"),
+    Published("ProtoTransfer", 0.7227, "Medina et al. 2020"),
+    Published("AAL", 0.6879, "Antoniou & Storkey 2019"),
+)

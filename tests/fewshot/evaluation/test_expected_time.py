@@ -10,10 +10,9 @@ from fake_omniglot import runs, zipped
 from small_omniglot import small_omniglot, small_splits
 from torch import Tensor
 
-from fewshot import expected_time
-from fewshot.expected_time import WORK, drawings_to_embed, seconds_to_measure
-from fewshot.measuring import NEEDED
-from fewshot.models import Model, by_embedding
+from fewshot.evaluation import measure as expected_time
+from fewshot.evaluation.measure import NEEDED, WORK, drawings_to_embed, seconds_to_measure
+from fewshot.evaluation.models import Model, by_embedding
 from fewshot.omniglot.dataset import Omniglot, lake_runs
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fewshot.paired import compare
-from fewshot.protocols import ProtocolResult
+from fewshot.evaluation.intervals import compare
+from fewshot.evaluation.protocols import ProtocolResult
 from finetune.errors import InputError
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshot.calibration import Floats, Values, booleans, finite_scores
+from fewshot.evaluation.threshold import Floats, Values, booleans, finite_scores
 from finetune.errors import InputError
 
 

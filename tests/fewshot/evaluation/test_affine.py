@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fewshot.affine import CELL, affine_alignment
-from fewshot.baselines import pixel_distance
+from fewshot.evaluation.affine import CELL, affine_alignment
+from fewshot.evaluation.models import pixel_distance
 from finetune.errors import InputError
 
 

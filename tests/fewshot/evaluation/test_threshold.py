@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewshot.calibration import POINTS, Calibration, calibrate
-from fewshot.verification import labelled_pairs, pairs_within, similarity
+from fewshot.evaluation.threshold import POINTS, Calibration, calibrate
+from fewshot.evaluation.verification import labelled_pairs, pairs_within, similarity
 from finetune.errors import InputError
 
 # Few values, so that ties are frequent, two of them neighbours; of a same and of a different pair one score at least.

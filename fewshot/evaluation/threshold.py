@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewshot.verification import curve, roc
+from fewshot.evaluation.verification import curve, roc
 from finetune.errors import InputError
 
 POINTS = 200  # kept of a curve, besides its ends and the points that were chosen

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewshot.embedded import Embed, Embedded
-from fewshot.episodes import Episodes, Metric, Scores, arrange, deal, sample, score_episodes
-from fewshot.intervals import bootstrap_interval, class_parts, group_parts, parts_interval
+from fewshot.evaluation.embedded import Embed, Embedded
+from fewshot.evaluation.episodes import Episodes, Metric, Scores, arrange, deal, sample, score_episodes
+from fewshot.evaluation.intervals import bootstrap_interval, class_parts, group_parts, parts_interval
+from fewshot.evaluation.verification import best_threshold, curve, curve_intervals, draw_pairs, similarity
 from fewshot.omniglot.dataset import Character, Run
 from fewshot.omniglot.splits import LAKE, SPLITS, characters_of, leaks
-from fewshot.verification import best_threshold, curve, curve_intervals, draw_pairs, similarity
 from finetune.errors import InputError
 
 # Test pictures (n, 105, 105) and training pictures (m, 105, 105), uint8, ink 255 on 0, to (n, m): smaller is nearer.

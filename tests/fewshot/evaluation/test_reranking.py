@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fewshot.reranking import reranked
+from fewshot.evaluation.models import reranked
 from finetune.errors import InputError
 
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fewshot import episodes as module
-from fewshot.episodes import Episodes, Metric, arrange, deal, sample, score_episodes
+from fewshot.evaluation import episodes as module
+from fewshot.evaluation.episodes import Episodes, Metric, arrange, deal, sample, score_episodes
 from finetune.errors import InputError
 
 METRICS: tuple[Metric, ...] = ("cosine", "euclidean")

@@ -1,0 +1,1 @@
+"""Protocols, episodes, verification and thresholds, with intervals."""
