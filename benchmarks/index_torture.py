@@ -33,8 +33,8 @@ from typing import Any, TextIO
 import numpy as np
 from machine import provenance
 
-from fewshot.index import Index
-from fewshot.neighbours import ROUNDING, Vectors
+from fewshot.search.engines import ROUNDING, Vectors
+from fewshot.search.index import Index
 from finetune.errors import InputError
 from finetune.files import write_json
 

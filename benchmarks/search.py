@@ -34,9 +34,8 @@ import torch
 from machine import provenance
 from sklearn.neighbors import NearestNeighbors
 
-from fewshot.index import Index
-from fewshot.index_engines import Approximate, import_faiss, on_gpu
-from fewshot.neighbours import ROUNDING, Vectors
+from fewshot.search.engines import ROUNDING, Approximate, Vectors, import_faiss, on_gpu
+from fewshot.search.index import Index
 from finetune.files import write_json
 
 RESULT = Path(__file__).parent / "results" / "search.json"

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from fewshot.embedding.embedder import Embedder
-from fewshot.index import Index
-from fewshot.index_folder import ABOUT_FILE
 from fewshot.operating_point import Share
 from fewshot.recognizer import GALLERY_FILE, Recognizer
+from fewshot.search.index import Index
+from fewshot.search.index_files import ABOUT_FILE
 
 
 def about(path: str) -> dict[str, Any]:

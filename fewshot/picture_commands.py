@@ -55,7 +55,7 @@ def embed(
     Pictures of FOLDER and its sub-folders that are new or changed are embedded; those that are gone are removed from
     the index. Then: fewshot search INDEX PICTURE.
     """
-    from fewshot.collection import keep_index
+    from fewshot.search.picture_index import keep_index
 
     display = display_for(as_json)
     embedder = open_embedder(model, weights, tolerance, device, as_json)
@@ -120,8 +120,8 @@ def search(
 
     INDEX is a folder that `fewshot embed` wrote. Each QUERY is a picture or a folder of pictures.
     """
-    from fewshot.picture_search import open_index, search_pictures, sheet_rows
-    from fewshot.sheet import write_sheet
+    from fewshot.search.contact_sheet import write_sheet
+    from fewshot.search.picture_index import open_index, search_pictures, sheet_rows
 
     given = given_embedder(model, weights, tolerance, device, as_json)
     opened, embedder = open_index(index, given, memory_mapped=memory_mapped, device=device)

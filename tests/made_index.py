@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from fewshot.index import Index
-from fewshot.neighbours import Vectors, disagreements, nearest
+from fewshot.search.engines import Vectors, disagreements, nearest
+from fewshot.search.index import Index
 
 WIDTH = 8
 KINDS = ("exact", "ivf", "hnsw")

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from made_index import WIDTH, assert_exact, named, unit
 
-from fewshot.index import Index
-from fewshot.neighbours import Vectors
+from fewshot.search.engines import Vectors
+from fewshot.search.index import Index
 
 
 class History(RuleBasedStateMachine):

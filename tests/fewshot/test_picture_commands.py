@@ -18,9 +18,9 @@ from drawings import character, folder_of, small
 from PIL import Image
 
 from fewshot import Calibration, Embedder, Index, Verifier
-from fewshot.collection import keep_index
 from fewshot.evaluation.verification import labelled_pairs, similarity
 from fewshot.learning import learn_folder
+from fewshot.search.picture_index import keep_index
 from finetune.errors import InputError
 
 Call = Callable[..., Answer]

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from made_index import KINDS, WIDTH, assert_same, filled, named, unit
 
-from fewshot.index import Index
-from fewshot.index_engines import import_faiss
+from fewshot.search.engines import import_faiss
+from fewshot.search.index import Index
 from finetune.errors import InputError
 
 

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from made_index import WIDTH, assert_exact, filled, named, unit
 
-from fewshot.index import Index
-from fewshot.index_engines import import_faiss
-from fewshot.neighbours import nearest
+from fewshot.search.engines import import_faiss, nearest
+from fewshot.search.index import Index
 from finetune.errors import InputError
 
 
@@ -73,7 +72,7 @@ def test_equal_vectors_cost_no_recall() -> None:
 
 
 def test_auto_is_exact_until_lists_gain_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fewshot.index.AUTO_FROM", 3000)
+    monkeypatch.setattr("fewshot.search.index.AUTO_FROM", 3000)
     centres = unit(40, width=64)
     random_numbers = np.random.default_rng(0)
     near = centres.repeat(100, 0) + 0.05 * random_numbers.standard_normal((4000, 64), dtype=np.float32)

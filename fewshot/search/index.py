@@ -11,9 +11,8 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fewshot.index_engines import Approximate, Engine, Exact, Structure, build, on_gpu, restore
-from fewshot.index_folder import Entry, read_folder, write_folder
-from fewshot.neighbours import Vectors
+from fewshot.search.engines import Approximate, Engine, Exact, Structure, Vectors, build, on_gpu, restore
+from fewshot.search.index_files import Entry, read_folder, write_folder
 from finetune.errors import InputError
 
 Kind = Literal["auto", "exact", "ivf", "hnsw"]

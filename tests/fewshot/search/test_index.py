@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from made_index import KINDS, WIDTH, assert_exact, assert_same, filled, named, unit
 
-from fewshot.index import Index, Neighbour
+from fewshot.search.index import Index, Neighbour
 from finetune.errors import InputError
 
 # ------------------------------------------------------------------------------------------------ search

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from fewshot.index_engines import import_faiss
+from fewshot.search.engines import import_faiss
 from finetune.errors import InputError
 from finetune.files import locked, read_json, replacing, write_json
 

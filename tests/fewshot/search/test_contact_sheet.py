@@ -8,7 +8,7 @@ import pytest
 from hostile import hostile
 from PIL import Image
 
-from fewshot.sheet import APART, Row, Tile, write_sheet
+from fewshot.search.contact_sheet import APART, Row, Tile, write_sheet
 from finetune.data.folder import list_unlabelled
 from finetune.errors import InputError
 from finetune.report.contact_sheet import CELL, GAP, HEADING, MARGIN, MAT, PAPER

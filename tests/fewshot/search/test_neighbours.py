@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_index import WIDTH, assert_exact, named, unit
 
-from fewshot.index import Index
-from fewshot.neighbours import Vectors, disagreements, nearest
+from fewshot.search.engines import Vectors, disagreements, nearest
+from fewshot.search.index import Index
 from finetune.errors import InputError
 
 

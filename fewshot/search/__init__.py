@@ -1,0 +1,1 @@
+"""Nearest neighbours by name: the index, its files, pictures in it."""
