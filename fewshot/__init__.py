@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from fewshot.estimators import EmbeddingTransformer, RecognizerClassifier
     from fewshot.evaluation.open_set import open_set
     from fewshot.evaluation.threshold import Calibration, calibrate
-    from fewshot.operating_point import Share, Threshold
-    from fewshot.recognizer import Recognition, Recognizer, Trial
+    from fewshot.recognition.operating_point import Share, Threshold
+    from fewshot.recognition.recognizer import Recognition, Recognizer, Trial
+    from fewshot.recognition.verifier import Verification, Verifier
     from fewshot.search.index import Index
-    from fewshot.verifier import Verification, Verifier
 
 __all__ = [
     "Calibration",

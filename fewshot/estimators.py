@@ -15,7 +15,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fewshot.embedding.embedder import Embedder
-from fewshot.gallery import Gallery
+from fewshot.recognition.gallery import Gallery
 from finetune.errors import InputError
 from finetune.features.acceleration import TOLERANCE
 

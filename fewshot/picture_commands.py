@@ -169,7 +169,7 @@ def verify(
     The threshold is set so that a share of --false-accept-rate of different pairs is accepted by mistake. The encoder
     omniglot carries its own threshold; for another one give --calibrate.
     """
-    from fewshot.verifier import Verifier
+    from fewshot.recognition.verifier import Verifier
 
     verifier = Verifier(open_embedder(model, weights, tolerance, device, as_json))
     if calibrate is not None:

@@ -15,8 +15,8 @@ from finetune.errors import InputError
 from finetune.options.command_line import as_json, display_for, existing, on_device, print_json
 
 if TYPE_CHECKING:
-    from fewshot.operating_point import Share, Threshold
-    from fewshot.recognizer import Recognition, Recognizer
+    from fewshot.recognition.operating_point import Share, Threshold
+    from fewshot.recognition.recognizer import Recognition, Recognizer
 
 # Pairs of classes that are too alike, shown at most.
 _SHOWN_PAIRS = 5
@@ -55,7 +55,7 @@ def enrol(
     the threshold is chosen for equal errors: as many unknown pictures are accepted as pictures of the classes are
     refused, and no more than a fifth of them.
     """
-    from fewshot.gallery_folder import change_gallery
+    from fewshot.recognition.recognizer import change_gallery
     from finetune.data.folder import list_unlabelled
 
     given = given_embedder(model, weights, tolerance, device, as_json)
@@ -76,7 +76,7 @@ def forget(gallery: Path, labels: Sequence[str], device: str, as_json: bool) -> 
 
     GALLERY is a folder that `fewshot enrol` wrote.
     """
-    from fewshot.gallery_folder import change_gallery
+    from fewshot.recognition.recognizer import change_gallery
 
     with change_gallery(gallery, None, device=device) as recognizer:
         for label in labels:
@@ -97,7 +97,7 @@ def calibrate(gallery: Path, folder: Path, false_accept_rate: float | None, devi
     measure how many of its pictures are refused; all others measure how many unknown pictures are accepted. None of
     them becomes an example.
     """
-    from fewshot.gallery_folder import change_gallery
+    from fewshot.recognition.recognizer import change_gallery
 
     with change_gallery(gallery, None, device=device) as recognizer:
         trial = recognizer.calibrate(folder, false_accept_rate=false_accept_rate, display=display_for(as_json))
@@ -142,7 +142,7 @@ def recognize(
     GALLERY is a folder that `fewshot enrol` wrote. The nearest classes are shown with every answer. Where nothing is
     known to set a threshold by, they are the whole answer.
     """
-    from fewshot.recognizer import Recognizer
+    from fewshot.recognition.recognizer import Recognizer
     from finetune.data.folder import list_unlabelled
     from finetune.errors import UnreadablePicture
 

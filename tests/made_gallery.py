@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fewshot.evaluation.threshold import Calibration, calibrate
-from fewshot.gallery import Gallery, Vectors
+from fewshot.recognition.gallery import Gallery, Vectors
 
 WIDTH = 64
 

@@ -31,7 +31,7 @@ from fewshot.estimators import (
     _left_out,
     softmax,
 )
-from fewshot.gallery import Gallery
+from fewshot.recognition.gallery import Gallery
 from finetune.errors import InputError, UnreadablePicture
 
 

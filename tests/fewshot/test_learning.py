@@ -23,7 +23,7 @@ from fewshot.evaluation.verification import curve
 from fewshot.learning import learn_folder, learn_omniglot, metrics_of
 from fewshot.material import TRAINED
 from fewshot.omniglot.splits import SPLITS, Split, characters_of
-from fewshot.recognizer import Recognizer
+from fewshot.recognition.recognizer import Recognizer
 from finetune.errors import InputError, TrainingDiverged
 from finetune.files import alone_in, read_json, read_tensors
 

@@ -13,7 +13,7 @@ import pytest
 from called import Answer
 
 from fewshot import Embedder, Recognizer
-from fewshot.gallery_folder import change_gallery
+from fewshot.recognition.recognizer import change_gallery
 
 Call = Callable[..., Answer]
 

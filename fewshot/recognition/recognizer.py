@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -18,12 +19,12 @@ from torch import Tensor
 
 from fewshot.embedding.embedder import Embedder
 from fewshot.evaluation.threshold import Calibration
-from fewshot.gallery import SAME, Alike, Gallery, check_rate
-from fewshot.operating_point import Threshold
+from fewshot.recognition.gallery import SAME, Alike, Gallery, check_rate
+from fewshot.recognition.operating_point import Threshold
 from finetune.data.folder import list_folder, list_unlabelled
 from finetune.data.images import Picture
 from finetune.errors import InputError, UnreadablePicture
-from finetune.files import read_tensors_and_metadata, write_tensors
+from finetune.files import locked, read_tensors_and_metadata, write_tensors
 from finetune.progress import Display
 
 FORMAT = 2
@@ -31,6 +32,9 @@ READ = (1, 2)  # formats; before 2 there were no trials, and no rate was not an 
 GALLERY_FILE = "gallery.safetensors"
 
 Pictures = Picture | Tensor | Sequence[Picture | Tensor]
+
+
+SHIPPED = "omniglot"
 
 
 @dataclass(frozen=True)
@@ -426,3 +430,35 @@ def _name(pictures: Any, number: int) -> str:
     if isinstance(pictures, Sequence) and isinstance(pictures[number], (str, Path)):
         return str(pictures[number])
     return f"picture {number}"
+
+
+@contextmanager
+def change_gallery(
+    folder: Path,
+    embedder: Embedder | None,
+    *,
+    false_accept_rate: float | None = None,
+    device: str = "auto",
+) -> Iterator[Recognizer]:
+    """The recognizer saved in `folder`, or a new one, to be changed; it is saved at the end unless that failed.
+
+    embedder: of a new one, the encoder that ships when None; of a saved one it must be the one that it was made with.
+    false_accept_rate: as saved, or as usual for a new one, when None. InputError where the folder holds something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a folder for the gallery")
+    saved = (folder / GALLERY_FILE).exists()
+    if not saved and folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise InputError(f"{folder} is not empty and holds no gallery; name another folder")
+    if embedder is None and not saved:
+        embedder = Embedder.load(SHIPPED, device=device)  # before a folder is made for it
+    with locked(folder):
+        # Another process may have made the gallery meanwhile.
+        if embedder is None or (folder / GALLERY_FILE).exists():
+            recognizer = Recognizer.load(folder, embedder=embedder, device=device)
+        else:
+            recognizer = Recognizer(embedder)
+        if false_accept_rate is not None:
+            recognizer.gallery.false_accept_rate = false_accept_rate
+        yield recognizer
+        recognizer.save(folder)

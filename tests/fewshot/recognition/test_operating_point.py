@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from made_gallery import WIDTH, filled, pair_calibration, population, unit
 
 from fewshot.evaluation.threshold import Calibration, calibrate
-from fewshot.gallery import Gallery
+from fewshot.recognition.gallery import Gallery
 
 GALLERIES = [
     filled(population(seed, classes, each), false_accept_rate=rate, calibration=calibration)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from fewshot.embedding.embedder import Embedder
 from fewshot.embedding.encoder import Spec, create, rounded
-from fewshot.recognizer import GALLERY_FILE, Recognition, Recognizer
+from fewshot.recognition.recognizer import GALLERY_FILE, Recognition, Recognizer
 from finetune.errors import InputError, UnreadablePicture
 from finetune.files import read_tensors_and_metadata, write_tensors
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from made_gallery import WIDTH, filled, population, unit
 
-from fewshot.gallery import Gallery
+from fewshot.recognition.gallery import Gallery
 from finetune.errors import InputError
 
 
@@ -50,7 +50,7 @@ def test_more_at_once_than_the_memory_holds_are_the_same(monkeypatch: pytest.Mon
     examples, queries = population(0, 6, 3), population(1, 50)[:, 0]
     at_once = filled(examples)
     similarity = at_once.similarity(queries)
-    monkeypatch.setattr("fewshot.gallery._AT_ONCE", 40)
+    monkeypatch.setattr("fewshot.recognition.gallery._AT_ONCE", 40)
     in_parts = filled(examples)
     np.testing.assert_allclose(in_parts.similarity(queries), similarity, atol=1e-6)
     assert in_parts.threshold == pytest.approx(at_once.threshold, abs=1e-5)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewshot.evaluation.threshold import Calibration
-from fewshot.unknowns import (
+from fewshot.recognition.unknowns import (
     CARRIED_PICTURES,
     PRIOR_PICTURES,
     FittedTail,

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fewshot.evaluation.threshold import Calibration
-from fewshot.operating_point import KnownScores, Threshold, choose, expected, known_scores
-from fewshot.unknowns import Samples, UnknownScores, estimate
+from fewshot.recognition.operating_point import KnownScores, Threshold, choose, expected, known_scores
+from fewshot.recognition.unknowns import Samples, UnknownScores, estimate
 from finetune.errors import InputError
 
 Vectors = NDArray[np.float32]

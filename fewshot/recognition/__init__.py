@@ -1,0 +1,1 @@
+"""Recognition from a few examples, with a threshold for unknown pictures."""
