@@ -28,12 +28,12 @@ from fewshot.embedding.encoder_files import CONFIG_FILE
 from fewshot.evaluation.benchmark import benchmark, shape_of
 from fewshot.evaluation.embedded import embed_once
 from fewshot.evaluation.episodes import arrange, sample, score_episodes
-from fewshot.learning import learn_omniglot, metrics_of
 from fewshot.omniglot.dataset import read_omniglot
 from fewshot.omniglot.splits import SPLITS
-from fewshot.recipe import Recipe
 from fewshot.search.engines import disagreements, nearest
 from fewshot.search.index import Index
+from fewshot.training.config import Recipe
+from fewshot.training.train import learn_omniglot, metrics_of
 from finetune.errors import InputError
 from finetune.files import read_json, write_json
 from finetune.progress import Display

@@ -24,10 +24,10 @@ from fewshot.embedding.encoder_files import CONFIG_FILE, SHIPPED, WEIGHTS_FILE
 from fewshot.evaluation.embedded import embed_once
 from fewshot.evaluation.threshold import Calibration, calibrate
 from fewshot.evaluation.verification import labelled_pairs, similarity
-from fewshot.learning import learn_omniglot
-from fewshot.material import omniglot_material
 from fewshot.omniglot.dataset import read_omniglot
-from fewshot.recipe import Recipe
+from fewshot.training.config import Recipe
+from fewshot.training.train import learn_omniglot
+from fewshot.training.training_data import omniglot_material
 from finetune.files import read_json, write_json
 from finetune.progress import Display
 

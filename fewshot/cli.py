@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from fewshot.picture_commands import embed, info, search, verify
-from fewshot.recipe import Recipe
 from fewshot.recognizer_commands import calibrate, enrol, forget, recognize
 from fewshot.report_command import report
+from fewshot.training.config import Recipe
 from finetune.errors import InputError
 from finetune.options.command_line import (
     INTERRUPTED,
@@ -86,7 +86,7 @@ def train(
     Give the word omniglot, or a folder with one sub-folder of pictures per class. --minutes covers the training steps
     alone: reading the pictures, timing a step and measuring the result come on top, and are announced.
     """
-    from fewshot.learning import learn_folder, learn_omniglot, metrics_of
+    from fewshot.training.train import learn_folder, learn_omniglot, metrics_of
 
     recipe, display = Recipe(**options), display_for(as_json)
     if source == "omniglot":

@@ -10,8 +10,8 @@ from typing import Any
 from markupsafe import Markup
 
 from fewshot.embedding.encoder_files import CONFIG_FILE, FORMAT, SHIPPED
-from fewshot.learning import HISTORY_FILE, METRICS_FILE
-from fewshot.recipe import Recipe
+from fewshot.training.config import Recipe
+from fewshot.training.train import HISTORY_FILE, METRICS_FILE
 from finetune.errors import InputError
 from finetune.files import read_csv, read_json
 from finetune.options.fields import flag

@@ -21,9 +21,9 @@ from fewshot.embedding.embedder import Embedder
 from fewshot.evaluation.embedded import Embed, Embedded, embed_once
 from fewshot.evaluation.threshold import calibrate
 from fewshot.evaluation.verification import labelled_pairs, similarity
-from fewshot.material import held_out
 from fewshot.omniglot.dataset import Character, Omniglot
 from fewshot.omniglot.splits import SPLITS, Split, leaks, select
+from fewshot.training.training_data import held_out
 from finetune.data.folder import list_folder
 from finetune.data.images import read_image
 from finetune.errors import InputError
@@ -116,7 +116,7 @@ def drawing_uri(drawing: Tensor) -> str:
 
 
 def tested_folder(embedder: Embedder, folder: Path, display: Display) -> Tested:
-    """The classes of `folder` that a run on it held out, as `fewshot.material.folder_material` does.
+    """The classes of `folder` that a run on it held out, as `fewshot.training.training_data.folder_material` does.
 
     InputError where no class was held out, and where the pictures are not those that the run chose its threshold by:
     then some of them may have been learned from.

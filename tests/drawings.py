@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from fewshot.omniglot.splits import BACKGROUND
-from fewshot.recipe import Recipe
+from fewshot.training.config import Recipe
 
 
 def small(**options: object) -> Recipe:

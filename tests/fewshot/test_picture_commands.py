@@ -19,8 +19,8 @@ from PIL import Image
 
 from fewshot import Calibration, Embedder, Index, Verifier
 from fewshot.evaluation.verification import labelled_pairs, similarity
-from fewshot.learning import learn_folder
 from fewshot.search.picture_index import keep_index
+from fewshot.training.train import learn_folder
 from finetune.errors import InputError
 
 Call = Callable[..., Answer]

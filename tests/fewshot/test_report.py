@@ -15,7 +15,6 @@ from small_omniglot import SMALL, small_omniglot, small_splits
 from fewshot.embedding.embedder import Embedder
 from fewshot.evaluation.embedded import Embedded, embed_once
 from fewshot.evaluation.verification import curve
-from fewshot.learning import learn_folder, learn_omniglot
 from fewshot.omniglot.dataset import Character, read_omniglot
 from fewshot.omniglot.splits import LAKE, SPLITS, characters_of, select
 from fewshot.report import Written, report
@@ -23,6 +22,7 @@ from fewshot.report_curves import same_or_different
 from fewshot.report_questions import hardest_alphabets, hardest_classes, way_curves, wrong_neighbours
 from fewshot.report_run import read_run
 from fewshot.report_tested import remembering
+from fewshot.training.train import learn_folder, learn_omniglot
 from finetune.errors import InputError
 
 

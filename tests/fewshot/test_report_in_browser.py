@@ -9,8 +9,8 @@ from drawings import small
 from playwright.sync_api import Browser
 from small_omniglot import small_omniglot, small_splits
 
-from fewshot.learning import learn_omniglot
 from fewshot.report import report
+from fewshot.training.train import learn_omniglot
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from conftest import MakeFolder
 
 import finetune
 from fewshot.cli import main as fewshot_main
-from fewshot.learning import learn_folder
+from fewshot.training.train import learn_folder
 from finetune.cli.main import main
 from finetune.errors import InputError
 from finetune.processes import require_one_process

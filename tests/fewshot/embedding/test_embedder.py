@@ -23,8 +23,8 @@ from rich.console import Console
 from fewshot.embedding.embedder import Embedder
 from fewshot.embedding.encoder import Spec, create, read_square, rounded
 from fewshot.embedding.encoder_files import fingerprint_of
-from fewshot.learning import learn_folder
 from fewshot.omniglot.dataset import Character
+from fewshot.training.train import learn_folder
 from finetune.config import MAX_PIXELS
 from finetune.data.loader import Pictures
 from finetune.data.transforms import Preprocessing, evaluation_view

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fewshot.embedding.distortions import SYMMETRIES
 from fewshot.embedding.encoder import read_square
 from fewshot.embedding.framing import Framed, frame_drawings, frame_whole
 from fewshot.evaluation.embedded import ALL_TURNS, UPRIGHT, embed_once
-from fewshot.evaluation.episodes import arrange, sample, score_episodes
+from fewshot.evaluation.episodes import Pool, arrange, sample, score_episodes
 from fewshot.evaluation.verification import best_threshold, draw_pairs, similarity
 from fewshot.omniglot.dataset import DRAWERS, Character, Omniglot
 from fewshot.omniglot.splits import SPLITS, Split, select
@@ -218,3 +219,33 @@ def _one_shot(vectors: Tensor, labels: Tensor, groups: Tensor | None) -> float:
     way = min(_MOST_WAYS, int(pool.member_sizes.min()))
     episodes = sample(pool, _JUDGED_EPISODES, way=way, shot=1, generator=torch.Generator().manual_seed(0))
     return float(score_episodes(vectors, episodes).credit.mean())
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """rows: (n,) int64, the pictures. labels: (n,) int64, of class and symmetry together: a class that is turned is
+    another class. symmetry: (n,) int64, how each is laid, 0 to 7."""
+
+    rows: Tensor
+    labels: Tensor
+    symmetry: Tensor
+
+
+def draw(pool: Pool, *, groups: int, ways: int, shots: int, symmetries: int, generator: torch.Generator) -> Draw:
+    """`groups` groups, likelier the more classes they have, each laid by one symmetry; of each `ways` classes, or all
+    that it has, and of each class `shots` pictures, no picture twice unless the class has fewer."""
+    step = SYMMETRIES // symmetries if symmetries != 4 else 1  # the four turns are the first four
+    parts = []
+    for group in torch.multinomial(pool.member_sizes.float(), groups, replacement=True, generator=generator).tolist():
+        symmetry = int(torch.randint(symmetries, (), generator=generator)) * step
+        size = int(pool.member_sizes[group])
+        classes = pool.members[group, torch.randperm(size, generator=generator)[:ways]]
+        order = torch.rand(len(classes), pool.rows.shape[1], generator=generator)
+        sizes = pool.sizes[classes][:, None]
+        places = order.masked_fill(torch.arange(order.shape[1]) >= sizes, 2.0).argsort(1)
+        places = places.gather(1, torch.arange(shots).expand(len(classes), -1) % sizes.clamp_max(shots))
+        rows = pool.rows[classes].gather(1, places)
+        labels = (pool.labels[classes] * SYMMETRIES + symmetry)[:, None].expand(-1, shots)
+        parts.append((rows.flatten(), labels.flatten(), torch.full((rows.numel(),), symmetry)))
+    rows, labels, symmetry_of = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Draw(rows, labels, symmetry_of)

@@ -15,13 +15,12 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from fewshot.batches import draw
 from fewshot.embedding.distortions import DISTORTIONS, distort
 from fewshot.embedding.framing import Framed, render
 from fewshot.evaluation.episodes import arrange
-from fewshot.losses import Siamese
-from fewshot.material import Material
-from fewshot.recipe import Recipe
+from fewshot.training.config import Recipe
+from fewshot.training.losses import Siamese
+from fewshot.training.training_data import Material, draw
 from finetune.data.transforms import view_seed
 from finetune.errors import InputError, TrainingDiverged
 from finetune.files import read_tensors_and_metadata, write_tensors

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fewshot.losses import Contrastive, Siamese, siamese
-from fewshot.recipe import DISTANCES, LOSSES, MINERS
+from fewshot.training.config import DISTANCES, LOSSES, MINERS
+from fewshot.training.losses import Contrastive, Siamese, siamese
 from finetune.errors import InputError
 
 SETTINGS = {"margin": 1.0, "hardest": 3}

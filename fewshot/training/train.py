@@ -18,12 +18,12 @@ from fewshot.embedding.encoder import Spec, create, rounded, width_of
 from fewshot.embedding.encoder_files import CONFIG_FILE, FORMAT, WEIGHTS_FILE
 from fewshot.evaluation.threshold import calibrate
 from fewshot.evaluation.verification import labelled_pairs, pairs_within, similarity
-from fewshot.losses import siamese
-from fewshot.material import TRAINED, HeldOut, Material, folder_material, omniglot_material
 from fewshot.omniglot.dataset import read_omniglot
 from fewshot.omniglot.splits import BACKGROUND, SPLITS
-from fewshot.recipe import Recipe
-from fewshot.siamese import Course, Study, seconds_per_step, seconds_per_validation, train, validations
+from fewshot.training.config import Recipe
+from fewshot.training.loop import Course, Study, seconds_per_step, seconds_per_validation, train, validations
+from fewshot.training.losses import siamese
+from fewshot.training.training_data import TRAINED, HeldOut, Material, folder_material, omniglot_material
 from finetune.errors import InputError
 from finetune.files import alone_in, read_json, write_csv, write_json
 from finetune.models.device import describe, open_engine

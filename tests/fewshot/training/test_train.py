@@ -16,14 +16,14 @@ from drawings import character, folder_of, omniglot_of, small
 from killing import assert_same_weights
 from PIL import Image
 
-import fewshot.siamese
+import fewshot.training.loop
 from fewshot.embedding.embedder import Embedder
 from fewshot.embedding.encoder import Spec, create
 from fewshot.evaluation.verification import curve
-from fewshot.learning import learn_folder, learn_omniglot, metrics_of
-from fewshot.material import TRAINED
 from fewshot.omniglot.splits import SPLITS, Split, characters_of
 from fewshot.recognition.recognizer import Recognizer
+from fewshot.training.train import learn_folder, learn_omniglot, metrics_of
+from fewshot.training.training_data import TRAINED
 from finetune.errors import InputError, TrainingDiverged
 from finetune.files import alone_in, read_json, read_tensors
 

@@ -11,12 +11,10 @@ import torch
 from drawings import character, small
 from torch import Tensor, nn
 
-import fewshot.siamese
+import fewshot.training.loop
 from fewshot.embedding.framing import Framed, frame_drawings, render
-from fewshot.losses import siamese
-from fewshot.material import Judge, Material
-from fewshot.recipe import Recipe
-from fewshot.siamese import (
+from fewshot.training.config import Recipe
+from fewshot.training.loop import (
     Course,
     Study,
     _Loop,
@@ -26,6 +24,8 @@ from fewshot.siamese import (
     train,
     validations,
 )
+from fewshot.training.losses import siamese
+from fewshot.training.training_data import Judge, Material
 from finetune.errors import InputError, TrainingDiverged
 from finetune.files import read_tensors_and_metadata
 from finetune.models.device import open_engine
