@@ -35,7 +35,7 @@ def report(run: str, out: Path | None, data: Path | None, seed: int, device: str
     accuracies beside the published ones, typical mistakes, ROC curves and a map of the embedding. It is one file that
     opens offline. The command says how long it will take before it begins.
     """
-    from fewshot.report import report as written
+    from fewshot.report.report import report as written
 
     found = written(run, out, data=data, seed=seed, device=device, display=display_for(as_json))
     if as_json:

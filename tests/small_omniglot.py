@@ -15,8 +15,8 @@ from PIL import Image
 import fewshot.evaluation.intervals
 import fewshot.evaluation.measure
 import fewshot.evaluation.verification
-import fewshot.report_map
-import fewshot.report_questions
+import fewshot.report.hardest
+import fewshot.report.map
 from fewshot.omniglot.splits import EVALUATION, SPLITS, Split, characters_of
 
 HANDS = 6  # so many drawings of a character as 5-shot takes

@@ -9,7 +9,7 @@ from drawings import small
 from playwright.sync_api import Browser
 from small_omniglot import small_omniglot, small_splits
 
-from fewshot.report import report
+from fewshot.report.report import report
 from fewshot.training.train import learn_omniglot
 
 

@@ -13,11 +13,11 @@ from markupsafe import Markup
 from fewshot.evaluation.benchmark import Report, published_for, shape_of
 from fewshot.evaluation.measure import Result
 from fewshot.evaluation.protocols import VerificationResult
-from fewshot.report_curves import SameOrDifferent
-from fewshot.report_map import Map
-from fewshot.report_questions import HardAlphabet, HardClass, WayCurve, WrongNeighbour
-from fewshot.report_run import Trained, course, facts
-from fewshot.report_tested import Tested
+from fewshot.report.curves import SameOrDifferent
+from fewshot.report.hardest import HardAlphabet, HardClass, WayCurve, WrongNeighbour
+from fewshot.report.held_out import Tested
+from fewshot.report.map import Map
+from fewshot.report.run import Trained, course, facts
 from finetune.report.charts import Band, Bar, Line, Mark, bar_chart, line_chart
 from finetune.report.page import render
 

@@ -17,11 +17,11 @@ from fewshot.evaluation.embedded import Embedded, embed_once
 from fewshot.evaluation.verification import curve
 from fewshot.omniglot.dataset import Character, read_omniglot
 from fewshot.omniglot.splits import LAKE, SPLITS, characters_of, select
-from fewshot.report import Written, report
-from fewshot.report_curves import same_or_different
-from fewshot.report_questions import hardest_alphabets, hardest_classes, way_curves, wrong_neighbours
-from fewshot.report_run import read_run
-from fewshot.report_tested import remembering
+from fewshot.report.curves import same_or_different
+from fewshot.report.hardest import hardest_alphabets, hardest_classes, way_curves, wrong_neighbours
+from fewshot.report.held_out import remembering
+from fewshot.report.report import Written, report
+from fewshot.report.run import read_run
 from fewshot.training.train import learn_folder, learn_omniglot
 from finetune.errors import InputError
 

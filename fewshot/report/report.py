@@ -16,12 +16,12 @@ from fewshot.evaluation.measure import NEEDED, Result, measure, refused, seconds
 from fewshot.evaluation.models import Model, by_embedding
 from fewshot.omniglot.dataset import Omniglot, lake_runs, locate, read_omniglot
 from fewshot.omniglot.splits import EVALUATION, SPLITS, select
-from fewshot.report_curves import SameOrDifferent, koch_pairs, pairs_of, same_or_different
-from fewshot.report_map import draw_map
-from fewshot.report_page import Findings, page_of
-from fewshot.report_questions import hardest_alphabets, hardest_classes, way_curves, wrong_neighbours
-from fewshot.report_run import Trained, read_run
-from fewshot.report_tested import Tested, fair_split, remembering, tested_drawings, tested_folder
+from fewshot.report.curves import SameOrDifferent, koch_pairs, pairs_of, same_or_different
+from fewshot.report.hardest import hardest_alphabets, hardest_classes, way_curves, wrong_neighbours
+from fewshot.report.held_out import Tested, fair_split, remembering, tested_drawings, tested_folder
+from fewshot.report.map import draw_map
+from fewshot.report.page import Findings, page_of
+from fewshot.report.run import Trained, read_run
 from finetune.errors import InputError
 from finetune.files import write_text
 from finetune.progress import Display

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewshot.projection import METHODS, MOST, project
+from fewshot.report.map import METHODS, MOST, project
 from finetune.errors import InputError
 
 

@@ -1,0 +1,1 @@
+"""What an encoder learned, as one page."""
