@@ -41,7 +41,7 @@ def main() -> None:
         if path.exists():
             text = put(text, name, table(read_json(path)))
     write_text(readme, text)
-    card = ROOT / "fewshot" / "weights" / "README.md"
+    card = ROOT / "fewshot" / "embedding" / "weights" / "README.md"
     if (RESULTS / "omniglot.json").exists():
         result = read_json(RESULTS / "omniglot.json")
         write_text(card, put(card.read_text(encoding="utf-8"), "card", shipped(result)))

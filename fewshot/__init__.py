@@ -38,20 +38,20 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "Calibration": "calibration",
-    "Embedder": "embedder",
+    "Calibration": "evaluation.threshold",
+    "Embedder": "embedding.embedder",
     "EmbeddingTransformer": "estimators",
-    "Index": "index",
-    "Recognition": "recognizer",
-    "Recognizer": "recognizer",
+    "Index": "search.index",
+    "Recognition": "recognition.recognizer",
+    "Recognizer": "recognition.recognizer",
     "RecognizerClassifier": "estimators",
-    "Share": "operating_point",
-    "Threshold": "operating_point",
-    "Trial": "recognizer",
-    "Verification": "verifier",
-    "Verifier": "verifier",
-    "calibrate": "calibration",
-    "open_set": "openset",
+    "Share": "recognition.operating_point",
+    "Threshold": "recognition.operating_point",
+    "Trial": "recognition.recognizer",
+    "Verification": "recognition.verifier",
+    "Verifier": "recognition.verifier",
+    "calibrate": "evaluation.threshold",
+    "open_set": "evaluation.open_set",
 }
 
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from fewshot.cli import main
+from fewshot.cli.main import main
 
 main()

@@ -28,17 +28,17 @@ __all__ = [
 ]
 
 _HOME = {
-    "Classifier": "classifier",
+    "Classifier": "classifier.classifier",
     "Config": "config",
-    "EpochResult": "epochs",
+    "EpochResult": "training.loop",
     "FewtuneError": "errors",
     "InputError": "errors",
-    "Prediction": "classifier",
+    "Prediction": "classifier.classifier",
     "TrainingDiverged": "errors",
     "UnreadablePicture": "errors",
-    "evaluate": "evaluation",
-    "fit": "fitting",
-    "load": "classifier",
+    "evaluate": "api.evaluate",
+    "fit": "api.fit",
+    "load": "classifier.classifier",
 }
 
 

@@ -9,13 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# What a run is measured beside: keys of metrics.json, and what people read.
-BASELINES = {
-    "majority_class": "majority class",
-    "nearest_class_mean": "nearest class mean",
-    "head": "linear head, frozen features",
-}
-
 
 def wilson_interval(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     """95 % interval of a share, as fractions (Wilson 1927): sound also near 0 and 1 and for few trials."""

@@ -1,4 +1,4 @@
-"""The four strategies and the baseline as plain data."""
+"""The four strategies, and what they are measured beside, as plain data."""
 
 from __future__ import annotations
 
@@ -54,3 +54,10 @@ STRATEGIES = {strategy.name: strategy for strategy in (HEAD, PARTIAL, FULL, TRAI
 
 # Training pictures per class between which "auto" takes `partial`.
 FEW, MANY = 20, 200
+
+# What a run is measured beside: keys of metrics.json, and what people read.
+BASELINES = {
+    "majority_class": "majority class",
+    "nearest_class_mean": "nearest class mean",
+    "head": "linear head, frozen features",
+}

@@ -1,105 +1,12 @@
-"""Random distortions of pictures, thousands at a time, on the device that the pictures are on."""
+"""How far pictures are distorted: as plain data, by name."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from fewshot.embedding.framing import Framed, render
-
-_BEND_POINTS = 4  # the elastic distortion is drawn at 4 x 4 points and smooth between them
-
-
 # The eight ways to lay a square on itself: four quarter turns counter-clockwise, and the same of its mirror image.
 SYMMETRIES = 8
-
-
-def distort(framed: Framed, symmetry: Tensor, distortion: Distortion, side: int, generator: torch.Generator) -> Tensor:
-    """Every picture laid as `symmetry` (n,) says, 0 to 7, and distorted at random: (n, channels, side, side) float32.
-
-    Random numbers are the CPU's, wherever the pictures are: a seed stands for the same distortions on every machine.
-    """
-    n, device = len(framed), framed.pictures.device
-    warp = _symmetries()[symmetry.cpu()] @ _linear(n, distortion, generator)
-    shift = _drawn(n, -distortion.shift, distortion.shift, distortion.present, generator, width=2)
-    bend = _bend(n, distortion.elastic, side, generator, device) if distortion.elastic else None
-    pictures = render(framed, side, torch.cat([warp, shift[:, :, None]], 2).to(device), bend)
-    if distortion.stroke:
-        pictures = _stroked(pictures, distortion.stroke * torch.rand(n, generator=generator).mul(2).sub(1))
-    if distortion.light:
-        pictures = _lit(pictures, distortion.light, generator)
-    return pictures
-
-
-def view(framed: Framed, side: int, number: int) -> Tensor:
-    """Every picture in the same way: as it is for number 0, slightly turned, stretched and moved for the others, always
-    the same of each number: (n, channels, side, side) float32."""
-    if number == 0:
-        return render(framed, side)
-    generator = torch.Generator().manual_seed(number)
-    linear = _linear(1, VIEWS, generator)
-    shift = _drawn(1, -VIEWS.shift, VIEWS.shift, VIEWS.present, generator, width=2)
-    warp = torch.cat([linear, shift[:, :, None]], 2).expand(len(framed), -1, -1)
-    return render(framed, side, warp.to(framed.pictures.device))
-
-
-def _symmetries() -> Tensor:
-    """(8, 2, 2): where a place is looked up, for each symmetry."""
-    quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
-    turns = [torch.linalg.matrix_power(quarter, times) for times in range(4)]
-    mirror = torch.diag(torch.tensor([-1.0, 1.0]))
-    return torch.stack([*turns, *(mirror @ turn for turn in turns)])
-
-
-def _linear(n: int, distortion: Distortion, generator: torch.Generator) -> Tensor:
-    """(n, 2, 2): rotation, shear and scales in one."""
-    present = distortion.present
-    angle = _drawn(n, -distortion.rotation, distortion.rotation, present, generator)[:, 0] * math.pi / 180
-    shear = _drawn(n, -distortion.shear, distortion.shear, present, generator, width=2)
-    common, apart = (torch.tensor(bounds).log() for bounds in (distortion.scale, distortion.stretch))
-    scale = _drawn(n, float(common[0]), float(common[1]), present, generator)
-    scales = (scale + _drawn(n, float(apart[0]), float(apart[1]), present, generator, width=2)).exp()
-    rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(n, 2, 2)
-    sheared = torch.eye(2).repeat(n, 1, 1)
-    sheared[:, 0, 1], sheared[:, 1, 0] = shear[:, 0], shear[:, 1]
-    return rotation @ sheared * scales[:, None, :]
-
-
-def _drawn(n: int, low: float, high: float, present: float, generator: torch.Generator, width: int = 1) -> Tensor:
-    """(n, width) evenly from low to high, or 0 where it does not take place."""
-    values = torch.rand(n, width, generator=generator) * (high - low) + low
-    return torch.where(torch.rand(n, width, generator=generator) < present, values, 0)
-
-
-def _bend(n: int, strength: float, side: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """(n, side, side, 2): smooth displacements, from none to full strength (in the spirit of Simard et al. 2003)."""
-    points = torch.randn(n, 2, _BEND_POINTS, _BEND_POINTS, generator=generator)
-    points = points * strength * torch.rand(n, 1, 1, 1, generator=generator)
-    return F.interpolate(points.to(device), (side, side), mode="bilinear", align_corners=True).permute(0, 2, 3, 1)
-
-
-def _stroked(pictures: Tensor, width: Tensor) -> Tensor:
-    """Light strokes on 0 made thicker where `width` (n,) is over 0, up to 1, and thinner where it is under."""
-    width = width.to(pictures.device)[:, None, None, None]
-    # Of the middle third nothing changes: strokes as they were drawn stay the most usual.
-    thicker, thinner = (width * 1.5 - 0.5).clamp_min(0) * 0.8, (-width * 1.5 - 0.5).clamp_min(0) * 0.35
-    spread = F.max_pool2d(pictures, 3, 1, 1)
-    return ((pictures + (spread - pictures) * thicker - thinner) / (1 - thinner)).clamp_min(0)
-
-
-def _lit(pictures: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Brightness and contrast moved, each by up to `strength`, the channels a little apart."""
-    n, channels = pictures.shape[:2]
-    draws = torch.rand(3, n, channels, generator=generator).mul(2).sub(1).to(pictures.device) * strength
-    common = draws[:2, :, :1]
-    gain, offset = 1 + common[0] + draws[2] / 4, common[1] / 2
-    middle = pictures.mean((1, 2, 3), keepdim=True)
-    return ((pictures - middle) * gain[..., None, None] + middle + offset[..., None, None]).clamp(0, 1)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
-from fewshot.embedding.distortions import view
+from fewshot.embedding.augmentation import view
 from fewshot.embedding.encoder import Sight, Spec, halved, sight_of, width_of
 from fewshot.embedding.encoder_files import CONFIG_FILE, FORMAT, WEIGHTS_FILE, characters_to, fingerprint_of
 from fewshot.embedding.framing import Framed, frame_drawings, frame_whole

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from fewshot.embedding.distortions import view
+from fewshot.embedding.augmentation import view
 from fewshot.embedding.framing import frame_drawings, frame_whole
 from fewshot.omniglot.dataset import SIDE
 from finetune.data.images import Picture, read_image

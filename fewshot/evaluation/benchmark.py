@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+import numpy as np
 
-from fewshot.evaluation.intervals import Difference, compare
+from fewshot.evaluation.intervals import RESAMPLINGS
 from fewshot.evaluation.measure import NEEDED, Result, measure, refused, seconds_to_measure
 from fewshot.evaluation.models import Model, open_model
-from fewshot.evaluation.protocols import ProtocolResult, VerificationResult
+from fewshot.evaluation.protocols import ProtocolResult
 from fewshot.omniglot.dataset import lake_runs, read_omniglot
 from finetune.errors import InputError
 from finetune.progress import Display
@@ -21,7 +20,6 @@ from finetune.training.expected_time import in_words
 
 # What stands for several protocols, and how their names begin.
 SEVERAL = {"all": "", "all-way": "all-way-"}
-LOG_WIDTH = 150
 
 
 @dataclass(frozen=True)
@@ -110,53 +108,11 @@ def published_for(result: Result) -> tuple[Published, ...]:
     return () if result.leaking else PUBLISHED.get((result.protocol, way, shot), ())
 
 
-def print_report(report: Report) -> None:
-    """As a table on stdout: what was measured, each followed by what was published."""
-    table = Table(title=f"{report.model} ({report.fingerprint or 'nothing learned'})", title_justify="left")
-    for heading in ("protocol", "", "accuracy", "95 % interval", "trials"):
-        table.add_column(heading, justify="left" if heading in ("protocol", "") else "right")
-    for position, result in enumerate(report.results):
-        table.add_row(shape_of(result), report.model, *_figures(result), style="bold")
-        if report.differences:
-            other, difference = report.against_results[position], report.differences[position]
-            table.add_row("", report.against or "", *_figures(other))
-            low, high = difference.interval
-            gap = f"{100 * difference.difference:+.2f}", f"{100 * low:+.2f} to {100 * high:+.2f}"
-            table.add_row("", f"difference, p = {difference.p:.4f}", *gap, "")
-        for row in published_for(result):
-            table.add_row(
-                "", f"{row.name} ({row.source})", f"{100 * row.accuracy:.1f}", "as published", "", style="dim"
-            )
-    console = Console(soft_wrap=True)
-    if not console.is_terminal:
-        console = Console(soft_wrap=True, width=LOG_WIDTH)  # a file has no width that lines would have to be broken at
-    console.print(table)
-    for result in report.results:
-        if isinstance(result, VerificationResult):
-            console.print(
-                f"{shape_of(result)}: area under the ROC {100 * result.auc:.2f} ({_percent(result.auc_interval)}), "
-                f"equal error rate {100 * result.eer:.2f} ({_percent(result.eer_interval)})"
-            )
-        if result.leaking:
-            console.print(
-                f"{shape_of(result)}: {result.leaking} characters tested on were trained on; not a fair figure"
-            )
-
-
 def shape_of(result: Result) -> str:
     """Like `vinyals 20-way 1-shot`."""
     if isinstance(result, ProtocolResult):
         return f"{result.protocol} {result.way}-way {result.shot}-shot"
     return f"{result.protocol} verification"
-
-
-def _percent(interval: tuple[float, float]) -> str:
-    return f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f}"
-
-
-def _figures(result: Result) -> tuple[str, str, str]:
-    low, high = result.interval
-    return f"{100 * result.accuracy:.2f}", f"{100 * low:.1f} to {100 * high:.1f}", f"{result.trials:,}"
 
 
 @dataclass(frozen=True)
@@ -227,3 +183,39 @@ WITHOUT_LABELS: tuple[Published, ...] = (
     Published("ProtoTransfer", 0.7227, "Medina et al. 2020"),
     Published("AAL", 0.6879, "Antoniou & Storkey 2019"),
 )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """difference: of the accuracies, the first less the second. interval: 95 %. p: how often a difference as large, in
+    either direction, comes about where the two are as good as each other."""
+
+    protocol: str
+    difference: float
+    interval: tuple[float, float]
+    p: float
+
+
+def compare(one: Result, other: Result, seed: int = 0) -> Difference:
+    """Both by the same protocol, seed and questions.
+
+    What is paired are the runs, characters or alphabets, not the questions: those of one share pictures. The interval
+    resamples them; p flips the sign of each one's difference at random (Fisher's randomisation test, two-sided).
+    InputError for results of different questions.
+    """
+    if _questions(one) != _questions(other):
+        raise InputError(f"{one.protocol} and {other.protocol} asked different questions; they cannot be compared")
+    differences = np.array(one.parts) - np.array(other.parts)
+    random = np.random.default_rng(seed)
+    drawn = differences[random.integers(len(differences), size=(RESAMPLINGS, len(differences)))].mean(1)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    flipped = (random.integers(2, size=(RESAMPLINGS, len(differences))) * 2 - 1) @ differences / len(differences)
+    observed = float(differences.mean())
+    # Sums in another order differ in the last bits.
+    as_large = np.count_nonzero(np.abs(flipped) >= abs(observed) - 1e-12)
+    return Difference(one.protocol, observed, (float(low), float(high)), (as_large + 1) / (RESAMPLINGS + 1))
+
+
+def _questions(result: Result) -> tuple[object, ...]:
+    shape = (result.way, result.shot) if isinstance(result, ProtocolResult) else ()
+    return result.protocol, result.tested, result.trials, result.seed, len(result.parts), *shape

@@ -57,7 +57,7 @@ def same_or_different(scores: Tensor, same: Tensor, verification: dict[str, Any]
 
 
 def koch_pairs(validation: Embedded, test: Embedded, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Scores (n,) and whether the same (n,) of the test pairs that fewshot.evaluation.protocols.koch draws by this seed."""
+    """Scores (n,) and whether the same (n,) of the test pairs that `protocols.koch` draws by this seed."""
     generator = torch.Generator().manual_seed(seed)
     draw_pairs(validation, PAIRS, generator)  # what chooses its threshold is drawn first
     drawn = draw_pairs(test, PAIRS, generator)

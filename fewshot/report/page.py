@@ -58,7 +58,7 @@ def page_of(found: Findings) -> str:
     recipe = found.trained.config["recipe"]
     return render(
         "omniglot.html.j2",
-        package="fewshot",
+        package="fewshot.report",
         name=found.trained.name,
         on_omniglot=found.trained.on_omniglot,
         notes=found.notes,

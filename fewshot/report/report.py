@@ -70,8 +70,8 @@ def report(
 
     run: "omniglot", the encoder that ships, or the folder of a finished run of `fewshot train`. out: the file; by
     default report.html in the run's folder, and of the encoder that ships omniglot.html here. data: as in
-    fewshot.omniglot.dataset.locate; a run on Omniglot that finds none is reported without any figure, unless data is given. A
-    run on a folder is measured on the classes that it held out, and on Omniglot only where `data` is given.
+    `dataset.locate`; a run on Omniglot that finds none is reported without any figure, unless data is given. A run on a
+    folder is measured on the classes that it held out, and on Omniglot only where `data` is given.
 
     InputError for what cannot be used, before anything is computed.
     """

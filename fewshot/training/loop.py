@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from fewshot.embedding.distortions import DISTORTIONS, distort
+from fewshot.embedding.augmentation import distort
+from fewshot.embedding.distortions import DISTORTIONS
 from fewshot.embedding.framing import Framed, render
 from fewshot.evaluation.episodes import arrange
 from fewshot.training.config import Recipe

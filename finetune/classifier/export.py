@@ -36,7 +36,7 @@ from finetune.data.transforms import LONGEST
 from finetune.errors import InputError, reason_of
 from finetune.features.forward import run_over
 from finetune.files import read_csv, replacing, write_json
-from finetune.models.graph import onnx_program
+from finetune.models.onnx_graph import onnx_program
 from finetune.options.suggestions import CHOICES, did_you_mean
 from finetune.progress import Display
 

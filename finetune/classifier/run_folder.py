@@ -22,6 +22,19 @@ from finetune.features.forward import Outputs
 from finetune.files import alone_in, read_tensors_and_metadata, write_json, write_tensors
 from finetune.options.fields import flag
 
+# Key of metrics.json under which an evaluation says what it is of.
+EVALUATED = "evaluated"
+
+PREDICTIONS_FILE = "predictions.csv"
+# Log-probabilities of every class, (n, classes) for each split, in the order of the predictions.
+PROBABILITIES_FILE = "probabilities.safetensors"
+PREDICTIONS_HEADER = ("path", "split", "label", "predicted", "probability", "probability_of_label")
+PICTURES_FILE = "pictures.csv"
+# A row for each epoch, once training is over; `loggers` has them while it goes on.
+HISTORY_FILE = "history.csv"
+# learned: whether what was kept has learned from it.
+PICTURES_HEADER = ("path", "split", "label", "sha256", "learned")
+
 # All that a run leaves in its folder. config.json is first: without it there is no run.
 RUN_FILES = (
     CONFIG_FILE,
@@ -38,20 +51,6 @@ RUN_FILES = (
     "wandb",
     "state",
 )
-
-
-# Key of metrics.json under which an evaluation says what it is of.
-EVALUATED = "evaluated"
-
-PREDICTIONS_FILE = "predictions.csv"
-# Log-probabilities of every class, (n, classes) for each split, in the order of the predictions.
-PROBABILITIES_FILE = "probabilities.safetensors"
-PREDICTIONS_HEADER = ("path", "split", "label", "predicted", "probability", "probability_of_label")
-PICTURES_FILE = "pictures.csv"
-# A row for each epoch, once training is over; `loggers` has them while it goes on.
-HISTORY_FILE = "history.csv"
-# learned: whether what was kept has learned from it.
-PICTURES_HEADER = ("path", "split", "label", "sha256", "learned")
 
 
 class RunFolder:

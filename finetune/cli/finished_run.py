@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from finetune.errors import InputError
-from finetune.metrics import BASELINES
 from finetune.options.command_line import (
     Choice,
     as_json,
@@ -25,6 +24,7 @@ from finetune.options.command_line import (
     print_json,
 )
 from finetune.options.help_text import HelpfulCommand
+from finetune.strategies import BASELINES
 
 
 @click.command()

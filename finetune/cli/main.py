@@ -25,13 +25,6 @@ from finetune.options.command_line import (
 )
 from finetune.options.help_text import HelpfulCommand, InOrderOfUse
 
-# Options that change nothing of a probe: it trains no network.
-_NOT_PROBED = (
-    "strategy", "epochs", "lr", "batch_size", "patience", "class_weights", "unfreeze", "drop_above", "optimizer",
-    "weight_decay", "label_smoothing", "warmup", "stage_decay", "flip", "crop_scale", "trivial_augment", "mixup",
-    "views", "test_time", "log",
-)  # fmt: skip
-
 
 @click.group(cls=InOrderOfUse, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="fewtune", prog_name="finetune")

@@ -9,7 +9,6 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from finetune.cli.main import _NOT_PROBED
 from finetune.config import Config
 from finetune.options.command_line import (
     as_json,
@@ -27,6 +26,13 @@ if TYPE_CHECKING:
 
 # Rows and width, in characters, of the curve as it is drawn.
 ROWS, WIDTH = 28, 40
+
+# Options that change nothing of a probe: it trains no network.
+_NOT_PROBED = (
+    "strategy", "epochs", "lr", "batch_size", "patience", "class_weights", "unfreeze", "drop_above", "optimizer",
+    "weight_decay", "label_smoothing", "warmup", "stage_decay", "flip", "crop_scale", "trivial_augment", "mixup",
+    "views", "test_time", "log",
+)  # fmt: skip
 
 
 @click.command("lr-find", cls=HelpfulCommand)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from finetune.data.loader import cores
 from finetune.data.transforms import Normalized
 from finetune.errors import reason_of
-from finetune.models.graph import onnx_program
+from finetune.models.onnx_graph import onnx_program
 
 # Converting takes seconds, in which as many pictures as these have gone through the network as it is.
 WORTH_CONVERTING = 400

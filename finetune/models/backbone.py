@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from finetune.data.transforms import Preprocessing
 from finetune.errors import InputError, reason_of
-from finetune.models.graph import _cut, _pooled_below
+from finetune.models.graph import cut, pooled_below
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,7 @@ class Backbone(nn.Module):
         for index, stage in enumerate(self.stages):
             if stage.name == name:
                 return index
-        names = ", ".join(stage.name for stage in self.stages)
-        raise InputError(f"{self.name} has no stage {name!r}; from stem to head they are {names}")
+        raise InputError(f"{self.name} has no stage {name!r}; from stem to head they are {', '.join(self._names())}")
 
     def freeze_below(self, stage: int, *, batch_norm_trains: bool = False) -> None:
         """Let only the stages from position `stage` up learn; len(stages) freezes all, 0 none."""
@@ -103,12 +102,13 @@ class Backbone(nn.Module):
             return
         device, was_training = next(self.parameters()).device, self.training
         self.eval()
-        self.model = _pooled_below(self, above, device)
+        size = self.preprocessing.size
+        pictures = torch.zeros(1, 3, size, size, device=device)
+        self.model = pooled_below(self.model, self.name, self._names(), above, pictures)
         self.stages = self.stages[:above]
         self.highest = name
         with torch.no_grad():
-            size = self.preprocessing.size
-            self.width = int(self.model(torch.zeros(1, 3, size, size, device=device)).shape[1])
+            self.width = int(self.model(pictures).shape[1])
         self.train(was_training)
 
     def cut(self, stage: int) -> tuple[nn.Module, nn.Module]:
@@ -118,10 +118,13 @@ class Backbone(nn.Module):
         (n, width). Both are traced in the mode, training or evaluation, that this module is in. InputError, one line,
         when the model's code cannot be traced, or when the two parts do not compute what the whole network computes.
         """
-        lower, upper = _cut(self, stage)
+        lower, upper = cut(self.model, self.name, self._names(), stage)
         if not self.training and 0 < stage < len(self.stages):
             _check_cut(self, stage, lower, upper)
         return lower, upper
+
+    def _names(self) -> list[str]:
+        return [stage.name for stage in self.stages]
 
 
 class Network(nn.Module):

@@ -1,87 +1,32 @@
-"""A network as an ONNX graph: torch's exporter, told once how."""
+"""A network cut in two between its stages, by its traced graph."""
 
 from __future__ import annotations
 
-import logging
 import operator
-import warnings
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.models._features_fx import get_notrace_functions, get_notrace_modules
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
-from torch.overrides import TorchFunctionMode
 from torchvision.models.feature_extraction import NodePathTracer
 
 from finetune.errors import InputError, reason_of
-from finetune.models.backbone import Backbone
 
 
-def onnx_program(
-    network: nn.Module,
-    batch: Tensor,
-    *,
-    names: tuple[str, str] | None = None,
-    opset: int | None = None,
-    optimize: bool = True,
-) -> Any:
-    """torch's ONNXProgram of `network`, weights included, for batches of the size of `batch`.
+def cut(model: nn.Module, name: str, stages: Sequence[str], position: int) -> tuple[nn.Module, nn.Module]:
+    """The network below the stage at `position` and the network from it up, sharing their parameters with `model`.
 
-    names: of its input and output; given, batches may have any size. opset: torch's own choice where None.
-    optimize: simplify the graph, which takes as long as a fifth of the rest, and which runtimes do by themselves.
+    name: of the model, for messages. stages: the names of its stages, from the stem up. InputError where the code of
+    the model cannot be traced.
     """
-    options: dict[str, Any] = {}
-    if names is not None:
-        options = {
-            "input_names": [names[0]],
-            "output_names": [names[1]],
-            "dynamic_shapes": ({0: torch.export.Dim("n", min=1)},),
-        }
-    options |= {"dynamo": True, "verbose": False, "opset_version": opset, "optimize": optimize}
-    with _quiet(), _Attention():
-        return torch.onnx.export(network, (batch,), **options)
-
-
-class _Attention(TorchFunctionMode):
-    """Attention in other than 4 dimensions (hiera's has 5) as matrix products: ONNX has no fused call for it."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and len(args) == 3 and args[0].ndim != 4 and not kwargs:
-            query, key, value = args
-            weights = (query @ key.transpose(-1, -2)) / query.shape[-1] ** 0.5
-            return weights.softmax(-1) @ value
-        return func(*args, **kwargs)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's warnings about its own code, and its log of what it does not simplify."""
-    log = logging.getLogger("onnxscript.optimizer._constant_folding")
-    log.addFilter(_nothing)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.removeFilter(_nothing)
-
-
-def _nothing(record: logging.LogRecord) -> bool:
-    return False
-
-
-def _cut(backbone: Backbone, stage: int) -> tuple[nn.Module, nn.Module]:
-    if stage == 0:
-        return nn.Identity(), backbone.model
-    if stage == len(backbone.stages):
-        return backbone.model, nn.Identity()
+    if position == 0:
+        return nn.Identity(), model
+    if position == len(stages):
+        return model, nn.Identity()
     tracer = _Tracer()
-    nodes, first = _traced(tracer, backbone, stage)
+    nodes, first = _traced(tracer, model, name, stages, position)
     pictures = next(node for node in nodes[0].graph.nodes if node.op == "placeholder")
     result = next(node for node in nodes[0].graph.nodes if node.op == "output").args[0]
     crossing = [node for node in [pictures, *nodes[:first]] if not set(nodes[first:]).isdisjoint(node.users)]
@@ -90,25 +35,26 @@ def _cut(backbone: Backbone, stage: int) -> tuple[nn.Module, nn.Module]:
     return GraphModule(tracer.root, lower), GraphModule(tracer.root, upper)
 
 
-def _pooled_below(backbone: Backbone, stage: int, device: torch.device) -> GraphModule:
-    """The network below stage `stage`, averaged over places. Modules keep their names, and whole stages stay whole."""
-    tracer = _Tracer({below.name for below in backbone.stages[1:]})
-    nodes, first = _traced(tracer, backbone, stage)
-    pictures = next(node for node in nodes[0].graph.nodes if node.op == "placeholder")
+def pooled_below(model: nn.Module, name: str, stages: Sequence[str], position: int, pictures: Tensor) -> GraphModule:
+    """The network below the stage at `position`, averaged over places, to features (n, width).
+
+    Modules keep their names, and whole stages stay whole. pictures: a batch (n, 3, size, size) to run once, which shows
+    where the places are. InputError where the code of the model cannot be traced.
+    """
+    tracer = _Tracer(stages[1:])
+    nodes, first = _traced(tracer, model, name, stages, position)
+    source = next(node for node in nodes[0].graph.nodes if node.op == "placeholder")
     crossing = [node for node in nodes[:first] if not set(nodes[first:]).isdisjoint(node.users)]
     if len(crossing) != 1:
-        raise InputError(f"{len(crossing)} values leave {backbone.stages[stage - 1].name} of {backbone.name}, not one")
-    below = GraphModule(tracer.root, _part_of(nodes[:first], [pictures], crossing)).eval()
-    size = backbone.preprocessing.size
+        raise InputError(f"{len(crossing)} values leave {stages[position - 1]} of {name}, not one")
+    below = GraphModule(tracer.root, _part_of(nodes[:first], [source], crossing)).eval()
     try:
         with torch.no_grad():
             # forward, not a call: a traced module that is called prints its code to stderr when it fails.
-            shape = below.forward(torch.zeros(1, 3, size, size, device=device)).shape
+            shape = below.forward(pictures).shape
     # Traced code raises arbitrary errors.
     except Exception as error:
-        raise InputError(
-            f"{backbone.name} cannot be cut above {backbone.stages[stage - 1].name} ({reason_of(error)})"
-        ) from error
+        raise InputError(f"{name} cannot be cut above {stages[position - 1]} ({reason_of(error)})") from error
     graph = below.graph
     result = next(node for node in graph.nodes if node.op == "output")
     if len(shape) > 2:
@@ -135,19 +81,21 @@ class _Tracer(NodePathTracer):  # type: ignore[misc]
         return name in self._whole or bool(super().is_leaf_module(module, name))
 
 
-def _traced(tracer: _Tracer, backbone: Backbone, stage: int) -> tuple[list[Node], int]:
-    """What the backbone computes, step by step, and the position of the first step of stage `stage`."""
+def _traced(
+    tracer: _Tracer, model: nn.Module, name: str, stages: Sequence[str], position: int
+) -> tuple[list[Node], int]:
+    """The steps of the model, and the index of the first step of the stage at `position`."""
     try:
-        graph = tracer.trace(backbone.model)
+        graph = tracer.trace(model)
     # A model's own Python runs on symbols here and raises arbitrary errors.
     except Exception as error:
-        raise InputError(f"{backbone.name} cannot be cut: its code cannot be traced ({reason_of(error)})") from error
-    above = tuple(f"{upper.name}." for upper in backbone.stages[stage:])
+        raise InputError(f"{name} cannot be cut: its code cannot be traced ({reason_of(error)})") from error
+    above = tuple(f"{stage}." for stage in stages[position:])
     nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output", "get_attr")]
     positions = (i for i, node in enumerate(nodes) if f"{tracer.node_to_qualname.get(node, '')}.".startswith(above))
     first = next(positions, 0)
     if first == 0:
-        raise InputError(f"{backbone.name} cannot be cut below {backbone.stages[stage].name}: no step of it is found")
+        raise InputError(f"{name} cannot be cut below {stages[position]}: no step of it is found")
     return nodes, first
 
 

@@ -11,10 +11,10 @@ import torch
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from finetune.metrics import BASELINES, expected_calibration_error, reliability, wilson_interval
+from finetune.metrics import expected_calibration_error, reliability, wilson_interval
 from finetune.report.charts import Band, Bar, Line, Mark, bar_chart, line_chart
 from finetune.report.results import Findings
-from finetune.strategies import STRATEGIES
+from finetune.strategies import BASELINES, STRATEGIES
 
 # So many classes have a curve of their own; of more, those with the least area.
 _CURVES = 5

@@ -40,7 +40,7 @@ def thumbnail(picture: Image.Image, side: int = THUMBNAIL) -> str:
 
 @lru_cache
 def _environment(package: str | None) -> Environment:
-    own = PackageLoader("finetune")
+    own = PackageLoader("finetune.report")
     loader = own if package is None else ChoiceLoader([PackageLoader(package), own])
     environment = Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined

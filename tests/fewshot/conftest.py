@@ -9,7 +9,7 @@ from called import Answer, caller
 from drawings import character
 from PIL import Image
 
-from fewshot.cli import main
+from fewshot.cli.main import main
 from fewshot.embedding.embedder import Embedder
 from fewshot.embedding.encoder import Spec, create, rounded
 

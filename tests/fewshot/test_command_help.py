@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from command_help import complaints, listed
 
-from fewshot.cli import cli
+from fewshot.cli.main import cli
 from fewshot.evaluation.measure import NEEDED
 
 

@@ -7,7 +7,7 @@ from called import caller
 from conftest import MakeFolder
 
 import finetune
-from fewshot.cli import main as fewshot_main
+from fewshot.cli.main import main as fewshot_main
 from fewshot.training.train import learn_folder
 from finetune.cli.main import main
 from finetune.errors import InputError

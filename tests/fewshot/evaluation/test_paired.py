@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fewshot.evaluation.intervals import compare
+from fewshot.evaluation.benchmark import compare
 from fewshot.evaluation.protocols import ProtocolResult
 from finetune.errors import InputError
 

@@ -51,7 +51,7 @@ def test_koch_s_parts_share_no_drawer() -> None:
 
 
 def test_the_validation_alphabets_are_those_of_the_shipped_encoder() -> None:
-    source = (Path(__file__).parents[2] / "benchmarks" / "pretrain_conv4.py").read_text(encoding="utf-8")
+    source = (Path(__file__).parents[3] / "benchmarks" / "pretrain_conv4.py").read_text(encoding="utf-8")
     constants = {
         node.targets[0].id: node.value
         for node in ast.parse(source).body

@@ -332,7 +332,7 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(
         "from fewshot.learning import learn_folder; "
         f"learn_folder(Path(sys.argv[1]), Path(sys.argv[2]), recipe=small(**{options!r}))"
     )
-    run, tests = tmp_path / "killed", Path(__file__).parents[1]
+    run, tests = tmp_path / "killed", Path(__file__).parents[2]
     process = subprocess.Popen([sys.executable, "-c", script, pictures, run, tests])
     checkpoint, deadline = run / "state" / "checkpoint.safetensors", time.monotonic() + 120
     while not checkpoint.exists() and time.monotonic() < deadline:

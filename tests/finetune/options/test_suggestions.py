@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from called import Answer, caller
 
-import fewshot.cli
+import fewshot.cli.main
 import finetune.cli.main
 from finetune import Config, InputError, fit
 from finetune.options.suggestions import COMMANDS, suggestion

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fewshot.embedding.distortions import DISTORTIONS, SYMMETRIES, Distortion, _linear, _lit, _stroked, distort, view
+from fewshot.embedding.augmentation import _linear, _lit, _stroked, distort, view
+from fewshot.embedding.distortions import DISTORTIONS, SYMMETRIES, Distortion
 from fewshot.embedding.framing import Framed, frame_drawings, frame_whole, render
 from fewshot.evaluation.embedded import turned
 

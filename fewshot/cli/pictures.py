@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from fewshot.shared_options import (
+from fewshot.cli.shared import (
     at_rate,
     by_model,
     by_workers,
@@ -195,7 +195,7 @@ def verify(
 @as_json
 def info(path: str, as_json: bool) -> None:
     """Describe an index, a gallery or an encoder."""
-    from fewshot.about import about
+    from fewshot.cli.info import about
 
     found = about(path)
     if as_json:

@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
-from fewshot.picture_commands import embed, info, search, verify
-from fewshot.recognizer_commands import calibrate, enrol, forget, recognize
-from fewshot.report_command import report
+from fewshot.cli.pictures import embed, info, search, verify
+from fewshot.cli.recognizer import calibrate, enrol, forget, recognize
 from fewshot.training.config import Recipe
 from finetune.errors import InputError
 from finetune.options.command_line import (
@@ -182,8 +181,8 @@ def benchmark(
     Each figure has a 95 % interval and stands beside the published ones. The command says how long it will take before
     it begins.
     """
+    from fewshot.cli.benchmark_table import print_report
     from fewshot.evaluation.benchmark import benchmark as measured
-    from fewshot.evaluation.benchmark import print_report
 
     report = measured(
         model,
@@ -218,7 +217,7 @@ def demo(out: Path, seed: int, as_json: bool) -> None:
 
     Uses the encoder that ships with the package. Nothing is downloaded.
     """
-    from fewshot.demo import run_demo
+    from fewshot.cli.demo import run_demo
 
     rows = run_demo(out, seed=seed, display=display_for(as_json))
     if as_json:
@@ -235,6 +234,41 @@ def download(folder: Path) -> None:
     from fewshot.omniglot.download import download as fetched
 
     fetched(folder, announce=click.echo)
+
+
+@click.command()
+@click.argument("run", metavar="omniglot|RUN")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    show_default="report.html in RUN; omniglot.html for the encoder that ships",
+    help="HTML file to write.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    show_default="the folder in the environment variable FEWTUNE_DATA",
+    help="Folder that holds Omniglot.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random episodes and pairs."
+)
+@on_device
+@as_json
+def report(run: str, out: Path | None, data: Path | None, seed: int, device: str, as_json: bool) -> None:
+    """Write a page that shows what an encoder learned.
+
+    RUN is a folder that `fewshot train` wrote; the word omniglot stands for the encoder that ships. The page shows
+    accuracies beside the published ones, typical mistakes, ROC curves and a map of the embedding. It is one file that
+    opens offline. The command says how long it will take before it begins.
+    """
+    from fewshot.report.report import report as written
+
+    found = written(run, out, data=data, seed=seed, device=device, display=display_for(as_json))
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        click.echo(f"in {found.path}")
 
 
 # In the order in which they are used.

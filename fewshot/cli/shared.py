@@ -14,6 +14,7 @@ from finetune.options.command_line import Command, display_for, existing
 if TYPE_CHECKING:
     from fewshot.embedding.embedder import Embedder
 
+
 folder_path = click.Path(path_type=Path)
 in_batches = click.option(
     "--batch-size",

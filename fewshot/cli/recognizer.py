@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fewshot.shared_options import at_rate, by_model, folder_path, given_embedder, print_unreadable
+from fewshot.cli.shared import at_rate, by_model, folder_path, given_embedder, print_unreadable
 from finetune.errors import InputError
 from finetune.options.command_line import as_json, display_for, existing, on_device, print_json
 
 if TYPE_CHECKING:
     from fewshot.recognition.operating_point import Share, Threshold
     from fewshot.recognition.recognizer import Recognition, Recognizer
+
 
 # Pairs of classes that are too alike, shown at most.
 _SHOWN_PAIRS = 5

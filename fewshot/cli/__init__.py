@@ -1,0 +1,1 @@
+"""The `fewshot` command: click, over the other rooms."""

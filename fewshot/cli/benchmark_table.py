@@ -1,0 +1,55 @@
+"""The result of a benchmark as a table on stdout."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from fewshot.evaluation.benchmark import Report, published_for, shape_of
+from fewshot.evaluation.measure import Result
+from fewshot.evaluation.protocols import VerificationResult
+
+# Characters of a line where the output is no terminal.
+LOG_WIDTH = 150
+
+
+def print_report(report: Report) -> None:
+    """As a table on stdout: what was measured, each followed by what was published."""
+    table = Table(title=f"{report.model} ({report.fingerprint or 'nothing learned'})", title_justify="left")
+    for heading in ("protocol", "", "accuracy", "95 % interval", "trials"):
+        table.add_column(heading, justify="left" if heading in ("protocol", "") else "right")
+    for position, result in enumerate(report.results):
+        table.add_row(shape_of(result), report.model, *_figures(result), style="bold")
+        if report.differences:
+            other, difference = report.against_results[position], report.differences[position]
+            table.add_row("", report.against or "", *_figures(other))
+            low, high = difference.interval
+            gap = f"{100 * difference.difference:+.2f}", f"{100 * low:+.2f} to {100 * high:+.2f}"
+            table.add_row("", f"difference, p = {difference.p:.4f}", *gap, "")
+        for row in published_for(result):
+            table.add_row(
+                "", f"{row.name} ({row.source})", f"{100 * row.accuracy:.1f}", "as published", "", style="dim"
+            )
+    console = Console(soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(soft_wrap=True, width=LOG_WIDTH)  # a file has no width that lines would have to be broken at
+    console.print(table)
+    for result in report.results:
+        if isinstance(result, VerificationResult):
+            console.print(
+                f"{shape_of(result)}: area under the ROC {100 * result.auc:.2f} ({_percent(result.auc_interval)}), "
+                f"equal error rate {100 * result.eer:.2f} ({_percent(result.eer_interval)})"
+            )
+        if result.leaking:
+            console.print(
+                f"{shape_of(result)}: {result.leaking} characters tested on were trained on; not a fair figure"
+            )
+
+
+def _percent(interval: tuple[float, float]) -> str:
+    return f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f}"
+
+
+def _figures(result: Result) -> tuple[str, str, str]:
+    low, high = result.interval
+    return f"{100 * result.accuracy:.2f}", f"{100 * low:.1f} to {100 * high:.1f}", f"{result.trials:,}"
