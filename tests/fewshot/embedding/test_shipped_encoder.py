@@ -20,7 +20,7 @@ def test_the_encoder_that_ships_is_small_and_is_the_one_that_was_measured() -> N
     folder = Path(fewshot.embedding.embedder.__file__).parent / "weights" / "omniglot"
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 4_000_000
     shipped = Embedder.load("omniglot", device="cpu")
-    results = Path(__file__).parents[2] / "benchmarks" / "results" / "omniglot.json"
+    results = Path(__file__).parents[3] / "benchmarks" / "results" / "omniglot.json"
     assert json.loads(results.read_text())["rows"]["background"]["fingerprint"] == shipped.fingerprint
     assert shipped.trained_on == characters_of(BACKGROUND)
 
@@ -33,7 +33,7 @@ def test_the_encoder_that_ships_tells_new_characters_apart_from_one_example() ->
 
 
 def test_the_shipped_encoder_s_figure_on_lake_s_runs_is_what_was_recorded(real_data: Path) -> None:
-    results = Path(__file__).parents[2] / "benchmarks" / "results" / "omniglot.json"
+    results = Path(__file__).parents[3] / "benchmarks" / "results" / "omniglot.json"
     (recorded,) = (
         result
         for result in json.loads(results.read_text())["rows"]["background"]["results"]
