@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+import fewshot.embedding.networks  # noqa: F401  registers the encoders with timm
+import finetune.models.conv4  # noqa: F401  so does this
 from fewshot.embedding.augmentation import view
 from fewshot.embedding.framing import frame_drawings, frame_whole
 from fewshot.omniglot.dataset import SIDE

@@ -14,6 +14,7 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import finetune.models.conv4  # noqa: F401  registers the encoder that ships with the package
 from finetune.data.transforms import Preprocessing
 from finetune.errors import InputError, reason_of
 from finetune.models.graph import cut, pooled_below
