@@ -40,12 +40,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewshot.embedding.embedder import Embedder
-from fewshot.embedding.encoder import Spec
+from fewshot.embedding.encoder import EncoderSpec
 from finetune.config import MAX_PIXELS
 from finetune.data.folder import list_unlabelled
 from finetune.data.loader import Pictures
 from finetune.data.transforms import evaluation_view
-from finetune.features.acceleration import CPU_BATCH, TOLERANCE, WORTH_CONVERTING, Chosen, accelerated
+from finetune.features.acceleration import CPU_BATCH, TOLERANCE, WORTH_CONVERTING, Acceleration, accelerated
 from finetune.features.forward import in_memory, run_over
 from finetune.files import write_json
 from finetune.models.backbone import Backbone
@@ -128,7 +128,7 @@ def measured(network: str, weights: Path, paths: list[Path], repeats: int, obvio
     }
 
 
-def converted(embedder: Embedder, pixels: Tensor, tolerance: float) -> Chosen:
+def converted(embedder: Embedder, pixels: Tensor, tolerance: float) -> Acceleration:
     return accelerated(
         embedder._module,
         lambda: pixels,
@@ -145,7 +145,7 @@ def opened(network: str, weights: Path, tolerance: float) -> Embedder:
         return Embedder.load(network, weights=weights, tolerance=tolerance, device="cpu")
     torch.manual_seed(0)
     backbone = Backbone(network)
-    spec = Spec(network, backbone.preprocessing.size, "crop", backbone.preprocessing)
+    spec = EncoderSpec(network, backbone.preprocessing.size, "crop", backbone.preprocessing)
     return Embedder(backbone, spec, tolerance=tolerance, device="cpu")
 
 

@@ -111,7 +111,7 @@ def fitted(checkout: Path, data: Path, scratch: Path, options: list[str]) -> dic
         run = Path(place) / "run"
         words = ["fit", scratch / "pictures", "--out", run, "--backbone", BACKBONE, "--json", *options]
         words += ["--weights", data / "weights" / f"{BACKBONE}.safetensors"]
-        command = [sys.executable, "-c", "from finetune.cli import main; main()", *map(str, words)]
+        command = [sys.executable, "-m", "finetune", *map(str, words)]
         own = {"PYTHONPATH": str(checkout), "FEWTUNE_CACHE": str(Path(place) / "cache")}
         started = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | own, cwd=place)

@@ -32,7 +32,7 @@ from fewshot.omniglot.dataset import read_omniglot
 from fewshot.omniglot.splits import SPLITS
 from fewshot.search.engines import disagreements, nearest
 from fewshot.search.index import Index
-from fewshot.training.config import Recipe
+from fewshot.training.config import SiameseConfig
 from fewshot.training.train import learn_omniglot, metrics_of
 from finetune.errors import InputError
 from finetune.files import read_json, write_json
@@ -114,7 +114,7 @@ def row(name: str, wanted: Row, args: argparse.Namespace, display: Display) -> d
     model = wanted.model
     if wanted.train is not None:
         run = args.runs / f"{wanted.run or name}-{args.seed}"
-        recipe = Recipe(**(wanted.recipe or {}), seed=args.seed)
+        recipe = SiameseConfig(**(wanted.recipe or {}), seed=args.seed)
         going_on = (run / CONFIG_FILE).exists()
         learn_omniglot(run, **wanted.train, recipe=recipe, data=args.data, resume=going_on, display=display)
         config = read_json(run / CONFIG_FILE)

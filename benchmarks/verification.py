@@ -25,7 +25,7 @@ from fewshot.evaluation.embedded import embed_once
 from fewshot.evaluation.threshold import Calibration, calibrate
 from fewshot.evaluation.verification import labelled_pairs, similarity
 from fewshot.omniglot.dataset import read_omniglot
-from fewshot.training.config import Recipe
+from fewshot.training.config import SiameseConfig
 from fewshot.training.train import learn_omniglot
 from fewshot.training.training_data import omniglot_material
 from finetune.files import read_json, write_json
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--recognition-only", action="store_true", help="choose no threshold, measure nothing")
     args = parser.parse_args()
     if not (args.run / WEIGHTS_FILE).exists():
-        recipe = Recipe(side=40, early_side=32, minutes=22.0)
+        recipe = SiameseConfig(side=40, early_side=32, minutes=22.0)
         learn_omniglot(args.run, "lake", recipe=recipe, data=args.data, display=Display(Console()))
     path, held_out = SHIPPED["omniglot"] / CONFIG_FILE, Embedder.load(args.run)
     assert held_out.recognition is not None, "its training held alphabets out"

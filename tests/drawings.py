@@ -14,10 +14,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from fewshot.omniglot.splits import BACKGROUND
-from fewshot.training.config import Recipe
+from fewshot.training.config import SiameseConfig
 
 
-def small(**options: object) -> Recipe:
+def small(**options: object) -> SiameseConfig:
     """A recipe that takes a second on one core."""
     usual: dict[str, object] = {
         "network": "fewtune_conv4",
@@ -30,7 +30,7 @@ def small(**options: object) -> Recipe:
         "device": "cpu",
         "precision": "float32",
     }
-    return Recipe(**{**usual, **options})  # type: ignore[arg-type]
+    return SiameseConfig(**{**usual, **options})  # type: ignore[arg-type]
 
 
 def character(number: int, drawer: int = 0, *, side: int = 105, width: int = 4) -> NDArray[np.uint8]:

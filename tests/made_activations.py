@@ -16,9 +16,9 @@ from torch import Tensor
 
 from finetune.features.cache import ActivationCache
 from finetune.features.cache_files import shards_of
-from finetune.features.cache_keys import Family
+from finetune.features.cache_keys import FeatureKey
 
-FAMILY = Family(
+FAMILY = FeatureKey(
     backbone="net",
     weights="0" * 64,
     preprocessing={"size": 32, "mean": (0.5, 0.5, 0.5)},
@@ -51,22 +51,22 @@ def opened(folder: Path, announce: Callable[[str], None] = silent, **options: An
     return ActivationCache(folder, announce=announce, **({"disk": 1 << 30} | options))
 
 
-def filled(folder: Path, numbers: Sequence[int], family: Family = FAMILY, width: int = 5) -> None:
+def filled(folder: Path, numbers: Sequence[int], family: FeatureKey = FAMILY, width: int = 5) -> None:
     with opened(folder) as cache:
         cache.put(family, keys_of(numbers), values_of(numbers, width))
 
 
-def the_shard(folder: Path, family: Family = FAMILY) -> Path:
+def the_shard(folder: Path, family: FeatureKey = FAMILY) -> Path:
     (shard,) = shards_of(folder, family.name)
     return shard
 
 
-def aged(folder: Path, family: Family, days: float) -> None:
+def aged(folder: Path, family: FeatureKey, days: float) -> None:
     for shard in shards_of(folder, family.name):
         os.utime(shard, (time.time() - days * 86_400,) * 2)
 
 
-def of(number: int) -> Family:
+def of(number: int) -> FeatureKey:
     return replace(FAMILY, backbone=f"net{number}")
 
 

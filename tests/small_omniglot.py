@@ -38,12 +38,12 @@ def small_splits() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, alphabets in SMALL.items():
             patch.setitem(SPLITS, name, Split(characters_of(alphabets)))  # type: ignore[misc]
-        patch.setattr(fewshot.measuring, "GRID", ((5, 1), (20, 5)))
-        patch.setattr(fewshot.verification, "CURVES", 20)
-        patch.setattr(fewshot.intervals, "RESAMPLINGS", 500)
-        patch.setattr(fewshot.report_map, "_MOST", 60)
-        patch.setattr(fewshot.report_questions, "_ASKED", 4_000)
-        patch.setattr(fewshot.report_questions, "_EPISODES_INSIDE", 200)
+        patch.setattr(fewshot.evaluation.measure, "GRID", ((5, 1), (20, 5)))
+        patch.setattr(fewshot.evaluation.verification, "CURVES", 20)
+        patch.setattr(fewshot.evaluation.intervals, "RESAMPLINGS", 500)
+        patch.setattr(fewshot.report.map, "_MOST", 60)
+        patch.setattr(fewshot.report.hardest, "_ASKED", 4_000)
+        patch.setattr(fewshot.report.hardest, "_EPISODES_INSIDE", 200)
         yield
 
 

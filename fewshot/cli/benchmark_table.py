@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from fewshot.evaluation.benchmark import Report, published_for, shape_of
+from fewshot.evaluation.benchmark import BenchmarkReport, published_for, shape_of
 from fewshot.evaluation.measure import Result
 from fewshot.evaluation.protocols import VerificationResult
 
@@ -13,7 +13,7 @@ from fewshot.evaluation.protocols import VerificationResult
 LOG_WIDTH = 150
 
 
-def print_report(report: Report) -> None:
+def print_report(report: BenchmarkReport) -> None:
     """As a table on stdout: what was measured, each followed by what was published."""
     table = Table(title=f"{report.model} ({report.fingerprint or 'nothing learned'})", title_justify="left")
     for heading in ("protocol", "", "accuracy", "95 % interval", "trials"):

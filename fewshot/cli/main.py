@@ -10,11 +10,11 @@ import click
 
 from fewshot.cli.pictures import embed, info, search, verify
 from fewshot.cli.recognizer import calibrate, enrol, forget, recognize
-from fewshot.training.config import Recipe
+from fewshot.training.config import SiameseConfig
 from finetune.errors import InputError
 from finetune.options.command_line import (
     INTERRUPTED,
-    Choice,
+    ChoiceOption,
     as_json,
     display_for,
     hyper_parameters,
@@ -50,7 +50,7 @@ def cli() -> None:
 )
 @click.option(
     "--split",
-    type=Choice(["lake", "lake-minimal", "vinyals", "koch"]),
+    type=ChoiceOption(["lake", "lake-minimal", "vinyals", "koch"]),
     show_default="lake",
     help="Part of Omniglot to train on: what the protocol of this name allows.",
 )
@@ -66,7 +66,7 @@ def cli() -> None:
 @click.option("--self-supervised", is_flag=True, help="Use no labels: every picture is a class of its own.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped, with the same options.")
 @at_data
-@hyper_parameters(Recipe)
+@hyper_parameters(SiameseConfig)
 @as_json
 def train(
     source: str,
@@ -87,7 +87,7 @@ def train(
     """
     from fewshot.training.train import learn_folder, learn_omniglot, metrics_of
 
-    recipe, display = Recipe(**options), display_for(as_json)
+    recipe, display = SiameseConfig(**options), display_for(as_json)
     if source == "omniglot":
         learn_omniglot(
             out,

@@ -19,7 +19,7 @@ from fewshot.cli.shared import (
     open_embedder,
     print_unreadable,
 )
-from finetune.options.command_line import Choice, as_json, display_for, existing, on_device, print_json
+from finetune.options.command_line import ChoiceOption, as_json, display_for, existing, on_device, print_json
 
 
 @click.command()
@@ -27,7 +27,7 @@ from finetune.options.command_line import Choice, as_json, display_for, existing
 @click.option("--out", required=True, type=folder_path, help="Index folder to create or update.")
 @click.option(
     "--kind",
-    type=Choice(["auto", "exact", "ivf", "hnsw"]),
+    type=ChoiceOption(["auto", "exact", "ivf", "hnsw"]),
     default="auto",
     show_default=True,
     help="Structure of the index. exact compares all vectors, ivf and hnsw are approximate. auto is exact until the "

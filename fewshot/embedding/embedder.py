@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from fewshot.embedding.augmentation import view
-from fewshot.embedding.encoder import Sight, Spec, halved, sight_of, width_of
+from fewshot.embedding.encoder import EncoderSpec, Sight, halved, sight_of, width_of
 from fewshot.embedding.encoder_files import CONFIG_FILE, FORMAT, WEIGHTS_FILE, characters_to, fingerprint_of
 from fewshot.embedding.framing import Framed, frame_drawings, frame_whole
 from fewshot.omniglot.dataset import Character
@@ -30,7 +30,7 @@ from finetune.data.images import Picture
 from finetune.data.loader import Pictures
 from finetune.data.transforms import Normalized
 from finetune.errors import InputError, UnreadablePicture
-from finetune.features.acceleration import CPU_BATCH, GPU_BATCH, TOLERANCE, Chosen, Run, accelerated
+from finetune.features.acceleration import CPU_BATCH, GPU_BATCH, TOLERANCE, Acceleration, Forward, accelerated
 from finetune.features.forward import run_over
 from finetune.files import write_json, write_tensors
 from finetune.models.device import open_engine
@@ -68,7 +68,7 @@ class Embedder:
     def __init__(
         self,
         network: nn.Module,
-        spec: Spec,
+        spec: EncoderSpec,
         *,
         trained_on: Collection[Character] = (),
         views: int = 1,
@@ -93,7 +93,7 @@ class Embedder:
         self.recognition: dict[str, Any] | None = None
         self._sight: Sight = sight_of(spec)
         self._module = network if spec.preprocessing is None else Normalized(network, spec.preprocessing).eval()
-        self._chosen: dict[int, Chosen] = {}  # for each size of batch, once a collection was worth converting for
+        self._chosen: dict[int, Acceleration] = {}  # for each size of batch, once a collection was worth converting for
 
     @classmethod
     def load(
@@ -241,7 +241,7 @@ class Embedder:
             config["recognition"] = self.recognition
         write_json(folder / CONFIG_FILE, config | about | {"trained_on": characters_to(self.trained_on)})
 
-    def _fastest(self, pictures: Pictures, batch_size: int, display: Display) -> Run:
+    def _fastest(self, pictures: Pictures, batch_size: int, display: Display) -> Forward:
         """How the network is run over `pictures`: found once for each size of batch, by the first large collection."""
         if batch_size not in self._chosen:
             chosen = accelerated(
@@ -264,7 +264,7 @@ class Embedder:
         return self._sight.shown(readable, 0) if len(readable) else readable
 
     @torch.inference_mode()
-    def _unit(self, run: Run, pixels: Tensor) -> Tensor:
+    def _unit(self, run: Forward, pixels: Tensor) -> Tensor:
         """(n, d) float32 unit vectors on the CPU of pictures as their view left them."""
         pixels = pixels.to(self.fabric.device, non_blocking=True)
         return self._mean([run(self._sight.shown(pixels, number)) for number in range(self.views)]).cpu()

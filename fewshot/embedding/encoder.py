@@ -36,7 +36,7 @@ WIDEST, USUAL = 6, 3
 
 
 @dataclass(frozen=True)
-class Spec:
+class EncoderSpec:
     """What an encoder is, but for its weights: a timm name, and how it must be shown pictures.
 
     framing: "drawing", one channel, ink light on 0, in the window that the ink fills; "whole", the picture squeezed
@@ -70,7 +70,7 @@ class Sight:
     shown: Callable[[Tensor, int], Tensor]
 
 
-def sight_of(spec: Spec) -> Sight:
+def sight_of(spec: EncoderSpec) -> Sight:
     """How `spec` says that pictures are shown."""
     if spec.framing == "drawing":
         return Sight(View(drawing_of), SIDE, partial(_drawings_shown, spec.side))
@@ -80,7 +80,7 @@ def sight_of(spec: Spec) -> Sight:
     return Sight(evaluation_view(spec.preprocessing), spec.preprocessing.shortest_side, _as_it_is)
 
 
-def create(spec: Spec) -> nn.Module:
+def create(spec: EncoderSpec) -> nn.Module:
     """The network of `spec` with random weights. InputError for a name that timm does not know."""
     try:
         return timm.create_model(spec.network, pretrained=False, num_classes=0, in_chans=spec.channels)
@@ -88,7 +88,7 @@ def create(spec: Spec) -> nn.Module:
         raise InputError(f"timm knows no network {spec.network!r}") from error
 
 
-def width_of(network: nn.Module, spec: Spec) -> int:
+def width_of(network: nn.Module, spec: EncoderSpec) -> int:
     """Numbers that the network gives for a picture. InputError where it takes no pictures of the side."""
     blank = torch.zeros(1, spec.channels, spec.side, spec.side, device=next(network.parameters()).device)
     try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import timm
 from torch import nn
 
-from fewshot.embedding.encoder import Spec, create
+from fewshot.embedding.encoder import EncoderSpec, create
 from fewshot.omniglot.dataset import Character
 from finetune.classifier.classifier import load as load_classifier
 from finetune.data.transforms import Preprocessing
@@ -66,8 +66,8 @@ def _of_run(made: type[Embedder], folder: Path, source: str | Path, options: dic
     return _of_training(made, folder, config, options)
 
 
-def _crop(name: str, preprocessing: Preprocessing) -> Spec:
-    return Spec(name, preprocessing.size, "crop", preprocessing)
+def _crop(name: str, preprocessing: Preprocessing) -> EncoderSpec:
+    return EncoderSpec(name, preprocessing.size, "crop", preprocessing)
 
 
 def _of_training(made: type[Embedder], folder: Path, config: Any, options: dict[str, Any]) -> Embedder:
@@ -78,7 +78,7 @@ def _of_training(made: type[Embedder], folder: Path, config: Any, options: dict[
     if "spec" not in config or not (folder / WEIGHTS_FILE).is_file():
         raise InputError(f"the run in {folder} has not finished; go on with --resume")
     try:
-        spec, trained_on = Spec(**config["spec"]), characters_from(config["trained_on"])
+        spec, trained_on = EncoderSpec(**config["spec"]), characters_from(config["trained_on"])
     except (TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path} is not of a run that this version can read") from error
     network = create(spec)
@@ -98,7 +98,7 @@ def _of_training(made: type[Embedder], folder: Path, config: Any, options: dict[
     return embedder
 
 
-def fingerprint_of(network: nn.Module, spec: Spec) -> str:
+def fingerprint_of(network: nn.Module, spec: EncoderSpec) -> str:
     """12 hexadecimal digits of weights, network and preprocessing."""
     found = hashlib.sha256(repr(sorted(spec.to_dict().items())).encode())
     for name, tensor in sorted(network.state_dict().items()):

@@ -23,7 +23,7 @@ SEVERAL = {"all": "", "all-way": "all-way-"}
 
 
 @dataclass(frozen=True)
-class Report:
+class BenchmarkReport:
     """What `model` came to. skipped: protocol -> why it was not measured by it. differences: to `against`, in order."""
 
     model: str
@@ -51,7 +51,7 @@ def benchmark(
     data: Path | None = None,
     device: str = "auto",
     display: Display | None = None,
-) -> Report:
+) -> BenchmarkReport:
     """Measure the model `source` (as open_model takes it) by `protocols`: names in NEEDED, or "all" or "all-way", which
     leave out those that it was trained on characters of, or is not made for. views and rerank are of `source`, as in
     open_model; `against` is measured plain.
@@ -71,7 +71,7 @@ def benchmark(
         seconds = seconds_to_measure(models, names, omniglot, runs)
         display.say(f"measuring by {', '.join(names)}: {in_words(seconds)} from now on")
     results = [measure(each, omniglot, runs, protocols=names, seed=seed, allow_leaks=allow_leaks) for each in models]
-    return Report(
+    return BenchmarkReport(
         model=model.name,
         fingerprint=model.fingerprint,
         results=tuple(results[0]),

@@ -20,7 +20,7 @@ ALL_TURNS = (0, 1, 2, 3)
 
 
 @dataclass(frozen=True, eq=False)
-class Embedded:
+class EmbeddedDrawings:
     """Vectors and what they are of; all but the vectors is on the CPU.
 
     vectors: (n, d) float32. character: (n,) int64, positions in `characters`, which are sorted. drawer: (n,) int64, 0
@@ -48,7 +48,7 @@ class Embedded:
         of = torch.tensor([names.index(character.alphabet) for character in self.characters])
         return of[self.character]
 
-    def only(self, split: Split, turns: Sequence[int] = ALL_TURNS) -> Embedded:
+    def only(self, split: Split, turns: Sequence[int] = ALL_TURNS) -> EmbeddedDrawings:
         """What belongs to `split` and has one of `turns`, characters numbered anew from 0.
 
         InputError where a character of the split is missing.
@@ -62,7 +62,7 @@ class Embedded:
         number = kept.cumsum(0) - 1
         wanted = kept[self.character] & torch.isin(self.drawer, torch.tensor(list(split.drawers)))
         rows = (wanted & torch.isin(self.turn, torch.tensor(list(turns)))).nonzero()[:, 0]
-        return Embedded(
+        return EmbeddedDrawings(
             vectors=self.vectors[rows.to(self.vectors.device)],
             character=number[self.character[rows]],
             drawer=self.drawer[rows],
@@ -71,7 +71,9 @@ class Embedded:
         )
 
 
-def embed_once(omniglot: Omniglot, embed: Embed, *, turns: Sequence[int] = UPRIGHT, at_once: int = 1024) -> Embedded:
+def embed_once(
+    omniglot: Omniglot, embed: Embed, *, turns: Sequence[int] = UPRIGHT, at_once: int = 1024
+) -> EmbeddedDrawings:
     """Every drawing embedded, `at_once` at a time, once for each of `turns`; the turned pictures are made on the way.
 
     InputError where `embed` does not give one vector of finite numbers for each picture.
@@ -86,7 +88,7 @@ def embed_once(omniglot: Omniglot, embed: Embed, *, turns: Sequence[int] = UPRIG
             with torch.inference_mode():
                 vectors.append(_checked(embed(pictures), len(rows)))
         labels.append(torch.full((len(omniglot),), turn))
-    return Embedded(
+    return EmbeddedDrawings(
         vectors=torch.cat(vectors),
         character=omniglot.character.repeat(len(turns)),
         drawer=omniglot.drawer.repeat(len(turns)),
@@ -102,12 +104,12 @@ def turned(pictures: Tensor, labels: Tensor, classes: int, turns: Sequence[int] 
     return torch.cat(pictures_turned), torch.cat([labels + turn * classes for turn in turns])
 
 
-def joined(parts: Sequence[Embedded]) -> Embedded:
+def joined(parts: Sequence[EmbeddedDrawings]) -> EmbeddedDrawings:
     """Several in one, as of upright and of turned drawings, characters numbered anew; empty of none."""
     characters = tuple(sorted({character for part in parts for character in part.characters}))
     position = {character: number for number, character in enumerate(characters)}
     moved = [torch.tensor([position[name] for name in part.characters])[part.character] for part in parts]
-    return Embedded(
+    return EmbeddedDrawings(
         vectors=torch.cat([part.vectors for part in parts]) if parts else torch.empty(0, 0),
         character=torch.cat([*moved, torch.empty(0, dtype=torch.int64)]),
         drawer=torch.cat([*(part.drawer for part in parts), torch.empty(0, dtype=torch.int64)]),

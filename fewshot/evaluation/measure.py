@@ -10,7 +10,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from fewshot.evaluation.embedded import ALL_TURNS, UPRIGHT, Embed, Embedded, embed_once, joined
+from fewshot.evaluation.embedded import ALL_TURNS, UPRIGHT, Embed, EmbeddedDrawings, embed_once, joined
 from fewshot.evaluation.models import WEIGHT, Model, PairDistance
 from fewshot.evaluation.protocols import (
     PairScore,
@@ -24,7 +24,7 @@ from fewshot.evaluation.protocols import (
     within,
 )
 from fewshot.evaluation.verification import similarity
-from fewshot.omniglot.dataset import DRAWERS, Character, Omniglot, Run
+from fewshot.omniglot.dataset import DRAWERS, Character, Omniglot, OneShotRun
 from fewshot.omniglot.splits import LAKE, MINIMAL_1, SPLITS, Split, characters_of, select
 from finetune.errors import InputError
 
@@ -75,7 +75,7 @@ class _Options(TypedDict):
 def measure(
     model: Model,
     omniglot: Omniglot | None,
-    runs: Sequence[Run] = (),
+    runs: Sequence[OneShotRun] = (),
     *,
     protocols: Sequence[str],
     seed: int = 0,
@@ -135,7 +135,7 @@ def _compared_again(again: PairDistance, omniglot: Omniglot) -> PairScore:
     shown = zip(omniglot.character.tolist(), omniglot.drawer.tolist(), strict=True)
     row_of = {(omniglot.characters[character], drawer): row for row, (character, drawer) in enumerate(shown)}
 
-    def score(embedded: Embedded, rows: Tensor) -> Tensor:
+    def score(embedded: EmbeddedDrawings, rows: Tensor) -> Tensor:
         shown = zip(embedded.character.tolist(), embedded.drawer.tolist(), strict=True)
         picture = torch.tensor([row_of[embedded.characters[character], drawer] for character, drawer in shown])
         one, other = (omniglot.pictures[picture[rows[:, side]]] for side in (0, 1))
@@ -144,7 +144,7 @@ def _compared_again(again: PairDistance, omniglot: Omniglot) -> PairScore:
     return score
 
 
-def _embedded(model: Model, omniglot: Omniglot | None, protocols: Sequence[str]) -> Embedded:
+def _embedded(model: Model, omniglot: Omniglot | None, protocols: Sequence[str]) -> EmbeddedDrawings:
     """What `protocols` need, upright, and what they need turned."""
     if not protocols:
         return joined([])
@@ -162,7 +162,7 @@ def seconds_to_measure(
     models: Sequence[Model],
     names: Sequence[str],
     omniglot: Omniglot | None,
-    runs: Sequence[Run],
+    runs: Sequence[OneShotRun],
     *,
     explored: str | None = None,
 ) -> float:
@@ -195,12 +195,12 @@ def unit_seconds(device: torch.device) -> float:
     character = torch.arange(len(characters)).repeat_interleave(DRAWERS)
     vectors = torch.randn(len(character), 256, generator=torch.Generator().manual_seed(0)).to(device)
     drawer = torch.arange(DRAWERS).repeat(len(characters))
-    random = Embedded(vectors, character, drawer, torch.zeros_like(character), characters)
+    random = EmbeddedDrawings(vectors, character, drawer, torch.zeros_like(character), characters)
     return _seconds(lambda: vinyals(random, way=20, shot=5, episodes=EPISODES))
 
 
 def _of_model(
-    model: Model, names: Sequence[str], omniglot: Omniglot | None, runs: Sequence[Run], explored: str | None
+    model: Model, names: Sequence[str], omniglot: Omniglot | None, runs: Sequence[OneShotRun], explored: str | None
 ) -> float:
     seconds, embed = 0.0, model.embed
     if embed is not None and omniglot is not None:
@@ -218,7 +218,7 @@ def _of_model(
     return seconds
 
 
-def _seconds_of_run(model: Model, run: Run) -> float:
+def _seconds_of_run(model: Model, run: OneShotRun) -> float:
     """Of one of Lake's runs: timed whole, or where that would take long, on a part of its pairs."""
     test, train = run.test[:SIDE], run.train[:SIDE]
     model.distance(test, train)  # sets things up
@@ -227,7 +227,7 @@ def _seconds_of_run(model: Model, run: Run) -> float:
     return seconds if seconds > LONG else _seconds(lambda: model.distance(run.test, run.train))
 
 
-def _drawings(omniglot: Omniglot | None, runs: Sequence[Run]) -> Tensor:
+def _drawings(omniglot: Omniglot | None, runs: Sequence[OneShotRun]) -> Tensor:
     return runs[0].test if omniglot is None else omniglot.pictures
 
 

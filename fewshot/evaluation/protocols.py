@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewshot.evaluation.embedded import Embed, Embedded
+from fewshot.evaluation.embedded import Embed, EmbeddedDrawings
 from fewshot.evaluation.episodes import Episodes, Metric, Scores, arrange, deal, sample, score_episodes
 from fewshot.evaluation.intervals import bootstrap_interval, class_parts, group_parts, parts_interval
 from fewshot.evaluation.verification import best_threshold, curve, curve_intervals, draw_pairs, similarity
-from fewshot.omniglot.dataset import Character, Run
+from fewshot.omniglot.dataset import Character, OneShotRun
 from fewshot.omniglot.splits import LAKE, SPLITS, characters_of, leaks
 from finetune.errors import InputError
 
@@ -22,7 +22,7 @@ from finetune.errors import InputError
 Distance = Callable[[Tensor, Tensor], Tensor]
 
 # Vectors with what they are of, and pairs (n, 2) of rows, to how alike they are, (n,) float64.
-PairScore = Callable[[Embedded, Tensor], Tensor]
+PairScore = Callable[[EmbeddedDrawings, Tensor], Tensor]
 
 # So many that which episodes were drawn moves the accuracy less than which classes there are to draw from.
 EPISODES = 10_000
@@ -93,7 +93,7 @@ def guard(trained_on: Collection[Character], tested_on: Collection[Character], a
 
 def lake(
     distance: Distance,
-    runs: Sequence[Run],
+    runs: Sequence[OneShotRun],
     *,
     seed: int = 0,
     trained_on: Collection[Character] | None = None,
@@ -163,7 +163,7 @@ def score(distances: Tensor, answers: Tensor, name: str = "distances") -> Tensor
 
 
 def vinyals(
-    embedded: Embedded,
+    embedded: EmbeddedDrawings,
     *,
     way: int = 20,
     shot: int = 1,
@@ -187,7 +187,7 @@ def vinyals(
 
 
 def within(
-    embedded: Embedded,
+    embedded: EmbeddedDrawings,
     *,
     way: int = 20,
     shot: int = 1,
@@ -211,7 +211,7 @@ def within(
 
 
 def all_way(
-    embedded: Embedded,
+    embedded: EmbeddedDrawings,
     *,
     shot: int = 1,
     draws: int = 20,
@@ -246,8 +246,8 @@ def all_way(
 
 
 def koch(
-    validation: Embedded,
-    test: Embedded,
+    validation: EmbeddedDrawings,
+    test: EmbeddedDrawings,
     *,
     pairs: int = 10_000,
     metric: Metric = "cosine",
@@ -295,14 +295,14 @@ def koch(
     )
 
 
-def _similarity(embedded: Embedded, rows: Tensor, metric: Metric) -> Tensor:
+def _similarity(embedded: EmbeddedDrawings, rows: Tensor, metric: Metric) -> Tensor:
     return similarity(embedded.vectors, rows, metric)
 
 
 # --- what they share --------------------------------------------------------------------------------------------------
 
 
-def describe(embedded: Embedded) -> str:
+def describe(embedded: EmbeddedDrawings) -> str:
     """What the vectors are of, like `evaluation: 659 classes, 20 drawers`."""
     characters = frozenset(embedded.characters)
     names = [name for name, split in SPLITS.items() if split.characters == characters]
@@ -311,14 +311,14 @@ def describe(embedded: Embedded) -> str:
     return f"{names[0] if names else 'own'}: {len(embedded.label.unique())} classes, {drawers} drawers{turns}"
 
 
-def _character(embedded: Embedded, episodes: Episodes) -> Tensor:
+def _character(embedded: EmbeddedDrawings, episodes: Episodes) -> Tensor:
     """(episodes, way): the four turns of a character are made of the same drawings."""
     return embedded.character[episodes.support[:, :, 0]]
 
 
 def _result(
     protocol: str,
-    embedded: Embedded,
+    embedded: EmbeddedDrawings,
     episodes: Episodes,
     scores: Scores,
     parts: tuple[float, ...],

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewshot.evaluation.embedded import Embedded
+from fewshot.evaluation.embedded import EmbeddedDrawings
 from fewshot.evaluation.episodes import METRICS, Metric
 from finetune.errors import InputError
 
@@ -29,14 +29,14 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Curve:
+class RocCurve:
     """The ROC of scores in numbers: the area under it, and the rate at which false accepts equal false rejects."""
 
     auc: float
     eer: float
 
 
-def draw_pairs(embedded: Embedded, pairs: int, generator: torch.Generator) -> Pairs:
+def draw_pairs(embedded: EmbeddedDrawings, pairs: int, generator: torch.Generator) -> Pairs:
     """Pairs as Koch et al. (2015, section 4.2) draw them: half of them the same character and half different ones, as
     many from every alphabet; one that is drawn may be drawn again.
 
@@ -125,7 +125,7 @@ def best_threshold(scores: Tensor, same: Tensor) -> float:
     return float((thresholds[best] + lower) / 2)
 
 
-def curve(scores: Tensor, same: Tensor) -> Curve:
+def curve(scores: Tensor, same: Tensor) -> RocCurve:
     """AUC and EER of scores (n,), larger for the same; between two points the ROC is a straight line."""
     from sklearn.metrics import auc  # here, because it takes a second to import
 
@@ -133,7 +133,7 @@ def curve(scores: Tensor, same: Tensor) -> Curve:
     excess = false - (1 - true)  # grows from -1 to 1 along the curve
     after = int((excess >= 0).argmax())
     step = excess[after - 1] / (excess[after - 1] - excess[after])
-    return Curve(float(auc(false, true)), float(false[after - 1] + step * (false[after] - false[after - 1])))
+    return RocCurve(float(auc(false, true)), float(false[after - 1] + step * (false[after] - false[after - 1])))
 
 
 def pairs_within(labels: Tensor, groups: Tensor, *, most: int = 400_000) -> tuple[Tensor, Tensor]:

@@ -63,7 +63,7 @@ class Omniglot:
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class OneShotRun:
     """One of Lake's runs (Lake et al. 2015): which of 20 characters of one alphabet does each test picture show?
 
     train, test: (20, 105, 105) uint8, ink 255 on 0, in the order of their file names.
@@ -126,7 +126,7 @@ def read_omniglot(folder: Path | None = None, sets: Sequence[str] = ("background
     return labelled(pictures, [character for character, _ in keys], torch.tensor([drawer for _, drawer in keys]))
 
 
-def lake_runs(folder: Path | None = None) -> list[Run]:
+def lake_runs(folder: Path | None = None) -> list[OneShotRun]:
     """Lake's 20 one-shot runs, found as `locate` says, with the answer keys of their class_labels.txt.
 
     InputError when the archive is missing or damaged, or holds anything but 20 runs of 20 questions.
@@ -255,12 +255,12 @@ def _answer_key(content: bytes, name: str) -> dict[str, str]:
     return key
 
 
-def _run(name: str, key: dict[str, str], pictures: dict[str, Tensor]) -> Run:
+def _run(name: str, key: dict[str, str], pictures: dict[str, Tensor]) -> OneShotRun:
     tests = sorted(picture for picture in pictures if picture.startswith(f"{name}/test/"))
     trains = sorted(picture for picture in pictures if picture.startswith(f"{name}/training/"))
     if len(trains) != WAYS or sorted(key) != tests or sorted(key.values()) != trains:
         raise InputError(f"{name}: class_labels.txt and the pictures do not agree, or are not {WAYS} of each kind")
-    return Run(
+    return OneShotRun(
         name=name,
         train=torch.stack([pictures[picture] for picture in trains]),
         test=torch.stack([pictures[picture] for picture in tests]),

@@ -23,7 +23,7 @@ _LENGTH_WITHIN = 1e-3
 _AT_ONCE = 1 << 24  # similarities
 
 
-class Alike(NamedTuple):
+class GallerySimilarities(NamedTuple):
     """Two enrolled classes whose pictures are as similar to the other class as what is accepted.
 
     similarity: Mean similarity of the one's examples to the other, the higher of both ways.
@@ -55,7 +55,7 @@ class Gallery:
     Args:
         width: Numbers in a vector.
         false_accept_rate: Share of pictures of no enrolled class that may be taken for one, between 0 and 1; None for
-            equal errors (`fewshot.operating_point`).
+            equal errors (`fewshot.recognition.operating_point`).
         calibration: What cosines are worth on pairs of pictures, where the encoder carries that.
 
     Raises:
@@ -249,7 +249,7 @@ class Gallery:
         found = self.threshold_for()
         return None if found is None else found.value
 
-    def alike(self, threshold: float) -> list[Alike]:
+    def alike(self, threshold: float) -> list[GallerySimilarities]:
         """Pairs of classes whose examples are, on average, at least so similar to the other class; the most first."""
         counts = np.array(self._counts)
         if len(counts) < 2:
@@ -264,7 +264,10 @@ class Gallery:
         both[np.tril_indices(len(counts))] = -np.inf
         one, other = (both >= threshold).nonzero()
         order = np.argsort(-both[one, other], kind="stable")
-        return [Alike(self._labels[one[at]], self._labels[other[at]], float(both[one[at], other[at]])) for at in order]
+        return [
+            GallerySimilarities(self._labels[one[at]], self._labels[other[at]], float(both[one[at], other[at]]))
+            for at in order
+        ]
 
     # --- examples -----------------------------------------------------------------------------------------------------
 

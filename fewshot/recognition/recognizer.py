@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fewshot.embedding.embedder import Embedder
 from fewshot.evaluation.threshold import Calibration
-from fewshot.recognition.gallery import SAME, Alike, Gallery, check_rate
+from fewshot.recognition.gallery import SAME, Gallery, GallerySimilarities, check_rate
 from fewshot.recognition.operating_point import Threshold
 from finetune.data.folder import list_folder, list_unlabelled
 from finetune.data.images import Picture
@@ -90,7 +90,7 @@ class Recognizer:
         embedder: The encoder.
         false_accept_rate: Share of pictures of no enrolled class that may be taken for one, between 0 and 1. None for
             equal errors: as many unknown pictures are accepted as known ones are refused, a fifth at most
-            (`fewshot.operating_point`).
+            (`fewshot.recognition.operating_point`).
 
     Raises:
         InputError: If the rate is not between 0 and 1.
@@ -143,7 +143,7 @@ class Recognizer:
         """
         return self.gallery.threshold_for(false_accept_rate)
 
-    def alike(self) -> list[Alike]:
+    def alike(self) -> list[GallerySimilarities]:
         """Pairs of enrolled classes that are too alike: the examples of one would be accepted as the other."""
         threshold = self.threshold if self.labels else None
         return [] if threshold is None else self.gallery.alike(threshold)

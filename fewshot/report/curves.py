@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewshot.evaluation.embedded import Embedded
+from fewshot.evaluation.embedded import EmbeddedDrawings
 from fewshot.evaluation.verification import curve, draw_pairs, labelled_pairs, roc, similarity
 
 PAIRS = 10_000
@@ -56,7 +56,7 @@ def same_or_different(scores: Tensor, same: Tensor, verification: dict[str, Any]
     )
 
 
-def koch_pairs(validation: Embedded, test: Embedded, seed: int = 0) -> tuple[Tensor, Tensor]:
+def koch_pairs(validation: EmbeddedDrawings, test: EmbeddedDrawings, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Scores (n,) and whether the same (n,) of the test pairs that `protocols.koch` draws by this seed."""
     generator = torch.Generator().manual_seed(seed)
     draw_pairs(validation, PAIRS, generator)  # what chooses its threshold is drawn first
@@ -64,7 +64,7 @@ def koch_pairs(validation: Embedded, test: Embedded, seed: int = 0) -> tuple[Ten
     return similarity(test.vectors, drawn.rows), drawn.same
 
 
-def pairs_of(embedded: Embedded, seed: int = 0) -> tuple[Tensor, Tensor]:
+def pairs_of(embedded: EmbeddedDrawings, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Scores (n,) and whether the same (n,): pairs inside alphabets where there are several, else of all pictures."""
     if len(embedded.alphabet.unique()) > 1:
         drawn = draw_pairs(embedded, PAIRS, torch.Generator().manual_seed(seed))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewshot.evaluation.embedded import Embedded
+from fewshot.evaluation.embedded import EmbeddedDrawings
 from fewshot.evaluation.episodes import Pool, arrange, deal, sample, score_episodes
 from fewshot.evaluation.intervals import class_parts, parts_interval
 from fewshot.evaluation.measure import Result
@@ -40,7 +40,7 @@ class WayCurve:
     points: tuple[ProtocolResult, ...]
 
 
-def way_curves(embedded: Embedded, seed: int = 0, known: Sequence[Result] = ()) -> list[WayCurve]:
+def way_curves(embedded: EmbeddedDrawings, seed: int = 0, known: Sequence[Result] = ()) -> list[WayCurve]:
     """One for a single example of each class and one for five, from two ways to the whole set; and, where there are
     alphabets, one for a single example inside of each.
 
@@ -65,7 +65,7 @@ def way_curves(embedded: Embedded, seed: int = 0, known: Sequence[Result] = ()) 
     return found
 
 
-def _whole(embedded: Embedded, shot: int, seed: int, known: Sequence[Result]) -> ProtocolResult:
+def _whole(embedded: EmbeddedDrawings, shot: int, seed: int, known: Sequence[Result]) -> ProtocolResult:
     way = len(embedded.label.unique())
     measured = (result for result in known if isinstance(result, ProtocolResult))
     for result in measured:
@@ -100,7 +100,7 @@ class HardClass:
     taken: float
 
 
-def hardest_alphabets(embedded: Embedded, *, way: int = 20, seed: int = 0) -> list[HardAlphabet]:
+def hardest_alphabets(embedded: EmbeddedDrawings, *, way: int = 20, seed: int = 0) -> list[HardAlphabet]:
     """All alphabets with so many characters, or as many as the largest has, the hardest first."""
     sizes = arrange(embedded.label, embedded.alphabet).member_sizes
     way = min(way, int(sizes.max()))
@@ -116,7 +116,7 @@ def hardest_alphabets(embedded: Embedded, *, way: int = 20, seed: int = 0) -> li
     return sorted(found, key=lambda alphabet: alphabet.accuracy)
 
 
-def hardest_classes(embedded: Embedded, *, most: int = 8, seed: int = 0) -> list[HardClass]:
+def hardest_classes(embedded: EmbeddedDrawings, *, most: int = 8, seed: int = 0) -> list[HardClass]:
     """Those that the pictures of one example of each class of their alphabet most often mistake, the hardest first.
 
     Classes that are never mistaken are not among them.
@@ -134,7 +134,7 @@ def hardest_classes(embedded: Embedded, *, most: int = 8, seed: int = 0) -> list
     return sorted(found, key=lambda hard: (hard.accuracy, -hard.taken))[:most]
 
 
-def _mistaken(part: Embedded, pool: Pool, seed: int) -> list[HardClass]:
+def _mistaken(part: EmbeddedDrawings, pool: Pool, seed: int) -> list[HardClass]:
     """Of one alphabet, classes as positions in its pool."""
     classes = len(pool.labels)
     drawn = deal(
@@ -159,7 +159,7 @@ def _mistaken(part: Embedded, pool: Pool, seed: int) -> list[HardClass]:
     ]
 
 
-def _inside(embedded: Embedded, group: int) -> tuple[Embedded, Tensor]:
+def _inside(embedded: EmbeddedDrawings, group: int) -> tuple[EmbeddedDrawings, Tensor]:
     """What lies in one alphabet, and the rows that it is."""
     rows = (embedded.alphabet == group).nonzero()[:, 0]
     part = replace(
@@ -190,7 +190,7 @@ class WrongNeighbour:
     other_similarity: float
 
 
-def wrong_neighbours(embedded: Embedded, most: int = 24) -> tuple[int, int, list[WrongNeighbour]]:
+def wrong_neighbours(embedded: EmbeddedDrawings, most: int = 24) -> tuple[int, int, list[WrongNeighbour]]:
     """How many pictures have one of another class nearer than all of their own, of how many; and the worst of them, at
     most one for two classes. Pictures that are alone in their class are not counted."""
     unit = F.normalize(embedded.vectors.float(), dim=1).cpu()

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from fewshot.embedding.embedder import Embedder
-from fewshot.evaluation.embedded import Embed, Embedded, embed_once
+from fewshot.evaluation.embedded import Embed, EmbeddedDrawings, embed_once
 from fewshot.evaluation.threshold import calibrate
 from fewshot.evaluation.verification import labelled_pairs, similarity
 from fewshot.omniglot.dataset import Character, Omniglot
@@ -47,7 +47,7 @@ class Tested:
     picture: a row as a data URI, made once. described: a row in words.
     """
 
-    embedded: Embedded
+    embedded: EmbeddedDrawings
     what: str
     names: tuple[str, ...]
     groups: tuple[str, ...]
@@ -151,7 +151,7 @@ def tested_folder(embedder: Embedder, folder: Path, display: Display) -> Tested:
             f"{folder} does not hold the pictures any more that this run held out; nothing is measured on others, "
             "which it may have learned from"
         )
-    embedded = Embedded(
+    embedded = EmbeddedDrawings(
         vectors=vectors,
         character=label,
         drawer=(torch.arange(len(label)) - torch.searchsorted(label, label)),  # samples come class by class

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from markupsafe import Markup
 
-from fewshot.evaluation.benchmark import Report, published_for, shape_of
+from fewshot.evaluation.benchmark import BenchmarkReport, published_for, shape_of
 from fewshot.evaluation.measure import Result
 from fewshot.evaluation.protocols import VerificationResult
 from fewshot.report.curves import SameOrDifferent
@@ -37,11 +37,11 @@ ASKS = {
 
 
 @dataclass(frozen=True, eq=False)
-class Findings:
+class EncoderFindings:
     """notes: what could not be measured, and why. The rest is there where something was tested."""
 
     trained: Trained
-    report: Report
+    report: BenchmarkReport
     notes: tuple[str, ...]
     seed: int
     tested: Tested | None = None
@@ -53,7 +53,7 @@ class Findings:
     map: Map | None = None
 
 
-def page_of(found: Findings) -> str:
+def page_of(found: EncoderFindings) -> str:
     """The page, as HTML."""
     recipe = found.trained.config["recipe"]
     return render(
@@ -86,11 +86,11 @@ def page_of(found: Findings) -> str:
     )
 
 
-def _drawn(found: Findings) -> bool:
+def _drawn(found: EncoderFindings) -> bool:
     return found.tested is not None and found.tested.grouped
 
 
-def _headline(found: Findings) -> dict[str, Any] | None:
+def _headline(found: EncoderFindings) -> dict[str, Any] | None:
     """The first figure that a reader wants: 20-way one-shot of the protocol that leads the table, or of the curve."""
     results = found.report.results
     if results:
@@ -172,7 +172,7 @@ def _curves(curves: Sequence[WayCurve]) -> Markup | None:
     )
 
 
-def _alphabets(found: Findings) -> Markup | None:
+def _alphabets(found: EncoderFindings) -> Markup | None:
     if not found.alphabets or found.tested is None:
         return None
     bars = [
@@ -199,7 +199,7 @@ def _examples(tested: Tested, label: int) -> list[str]:
     return [tested.picture(row) for row in (tested.embedded.label == label).nonzero()[:_SHOWN, 0].tolist()]
 
 
-def _wrong(found: Findings) -> dict[str, Any] | None:
+def _wrong(found: EncoderFindings) -> dict[str, Any] | None:
     if found.wrong is None or found.tested is None:
         return None
     count, asked, worst = found.wrong
@@ -220,7 +220,7 @@ def _wrong(found: Findings) -> dict[str, Any] | None:
     return {"count": count, "asked": asked, "share": count / asked if asked else None, "rows": rows}
 
 
-def _colours(found: Findings) -> list[dict[str, Any]]:
+def _colours(found: EncoderFindings) -> list[dict[str, Any]]:
     """The groups of the map, in the order of their colours: how hard each is, and what its classes look like."""
     if found.map is None or found.tested is None:
         return []
@@ -239,7 +239,7 @@ def _colours(found: Findings) -> list[dict[str, Any]]:
     return colours
 
 
-def _verification(found: Findings) -> list[Markup]:
+def _verification(found: EncoderFindings) -> list[Markup]:
     pairs = found.pairs
     if pairs is None:
         return []

@@ -10,7 +10,7 @@ from typing import Any
 
 from fewshot.embedding.embedder import Embedder
 from fewshot.embedding.encoder_files import SHIPPED
-from fewshot.evaluation.benchmark import Report
+from fewshot.evaluation.benchmark import BenchmarkReport
 from fewshot.evaluation.embedded import UPRIGHT, Embed, embed_once
 from fewshot.evaluation.measure import NEEDED, Result, measure, refused, seconds_to_measure
 from fewshot.evaluation.models import Model, by_embedding
@@ -20,7 +20,7 @@ from fewshot.report.curves import SameOrDifferent, koch_pairs, pairs_of, same_or
 from fewshot.report.hardest import hardest_alphabets, hardest_classes, way_curves, wrong_neighbours
 from fewshot.report.held_out import Tested, fair_split, remembering, tested_drawings, tested_folder
 from fewshot.report.map import draw_map
-from fewshot.report.page import Findings, page_of
+from fewshot.report.page import EncoderFindings, page_of
 from fewshot.report.run import Trained, read_run
 from finetune.errors import InputError
 from finetune.files import write_text
@@ -42,7 +42,7 @@ class Written:
 
     path: Path
     tested: str | None
-    report: Report
+    report: BenchmarkReport
     same_or_different: SameOrDifferent | None
     wrong: tuple[int, int] | None
 
@@ -107,9 +107,9 @@ def report(
     if names:
         display.say(f"measuring by {', '.join(names)}")
         results = measure(model, omniglot, runs, protocols=names, seed=seed)
-    benchmarked = Report(model.name, model.fingerprint, tuple(results), skipped)
+    benchmarked = BenchmarkReport(model.name, model.fingerprint, tuple(results), skipped)
 
-    findings = Findings(trained, benchmarked, tuple(notes), seed)
+    findings = EncoderFindings(trained, benchmarked, tuple(notes), seed)
     if tested is not None:
         display.say("looking for the hardest classes and the nearest wrong neighbours")
         alphabets = hardest_alphabets(tested.embedded, seed=seed) if tested.grouped else []

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from fewshot.embedding.encoder_files import CONFIG_FILE, FORMAT, SHIPPED
-from fewshot.training.config import Recipe
+from fewshot.training.config import SiameseConfig
 from fewshot.training.train import HISTORY_FILE, METRICS_FILE
 from finetune.errors import InputError
 from finetune.files import read_csv, read_json
@@ -44,7 +44,7 @@ class Trained:
                 words += [flag(name), str(self.config[name])]
         words += ["--all"] if self.config.get("everything") else []
         words += ["--self-supervised"] if self.config.get("self_supervised") else []
-        for option in fields(Recipe):
+        for option in fields(SiameseConfig):
             value = self.config["recipe"].get(option.name)
             if value != option.default and option.name not in _NOT_REPEATED:
                 words += [flag(option.name), f"{value:g}" if isinstance(value, float) else str(value)]

@@ -25,7 +25,7 @@ SAVE_EVERY = 60.0
 
 
 @dataclass(frozen=True)
-class Kept:
+class IndexUpdate:
     """What became of a folder's pictures: how many were embedded, moved (known content under another name), unchanged,
     and removed from the index because they are no longer there. unreadable: why, by path below the folder."""
 
@@ -45,7 +45,7 @@ def keep_index(
     batch_size: int | None = None,
     workers: int | None = None,
     display: Display | None = None,
-) -> tuple[Index, Kept]:
+) -> tuple[Index, IndexUpdate]:
     """Bring the index in `out`, which is made where there is none, up to date with the pictures below `folder`.
 
     Keys are paths below the folder, with "/". Contents decide: a picture that was moved is not embedded again, one that
@@ -84,7 +84,7 @@ def keep_index(
     finally:
         # Ctrl-C too leaves what was embedded.
         index.save(out)
-    return index, Kept(
+    return index, IndexUpdate(
         embedded, len(moved), len(contents) - len(wanted) - len(moved), len(gone), dict(sorted(unreadable.items()))
     )
 

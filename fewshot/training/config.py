@@ -8,7 +8,7 @@ from fewshot.embedding.distortions import DISTORTIONS, SYMMETRIES
 from finetune.errors import InputError
 from finetune.options.fields import Options, option
 
-# By the contrastive loss of fewshot.losses, or by pytorch-metric-learning.
+# By the contrastive loss of fewshot.training.losses, or by pytorch-metric-learning.
 LOSSES = ("contrastive", "triplet", "multi-similarity", "supcon", "arcface")
 MINERS = ("none", "batch-hard", "multi-similarity", "pair-margin")
 DISTANCES = ("euclidean", "cosine", "signal-to-noise")
@@ -21,7 +21,7 @@ _BATCHES = "Batches and augmentation"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(Options):
+class SiameseConfig(Options):
     """All options of `fewshot train`, in the order of the help text. None: the run chooses the value and reports it.
 
     Raises InputError, naming the option, for a value of the wrong type or out of its range.

@@ -19,9 +19,9 @@ from fewshot.embedding.augmentation import distort
 from fewshot.embedding.distortions import DISTORTIONS
 from fewshot.embedding.framing import Framed, render
 from fewshot.evaluation.episodes import arrange
-from fewshot.training.config import Recipe
+from fewshot.training.config import SiameseConfig
 from fewshot.training.losses import Siamese
-from fewshot.training.training_data import Material, draw
+from fewshot.training.training_data import SiameseData, draw
 from finetune.data.transforms import view_seed
 from finetune.errors import InputError, TrainingDiverged
 from finetune.files import read_tensors_and_metadata, write_tensors
@@ -45,8 +45,8 @@ class Study:
     """What is to be done: the network with its loss, what it learns from and how, at `side` pixels, so many steps."""
 
     siamese: Siamese
-    material: Material
-    recipe: Recipe
+    material: SiameseData
+    recipe: SiameseConfig
     side: int
     steps: int
 
@@ -64,7 +64,7 @@ class Study:
 
 
 @dataclass
-class Course:
+class SiameseState:
     """How far training has come. best: the highest validation accuracy, at `best_step`; None where nothing judges.
 
     waiting: share of the time spent on making batches rather than in the network, of the steps that were timed.
@@ -83,14 +83,14 @@ class Course:
 
 def train(
     fabric: Fabric, study: Study, *, checkpoint: Path | None, resume: bool, display: Display
-) -> tuple[nn.Module, Course]:
+) -> tuple[nn.Module, SiameseState]:
     """The encoder with the averaged weights of the best validation result, or with the last where nothing judges, and
     how it went.
 
     checkpoint: file to keep up to date, and with `resume` to go on from, to the same weights bit for bit on one
     machine's CPU. Ctrl-C ends training early. Raises TrainingDiverged when the loss stops being finite.
     """
-    loop, course, best = _Loop(fabric, study), Course(), None
+    loop, course, best = _Loop(fabric, study), SiameseState(), None
     if resume and checkpoint is not None and checkpoint.exists():
         course, best = _restore(checkpoint, loop)
     often = validations(study.steps)
@@ -252,7 +252,7 @@ class _Loop:
             buffer.copy_(current)
 
 
-def optimizer_for(siamese: Siamese, recipe: Recipe) -> torch.optim.Optimizer:
+def optimizer_for(siamese: Siamese, recipe: SiameseConfig) -> torch.optim.Optimizer:
     """AdamW over the encoder and what the loss may have learn; norms and biases are not decayed."""
     parameters = list(siamese.parameters())
     return torch.optim.AdamW(
@@ -291,7 +291,7 @@ def _part(clock: _Clock | None, name: str) -> AbstractContextManager[None]:
     return nullcontext() if clock is None else clock.part(name)
 
 
-def _finite(losses: list[Tensor], step: int, recipe: Recipe) -> list[float]:
+def _finite(losses: list[Tensor], step: int, recipe: SiameseConfig) -> list[float]:
     values = torch.stack(losses)
     if not values.isfinite().all():
         first = int((~values.isfinite()).nonzero()[0])
@@ -306,7 +306,7 @@ def _copy(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
 
 
-def _save(path: Path, loop: _Loop, course: Course, best: dict[str, Tensor] | None) -> None:
+def _save(path: Path, loop: _Loop, course: SiameseState, best: dict[str, Tensor] | None) -> None:
     """Weights, averaged weights, optimiser and course in one file, so that no crash can part them."""
     tensors = {f"now.{name}": tensor for name, tensor in loop.siamese.state_dict().items()}
     tensors |= {f"averaged.{name}": tensor for name, tensor in loop.averaged.state_dict().items()}
@@ -316,7 +316,7 @@ def _save(path: Path, loop: _Loop, course: Course, best: dict[str, Tensor] | Non
     write_tensors(path, tensors, {"course": json.dumps(asdict(course)), "pictures": loop.study.material.fingerprint})
 
 
-def _restore(path: Path, loop: _Loop) -> tuple[Course, dict[str, Tensor] | None]:
+def _restore(path: Path, loop: _Loop) -> tuple[SiameseState, dict[str, Tensor] | None]:
     try:
         tensors, metadata = read_tensors_and_metadata(path)
     except InputError as error:
@@ -330,7 +330,7 @@ def _restore(path: Path, loop: _Loop) -> tuple[Course, dict[str, Tensor] | None]
         position, name = key.split(".", 1)
         state.setdefault(int(position), {})[name] = tensor
     loop.optimizer.load_state_dict({"state": state, "param_groups": loop.optimizer.state_dict()["param_groups"]})
-    return Course(**json.loads(metadata["course"])), _under(tensors, "best.") or None
+    return SiameseState(**json.loads(metadata["course"])), _under(tensors, "best.") or None
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

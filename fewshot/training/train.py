@@ -14,16 +14,16 @@ from lightning_fabric import Fabric
 
 from fewshot.embedding.distortions import SYMMETRIES
 from fewshot.embedding.embedder import Embedder
-from fewshot.embedding.encoder import Spec, create, rounded, width_of
+from fewshot.embedding.encoder import EncoderSpec, create, rounded, width_of
 from fewshot.embedding.encoder_files import CONFIG_FILE, FORMAT, WEIGHTS_FILE
 from fewshot.evaluation.threshold import calibrate
 from fewshot.evaluation.verification import labelled_pairs, pairs_within, similarity
 from fewshot.omniglot.dataset import read_omniglot
 from fewshot.omniglot.splits import BACKGROUND, SPLITS
-from fewshot.training.config import Recipe
-from fewshot.training.loop import Course, Study, seconds_per_step, seconds_per_validation, train, validations
+from fewshot.training.config import SiameseConfig
+from fewshot.training.loop import SiameseState, Study, seconds_per_step, seconds_per_validation, train, validations
 from fewshot.training.losses import siamese
-from fewshot.training.training_data import TRAINED, HeldOut, Material, folder_material, omniglot_material
+from fewshot.training.training_data import TRAINED, HeldOut, SiameseData, folder_material, omniglot_material
 from finetune.errors import InputError
 from finetune.files import alone_in, read_json, write_csv, write_json
 from finetune.models.device import describe, open_engine
@@ -41,7 +41,7 @@ def learn_omniglot(
     out: Path,
     split: str = "lake",
     *,
-    recipe: Recipe | None = None,
+    recipe: SiameseConfig | None = None,
     everything: bool = False,
     examples: int | None = None,
     self_supervised: bool = False,
@@ -66,7 +66,7 @@ def learn_omniglot(
         "self_supervised": self_supervised,
     }
 
-    def material(side: int) -> Material:
+    def material(side: int) -> SiameseData:
         needed = [SPLITS[name] for name in TRAINED[split] if name is not None]
         background = all(character.alphabet in BACKGROUND for part in needed for character in part.characters)
         omniglot = read_omniglot(data, ("background",) if background else ("background", "evaluation"))
@@ -74,14 +74,14 @@ def learn_omniglot(
             omniglot, split, side, everything=everything, examples=examples, labels=not self_supervised
         )
 
-    return _learn(out, request, "drawing", material, recipe or Recipe(), resume, display or Display())
+    return _learn(out, request, "drawing", material, recipe or SiameseConfig(), resume, display or Display())
 
 
 def learn_folder(
     folder: Path,
     out: Path,
     *,
-    recipe: Recipe | None = None,
+    recipe: SiameseConfig | None = None,
     everything: bool = False,
     self_supervised: bool = False,
     resume: bool = False,
@@ -97,7 +97,7 @@ def learn_folder(
         raise InputError(f"{folder} is not a folder; give one with pictures, or omniglot")
     display = display or Display()
 
-    def material(side: int) -> Material:
+    def material(side: int) -> SiameseData:
         found, unreadable = folder_material(folder, side, labels=not self_supervised, everything=everything)
         for line in unreadable:
             display.say(f"left out: {line}")
@@ -108,7 +108,7 @@ def learn_folder(
         "everything": everything,
         "self_supervised": self_supervised,
     }
-    recipe = recipe or Recipe()
+    recipe = recipe or SiameseConfig()
     if recipe.network == "fewtune_drawing" and recipe.side is None:
         recipe = replace(recipe, side=64)  # a photograph shows more than a drawing
     return _learn(out, request, "whole", material, recipe, resume, display)
@@ -118,8 +118,8 @@ def _learn(
     out: Path,
     request: dict[str, Any],
     framing: Literal["drawing", "whole"],
-    read: Callable[[int], Material],
-    recipe: Recipe,
+    read: Callable[[int], SiameseData],
+    recipe: SiameseConfig,
     resume: bool,
     display: Display,
 ) -> Embedder:
@@ -138,14 +138,14 @@ def _trained(
     request: dict[str, Any],
     kept: dict[str, Any] | None,
     framing: Literal["drawing", "whole"],
-    read: Callable[[int], Material],
-    recipe: Recipe,
+    read: Callable[[int], SiameseData],
+    recipe: SiameseConfig,
     display: Display,
 ) -> Embedder:
     """Start the run in `out`, or continue it where it is `kept`, and finish it."""
     parts = Stopwatch()
     torch.manual_seed(recipe.seed)
-    spec = Spec(recipe.network, recipe.side or _usual_side(recipe.network), framing)
+    spec = EncoderSpec(recipe.network, recipe.side or _usual_side(recipe.network), framing)
     network = create(spec)
     width = width_of(network, spec)
     if recipe.early_side is not None:
@@ -193,11 +193,11 @@ def _trained(
 def _finish(
     out: Path,
     request: dict[str, Any],
-    spec: Spec,
-    material: Material,
+    spec: EncoderSpec,
+    material: SiameseData,
     study: Study,
     encoder: torch.nn.Module,
-    course: Course,
+    course: SiameseState,
     fabric: Fabric,
     parts: Stopwatch,
     display: Display,

@@ -40,7 +40,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True, eq=False)
-class Material:
+class SiameseData:
     """Pictures, the class of each (n,), numbered from 0, and the group of each class (classes,).
 
     A batch takes its classes group by group: those of one are the harder to tell apart. trained_on: Omniglot's
@@ -66,8 +66,8 @@ class Material:
         return found.hexdigest()[:12]
 
 
-# Split -> the splits of fewshot.splits that are learned from, and that weights are chosen by. Lake's minimal sets leave
-# nothing to choose by: five alphabets are all that may be seen.
+# Split -> the parts of Omniglot for training and for choosing weights (fewshot.omniglot.splits). Lake's minimal sets have
+# five alphabets for training and none for choosing.
 TRAINED: dict[str, tuple[str, str | None]] = {
     "lake": ("background-train", "background-val"),
     "lake-minimal": ("minimal-1", None),
@@ -84,7 +84,7 @@ def omniglot_material(
     everything: bool = False,
     examples: int | None = None,
     labels: bool = True,
-) -> Material:
+) -> SiameseData:
     """What `split`, a name in TRAINED, gives to learn from.
 
     everything: also learn from what weights would be chosen by, where the split may: then they are not chosen.
@@ -106,7 +106,7 @@ def omniglot_material(
     drawn = select(omniglot, wanted)
     classes = drawn.character if labels else torch.arange(len(drawn))
     alphabet_of = torch.zeros(int(classes.max()) + 1, dtype=torch.int64).index_put_((classes,), drawn.alphabet)
-    return Material(
+    return SiameseData(
         pictures=frame_drawings(drawn.pictures, side),
         classes=classes,
         # Without labels alphabets are not known either.
@@ -120,7 +120,9 @@ def omniglot_material(
     )
 
 
-def folder_material(folder: Path, side: int, *, labels: bool, everything: bool = False) -> tuple[Material, list[str]]:
+def folder_material(
+    folder: Path, side: int, *, labels: bool, everything: bool = False
+) -> tuple[SiameseData, list[str]]:
     """Pictures of a folder, one sub-folder a class, or with `labels` False every picture a class; and the unreadable.
 
     Of ten classes or more every fifth, by name, is held out to choose weights by, unless `everything` is learned from.
@@ -150,7 +152,7 @@ def folder_material(folder: Path, side: int, *, labels: bool, everything: bool =
         judged_by = f"{min(_MOST_WAYS, len(judged))}-way 1-shot"
     learned, classes = _chosen(pictures, of, set(known) - apart if judge is not None else set(known))
     return (
-        Material(
+        SiameseData(
             pictures=learned,
             classes=classes,
             groups=torch.zeros(int(classes.max()) + 1, dtype=torch.int64),

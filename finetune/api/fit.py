@@ -21,7 +21,7 @@ from finetune.models.backbone import Network
 from finetune.processes import require_one_process
 from finetune.progress import Display
 from finetune.report.report import REPORT_FILE, write_report
-from finetune.training.checkpoint import Course
+from finetune.training.checkpoint import TrainingState
 from finetune.training.expected_time import expected_seconds, in_words
 from finetune.training.loggers import Log, check_log, open_log
 from finetune.training.loop import OnEpoch, train
@@ -140,9 +140,9 @@ class _Outcome:
 
     classifier: Classifier
     measured: Measured
-    course: Course
+    course: TrainingState
 
-    def after(self, course: Course) -> _Outcome:
+    def after(self, course: TrainingState) -> _Outcome:
         """The same classifier, kept after a training that did not improve on it."""
         return _Outcome(self.classifier, self.measured.after(course), course)
 
@@ -188,7 +188,7 @@ class _Job:
         stages = None if heads.kept.width == backbone.width else prepared.stages
         network = Network(backbone, heads.kept.as_layer(), stages).to(prepared.fabric.device)
         classifier = self._classifier(network, prepared)
-        course = Course()
+        course = TrainingState()
         return _Outcome(classifier, measure(classifier, prepared, heads, course, self.display), course)
 
     def _save_first(self, head: _Outcome, prepared: Prepared) -> None:
@@ -199,7 +199,7 @@ class _Job:
         where = ""
         if run is not None:
             if not run.holds_classifier():  # a run that is resumed may hold a better one
-                self._save(head.after(Course(interrupted=True)), prepared)
+                self._save(head.after(TrainingState(interrupted=True)), prepared)
             where = f"; saved in {run.path}, ready for finetune predict"
         self.display.say(
             f"head: accuracy {figures['accuracy']:.1%} ({low:.1%} to {high:.1%} with 95 % confidence) "
@@ -222,7 +222,7 @@ class _Job:
                 raise
             network.load_state_dict(begun)
             network.eval()
-            course = Course(interrupted=True)
+            course = TrainingState(interrupted=True)
         except TrainingDiverged as error:
             if head is None or self.run is None:
                 raise
@@ -242,7 +242,7 @@ class _Job:
         resume: bool,
         log: Log,
         on_epoch: OnEpoch | None,
-    ) -> Course:
+    ) -> TrainingState:
         config, plan, material = self.config, prepared.plan(network, self.config), prepared.material(self.config)
         network.backbone.freeze_below(plan.lowest, batch_norm_trains=plan.batch_norm_trains)
         if self.display.console is not None:

@@ -39,7 +39,7 @@ EXAMPLES = 6
 
 
 @dataclass(frozen=True)
-class Alike:
+class NearDuplicates:
     """Pictures that are identical, or near-duplicates. paths: ascending. labels, splits: those that they stand in."""
 
     paths: tuple[str, ...]
@@ -92,8 +92,8 @@ class Inspection:
     examples: dict[str, tuple[str, ...]]
     sizes: Sizes | None
     unreadable: tuple[Unreadable, ...]
-    identical: tuple[Alike, ...]
-    near: tuple[Alike, ...]
+    identical: tuple[NearDuplicates, ...]
+    near: tuple[NearDuplicates, ...]
     suspects: tuple[SuspectLabel, ...] | None
     judged: int
     notes: tuple[str, ...]
@@ -238,25 +238,25 @@ def _aspect(header: Header) -> float:
     return max(header.width, header.height) / min(header.width, header.height)
 
 
-def _identical(listing: Listing, contents: Sequence[Content], splits: dict[int, str]) -> tuple[Alike, ...]:
+def _identical(listing: Listing, contents: Sequence[Content], splits: dict[int, str]) -> tuple[NearDuplicates, ...]:
     groups: dict[str, list[int]] = defaultdict(list)
     for index in splits:
         groups[contents[index].sha256].append(index)
     return _ordered([_alike(listing, splits, group) for group in groups.values() if len(group) > 1])
 
 
-def _alike(listing: Listing, splits: dict[int, str], group: Sequence[int]) -> Alike:
+def _alike(listing: Listing, splits: dict[int, str], group: Sequence[int]) -> NearDuplicates:
     samples = [listing.samples[index] for index in group]
     # Where splits are given, a picture that is not used for its twin still stands where it stands.
     stands = {sample.split or splits[index] for index, sample in zip(group, samples, strict=True)}
-    return Alike(
+    return NearDuplicates(
         tuple(sorted(sample.path for sample in samples)),
         tuple(sorted({sample.label for sample in samples})),
         tuple(split for split in (*SPLITS, "-") if split in stands),
     )
 
 
-def _ordered(groups: Sequence[Alike]) -> tuple[Alike, ...]:
+def _ordered(groups: Sequence[NearDuplicates]) -> tuple[NearDuplicates, ...]:
     return tuple(sorted(groups, key=lambda group: (-len(group.splits), -len(group.labels), group.paths)))
 
 

@@ -23,13 +23,13 @@ from finetune.classifier.run_folder import (
 )
 from finetune.classifier.temperature import calibrated, calibration_summary, fit_temperature
 from finetune.errors import InputError
-from finetune.features.table import SPLITS, Rows
+from finetune.features.table import SPLITS, FeatureTable
 from finetune.files import write_csv, write_json, write_tensors
 from finetune.linear.head import Heads, nearest_mean
 from finetune.metrics import accuracy_of, summary
 from finetune.models.device import describe
 from finetune.progress import Display
-from finetune.training.checkpoint import Course
+from finetune.training.checkpoint import TrainingState
 
 # Training pictures that a trained network is measured on, at most: enough to tell whether it has learned them.
 MOST_OF_TRAIN = 300
@@ -46,7 +46,7 @@ class Measured:
     judged: dict[str, Tensor]
     learned: tuple[str, ...]
 
-    def after(self, course: Course) -> Measured:
+    def after(self, course: TrainingState) -> Measured:
         """The same figures, with those of another training."""
         return replace(self, metrics=self.metrics | _told_of(course))
 
@@ -55,7 +55,7 @@ def measure(
     classifier: Classifier,
     prepared: Prepared,
     heads: Heads | None,
-    course: Course,
+    course: TrainingState,
     display: Display,
 ) -> Measured:
     """Measure the classifier, which then gives calibrated probabilities.
@@ -98,7 +98,7 @@ def measure(
     return Measured(metrics, judged, learned)
 
 
-def _told_of(course: Course) -> dict[str, Any]:
+def _told_of(course: TrainingState) -> dict[str, Any]:
     return {
         "interrupted": course.interrupted,
         "epochs": course.epoch,
@@ -110,7 +110,7 @@ def _told_of(course: Course) -> dict[str, Any]:
 
 
 def _judged(
-    classifier: Classifier, rows: Rows, heads: Heads | None, asked: dict[str, list[int]], display: Display
+    classifier: Classifier, rows: FeatureTable, heads: Heads | None, asked: dict[str, list[int]], display: Display
 ) -> dict[str, Tensor]:
     """Log-probabilities (n, classes) of the pictures at the indices asked for, by split; of those without any, none."""
     asked = {split: indices for split, indices in asked.items() if indices}
@@ -123,7 +123,7 @@ def _judged(
     return dict(zip(asked, found.split([len(indices) for indices in asked.values()]), strict=True))
 
 
-def log_probabilities(classifier: Classifier, rows: Rows, indices: Sequence[int], display: Display) -> Tensor:
+def log_probabilities(classifier: Classifier, rows: FeatureTable, indices: Sequence[int], display: Display) -> Tensor:
     """(n, classes) of the pictures at n indices. InputError for one that could be read when the run began and now
     cannot."""
     paths = rows.paths()
@@ -135,7 +135,7 @@ def log_probabilities(classifier: Classifier, rows: Rows, indices: Sequence[int]
     return found
 
 
-def _baselines(rows: Rows, heads: Heads) -> dict[str, Any]:
+def _baselines(rows: FeatureTable, heads: Heads) -> dict[str, Any]:
     pooled, labels = rows.of_split(rows.measured)
     train_pooled, train_labels = rows.of_split("train")
     majority = torch.full_like(labels, int(train_labels.bincount().argmax()))
@@ -153,7 +153,9 @@ def _brief(log_probabilities: Tensor, labels: Tensor) -> dict[str, Any]:
     return {**accuracy_of(log_probabilities.argmax(1), labels), "loss": float(loss), "n": len(labels)}
 
 
-def write_run(run: RunFolder, classifier: Classifier, rows: Rows, measured: Measured, course: Course) -> None:
+def write_run(
+    run: RunFolder, classifier: Classifier, rows: FeatureTable, measured: Measured, course: TrainingState
+) -> None:
     """Fill the run folder; config.json goes last, because a run with class names in it can be loaded."""
     if course.history:
         write_csv(run.path / HISTORY_FILE, list(course.history[0]), [list(row.values()) for row in course.history])
@@ -178,7 +180,7 @@ def write_run(run: RunFolder, classifier: Classifier, rows: Rows, measured: Meas
     )
 
 
-def _picture_rows(rows: Rows, learned: Sequence[str]) -> list[tuple[str, ...]]:
+def _picture_rows(rows: FeatureTable, learned: Sequence[str]) -> list[tuple[str, ...]]:
     return [
         (sample.path, split, sample.label, rows.hashes[index], "yes" if split in learned else "no")
         for split in SPLITS

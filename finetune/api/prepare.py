@@ -17,9 +17,9 @@ from finetune.data.transforms import evaluation_view, pixels_needed, training_vi
 from finetune.errors import InputError
 from finetune.features.extraction import read_pictures
 from finetune.features.forward import Outputs
-from finetune.features.table import Rows
+from finetune.features.table import FeatureTable
 from finetune.linear.head import Heads, solve_heads
-from finetune.linear.probe import Curve, probe_curve
+from finetune.linear.probe import ProbeCurve, probe_curve
 from finetune.linear.threads import one_thread_if_small
 from finetune.models.backbone import Backbone, Network
 from finetune.models.device import open_engine
@@ -27,8 +27,8 @@ from finetune.models.pooled import PooledStages
 from finetune.models.pretrained import load_pretrained
 from finetune.progress import Display
 from finetune.strategies import STRATEGIES
-from finetune.training.choice import Choice, choose, head_unless_training_pays
-from finetune.training.inputs import Material
+from finetune.training.choice import StrategyChoice, choose, head_unless_training_pays
+from finetune.training.inputs import TrainingData
 from finetune.training.plan import Plan, plan_for
 
 # "auto" weighs classes once the largest has more than so many times the pictures of the smallest.
@@ -46,8 +46,8 @@ class Prepared:
 
     fabric: Fabric
     stages: PooledStages
-    rows: Rows
-    choice: Choice
+    rows: FeatureTable
+    choice: StrategyChoice
     heads: Heads
     class_weights: Tensor | None
 
@@ -68,11 +68,11 @@ class Prepared:
     def plan(self, network: Network, config: Config) -> Plan:
         return plan_for(self.choice.strategy, config, network, len(self.rows.folder.train))
 
-    def material(self, config: Config) -> Material:
+    def material(self, config: Config) -> TrainingData:
         """The training pictures, and the validation pictures that judge the result."""
         rows, preprocessing = self.rows, self.backbone.preprocessing
         paths, train, val = rows.paths(), rows.indices("train"), rows.indices("val")
-        return Material(
+        return TrainingData(
             pictures=Pictures(
                 paths,
                 training_view(preprocessing, config),
@@ -115,14 +115,16 @@ def prepare(listing: Listing, config: Config, run: RunFolder | None, display: Di
     stages = PooledStages(backbone)
     outputs = _read_every_picture(fabric, stages, listing, config, run, display)
     recorded = None if run is None else run.recorded
-    rows = Rows.audited(listing, outputs, backbone.width, config, recorded)
+    rows = FeatureTable.audited(listing, outputs, backbone.width, config, recorded)
     for line in rows.told():
         display.say(line)
     with one_thread_if_small(rows.pooled.numel()):
         return _chosen_and_solved(fabric, stages, rows, config, display)
 
 
-def _chosen_and_solved(fabric: Fabric, stages: PooledStages, rows: Rows, config: Config, display: Display) -> Prepared:
+def _chosen_and_solved(
+    fabric: Fabric, stages: PooledStages, rows: FeatureTable, config: Config, display: Display
+) -> Prepared:
     """The strategy chosen and the heads solved, on what reading gave."""
     backbone, classes = stages.backbone, len(rows.folder.classes)
     curve = training_curve(stages, rows) if config.strategy == "auto" or config.drop_above == BEST else None
@@ -177,8 +179,8 @@ def _class_weights(requested: str, labels: Tensor, classes: int) -> Tensor | Non
 
 
 def drop_above(
-    stages: PooledStages, rows: Rows, asked: str, curve: Curve | None, display: Display
-) -> tuple[PooledStages, Rows]:
+    stages: PooledStages, rows: FeatureTable, asked: str, curve: ProbeCurve | None, display: Display
+) -> tuple[PooledStages, FeatureTable]:
     """What `stages` and `rows` are without the stages above the one called `asked`, or with BEST above the depth that
     errs least on the curve. How much smaller that is, is told.
 
@@ -219,7 +221,7 @@ def _size(backbone: Backbone) -> tuple[int, int]:
     return sum(parameter.numel() for parameter in backbone.parameters()), counted.get_total_flops() // 2
 
 
-def training_curve(stages: PooledStages, rows: Rows) -> Curve | None:
+def training_curve(stages: PooledStages, rows: FeatureTable) -> ProbeCurve | None:
     """The curve of the training pictures, of many some of each class; None where a class has fewer than two."""
     indices = torch.tensor(rows.indices("train"))
     if int(torch.bincount(rows.labels[indices], minlength=len(rows.folder.classes)).min()) < 2:

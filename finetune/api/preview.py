@@ -9,8 +9,8 @@ from finetune.config import Config
 from finetune.data.table import Source, list_pictures
 from finetune.errors import InputError
 from finetune.features.extraction import read_pictures
-from finetune.features.table import Rows
-from finetune.linear.probe import Curve
+from finetune.features.table import FeatureTable
+from finetune.linear.probe import ProbeCurve
 from finetune.models.backbone import Backbone
 from finetune.models.device import open_engine
 from finetune.models.pooled import PooledStages
@@ -22,7 +22,7 @@ from finetune.training.lr_finder import STEPS, Sweep, sweep_rates
 _NO_RATE = "strategy head solves its head at once and has no learning rate; choose another one (--strategy partial)"
 
 
-def probe_folder(folder: Source, *, config: Config | None = None, display: Display | None = None) -> Curve:
+def probe_folder(folder: Source, *, config: Config | None = None, display: Display | None = None) -> ProbeCurve:
     """The curve of the pictures that a run on `folder` would learn from; those that judge it are left alone.
 
     InputError for a folder or backbone that cannot be used, and where a class has fewer than two pictures.
@@ -34,7 +34,7 @@ def probe_folder(folder: Source, *, config: Config | None = None, display: Displ
     load_pretrained(backbone, config.weights, display.say)
     stages = PooledStages(backbone.to(fabric.device))
     outputs = read_pictures(fabric, stages, listing, config, display)
-    rows = Rows.audited(listing, outputs, backbone.width, config)
+    rows = FeatureTable.audited(listing, outputs, backbone.width, config)
     for line in rows.told():
         display.say(line)
     curve = training_curve(stages, rows)

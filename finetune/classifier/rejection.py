@@ -30,7 +30,7 @@ HALF_DIGIT = 5e-7
 
 
 @dataclass(frozen=True)
-class Refusal:
+class Rejection:
     """A threshold and what the validation pictures show of it.
 
     min_probability: predictions below it are refused. coverage: share of the validation pictures that are answered.
@@ -45,7 +45,7 @@ class Refusal:
     answered: int
 
 
-def refusals(probabilities: Sequence[float], right: Sequence[bool]) -> list[Refusal]:
+def refusals(probabilities: Sequence[float], right: Sequence[bool]) -> list[Rejection]:
     """One threshold for each of COVERAGES, with its error bound, most pictures answered first.
 
     Args:
@@ -68,11 +68,11 @@ def refusals(probabilities: Sequence[float], right: Sequence[bool]) -> list[Refu
         threshold = 0.0 if coverage == 1 else max(0.0, float(falling[last]) - HALF_DIGIT)
         kept = values >= threshold
         n, errors = int(kept.sum()), int(wrong[kept].sum())
-        rows.append(Refusal(threshold, n / len(values), errors / n, upper_bound(errors, n, EACH), n))
+        rows.append(Rejection(threshold, n / len(values), errors / n, upper_bound(errors, n, EACH), n))
     return rows
 
 
-def refusal_for(rows: Sequence[Refusal], target_error: float) -> Refusal:
+def refusal_for(rows: Sequence[Rejection], target_error: float) -> Rejection:
     """The row that answers most pictures among those whose bound is at most `target_error`.
 
     Raises:
@@ -87,7 +87,7 @@ def refusal_for(rows: Sequence[Refusal], target_error: float) -> Refusal:
     return max(kept, key=lambda row: row.coverage)
 
 
-def _cannot_be_promised(rows: Sequence[Refusal], target: float) -> str:
+def _cannot_be_promised(rows: Sequence[Rejection], target: float) -> str:
     refused = f"--target-error {target:g} cannot be promised"
     threshold = "set a threshold yourself with --min-probability"
     if not rows:
@@ -109,7 +109,7 @@ def _cannot_be_promised(rows: Sequence[Refusal], target: float) -> str:
     return f"{refused}: {why}; {', or '.join(ways)}"
 
 
-def pictures_needed(rows: Sequence[Refusal], target_error: float) -> int | None:
+def pictures_needed(rows: Sequence[Rejection], target_error: float) -> int | None:
     """How many validation pictures would guarantee `target_error`, if the share of wrong answers stays the same.
 
     Returns:
@@ -121,7 +121,7 @@ def pictures_needed(rows: Sequence[Refusal], target_error: float) -> int | None:
     return None if fewest is None else int(_rounded_up(fewest))
 
 
-def _needed(row: Refusal, target: float) -> int | None:
+def _needed(row: Rejection, target: float) -> int | None:
     """The number of validation pictures at which the bound of `row` falls to `target`; None beyond MOST_NEEDED."""
 
     def enough(answered: int) -> bool:

@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from finetune.errors import InputError
 from finetune.options.command_line import (
-    Choice,
+    ChoiceOption,
     as_json,
     display_for,
     existing,
@@ -106,7 +106,7 @@ def _free_name(stem: str, taken: set[str]) -> str:
 @click.argument("run", type=existing)
 @click.option(
     "--format",
-    type=Choice(["onnx", "torch-export"]),
+    type=ChoiceOption(["onnx", "torch-export"]),
     default="onnx",
     show_default=True,
     help="Format of the file.",
@@ -173,7 +173,7 @@ def report(run: Path, as_json: bool) -> None:
 @click.argument("folder", type=existing)
 @click.option(
     "--split",
-    type=Choice(["train", "val", "test"]),
+    type=ChoiceOption(["train", "val", "test"]),
     show_default="test, else val, else all pictures",
     help="Which part of FOLDER to measure on, where it has train/, val/ or test/.",
 )

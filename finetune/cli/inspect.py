@@ -21,7 +21,7 @@ from finetune.options.fields import Options
 from finetune.options.help_text import HelpfulCommand
 
 if TYPE_CHECKING:
-    from finetune.api.inspect import Alike, Inspection
+    from finetune.api.inspect import Inspection, NearDuplicates
     from finetune.report.contact_sheet import Captioned, Section
 
 
@@ -123,7 +123,7 @@ def _print_suspects(out: Console, found: Inspection) -> None:
     _print_list(out, title, lines)
 
 
-def _print_groups(out: Console, found: Inspection, kind: str, groups: Sequence[Alike]) -> None:
+def _print_groups(out: Console, found: Inspection, kind: str, groups: Sequence[NearDuplicates]) -> None:
     lines = []
     for group in groups:
         where = []

@@ -20,7 +20,7 @@ from finetune.options.command_line import (
 from finetune.options.help_text import HelpfulCommand
 
 if TYPE_CHECKING:
-    from finetune.linear.probe import Curve
+    from finetune.linear.probe import ProbeCurve
     from finetune.training.lr_finder import Sweep
 
 
@@ -108,7 +108,7 @@ def probe(folder: Path, as_json: bool, **options: Any) -> None:
         _print_curve(curve)
 
 
-def _print_curve(curve: Curve) -> None:
+def _print_curve(curve: ProbeCurve) -> None:
     table = Table(
         title=f"{curve.pictures:,} training pictures, {curve.classes} classes", title_justify="left", box=None
     )

@@ -38,26 +38,26 @@ _FEW = 1 / 4
 CPU_BATCH, GPU_BATCH = 16, 256
 
 
-class Run(Protocol):
+class Forward(Protocol):
     """A network as it is called: one batch, on the network's device, to float32 outputs (n, width) there."""
 
     def __call__(self, batch: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Acceleration:
     """How a network runs. name: in a few words. closeness: the smallest cosine with plain float32 that was seen.
 
     lasting: whether it holds for more pictures than it was chosen for.
     """
 
-    run: Run
+    run: Forward
     name: str
     closeness: float = 1.0
     lasting: bool = True
 
 
-def plain(fabric: Fabric, network: nn.Module) -> Run:
+def plain(fabric: Fabric, network: nn.Module) -> Forward:
     """The network as it is, in evaluation mode and in the precision of `fabric`."""
 
     def run(batch: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def accelerated(
     pictures: int,
     tolerance: float = TOLERANCE,
     announce: Callable[[str], None],
-) -> Chosen:
+) -> Acceleration:
     """The fastest way to run `network`, which is in evaluation mode, whose outputs keep to `tolerance`.
 
     example: gives a batch of what it will see, on `device`, by which each way is checked against plain float32; not
@@ -84,7 +84,7 @@ def accelerated(
     all; few are not worth converting for. tolerance: cosine that each output must keep with plain float32's; 1 for
     exactly that. announce: told, once, when a network cannot be converted.
     """
-    exact = Chosen(_exact(network), "plain float32")
+    exact = Acceleration(_exact(network), "plain float32")
     on_cpu = device.type == "cpu"
     if tolerance >= 1:
         return exact
@@ -95,14 +95,14 @@ def accelerated(
         for name, run in (_on_cpu if on_cpu else _on_gpu)(network, seen, batch_size, pictures):
             closeness = _closeness(run(filled(seen, batch_size))[: len(seen)], wanted)
             if closeness >= 1 - (1 - tolerance) / _CAUTION:
-                return Chosen(run, name, closeness)
+                return Acceleration(run, name, closeness)
     # Converters raise arbitrary errors; fall back to eager.
     except Exception as error:
         announce(f"The network runs in plain PyTorch, more slowly: it cannot be converted ({reason_of(error)}).")
     return exact
 
 
-def _exact(network: nn.Module) -> Run:
+def _exact(network: nn.Module) -> Forward:
     def run(batch: Tensor) -> Tensor:
         with torch.no_grad():
             return network(batch).float()  # type: ignore[no-any-return]
@@ -120,7 +120,7 @@ def _closeness(found: Tensor, wanted: Tensor) -> float:
 # --- on a CPU: OpenVINO -----------------------------------------------------------------------------------------------
 
 
-def _on_cpu(network: nn.Module, example: Tensor, batch_size: int, pictures: int) -> Iterator[tuple[str, Run]]:
+def _on_cpu(network: nn.Module, example: Tensor, batch_size: int, pictures: int) -> Iterator[tuple[str, Forward]]:
     """The ways to run it on a CPU, the fastest first."""
     import openvino  # here, because it takes a while to import
 
@@ -147,7 +147,7 @@ class _Compiled:
     at_once: pictures that it takes. uncompiled: how a few are run.
     """
 
-    def __init__(self, model: Any, at_once: int, uncompiled: Run):
+    def __init__(self, model: Any, at_once: int, uncompiled: Forward):
         self._model = model
         self._at_once = at_once
         self._uncompiled = uncompiled
@@ -175,7 +175,7 @@ def filled(batch: Tensor, size: int) -> Tensor:
 # --- on a GPU: half precision -----------------------------------------------------------------------------------------
 
 
-def _on_gpu(network: nn.Module, example: Tensor, batch_size: int, pictures: int) -> Iterator[tuple[str, Run]]:
+def _on_gpu(network: nn.Module, example: Tensor, batch_size: int, pictures: int) -> Iterator[tuple[str, Forward]]:
     """The ways to run it on a GPU, the fastest first. float16 before bfloat16: as fast, and eight times as fine."""
     network = network.to(memory_format=torch.channels_last)
     for name, precision in (("float16", torch.float16), ("bfloat16", torch.bfloat16)):
@@ -185,7 +185,7 @@ def _on_gpu(network: nn.Module, example: Tensor, batch_size: int, pictures: int)
         yield name, half
 
 
-def _half(network: Callable[[Tensor], Tensor], precision: torch.dtype) -> Run:
+def _half(network: Callable[[Tensor], Tensor], precision: torch.dtype) -> Forward:
     def run(batch: Tensor) -> Tensor:
         with torch.no_grad(), torch.autocast("cuda", precision):
             return network(batch).float()
@@ -193,7 +193,7 @@ def _half(network: Callable[[Tensor], Tensor], precision: torch.dtype) -> Run:
     return run
 
 
-def _filling(compiled: Run, size: int, uncompiled: Run) -> Run:
+def _filling(compiled: Forward, size: int, uncompiled: Forward) -> Forward:
     """compiled: for batches of one `size`, so that it is compiled once. uncompiled: how a few pictures are run."""
 
     def run(batch: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ def _filling(compiled: Run, size: int, uncompiled: Run) -> Run:
     return run
 
 
-class Fastest:
+class AcceleratedModel:
     """`module` as fast as `precision` allows, found when it is first needed.
 
     example: gives pictures that it will see, uint8 (n, 3, size, size), by which each way is checked. pictures: how many
@@ -221,7 +221,7 @@ class Fastest:
     ):
         self._fabric, self._module, self._example, self._announce = fabric, module, example, announce
         self._pictures = pictures
-        self._run: Run | None = plain(fabric, module) if precision == "bfloat16" else None
+        self._run: Forward | None = plain(fabric, module) if precision == "bfloat16" else None
         self._tolerance = 1.0 if precision == "float32" else TOLERANCE
         self.batch_size = CPU_BATCH if fabric.device.type == "cpu" else GPU_BATCH
         self.checked = precision == "auto" and pictures >= WORTH_CONVERTING

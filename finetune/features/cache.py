@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finetune.errors import InputError
-from finetune.features.cache_files import Rows, add, default_bound, intact, mark_used, read_shard, shards_of
-from finetune.features.cache_keys import Family
+from finetune.features.cache_files import RowFiles, add, default_bound, intact, mark_used, read_shard, shards_of
+from finetune.features.cache_keys import FeatureKey
 from finetune.files import default_folder
 
 # One value for each picture, (n, ...), or several where several cross a cut.
@@ -96,11 +96,11 @@ class ActivationCache:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def holds(self, family: Family) -> bool:
+    def holds(self, family: FeatureKey) -> bool:
         """Whether anything of `family` is there, damaged or not."""
         return bool(self._index(family).where)
 
-    def known(self, family: Family, keys: Sequence[str]) -> NDArray[np.bool_]:
+    def known(self, family: FeatureKey, keys: Sequence[str]) -> NDArray[np.bool_]:
         """(n,): which of `keys`, sha256 in hex as `family.row_key` gives them, `get` can be asked for.
 
         The files that hold them are read to compare checksums, each once; what is damaged is deleted and not known.
@@ -112,7 +112,7 @@ class ActivationCache:
                 self._check(index, rows)
         return np.array([key in index.where for key in wanted], dtype=np.bool_)
 
-    def get(self, family: Family, keys: Sequence[str]) -> Activations:
+    def get(self, family: FeatureKey, keys: Sequence[str]) -> Activations:
         """The activations under `keys`, in their order. KeyError for one that is not `known`."""
         for key, known in zip(keys, self.known(family, keys), strict=True):
             if not known:
@@ -127,7 +127,7 @@ class ActivationCache:
         mapped = any(rows.path is not None for rows in parts)
         return found.loaded() if mapped and len(places) * parts[0].row_bytes <= self.memory else found
 
-    def put(self, family: Family, keys: Sequence[str], values: Values) -> None:
+    def put(self, family: FeatureKey, keys: Sequence[str], values: Values) -> None:
         """Keep `values`, (n, ...) or several such, under n keys; those that are known already stay as they are.
 
         They are written in files of about SHARD_BYTES, the last ones by `flush` or `close`. ValueError where shapes
@@ -156,7 +156,7 @@ class ActivationCache:
         in_use = sum(len(rows) * rows.row_bytes for index in self._indices.values() for rows in index.rows)
         return in_use + size <= self.disk
 
-    def row_bytes(self, family: Family) -> int | None:
+    def row_bytes(self, family: FeatureKey) -> int | None:
         """Bytes of one picture's activations; None while there are none."""
         return next((rows.row_bytes for rows in self._index(family).rows), None)
 
@@ -170,7 +170,7 @@ class ActivationCache:
         self.flush()
         self._indices.clear()
 
-    def _index(self, family: Family) -> _Index:
+    def _index(self, family: FeatureKey) -> _Index:
         name = family.name
         index = self._indices.setdefault(name, _Index(family, name))
         for path in shards_of(self.folder, name):
@@ -192,7 +192,7 @@ class ActivationCache:
             return
         index.add(rows)
 
-    def _check(self, index: _Index, rows: Rows) -> None:
+    def _check(self, index: _Index, rows: RowFiles) -> None:
         """Compare the checksums of a file; of a damaged one the good rows go on to another file."""
         assert rows.path is not None
         good = intact(rows, index.name)
@@ -245,16 +245,16 @@ class _Index:
     checked: files whose checksums were compared. refused: damaged ones, which it may not have been possible to delete.
     """
 
-    family: Family
+    family: FeatureKey
     name: str
-    mapped: dict[Path, Rows] = field(default_factory=dict)
-    pending: list[Rows] = field(default_factory=list)
-    where: dict[bytes, tuple[Rows, int]] = field(default_factory=dict)
+    mapped: dict[Path, RowFiles] = field(default_factory=dict)
+    pending: list[RowFiles] = field(default_factory=list)
+    where: dict[bytes, tuple[RowFiles, int]] = field(default_factory=dict)
     checked: set[Path] = field(default_factory=set)
     refused: set[Path] = field(default_factory=set)
 
     @property
-    def rows(self) -> list[Rows]:
+    def rows(self) -> list[RowFiles]:
         return [*self.pending, *self.mapped.values()]
 
     @property
@@ -266,12 +266,12 @@ class _Index:
     def pending_bytes(self) -> int:
         return sum(len(rows) * rows.row_bytes for rows in self.pending)
 
-    def unchecked(self, keys: Sequence[bytes]) -> list[Rows]:
+    def unchecked(self, keys: Sequence[bytes]) -> list[RowFiles]:
         """The files among those that hold `keys` whose checksums were not compared yet."""
         holders = {self.where[key][0] for key in keys if key in self.where}
         return [rows for rows in holders if rows.path is not None and rows.path not in self.checked]
 
-    def add(self, rows: Rows) -> None:
+    def add(self, rows: RowFiles) -> None:
         if rows.path is None:
             self.pending.append(rows)
         else:
@@ -279,23 +279,23 @@ class _Index:
         for position, key in enumerate(rows.keys):
             self.where.setdefault(key.tobytes(), (rows, position))
 
-    def replace(self, old: Sequence[Rows], new: Sequence[Rows]) -> None:
+    def replace(self, old: Sequence[RowFiles], new: Sequence[RowFiles]) -> None:
         kept = [rows for rows in self.rows if rows not in old]
         self.mapped, self.pending, self.where = {}, [], {}
         for rows in (*kept, *new):
             self.add(rows)
 
 
-def _rows(keys: Sequence[str], positions: Sequence[int], values: Values, dtype: torch.dtype) -> Rows:
+def _rows(keys: Sequence[str], positions: Sequence[int], values: Values, dtype: torch.dtype) -> RowFiles:
     """Those at `positions` of `values`, under their keys, as they are kept."""
     tensors = values if isinstance(values, tuple) else (values,)
     kept = tuple(_converted(tensor[torch.tensor(positions)], dtype) for tensor in tensors)
-    return Rows(np.frombuffer(bytes.fromhex("".join(keys)), np.uint8).reshape(len(keys), -1), kept)
+    return RowFiles(np.frombuffer(bytes.fromhex("".join(keys)), np.uint8).reshape(len(keys), -1), kept)
 
 
-def _joined(parts: Sequence[Rows]) -> Rows:
+def _joined(parts: Sequence[RowFiles]) -> RowFiles:
     values = tuple(torch.cat(tensors) for tensors in zip(*(rows.values for rows in parts), strict=True))
-    return Rows(np.concatenate([rows.keys for rows in parts]), values)
+    return RowFiles(np.concatenate([rows.keys for rows in parts]), values)
 
 
 def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -48,7 +48,7 @@ _HEADER_BYTES = 4096
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class RowFiles:
     """Activations of n pictures. keys: (n, 32) uint8. values: tensors (n, ...) on the CPU.
 
     checksums: (n, 8) uint8 and path: of the file that they are mapped from; None for rows in memory.
@@ -71,10 +71,10 @@ class Rows:
     def row_bytes(self) -> int:
         return sum(math.prod(tensor.shape[1:]) * tensor.element_size() for tensor in self.values)
 
-    def taken(self, rows: NDArray[np.int64]) -> Rows:
+    def taken(self, rows: NDArray[np.int64]) -> RowFiles:
         """The rows at these positions, in memory."""
         at = torch.from_numpy(rows)
-        return Rows(self.keys[rows], tuple(tensor[at] for tensor in self.values))
+        return RowFiles(self.keys[rows], tuple(tensor[at] for tensor in self.values))
 
 
 def default_bound(folder: Path) -> int:
@@ -91,7 +91,7 @@ def shards_of(folder: Path, family: str) -> list[Path]:
     return [file.path for file in _files_of(folder / family) if _SHARD.fullmatch(file.path.name)]
 
 
-def read_shard(path: Path, family: str) -> Rows:
+def read_shard(path: Path, family: str) -> RowFiles:
     """The rows in the file, mapped: what is not looked at is not read. InputError when it is missing or damaged."""
     tensors, metadata = read_tensors_and_metadata(path)
     names = [f"values.{number}" for number in range(len(tensors) - 2)]
@@ -106,10 +106,10 @@ def read_shard(path: Path, family: str) -> Rows:
     if not as_promised:
         raise InputError(f"{path} does not hold what its name promises; it may be damaged")
     # Those that every lookup needs are copied; the values stay where they are.
-    return Rows(keys.numpy().copy(), tuple(values), checksums.numpy().copy(), path)
+    return RowFiles(keys.numpy().copy(), tuple(values), checksums.numpy().copy(), path)
 
 
-def write_shard(folder: Path, family: str, rows: Rows) -> Path:
+def write_shard(folder: Path, family: str, rows: RowFiles) -> Path:
     """The rows in a file of their own. InputError when it cannot be written."""
     path = folder / family / f"rows-{secrets.token_hex(8)}.safetensors"
     tensors = {"keys": torch.from_numpy(rows.keys), "checksums": torch.from_numpy(_checksums(rows, family))}
@@ -118,12 +118,12 @@ def write_shard(folder: Path, family: str, rows: Rows) -> Path:
     return path
 
 
-def intact(rows: Rows, family: str) -> NDArray[np.bool_]:
+def intact(rows: RowFiles, family: str) -> NDArray[np.bool_]:
     """Which rows of a file are, to the last bit, what was written: (n,)."""
     return (_checksums(rows, family) == rows.checksums).all(axis=1)  # type: ignore[no-any-return]
 
 
-def _checksums(rows: Rows, family: str) -> NDArray[np.uint8]:
+def _checksums(rows: RowFiles, family: str) -> NDArray[np.uint8]:
     """(n, 8), of key and values, and of what else these would mean something different by."""
     start = hashlib.blake2b(f"{family} {rows.form}".encode(), digest_size=_CHECKSUM_BYTES)
     columns = [rows.keys, *(tensor.unsqueeze(-1).flatten(1).view(torch.uint8).numpy() for tensor in rows.values)]
@@ -140,7 +140,7 @@ def _checksums(rows: Rows, family: str) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedFamily:
     """A family as it lies in the folder. about: its fields. last_used: seconds since 1970. pictures: rows there are."""
 
     name: str
@@ -160,7 +160,7 @@ class Freed:
 
 
 def add(
-    folder: Path, family: str, about: Mapping[str, Any], rows: Rows, *, bound: int, spare: Collection[Path]
+    folder: Path, family: str, about: Mapping[str, Any], rows: RowFiles, *, bound: int, spare: Collection[Path]
 ) -> Path | None:
     """The rows kept in a file of their own; the files that nobody used for longest make room for it, `spare` never.
 
@@ -186,7 +186,7 @@ def size_of(folder: Path) -> int:
     return sum(file.bytes for family in _families_of(folder) for file in _files_of(family))
 
 
-def families(folder: Path) -> list[Kept]:
+def families(folder: Path) -> list[CachedFamily]:
     """What the cache holds, the last used first."""
     found = []
     for path in _families_of(folder):
@@ -194,7 +194,7 @@ def families(folder: Path) -> list[Kept]:
         shards = [file for file in files if _SHARD.fullmatch(file.path.name)]
         if shards:
             found.append(
-                Kept(
+                CachedFamily(
                     name=path.name,
                     about=_about(path) or {},
                     pictures=sum(_rows_in(file.path) for file in shards),

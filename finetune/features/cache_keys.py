@@ -32,8 +32,8 @@ _BYTES = "uint8"
 
 
 @dataclass(frozen=True)
-class Family:
-    """Everything but the picture that activations depend on; `family_of` fills it in.
+class FeatureKey:
+    """Everything but the picture that activations depend on; `feature_key` fills it in.
 
     backbone: timm's name. weights: `weights_fingerprint` of what was run. preprocessing: as a mapping. cut: where in
     the network, "features" for its output. view, at_least, max_pixels: how a picture is read and seen. seed: of a
@@ -76,7 +76,7 @@ class Family:
         return sha256 if self.seed is None else hashlib.sha256(f"{sha256}/{index}".encode()).hexdigest()
 
 
-def family_of(
+def feature_key(
     fabric: Fabric,
     module: nn.Module,
     pictures: Pictures,
@@ -87,7 +87,7 @@ def family_of(
     test_time: str = "plain",
     runtime: str = "torch",
     kept_as: str = "float32",
-) -> Family:
+) -> FeatureKey:
     """The family of what `module`, the frozen part of the network called `backbone`, makes of `pictures`.
 
     cut: a stage's name for what that stage receives, "features", or "stages" for pooled activations of every stage.
@@ -101,12 +101,12 @@ def family_of(
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "matmul": torch.get_float32_matmul_precision(),
     }
-    return Family(
+    return FeatureKey(
         backbone=backbone,
         weights=weights_fingerprint(module),
         preprocessing=asdict(preprocessing),
         cut=cut,
-        **sight_of(pictures),
+        **view_of(pictures),
         test_time=test_time,
         computed=describe(fabric) | numerics,
         kept_as=kept_as,
@@ -114,7 +114,7 @@ def family_of(
     )
 
 
-def fingerprints_of(family: Family) -> Family:
+def fingerprint_key(family: FeatureKey) -> FeatureKey:
     """The family of the fingerprints of the same pictures, uint8 (FINGERPRINT_BYTES,) each.
 
     These hang on how pictures are decoded and on nothing that is made of them later: all backbones that decode them at
@@ -136,7 +136,7 @@ def fingerprints_of(family: Family) -> Family:
     )
 
 
-def sight_of(pictures: Pictures) -> dict[str, Any]:
+def view_of(pictures: Pictures) -> dict[str, Any]:
     """The fields of a family that say how `pictures` are read and seen."""
     several = () if pictures.views is None else (f"{pictures.views} views",)
     return {

@@ -23,9 +23,9 @@ from finetune.data.loader import Item, Pictures, cores, in_order, worker_count
 from finetune.data.near_duplicates import FINGERPRINT_BYTES
 from finetune.data.transforms import Normalized, Preprocessing, evaluation_view
 from finetune.errors import UnreadablePicture
-from finetune.features.acceleration import CPU_BATCH, Fastest
+from finetune.features.acceleration import CPU_BATCH, AcceleratedModel
 from finetune.features.cache import ActivationCache, Activations, Values
-from finetune.features.cache_keys import Family, family_of, fingerprints_of, sight_of
+from finetune.features.cache_keys import FeatureKey, feature_key, fingerprint_key, view_of
 from finetune.features.forward import Outputs, run_over
 from finetune.models.pooled import PooledStages
 from finetune.progress import Advance, Display
@@ -47,7 +47,7 @@ class Computed(Protocol):
 
 
 @dataclass(frozen=True)
-class Seen:
+class Features:
     """activations: a row for each readable picture. index: (n,) which picture that is, ascending.
 
     contents: what reading told of every picture, readable or not, by index. computed: how many were not known before.
@@ -68,7 +68,7 @@ class Seen:
 
 def cached(
     cache: ActivationCache,
-    family: Family,
+    family: FeatureKey,
     pictures: Pictures,
     compute: Callable[[Pictures], Computed],
     *,
@@ -76,7 +76,7 @@ def cached(
     row_bytes: int | None = None,
     workers: int | None = None,
     advance: Advance | None = None,
-) -> Seen:
+) -> Features:
     """What `compute` makes of every one of `pictures`, of which it is given those alone that `cache` does not know.
 
     indices: of the pictures that are wanted, ascending; None for all. row_bytes: of one picture's activations, where
@@ -90,13 +90,13 @@ def cached(
     """
     if any(not isinstance(source, (str, Path)) for source in pictures.sources):
         raise ValueError("only pictures in files are cached")
-    if not sight_of(pictures).items() <= {entry.name: getattr(family, entry.name) for entry in fields(family)}.items():
+    if not view_of(pictures).items() <= {entry.name: getattr(family, entry.name) for entry in fields(family)}.items():
         raise ValueError("the family is of pictures that are read or seen otherwise")
     wanted = range(len(pictures)) if indices is None else indices
     hashes = _hashes(pictures, wanted, workers) if cache.holds(family) else {}
     found = cache.known(family, [family.row_key(sha256, index) for index, sha256 in hashes.items()])
     contents = {index: Content(sha256) for (index, sha256), known in zip(hashes.items(), found, strict=True) if known}
-    looks = fingerprints_of(family) if pictures.fingerprints else None
+    looks = fingerprint_key(family) if pictures.fingerprints else None
     if looks is not None:
         contents = _with_fingerprints(cache, looks, contents)
     missing = [index for index in wanted if index not in contents]
@@ -112,10 +112,12 @@ def cached(
         contents |= computed.contents
     readable = [index for index in wanted if contents[index].reason is None]
     activations = cache.get(family, [family.row_key(contents[index].sha256, index) for index in readable])
-    return Seen(activations, torch.tensor(readable, dtype=torch.int64), contents, len(missing))
+    return Features(activations, torch.tensor(readable, dtype=torch.int64), contents, len(missing))
 
 
-def _with_fingerprints(cache: ActivationCache, looks: Family, contents: Mapping[int, Content]) -> dict[int, Content]:
+def _with_fingerprints(
+    cache: ActivationCache, looks: FeatureKey, contents: Mapping[int, Content]
+) -> dict[int, Content]:
     """Those of `contents` whose fingerprint is known, with it."""
     known = cache.known(looks, [content.sha256 for content in contents.values()])
     found = [index for index, there in zip(contents, known, strict=True) if there]
@@ -127,7 +129,7 @@ def _with_fingerprints(cache: ActivationCache, looks: Family, contents: Mapping[
     return {index: replace(contents[index], fingerprint=row.tobytes().hex()) for index, row in kept}
 
 
-def _put_fingerprints(cache: ActivationCache, looks: Family, contents: Sequence[Content]) -> None:
+def _put_fingerprints(cache: ActivationCache, looks: FeatureKey, contents: Sequence[Content]) -> None:
     told = {content.sha256: content.fingerprint for content in contents if content.fingerprint is not None}
     if told:
         rows = np.frombuffer(bytes.fromhex("".join(told.values())), np.uint8).reshape(len(told), FINGERPRINT_BYTES)
@@ -168,7 +170,7 @@ def _hashes(pictures: Pictures, wanted: Sequence[int], workers: int | None) -> d
 
 
 def _chunks(
-    cache: ActivationCache, family: Family, indices: Sequence[int], row_bytes: int | None
+    cache: ActivationCache, family: FeatureKey, indices: Sequence[int], row_bytes: int | None
 ) -> Iterator[Sequence[int]]:
     start = 0
     while start < len(indices):
@@ -189,7 +191,7 @@ def read_pictures(fabric: Fabric, stages: PooledStages, listing: Listing, config
         paths, evaluation_view(preprocessing), preprocessing.shortest_side, config.max_pixels, fingerprints=True
     )
     module = Normalized(stages, preprocessing).eval()
-    run = Fastest(
+    run = AcceleratedModel(
         fabric,
         module,
         lambda: pictures.batch(range(min(CPU_BATCH, len(pictures)))).pixels,
@@ -208,7 +210,7 @@ def read_pictures(fabric: Fabric, stages: PooledStages, listing: Listing, config
                 fabric.device, lambda pixels: run(pixels)[:, None], missing, workers=config.workers, advance=advance
             )
 
-        family = family_of(
+        family = feature_key(
             fabric,
             module,
             pictures,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from finetune.data.images import Content
 from finetune.data.loader import Batch, Pictures, cores, in_order, worker_count
 from finetune.data.transforms import Preprocessing
-from finetune.features.acceleration import CPU_BATCH, GPU_BATCH, Run, plain
+from finetune.features.acceleration import CPU_BATCH, GPU_BATCH, Forward, plain
 from finetune.progress import Advance
 
 # The readable pictures of a batch, (n, ...) uint8 as their view made them, to outputs (n, ...) float32 on the CPU.
@@ -170,7 +170,7 @@ def _seen(see: See, batch: Batch) -> Tensor | None:
     return see(batch.pixels) if len(batch.index) else None
 
 
-def _see(fabric: Fabric, run: Run, preprocessing: Preprocessing, test_time: str, pixels: Tensor) -> Tensor:
+def _see(fabric: Fabric, run: Forward, preprocessing: Preprocessing, test_time: str, pixels: Tensor) -> Tensor:
     """(n, views, width) float32 on the CPU for n pictures, or n times ten crops."""
     pixels = pixels.to(fabric.device, non_blocking=True)
     views = pixels.unsqueeze(1) if pixels.ndim == 4 else pixels

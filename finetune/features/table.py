@@ -19,7 +19,7 @@ SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
-class Rows:
+class FeatureTable:
     """A row for every sample of the listing: labels (samples,) int64, sha256, and pooled activations of every depth of
     the frozen backbone, (samples, sum of widths), of which the last `width` are its features."""
 
@@ -38,7 +38,7 @@ class Rows:
         width: int,
         config: Config,
         recorded: Mapping[str, str] | None = None,
-    ) -> Rows:
+    ) -> FeatureTable:
         """What reading gave of `listing`, each picture in its split. InputError as for `audit`.
 
         recorded: splits by sha256, by default those of earlier runs.

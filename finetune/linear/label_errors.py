@@ -26,7 +26,7 @@ _DIRECTIONS = 256
 
 
 @dataclass(frozen=True)
-class Suspect:
+class LabelError:
     """A picture, by its row, that is given the label `given` and confidently found to be `predicted`.
 
     probability_of_given, probability_of_predicted: by a probe that has not seen the picture, nor one like it.
@@ -44,7 +44,7 @@ class Suspect:
         return self.probability_of_given - self.probability_of_predicted
 
 
-def find_suspects(features: Tensor, labels: NDArray[np.int64], alike: Sequence[int]) -> list[Suspect]:
+def find_suspects(features: Tensor, labels: NDArray[np.int64], alike: Sequence[int]) -> list[LabelError]:
     """The pictures whose label is disputed, the worst first; ties in the order of rows.
 
     features: (n, width) float32. labels: (n,) from 0, every class present. alike: (n,) numbers; pictures with one
@@ -57,7 +57,7 @@ def find_suspects(features: Tensor, labels: NDArray[np.int64], alike: Sequence[i
         raise ValueError(f"suspect labels need two classes with {FOLDS} different pictures each")
     probabilities = out_of_fold(features[kept], answers, np.asarray(alike)[kept])
     return [
-        Suspect(int(kept[row]), int(names[answers[row]]), int(names[found]), own, other)
+        LabelError(int(kept[row]), int(names[answers[row]]), int(names[found]), own, other)
         for row, found, own, other in disputed(probabilities, answers)
     ]
 

@@ -54,7 +54,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Curve:
+class ProbeCurve:
     """Probes from the stem to the features, and one on all depths together. pictures, classes: judged."""
 
     probes: tuple[Probe, ...]
@@ -94,7 +94,7 @@ def _listed(values: dict[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def probe_curve(parts: Sequence[Tensor], depths: Sequence[str], labels: Tensor, *, seed: int = 0) -> Curve:
+def probe_curve(parts: Sequence[Tensor], depths: Sequence[str], labels: Tensor, *, seed: int = 0) -> ProbeCurve:
     """The curve of pooled activations `parts`, (n, width) each, named `depths`, for labels (n,) int64 from 0.
 
     Ridge regression on one number a class, each picture left out in turn (Allen 1974, the prediction sum of squares,
@@ -110,7 +110,7 @@ def probe_curve(parts: Sequence[Tensor], depths: Sequence[str], labels: Tensor, 
     judged.append(_together(scaled, targets, folds_of(labels, FOLDS)))
     last = _Against(judged[-2], targets, labels, seed)
     probes = [last.probe(name, found) for name, found in zip((*depths, TOGETHER), judged, strict=True)]
-    return Curve(tuple(probes[:-1]), probes[-1], len(labels), len(counts))
+    return ProbeCurve(tuple(probes[:-1]), probes[-1], len(labels), len(counts))
 
 
 def probe_answers(features: Tensor, labels: Tensor, asked: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ INTERRUPTED = 130
 _NEW_OBJECTS = 10_000
 
 
-class Choice(click.Choice[str]):
+class ChoiceOption(click.Choice[str]):
     """A choice in any case. A value that is none of the choices gets a suggestion."""
 
     def __init__(self, choices: Sequence[str]):
@@ -43,7 +43,7 @@ class Choice(click.Choice[str]):
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, and nothing else.")
 on_device = click.option(
     "--device",
-    type=Choice(["auto", "cpu", "cuda"]),
+    type=ChoiceOption(["auto", "cpu", "cuda"]),
     default="auto",
     show_default=True,
     help="Device to compute on. auto uses a CUDA GPU where there is one.",
@@ -70,7 +70,7 @@ def hyper_parameters(options: type[Options], *, without: Sequence[str] = ()) -> 
             attach = click.option(
                 name,
                 option.name,
-                type=Choice(choices) if choices else None if kind(option) is bool else kind(option),
+                type=ChoiceOption(choices) if choices else None if kind(option) is bool else kind(option),
                 cls=HelpfulOption,
                 default=option.default,
                 show_default=option.metadata["unset"] if option.default is None else True,

@@ -125,7 +125,7 @@ def by_confusion(counts: NDArray[np.float64]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Gallery:
+class ErrorGallery:
     """Pictures under a heading, with a sentence that says which they are. explained: heat maps stand beside them."""
 
     name: str
@@ -134,11 +134,11 @@ class Gallery:
     explained: bool = False
 
 
-def galleries(answers: Sequence[Answer], *, explained: bool = False) -> tuple[Gallery, ...]:
+def galleries(answers: Sequence[Answer], *, explained: bool = False) -> tuple[ErrorGallery, ...]:
     """Confidently wrong, least certain, confidently right: GALLERY pictures of each, where there are any."""
     surest = sorted(answers, key=lambda answer: -answer.probability)
     found = (
-        Gallery(
+        ErrorGallery(
             "Confidently wrong",
             "Wrong predictions with the highest probability. Typical causes are a wrong label, several things in one "
             "picture, or a detail that the model does not use."
@@ -146,10 +146,10 @@ def galleries(answers: Sequence[Answer], *, explained: bool = False) -> tuple[Ga
             tuple(islice((answer for answer in surest if not answer.right), GALLERY)),
             explained,
         ),
-        Gallery(
+        ErrorGallery(
             "Least certain", "Predictions with the lowest probability, correct or wrong.", tuple(surest[::-1][:GALLERY])
         ),
-        Gallery(
+        ErrorGallery(
             "Confidently right",
             "Correct predictions with the highest probability.",
             tuple(islice((answer for answer in surest if answer.right), GALLERY)),
@@ -202,7 +202,7 @@ def shown_in(cell: Cell, album: Album) -> tuple[list[Answer], list[Answer], int]
     return seen, rest[:NAMED], max(0, len(rest) - NAMED)
 
 
-def open_album(root: Path, galleries: Sequence[Gallery], cells: Sequence[Cell], answers: int) -> Album:
+def open_album(root: Path, galleries: Sequence[ErrorGallery], cells: Sequence[Cell], answers: int) -> Album:
     """An album with the galleries' pictures and what room is left for of the cells': wrong ones first, each cell's
     surest before any cell's second."""
     album = Album(root)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from finetune.metrics import expected_calibration_error, reliability, wilson_interval
 from finetune.report.charts import Band, Bar, Line, Mark, bar_chart, line_chart
-from finetune.report.results import Findings
+from finetune.report.results import RunResults
 from finetune.strategies import BASELINES, STRATEGIES
 
 # So many classes have a curve of their own; of more, those with the least area.
@@ -85,7 +85,7 @@ def sweep_chart(sweep: Mapping[str, Any] | None) -> Markup | None:
     )
 
 
-def training_charts(findings: Findings) -> list[Markup]:
+def training_charts(findings: RunResults) -> list[Markup]:
     """Loss and accuracy over the epochs, the kept one marked."""
     history, best = findings.history, findings.metrics.get("best_epoch", 0)
     if not history:
@@ -168,7 +168,7 @@ class Areas:
         return sum(self.precision_recall.values()) / len(self.precision_recall)
 
 
-def areas(findings: Findings) -> Areas | None:
+def areas(findings: RunResults) -> Areas | None:
     """One class against the rest, and the mean over classes (macro average)."""
     from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
@@ -225,7 +225,7 @@ def _curves(curves: Mapping[str, Curve], area: Mapping[str, float], *, title: st
     )
 
 
-def reliability_chart(findings: Findings) -> Markup | None:
+def reliability_chart(findings: RunResults) -> Markup | None:
     """How often predictions of each probability are right, with intervals."""
     if findings.log_probabilities is None or not findings.answers:
         return None
@@ -247,13 +247,13 @@ def reliability_chart(findings: Findings) -> Markup | None:
     )
 
 
-def calibration_error(findings: Findings) -> float | None:
+def calibration_error(findings: RunResults) -> float | None:
     """The expected calibration error of the probabilities as the run gives them, where it has kept them."""
     if findings.log_probabilities is None:
         return None
     return expected_calibration_error(findings.log_probabilities, _labels(findings))
 
 
-def _labels(findings: Findings) -> torch.Tensor:
+def _labels(findings: RunResults) -> torch.Tensor:
     position = {name: index for index, name in enumerate(findings.classes)}
     return torch.tensor([position[answer.label] for answer in findings.answers], dtype=torch.int64)

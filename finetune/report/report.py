@@ -30,7 +30,7 @@ from finetune.report.figures import (
     training_charts,
 )
 from finetune.report.page import render
-from finetune.report.results import Findings, read_findings
+from finetune.report.results import RunResults, read_findings
 
 REPORT_FILE = "report.html"
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
@@ -64,7 +64,7 @@ def write_report(run: str | Path, *, explain: Explain | None = None) -> Path:
     return path
 
 
-def _values(findings: Findings, explain: Explain | None) -> dict[str, Any]:
+def _values(findings: RunResults, explain: Explain | None) -> dict[str, Any]:
     """Everything that the template shows."""
     metrics, config = findings.metrics, findings.made["config"]
     confusion = confusion_of(findings.answers, findings.classes)
@@ -101,11 +101,11 @@ def _values(findings: Findings, explain: Explain | None) -> dict[str, Any]:
     }
 
 
-def _diagnosis(findings: Findings) -> Any:
+def _diagnosis(findings: RunResults) -> Any:
     return diagnose(findings.metrics, findings.history, findings.made["config"], len(findings.classes))
 
 
-def command(findings: Findings) -> str:
+def command(findings: RunResults) -> str:
     """The command line that repeats this run, or this evaluation."""
     if findings.evaluated:
         split = findings.evaluated.get("asked")

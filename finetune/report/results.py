@@ -46,7 +46,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Findings:
+class RunResults:
     """A run, or an evaluation of one, as its files tell it.
 
     made: config.json of the run. answers: the predictions on the pictures that the figures are of. log_probabilities:
@@ -66,7 +66,7 @@ class Findings:
     evaluated: dict[str, Any] | None
 
 
-def read_findings(path: Path) -> Findings:
+def read_findings(path: Path) -> RunResults:
     """What `path`, a run folder or one that `evaluate` left, holds. InputError where it is neither, or is damaged."""
     metrics = read_json(path / METRICS_FILE) if (path / METRICS_FILE).exists() else None
     if metrics is not None and not (isinstance(metrics, dict) and metrics.get("split") in ("val", "test")):
@@ -92,7 +92,7 @@ def read_findings(path: Path) -> Findings:
         per_split.update((row["split"], row["label"]) for row in _table(path / PICTURES_FILE, ("split", "label")))
     else:
         per_split.update((row["split"], row["label"]) for row in rows)
-    return Findings(
+    return RunResults(
         path=path,
         metrics=metrics,
         made=made,

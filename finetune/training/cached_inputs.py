@@ -15,14 +15,14 @@ from finetune.config import Config
 from finetune.data.loader import Pictures, Shuffle, check_unchanged
 from finetune.data.transforms import Normalized, view_seed
 from finetune.errors import InputError
-from finetune.features.acceleration import CPU_BATCH, GPU_BATCH, Fastest, plain
+from finetune.features.acceleration import CPU_BATCH, GPU_BATCH, AcceleratedModel, plain
 from finetune.features.cache import ActivationCache, Activations
-from finetune.features.cache_keys import DTYPES, family_of
+from finetune.features.cache_keys import DTYPES, feature_key
 from finetune.features.extraction import cached
 from finetune.features.forward import Outputs, run_over
 from finetune.models.backbone import Network, classified
 from finetune.progress import Advance, Display
-from finetune.training.inputs import Inputs, Material, PictureInputs, Shown
+from finetune.training.inputs import Inputs, PictureInputs, TrainingBatch, TrainingData
 
 # As many bytes as bfloat16 and eight times as fine; numbers beyond its range are told, and not kept.
 KEPT_AS = "float16"
@@ -32,7 +32,14 @@ _JUDGED = 64
 
 
 def inputs_for(
-    fabric: Fabric, network: Network, config: Config, material: Material, *, lowest: int, epochs: int, display: Display
+    fabric: Fabric,
+    network: Network,
+    config: Config,
+    material: TrainingData,
+    *,
+    lowest: int,
+    epochs: int,
+    display: Display,
 ) -> Inputs:
     """Activations of the stages below position `lowest`, which are frozen already, for the stages from there up.
 
@@ -83,7 +90,7 @@ class FrozenInputs:
         network: Network,
         cut: Cut,
         config: Config,
-        material: Material,
+        material: TrainingData,
         views: int,
         train: Activations,
         val: Activations,
@@ -94,13 +101,13 @@ class FrozenInputs:
         self._fabric, self._cut, self._config, self._material = fabric, cut, config, material
         self._views, self._train, self._val = views, train, val
 
-    def batches(self, first_epoch: int, epochs: int) -> Iterator[Shown]:
+    def batches(self, first_epoch: int, epochs: int) -> Iterator[TrainingBatch]:
         indices, seed = self._material.indices, self._material.pictures.seed
         row = {index: position for position, index in enumerate(indices)}
         for keys in Shuffle(seed, indices, self._config.batch_size, first_epoch, epochs):
             views = [view_shown(seed, epoch, index, self._views) for epoch, index in keys]
             kept = self._train.entries([row[index] for _, index in keys], views)
-            yield Shown(torch.tensor([index for _, index in keys]), self._maps(kept))
+            yield TrainingBatch(torch.tensor([index for _, index in keys]), self._maps(kept))
 
     def validation_logits(self) -> Tensor:
         self._network.eval()
@@ -136,7 +143,7 @@ class _NotKept(Exception):
 
 
 def _computed(
-    fabric: Fabric, network: Network, config: Config, material: Material, lowest: int, views: int, display: Display
+    fabric: Fabric, network: Network, config: Config, material: TrainingData, lowest: int, views: int, display: Display
 ) -> FrozenInputs:
     """From the cache what it has, and the rest by running the frozen stages. _NotKept where that cannot be."""
     if config.mixup:
@@ -183,7 +190,7 @@ class _Below:
     backbone: str
     cut: Cut
     module: Normalized
-    run: Fastest
+    run: AcceleratedModel
     runtime: str
     workers: int | None
 
@@ -196,7 +203,7 @@ class _Below:
         advance: Advance,
     ) -> Activations:
         """(n, views, numbers) of the pictures at these n indices, whose sha256 is still that in `hashes`."""
-        family = family_of(
+        family = feature_key(
             self.fabric,
             self.module,
             pictures,
@@ -244,7 +251,7 @@ def _below(
     cut: Cut,
     config: Config,
     pictures: Pictures,
-    material: Material,
+    material: TrainingData,
     display: Display,
 ) -> _Below:
     views = pictures.views or 1
@@ -256,7 +263,7 @@ def _below(
         check_unchanged(batch.contents, pictures, material.hashes)
         return batch.pixels.flatten(0, 1)
 
-    run = Fastest(
+    run = AcceleratedModel(
         fabric,
         module,
         example,

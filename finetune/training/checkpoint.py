@@ -17,7 +17,7 @@ from finetune.training.selection import Score
 
 
 @dataclass
-class Course:
+class TrainingState:
     """How far training has come. best_epoch: 0 is the start that training was given.
 
     lr: full learning rate of the head, None before it is known; sweep: the one that found it, as `Sweep.to_dict`, where
@@ -40,7 +40,7 @@ def save_checkpoint(
     network: Network,
     optimizer: Any,
     learned_from: Mapping[str, str],
-    course: Course,
+    course: TrainingState,
     best: Mapping[str, Tensor],
 ) -> None:
     """Weights, optimiser and course in one file, so that no crash can part them.
@@ -60,7 +60,7 @@ def save_checkpoint(
 class Checkpoint:
     """What `save_checkpoint` kept. best: weights."""
 
-    course: Course
+    course: TrainingState
     best: dict[str, Tensor]
     _now: dict[str, Tensor]
     _state: dict[int, dict[str, Tensor]]
@@ -86,7 +86,7 @@ def read_checkpoint(path: Path, learned_from: Mapping[str, str]) -> Checkpoint:
         )
     saved = json.loads(metadata["course"])
     best = saved.pop("best")
-    course = Course(**saved, best=None if best is None else Score(**best))
+    course = TrainingState(**saved, best=None if best is None else Score(**best))
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in _part(tensors, "optimizer.").items():
         position, name = key.split(".", 1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from finetune.strategies import FEW, FULL, HEAD, MANY, PARTIAL, STRATEGIES, TRAIN, Strategy
 
 if TYPE_CHECKING:
-    from finetune.linear.probe import Curve
+    from finetune.linear.probe import ProbeCurve
 
 
 # Share of the head's errors that training removes, for each factor of e in pictures per class beyond FEW. On validation
@@ -23,19 +23,19 @@ _Z = 1.96
 
 
 @dataclass(frozen=True)
-class Choice:
+class StrategyChoice:
     """A strategy and the sentence that says why it was taken, by the probe curve where there is one."""
 
     strategy: Strategy
     reason: str
-    curve: Curve | None = None
+    curve: ProbeCurve | None = None
 
 
-def choose(requested: str, pictures_per_class: float, curve: Curve | None = None) -> Choice:
+def choose(requested: str, pictures_per_class: float, curve: ProbeCurve | None = None) -> StrategyChoice:
     """The strategy asked for, or with "auto" the one that fits how many training pictures there are of each class, and
     how near they are to what the backbone knows, as `curve` measures it; None where there are too few to measure."""
     if requested != "auto":
-        return Choice(STRATEGIES[requested], f"{requested}: as asked for.", curve)
+        return StrategyChoice(STRATEGIES[requested], f"{requested}: as asked for.", curve)
     different = curve is not None and curve.different
     count = f"{pictures_per_class:.0f} training pictures per class"
     if pictures_per_class < FEW:
@@ -51,16 +51,16 @@ def choose(requested: str, pictures_per_class: float, curve: Curve | None = None
         strategy = replace(PARTIAL, lowest=_lowest(curve))
         if strategy.lowest is not None:
             sentence += f"; from {strategy.lowest} up, above the depth that errs least"
-    return Choice(strategy, f"{sentence}.", curve)
+    return StrategyChoice(strategy, f"{sentence}.", curve)
 
 
-def _lowest(curve: Curve) -> str | None:
+def _lowest(curve: ProbeCurve) -> str | None:
     """The stage above the depth that errs least: where pictures differ, what lies above has little to keep."""
     above = curve.probes.index(curve.best) + 1
     return curve.probes[above].depth if above < len(curve.probes) - 1 else None
 
 
-def _likeness(curve: Curve | None) -> str:
+def _likeness(curve: ProbeCurve | None) -> str:
     """What the probe curve says, in words and numbers."""
     if curve is None:
         return "similarity was not measured, for want of two pictures of each class"
@@ -90,7 +90,7 @@ def visible_gain(error: float, pictures: int) -> float:
     return _Z * math.sqrt(error * (1 - error) / pictures)
 
 
-def head_unless_training_pays(choice: Choice, error: float, pictures: int, per_class: float) -> Choice:
+def head_unless_training_pays(choice: StrategyChoice, error: float, pictures: int, per_class: float) -> StrategyChoice:
     """`choice`, or the head where the expected gain of training is too small to be seen.
 
     error: share of labelled pictures that the head gets wrong when it has not learned from them. pictures: training

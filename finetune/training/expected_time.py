@@ -12,14 +12,14 @@ from finetune.config import Config
 from finetune.data.loader import check_unchanged, cores
 from finetune.models.backbone import Network
 from finetune.models.device import engine_to_train
-from finetune.training.inputs import Material
+from finetune.training.inputs import TrainingData
 from finetune.training.plan import Plan
 
 # Pictures that are timed: enough to fill the cores, and done in a second.
 TIMED = 8
 
 
-def expected_seconds(fabric: Fabric, network: Network, plan: Plan, config: Config, material: Material) -> float:
+def expected_seconds(fabric: Fabric, network: Network, plan: Plan, config: Config, material: TrainingData) -> float:
     """Estimated duration of a training that runs all epochs of `plan` and finds nothing in the cache.
 
     The stages below `plan.lowest` must be frozen already. Weights, gradients and random state are left as they are.

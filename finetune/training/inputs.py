@@ -22,7 +22,7 @@ VALIDATION_MEMORY = 1 << 30
 
 
 @dataclass(frozen=True)
-class Material:
+class TrainingData:
     """What is learned from. indices: in `pictures`, ascending; labels (all pictures,) int64, by index.
 
     val: the validation pictures in order; val_labels (m,) theirs. class_weights (classes,) or None. hashes, val_hashes:
@@ -47,7 +47,7 @@ class Material:
 
 
 @dataclass(frozen=True)
-class Shown:
+class TrainingBatch:
     """One batch. index (n,): which pictures. inputs (n, ...): what the learner maps to logits, on its device."""
 
     index: Tensor
@@ -69,7 +69,7 @@ class Inputs(Protocol):
     @property
     def learner(self) -> nn.Module: ...
 
-    def batches(self, first_epoch: int, epochs: int) -> Iterator[Shown]:
+    def batches(self, first_epoch: int, epochs: int) -> Iterator[TrainingBatch]:
         """Every training picture once an epoch, from `first_epoch` to before `epochs`, in `epoch_order`."""
         ...
 
@@ -83,12 +83,12 @@ class PictureInputs:
 
     name = "pictures seen anew in every epoch"
 
-    def __init__(self, fabric: Fabric, network: nn.Module, config: Config, material: Material):
+    def __init__(self, fabric: Fabric, network: nn.Module, config: Config, material: TrainingData):
         self.learner = network
         self._fabric, self._config, self._material = fabric, config, material
         self._val = self._decoded(material.val)
 
-    def batches(self, first_epoch: int, epochs: int) -> Iterator[Shown]:
+    def batches(self, first_epoch: int, epochs: int) -> Iterator[TrainingBatch]:
         material, device = self._material, self._fabric.device
         loader = shuffled(
             material.pictures,
@@ -100,7 +100,9 @@ class PictureInputs:
         )
         for batch in loader:
             check_unchanged(batch.contents, material.pictures, material.hashes)
-            yield Shown(batch.index, material.preprocessing.normalize(batch.pixels.to(device, non_blocking=True)))
+            yield TrainingBatch(
+                batch.index, material.preprocessing.normalize(batch.pixels.to(device, non_blocking=True))
+            )
 
     def validation_logits(self) -> Tensor:
         material = self._material

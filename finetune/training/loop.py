@@ -18,13 +18,13 @@ from finetune.errors import TrainingDiverged
 from finetune.models.backbone import Network
 from finetune.progress import Advance, Display
 from finetune.training.cached_inputs import inputs_for
-from finetune.training.checkpoint import Course, read_checkpoint, save_checkpoint
-from finetune.training.inputs import Inputs, Material, Shown
+from finetune.training.checkpoint import TrainingState, read_checkpoint, save_checkpoint
+from finetune.training.inputs import Inputs, TrainingBatch, TrainingData
 from finetune.training.loggers import Log
 from finetune.training.lr_finder import sweep_rates
 from finetune.training.plan import Plan
-from finetune.training.selection import SHARES, Judges, Score, between
-from finetune.training.step import Steps, copy_of, schedule
+from finetune.training.selection import SHARES, ModelSelection, Score, between
+from finetune.training.step import TrainStep, copy_of, schedule
 
 # A loss is looked at this often in steps: each look waits for the device.
 LOOK_EVERY = 16
@@ -35,7 +35,7 @@ def train(
     network: Network,
     plan: Plan,
     config: Config,
-    material: Material,
+    material: TrainingData,
     *,
     start: Tensor | None,
     checkpoint: Path | None,
@@ -43,7 +43,7 @@ def train(
     display: Display,
     log: Log | None = None,
     on_epoch: OnEpoch | None = None,
-) -> Course:
+) -> TrainingState:
     """Train `network` and leave the best weights by validation in it.
 
     Training stops when validation has gained nothing for `plan.patience` epochs.
@@ -56,7 +56,7 @@ def train(
         material: Training and validation pictures.
         start: Logits (m, classes) of the validation pictures before training, where the network begins with a solved
             head. Weights between that start and the trained ones are tried at the end, and unless they are kept
-            (`Judges`), the weights stay as given and the best epoch is 0. None when there is nothing to beat.
+            (`ModelSelection`), the weights stay as given and the best epoch is 0. None when there is nothing to beat.
         checkpoint: File that is written after every epoch, and read with `resume`.
         resume: Continue from `checkpoint` where it exists.
         display: Shows progress.
@@ -75,10 +75,12 @@ def train(
     inputs = inputs_for(fabric, network, config, material, lowest=plan.lowest, epochs=plan.epochs, display=display)
     learned_from = {"pictures": material.fingerprint, "inputs": inputs.name}
     begun = copy_of(network)
-    judges = Judges(material.val_labels, material.class_weights, len(material.indices) / network.head.out_features)
+    judges = ModelSelection(
+        material.val_labels, material.class_weights, len(material.indices) / network.head.out_features
+    )
     # What to gain on: the score that training begins with, where that is a solved head's.
     first = None if start is None else judges.score(inputs.validation_logits())
-    course, best, kept = Course(), begun, None
+    course, best, kept = TrainingState(), begun, None
     if resume and checkpoint is not None and checkpoint.exists():
         kept = read_checkpoint(checkpoint, learned_from)
         course, best = kept.course, kept.best
@@ -92,7 +94,7 @@ def train(
                 plan = replace(plan, lr=sweep.suggestion or plan.lr)
             course.lr = plan.lr
         plan = replace(plan, lr=course.lr)
-        steps = Steps(fabric, network, inputs.learner, plan, config, material)
+        steps = TrainStep(fabric, network, inputs.learner, plan, config, material)
         if kept is not None:
             kept.put_into(network, steps.optimizer)
         log.begin(course.history)
@@ -161,7 +163,7 @@ def epochs_without_gain(history: Sequence[Mapping[str, float]], first: Score | N
     return since
 
 
-def _validated(inputs: Inputs, judges: Judges, plan: Plan, epoch: int) -> Score:
+def _validated(inputs: Inputs, judges: ModelSelection, plan: Plan, epoch: int) -> Score:
     """What the network is worth after `epoch`, counted from 0."""
     score = judges.score(inputs.validation_logits())
     if not math.isfinite(score.loss):
@@ -177,8 +179,8 @@ def _best_between(
     begun: dict[str, Tensor],
     trained: dict[str, Tensor],
     inputs: Inputs,
-    judges: Judges,
-    course: Course,
+    judges: ModelSelection,
+    course: TrainingState,
 ) -> dict[str, Tensor]:
     """The weights on the way from `begun` to `trained` that validation prefers, told in `course`."""
     best = trained
@@ -192,7 +194,7 @@ def _best_between(
 
 
 def _one_epoch(
-    steps: Steps, plan: Plan, config: Config, epoch: int, batches: Iterator[Shown], advance: Advance
+    steps: TrainStep, plan: Plan, config: Config, epoch: int, batches: Iterator[TrainingBatch], advance: Advance
 ) -> tuple[float, float]:
     """The epoch's mean training loss, and the share of the full learning rate at its last step.
 
@@ -215,7 +217,7 @@ def _one_epoch(
     return float(total) / plan.steps_per_epoch, share
 
 
-def _stop_unless_finite(losses: list[Tensor], last_step: int, plan: Plan, steps: Steps) -> None:
+def _stop_unless_finite(losses: list[Tensor], last_step: int, plan: Plan, steps: TrainStep) -> None:
     finite = torch.isfinite(torch.stack(losses))
     if finite.all():
         return

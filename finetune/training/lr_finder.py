@@ -14,9 +14,9 @@ from finetune.config import Config
 from finetune.data.transforms import view_seed
 from finetune.models.backbone import Network
 from finetune.progress import Display
-from finetune.training.inputs import Inputs, Material
+from finetune.training.inputs import Inputs, TrainingData
 from finetune.training.plan import SGD_RATE, Plan
-from finetune.training.step import Steps, copy_of
+from finetune.training.step import TrainStep, copy_of
 
 # Steps of a sweep, however many pictures there are, and the head's rates between which it goes, for AdamW.
 STEPS, LOWEST, HIGHEST = 50, 1e-6, 1.0
@@ -77,7 +77,7 @@ def sweep_rates(
     inputs: Inputs,
     plan: Plan,
     config: Config,
-    material: Material,
+    material: TrainingData,
     display: Display,
     *,
     steps: int = STEPS,
@@ -89,7 +89,7 @@ def sweep_rates(
     """
     before = copy_of(network)
     plan = replace(plan, lr=1.0)
-    taken = Steps(fabric, network, inputs.learner, plan, config, material)
+    taken = TrainStep(fabric, network, inputs.learner, plan, config, material)
     scale = SGD_RATE if config.optimizer == "sgd" else 1
     rates = [scale * LOWEST * (HIGHEST / LOWEST) ** (step / (steps - 1)) for step in range(steps)]
     losses: list[float] = []

@@ -30,7 +30,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Judges:
+class ModelSelection:
     """The validation pictures: labels (m,) int64, class_weights (classes,) or None.
 
     per_class: training pictures of a class, on average.

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from finetune.config import Config
 from finetune.models.backbone import Network
 from finetune.models.device import engine_to_train
-from finetune.training.inputs import Material, Shown
+from finetune.training.inputs import TrainingBatch, TrainingData
 from finetune.training.plan import Plan
 
 
-class Steps:
+class TrainStep:
     """Steps that a network takes. learner: what maps a batch's inputs to logits, made of the network's parameters."""
 
     def __init__(
-        self, fabric: Fabric, network: Network, learner: nn.Module, plan: Plan, config: Config, material: Material
+        self, fabric: Fabric, network: Network, learner: nn.Module, plan: Plan, config: Config, material: TrainingData
     ):
         self.network = network
         self._fabric = engine_to_train(fabric, network, config.precision)
@@ -33,7 +33,7 @@ class Steps:
     def device(self) -> torch.device:
         return self._fabric.device
 
-    def take(self, batch: Shown, share: float) -> Tensor:
+    def take(self, batch: TrainingBatch, share: float) -> Tensor:
         """One step at `share` of the plan's learning rates; the batch's loss before it, on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["full_rate"] * share
@@ -43,7 +43,7 @@ class Steps:
         self.optimizer.zero_grad()
         return loss.detach()
 
-    def _loss(self, batch: Shown) -> Tensor:
+    def _loss(self, batch: TrainingBatch) -> Tensor:
         config, weights = self._config, self._class_weights
         inputs = batch.inputs
         targets = self._labels[batch.index].to(self.device)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fewshot.cli.main import main
 from fewshot.embedding.embedder import Embedder
-from fewshot.embedding.encoder import Spec, create, rounded
+from fewshot.embedding.encoder import EncoderSpec, create, rounded
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder that has learned nothing and carries nothing, in a run's folder; small, so that it is fast."""
     torch.manual_seed(0)
-    spec = Spec("fewtune_drawing", 16, "drawing")
+    spec = EncoderSpec("fewtune_drawing", 16, "drawing")
     network = create(spec)
     rounded(network)
     folder = tmp_path_factory.mktemp("model")

@@ -21,7 +21,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
 
 from fewshot.embedding.embedder import Embedder
-from fewshot.embedding.encoder import Spec, create, rounded
+from fewshot.embedding.encoder import EncoderSpec, create, rounded
 from fewshot.estimators import (
     HIGHEST_TEMPERATURE,
     LOWEST_TEMPERATURE,
@@ -38,7 +38,7 @@ from finetune.errors import InputError, UnreadablePicture
 def encoder_in(folder: Path, seed: int = 0) -> Path:
     """A small encoder that has learned nothing."""
     torch.manual_seed(seed)
-    spec = Spec("fewtune_conv4", 16, "whole")
+    spec = EncoderSpec("fewtune_conv4", 16, "whole")
     network = create(spec)
     rounded(network)
     Embedder(network, spec, device="cpu").save(folder, recipe={})

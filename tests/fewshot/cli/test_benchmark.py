@@ -8,7 +8,7 @@ from drawings import small
 from fake_omniglot import pictures, runs, zipped
 
 from fewshot.embedding.embedder import Embedder
-from fewshot.embedding.encoder import Spec, create, rounded
+from fewshot.embedding.encoder import EncoderSpec, create, rounded
 from fewshot.evaluation.benchmark import benchmark
 from fewshot.omniglot.splits import SPLITS
 from finetune.errors import InputError
@@ -27,7 +27,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def encoder(folder: Path, split: str) -> Path:
     """A run's folder whose encoder, which never learned, says it was trained on `split`."""
-    spec = Spec("fewtune_conv4", 16, "drawing")
+    spec = EncoderSpec("fewtune_conv4", 16, "drawing")
     network = create(spec)
     rounded(network)
     folder.mkdir()

@@ -96,7 +96,8 @@ def test_a_killed_embed_goes_on_where_it_stopped(model: Path, tmp_path: Path) ->
     for number in range(60):
         save(tmp_path / "many" / f"{number}.png", number % 20, number // 20)
     script = (
-        "import sys; from pathlib import Path; from fewshot import Embedder; import fewshot.collection as room\n"
+        "import sys; from pathlib import Path; from fewshot import Embedder\n"
+        "import fewshot.search.picture_index as room\n"
         "room.AT_ONCE, room.SAVE_EVERY = 2, 0.0\n"
         "room.keep_index(Path(sys.argv[1]), Path(sys.argv[2]), Embedder.load(sys.argv[3], device='cpu'))"
     )

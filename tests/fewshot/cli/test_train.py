@@ -16,7 +16,7 @@ from killing import assert_same_weights
 
 from fewshot.embedding.embedder import Embedder
 
-COMMAND = [sys.executable, "-c", "from fewshot.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from fewshot.cli.main import main; main()"]
 # fmt: off
 FAST = (
     "--network", "fewtune_conv4", "--side", "16", "--alphabets", "1", "--ways", "2", "--shots", "2",
@@ -158,7 +158,7 @@ def test_ctrl_c_keeps_the_weights_so_far_and_the_run_can_go_on(  # type: ignore[
 
 def test_help_comes_without_loading_torch() -> None:
     script = (
-        "import sys; from fewshot.cli import cli\n"
+        "import sys; from fewshot.cli.main import cli\n"
         "try: cli(['train', '--help'], prog_name='fewshot')\n"
         "finally: print('torch' in sys.modules, file=sys.stderr)"
     )

@@ -21,7 +21,7 @@ from PIL import Image
 from rich.console import Console
 
 from fewshot.embedding.embedder import Embedder
-from fewshot.embedding.encoder import Spec, create, read_square, rounded
+from fewshot.embedding.encoder import EncoderSpec, create, read_square, rounded
 from fewshot.embedding.encoder_files import fingerprint_of
 from fewshot.omniglot.dataset import Character
 from fewshot.training.train import learn_folder
@@ -35,7 +35,7 @@ from finetune.progress import Display
 
 def untrained(framing: str = "drawing", side: int = 32, **options: object) -> Embedder:
     torch.manual_seed(0)
-    spec = Spec("fewtune_drawing" if framing == "drawing" else "fewtune_conv4", side, framing)  # type: ignore[arg-type]
+    spec = EncoderSpec("fewtune_drawing" if framing == "drawing" else "fewtune_conv4", side, framing)  # type: ignore[arg-type]
     network = create(spec)
     rounded(network)
     return Embedder(network, spec, device="cpu", **options)  # type: ignore[arg-type]
@@ -107,7 +107,7 @@ def test_no_use_of_an_embedder_changes_its_weights(tmp_path: Path) -> None:
 
 def test_every_encoder_of_the_project_is_known_without_importing_anything_else() -> None:
     script = (
-        "from fewshot.encoders import Spec, create\n"
+        "from fewshot.embedding.encoder import Spec, create\n"
         "for name in ('fewtune_conv4', 'fewtune_drawing'): create(Spec(name, 16, 'whole'))"
     )
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -228,7 +228,7 @@ def cropping(**options: object) -> Embedder:
     """An untrained encoder of colour pictures, as timm's models are."""
     torch.manual_seed(0)
     preprocessing = Preprocessing(35, 0.875, "bicubic", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    spec = Spec("fewtune_conv4", 35, "crop", preprocessing)
+    spec = EncoderSpec("fewtune_conv4", 35, "crop", preprocessing)
     return Embedder(create(spec), spec, device="cpu", **options)  # type: ignore[arg-type]
 
 

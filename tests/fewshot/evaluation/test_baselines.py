@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewshot.evaluation.models import modified_hausdorff, pixel_distance
 from fewshot.evaluation.protocols import lake
-from fewshot.omniglot.dataset import Run, lake_runs
+from fewshot.omniglot.dataset import OneShotRun, lake_runs
 from finetune.errors import InputError
 
 
@@ -81,20 +81,20 @@ def test_pixel_distance_to_an_empty_picture_is_one() -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(real_data: Path) -> list[Run]:
+def runs(real_data: Path) -> list[OneShotRun]:
     try:
         return lake_runs(real_data)
     except InputError as error:
         pytest.skip(str(error))
 
 
-def test_hausdorff_errs_as_often_as_the_official_demo(runs: list[Run]) -> None:
+def test_hausdorff_errs_as_often_as_the_official_demo(runs: list[OneShotRun]) -> None:
     result = lake(modified_hausdorff, runs)
     assert result.trials == 400
     assert round((1 - result.accuracy) * 400, 6) == 155  # 38.75 %, which the demo prints as 38.8
     assert f"{100 * (1 - result.accuracy):.1f}" == "38.8"
 
 
-def test_nearest_pixels_are_right_as_often_as_published(runs: list[Run]) -> None:
+def test_nearest_pixels_are_right_as_often_as_published(runs: list[OneShotRun]) -> None:
     result = lake(pixel_distance, runs)
     assert round(result.accuracy * 400, 6) == 87  # 21.75 %; published 21.7

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fewshot.evaluation.embedded import ALL_TURNS, Embedded, embed_once, joined, turned
+from fewshot.evaluation.embedded import ALL_TURNS, EmbeddedDrawings, embed_once, joined, turned
 from fewshot.evaluation.episodes import Scores, arrange, sample, score_episodes
 from fewshot.evaluation.intervals import class_parts, group_parts, parts_interval
 from fewshot.evaluation.measure import NEEDED, measure
@@ -26,20 +26,20 @@ from fewshot.evaluation.protocols import (
     within,
 )
 from fewshot.evaluation.verification import best_threshold, curve, draw_pairs, similarity
-from fewshot.omniglot.dataset import Character, Omniglot, Run, labelled
+from fewshot.omniglot.dataset import Character, Omniglot, OneShotRun, labelled
 from fewshot.omniglot.splits import SPLITS, Split, characters_of
 from finetune.errors import InputError
 from finetune.metrics import wilson_interval
 
 
-def numbered(runs: int = 4, ways: int = 5) -> list[Run]:
+def numbered(runs: int = 4, ways: int = 5) -> list[OneShotRun]:
     """Runs whose pictures are one pixel, the number of the character; the answers are shuffled."""
     generator = torch.Generator().manual_seed(0)
     train = torch.arange(ways, dtype=torch.uint8).view(ways, 1, 1)
     found = []
     for number in range(runs):
         answers = torch.randperm(ways, generator=generator)
-        found.append(Run(f"run{number + 1:02d}", train, train[answers], answers))
+        found.append(OneShotRun(f"run{number + 1:02d}", train, train[answers], answers))
     return found
 
 
@@ -111,9 +111,9 @@ def test_the_interval_holds_the_accuracy() -> None:
 NAMES = tuple(Character(alphabet, number) for alphabet in "ABCD" for number in range(1, 7))
 
 
-def embedded(vectors: Tensor, drawers: int = 4, characters: tuple[Character, ...] = NAMES) -> Embedded:
+def embedded(vectors: Tensor, drawers: int = 4, characters: tuple[Character, ...] = NAMES) -> EmbeddedDrawings:
     """Vectors in the order of characters, then of drawers."""
-    return Embedded(
+    return EmbeddedDrawings(
         vectors=vectors,
         character=torch.arange(len(characters)).repeat_interleave(drawers),
         drawer=torch.arange(drawers).repeat(len(characters)),
@@ -122,7 +122,7 @@ def embedded(vectors: Tensor, drawers: int = 4, characters: tuple[Character, ...
     )
 
 
-def random(seed: int = 0, noise: float = 1, drawers: int = 4) -> Embedded:
+def random(seed: int = 0, noise: float = 1, drawers: int = 4) -> EmbeddedDrawings:
     """A direction for each character, and every drawing `noise` away from it."""
     generator = torch.Generator().manual_seed(seed)
     centre = torch.randn(len(NAMES), 8, generator=generator).repeat_interleave(drawers, 0)
@@ -135,7 +135,7 @@ EPISODIC = pytest.mark.parametrize("protocol", [vinyals, within, all_way])
 WAYS = {vinyals: 5, within: 5, all_way: 24}
 
 
-def asked(protocol, vectors: Embedded, **options):
+def asked(protocol, vectors: EmbeddedDrawings, **options):
     return protocol(vectors, **({} if protocol is all_way else {"way": 5, "episodes": 400}), **options)
 
 
@@ -273,7 +273,7 @@ def test_what_was_trained_on_is_not_tested_on_unless_allowed() -> None:
 # --- verification -----------------------------------------------------------------------------------------------------
 
 
-def other_alphabets(vectors: Embedded) -> Embedded:
+def other_alphabets(vectors: EmbeddedDrawings) -> EmbeddedDrawings:
     return replace(vectors, characters=tuple(Character("x" + name.alphabet, name.number) for name in NAMES))
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fewshot.embedding.embedder import Embedder
-from fewshot.embedding.encoder import Spec, create, rounded
+from fewshot.embedding.encoder import EncoderSpec, create, rounded
 from fewshot.recognition.recognizer import GALLERY_FILE, Recognition, Recognizer
 from finetune.errors import InputError, UnreadablePicture
 from finetune.files import read_tensors_and_metadata, write_tensors
@@ -407,7 +407,7 @@ def test_a_gallery_without_classes_comes_back(embedder: Embedder, tmp_path: Path
 
 def other_embedder() -> Embedder:
     torch.manual_seed(0)
-    spec = Spec("fewtune_drawing", 32, "drawing")
+    spec = EncoderSpec("fewtune_drawing", 32, "drawing")
     network = create(spec)
     rounded(network)
     return Embedder(network, spec, device="cpu")
@@ -501,7 +501,7 @@ def test_vectors_that_cannot_be_are_refused(recognizer: Recognizer, tmp_path: Pa
 
 SAVING = """
 import sys
-from fewshot.recognizer import Recognizer
+from fewshot.recognition.recognizer import Recognizer
 recognizer = Recognizer.load(sys.argv[1], device="cpu")
 example = recognizer.gallery.examples[:1]
 while True:

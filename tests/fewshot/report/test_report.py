@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from small_omniglot import SMALL, small_omniglot, small_splits
 
 from fewshot.embedding.embedder import Embedder
-from fewshot.evaluation.embedded import Embedded, embed_once
+from fewshot.evaluation.embedded import EmbeddedDrawings, embed_once
 from fewshot.evaluation.verification import curve
 from fewshot.omniglot.dataset import Character, read_omniglot
 from fewshot.omniglot.splits import LAKE, SPLITS, characters_of, select
@@ -222,9 +222,9 @@ def test_a_run_that_held_nothing_out_is_shown_without_figures(tmp_path: Path) ->
 # --- what is asked ----------------------------------------------------------------------------------------------------
 
 
-def embedded_of(label: list[int], alphabet: list[int], vectors: torch.Tensor) -> Embedded:
+def embedded_of(label: list[int], alphabet: list[int], vectors: torch.Tensor) -> EmbeddedDrawings:
     """alphabet: of each class."""
-    return Embedded(
+    return EmbeddedDrawings(
         vectors=vectors,
         character=torch.tensor(label),
         drawer=torch.arange(len(label)),

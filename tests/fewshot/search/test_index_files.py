@@ -74,7 +74,7 @@ RESIDENT = """
 import sys
 from pathlib import Path
 import numpy as np
-from fewshot.index import Index
+from fewshot.search.index import Index
 def resident():
     lines = Path("/proc/self/status").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) // 1024
@@ -198,7 +198,7 @@ SAVER = """
 import sys
 from pathlib import Path
 import numpy as np
-from fewshot.index import Index
+from fewshot.search.index import Index
 folder, state = sys.argv[1], int(sys.argv[2])
 index = Index(8)
 print("ready", flush=True)

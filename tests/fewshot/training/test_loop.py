@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import fewshot.training.loop
 from fewshot.embedding.framing import Framed, frame_drawings, render
-from fewshot.training.config import Recipe
+from fewshot.training.config import SiameseConfig
 from fewshot.training.loop import (
-    Course,
+    SiameseState,
     Study,
     _Loop,
     optimizer_for,
@@ -25,7 +25,7 @@ from fewshot.training.loop import (
     validations,
 )
 from fewshot.training.losses import siamese
-from fewshot.training.training_data import Judge, Material
+from fewshot.training.training_data import Judge, SiameseData
 from finetune.errors import InputError, TrainingDiverged
 from finetune.files import read_tensors_and_metadata
 from finetune.models.device import open_engine
@@ -38,7 +38,7 @@ SIDE = 16
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks every ten steps, so that a few dozen are a whole training."""
-    monkeypatch.setattr(fewshot.siamese, "LEAST_BETWEEN", 10)
+    monkeypatch.setattr(fewshot.training.loop, "LEAST_BETWEEN", 10)
 
 
 def encoder() -> nn.Module:
@@ -48,9 +48,9 @@ def encoder() -> nn.Module:
     )
 
 
-def material(classes: int = 10, each: int = 4, judge: Judge | None = None) -> Material:
+def material(classes: int = 10, each: int = 4, judge: Judge | None = None) -> SiameseData:
     drawn = np.stack([character(number, drawer) for number in range(classes) for drawer in range(each)])
-    return Material(
+    return SiameseData(
         pictures=frame_drawings(torch.from_numpy(drawn), SIDE),
         classes=torch.arange(classes).repeat_interleave(each),
         groups=torch.arange(classes) % 2,
@@ -74,7 +74,7 @@ def giving(*results: float | BaseException) -> Judge:
     return judge
 
 
-def study(steps: int = 20, of: Material | None = None, **options: object) -> Study:
+def study(steps: int = 20, of: SiameseData | None = None, **options: object) -> Study:
     of, recipe = of or material(), small(**options)
     learned = siamese(
         encoder(),
@@ -89,7 +89,7 @@ def study(steps: int = 20, of: Material | None = None, **options: object) -> Stu
     return Study(learned, of, recipe, SIDE, steps)
 
 
-def trained(of: Study, checkpoint: Path | None = None, resume: bool = False) -> tuple[nn.Module, Course]:
+def trained(of: Study, checkpoint: Path | None = None, resume: bool = False) -> tuple[nn.Module, SiameseState]:
     return train(FABRIC, of, checkpoint=checkpoint, resume=resume, display=Display())
 
 
@@ -294,12 +294,12 @@ def test_what_is_learned_from_has_a_fingerprint() -> None:
 )
 def test_options_that_cannot_be_meant_are_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Recipe(**options)  # type: ignore[arg-type]
+        SiameseConfig(**options)  # type: ignore[arg-type]
 
 
 def test_a_recipe_survives_its_json() -> None:
     recipe = small(loss="triplet", distance="cosine", minutes=None)
-    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    assert SiameseConfig.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
 def test_the_timing_of_steps_ends_early_on_a_slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,7 +314,7 @@ def test_the_timing_of_steps_ends_early_on_a_slow_machine(monkeypatch: pytest.Mo
     assert seconds_per_step(FABRIC, study()) > 0
     assert len(steps) == 16
     steps.clear()
-    monkeypatch.setattr(fewshot.siamese, "TIMING", 0.0)
+    monkeypatch.setattr(fewshot.training.loop, "TIMING", 0.0)
     assert seconds_per_step(FABRIC, study()) > 0
     assert len(steps) == 2
 

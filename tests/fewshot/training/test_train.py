@@ -18,7 +18,7 @@ from PIL import Image
 
 import fewshot.training.loop
 from fewshot.embedding.embedder import Embedder
-from fewshot.embedding.encoder import Spec, create
+from fewshot.embedding.encoder import EncoderSpec, create
 from fewshot.evaluation.verification import curve
 from fewshot.omniglot.splits import SPLITS, Split, characters_of
 from fewshot.recognition.recognizer import Recognizer
@@ -33,7 +33,7 @@ TINY = {"alphabets": 1, "ways": 2}
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fewshot.siamese, "LEAST_BETWEEN", 10)
+    monkeypatch.setattr(fewshot.training.loop, "LEAST_BETWEEN", 10)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_learning_a_folder_lowers_the_loss_and_beats_random_weights(
     assert losses[-1] < 0.8 * losses[0]
     torch.manual_seed(0)
     untrained = Embedder(create(embedder.spec), embedder.spec, device="cpu")
-    assert embedder.spec == Spec("fewtune_conv4", 24, "whole")
+    assert embedder.spec == EncoderSpec("fewtune_conv4", 24, "whole")
     assert told_apart(embedder, range(6)) > told_apart(untrained, range(6)) + 0.02
     assert embedder.trained_on == frozenset()
 
@@ -329,7 +329,7 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(
     options = {"epochs": 17, **TINY}  # 102 steps, kept at 51 and at the end
     script = (
         "import sys; sys.path.insert(0, sys.argv[3]); from pathlib import Path; from drawings import small; "
-        "from fewshot.learning import learn_folder; "
+        "from fewshot.training.train import learn_folder; "
         f"learn_folder(Path(sys.argv[1]), Path(sys.argv[2]), recipe=small(**{options!r}))"
     )
     run, tests = tmp_path / "killed", Path(__file__).parents[2]

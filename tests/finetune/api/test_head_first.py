@@ -153,7 +153,7 @@ def test_the_command_says_that_it_was_interrupted(make_folder: MakeFolder, tmp_p
     folder, run = make_folder(classes=TWO), tmp_path / "run"
     words = ["fit", folder, "--out", run, "--strategy", "full", "--epochs", "200", "--patience", "200"]
     words += ["--backbone", "fewtune_conv4", "--device", "cpu", "--workers", "0"]
-    command = [sys.executable, "-c", "from finetune.cli import main; main()", *map(str, words)]
+    command = [sys.executable, "-c", "from finetune.cli.main import main; main()", *map(str, words)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     checkpoint, deadline = run / "state" / "checkpoint.safetensors", time.monotonic() + 120
     while not checkpoint.exists() and time.monotonic() < deadline:

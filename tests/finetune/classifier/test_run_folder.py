@@ -14,7 +14,7 @@ from finetune.classifier.run_folder import RunFolder
 from finetune.config import Config
 from finetune.errors import InputError
 
-COMMAND = (sys.executable, "-c", "from finetune.cli import main; main()")
+COMMAND = (sys.executable, "-c", "from finetune.cli.main import main; main()")
 SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "strategy": "head"}
 ONE_AT_A_TIME = pytest.mark.skipif(sys.platform == "win32", reason="nobody waits there")
 

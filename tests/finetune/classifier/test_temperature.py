@@ -21,7 +21,7 @@ import finetune
 from finetune.classifier.rejection import (
     CONFIDENCE,
     COVERAGES,
-    Refusal,
+    Rejection,
     pictures_needed,
     refusal_for,
     refusals,
@@ -188,7 +188,7 @@ def test_the_error_on_new_pictures_is_under_the_target_as_often_as_stated(target
 
 
 def test_an_error_that_the_network_keeps_anyway_refuses_nothing() -> None:
-    assert refusal_for(refusals([0.5] * 1000, [True] * 1000), 0.1) == Refusal(
+    assert refusal_for(refusals([0.5] * 1000, [True] * 1000), 0.1) == Rejection(
         0.0, 1.0, 0.0, upper_bound(0, 1000, 1 - 0.05 / len(COVERAGES)), 1000
     )
 

@@ -21,7 +21,7 @@ FAST = ("--backbone", "fewtune_conv4", "--strategy", "head", "--device", "cpu")
 
 def finetune(*words: object) -> subprocess.CompletedProcess[str]:
     """The command as a user's shell runs it."""
-    command = [sys.executable, "-c", "from finetune.cli import main; main()", *map(str, words)]
+    command = [sys.executable, "-c", "from finetune.cli.main import main; main()", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -116,7 +116,7 @@ def test_ctrl_c_keeps_the_best_weights_so_far_and_the_run_can_go_on(make_folder:
     folder, run = make_folder(classes={"blue": 30, "red": 30}), tmp_path / "run"
     options = ("--backbone", "fewtune_conv4", "--strategy", "full", "--epochs", "200", "--patience", "200")
     words = ["fit", folder, "--out", run, *options, "--device", "cpu", "--workers", "1", "--json"]
-    command = [sys.executable, "-c", "from finetune.cli import main; main()", *map(str, words)]
+    command = [sys.executable, "-c", "from finetune.cli.main import main; main()", *map(str, words)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

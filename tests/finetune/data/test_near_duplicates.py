@@ -19,8 +19,8 @@ from finetune.data.loader import Pictures
 from finetune.data.near_duplicates import FINGERPRINT_BYTES, connected, fingerprint, near_pairs
 from finetune.data.transforms import evaluation_view
 from finetune.features.cache import ActivationCache
-from finetune.features.cache_keys import Family, family_of, fingerprints_of
-from finetune.features.extraction import Seen, cached
+from finetune.features.cache_keys import FeatureKey, feature_key, fingerprint_key
+from finetune.features.extraction import Features, cached
 from finetune.features.forward import Outputs, run_frozen
 from finetune.models.backbone import Backbone
 from finetune.models.device import open_engine
@@ -177,12 +177,12 @@ class Reading:
             fingerprints=fingerprints,
         )
         fabric = open_engine("cpu", "float32")
-        self.family: Family = family_of(fabric, backbone, self.pictures, wanted, backbone=backbone.name)
+        self.family: FeatureKey = feature_key(fabric, backbone, self.pictures, wanted, backbone=backbone.name)
         self._run = partial(run_frozen, fabric, backbone, wanted, workers=1)
         self.store = store
         self.decoded: list[int] = []
 
-    def __call__(self) -> Seen:
+    def __call__(self) -> Features:
         self.decoded = []
 
         def compute(pictures: Pictures) -> Outputs:
@@ -236,7 +236,7 @@ def test_a_changed_file_never_gets_the_fingerprint_of_another(make_folder: MakeF
 def test_damaged_fingerprints_are_made_again(make_folder: MakeFolder, tmp_path: Path) -> None:
     reading = Reading(make_folder(classes={"a": 3}), tmp_path / "cache")
     first = reading().contents
-    (shard,) = (tmp_path / "cache" / fingerprints_of(reading.family).name).glob("rows-*")
+    (shard,) = (tmp_path / "cache" / fingerprint_key(reading.family).name).glob("rows-*")
     content = bytearray(shard.read_bytes())
     content[-1] ^= 255
     shard.write_bytes(content)

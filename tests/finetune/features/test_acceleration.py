@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finetune.features.acceleration import TOLERANCE, WORTH_CONVERTING, Chosen, accelerated
+from finetune.features.acceleration import TOLERANCE, WORTH_CONVERTING, Acceleration, accelerated
 
 BATCH = 4
 MANY = 10_000
@@ -61,7 +61,7 @@ def chosen_for(
     pictures: int = MANY,
     tolerance: float = TOLERANCE,
     announce: Callable[[str], None] = silent,
-) -> Chosen:
+) -> Acceleration:
     return accelerated(
         network,
         lambda: example,

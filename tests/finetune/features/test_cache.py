@@ -16,7 +16,7 @@ from torch import Tensor
 from finetune.features import cache as activation_cache
 from finetune.features.cache import ActivationCache
 from finetune.features.cache_files import shards_of
-from finetune.features.cache_keys import Family
+from finetune.features.cache_keys import FeatureKey
 
 MB = 1 << 20
 
@@ -100,7 +100,7 @@ class _AgainstADictionary(RuleBasedStateMachine):
         return opened(Path(self.folder.name), memory=memory)
 
     @rule(family=either, numbers=numbers)
-    def put(self, family: Family, numbers: list[int]) -> None:
+    def put(self, family: FeatureKey, numbers: list[int]) -> None:
         offset = float(len(self.model))  # not what would be put another time
         values = values_of(numbers) + offset if numbers else torch.empty(0, 5)
         self.cache.put(family, keys_of(numbers), values)
@@ -117,7 +117,7 @@ class _AgainstADictionary(RuleBasedStateMachine):
         self.cache = self.reopened(memory)
 
     @rule(family=either, numbers=numbers)
-    def get(self, family: Family, numbers: list[int]) -> None:
+    def get(self, family: FeatureKey, numbers: list[int]) -> None:
         there = [number for number in numbers if (family.cut, number) in self.model]
         found = self.cache.get(family, keys_of(there))[:]
         assert len(found) == len(there)

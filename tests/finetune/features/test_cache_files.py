@@ -26,8 +26,8 @@ WRITER = """
 import hashlib, json, sys
 from pathlib import Path
 import torch
-from finetune.activation_cache import ActivationCache
-from finetune.activation_families import Family
+from finetune.features.cache import ActivationCache
+from finetune.features.cache_keys import Family
 folder, family, first, last = sys.argv[1], Family(**json.loads(sys.argv[2])), int(sys.argv[3]), int(sys.argv[4])
 with ActivationCache(Path(folder), disk=1 << 30, announce=print) as cache:
     for number in range(first, last):

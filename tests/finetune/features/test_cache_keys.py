@@ -14,7 +14,7 @@ from torch import nn
 from finetune.config import Config
 from finetune.data.loader import Pictures
 from finetune.data.transforms import evaluation_view, training_view
-from finetune.features.cache_keys import Family, family_of, weights_fingerprint
+from finetune.features.cache_keys import FeatureKey, feature_key, weights_fingerprint
 from finetune.models.backbone import Backbone
 from finetune.models.device import open_engine
 
@@ -51,7 +51,7 @@ def test_a_change_of_any_ingredient_is_a_miss(change: dict[str, Any], tmp_path: 
 def test_every_ingredient_is_among_those_changed() -> None:
     marks = test_a_change_of_any_ingredient_is_a_miss.pytestmark  # type: ignore[attr-defined]
     changed = {name for change in marks[0].args[1] for name in change}
-    assert changed == {field.name for field in fields(Family)}
+    assert changed == {field.name for field in fields(FeatureKey)}
 
 
 def test_a_fingerprint_tells_weights_names_buffers_and_structure_apart() -> None:
@@ -85,18 +85,18 @@ def test_a_family_knows_how_pictures_are_read_seen_and_run(backbone: Backbone) -
         *(replace(plain, view=view) for view in views),
         replace(plain, view=views[0], seed=1),
     ]
-    named = [family_of(fabric, backbone, pictures, wanted, backbone="net").name for pictures in seen]
+    named = [feature_key(fabric, backbone, pictures, wanted, backbone="net").name for pictures in seen]
     options: list[dict[str, str]] = [
         {"cut": "stem"},
         {"test_time": "flip"},
         {"runtime": "OpenVINO"},
         {"kept_as": "float16"},
     ]
-    named += [family_of(fabric, backbone, plain, wanted, backbone="net", **option).name for option in options]
-    named.append(family_of(open_engine("cpu", "bfloat16"), backbone, plain, wanted, backbone="net").name)
+    named += [feature_key(fabric, backbone, plain, wanted, backbone="net", **option).name for option in options]
+    named.append(feature_key(open_engine("cpu", "bfloat16"), backbone, plain, wanted, backbone="net").name)
     assert len(set(named)) == len(named)
     again = replace(plain, view=evaluation_view(wanted), seed=5)  # a seed that nothing draws from
-    assert family_of(fabric, backbone, again, wanted, backbone="net").name == named[0]
+    assert feature_key(fabric, backbone, again, wanted, backbone="net").name == named[0]
 
 
 def test_a_view_that_does_not_tell_its_parameters_is_refused(backbone: Backbone) -> None:
@@ -105,4 +105,4 @@ def test_a_view_that_does_not_tell_its_parameters_is_refused(backbone: Backbone)
     for step in (lambda picture: picture, partial(np.asarray, torch.zeros(3))):
         view.steps = (step,)
         with pytest.raises(ValueError, match=r"tell|told"):
-            family_of(fabric, backbone, Pictures([], view, 32, 1000), wanted, backbone="net")
+            feature_key(fabric, backbone, Pictures([], view, 32, 1000), wanted, backbone="net")

@@ -15,7 +15,7 @@ from finetune.config import Config
 from finetune.data.folder import list_unlabelled
 from finetune.data.loader import Pictures
 from finetune.data.transforms import evaluation_view, training_view
-from finetune.features.cache_keys import family_of
+from finetune.features.cache_keys import feature_key
 from finetune.features.extraction import cached
 from finetune.features.forward import Outputs, run_frozen
 from finetune.models.backbone import Backbone
@@ -30,7 +30,7 @@ class Recipe:
         view = training_view(wanted, Config()) if random else evaluation_view(wanted)
         self.pictures = Pictures(list_unlabelled([folder]), view, wanted.shortest_side, 1_000_000, seed=3)
         self.fabric = open_engine("cpu", "float32")
-        self.family = family_of(self.fabric, backbone, self.pictures, wanted, backbone=backbone.name)
+        self.family = feature_key(self.fabric, backbone, self.pictures, wanted, backbone=backbone.name)
         self.run = partial(run_frozen, self.fabric, backbone, wanted, workers=1)
         self.store = store
 

@@ -31,8 +31,8 @@ from finetune.models.backbone import Backbone, Network
 from finetune.models.device import open_engine
 from finetune.strategies import PARTIAL
 from finetune.training.cached_inputs import FrozenInputs, inputs_for, view_shown
-from finetune.training.checkpoint import Course
-from finetune.training.inputs import Material, PictureInputs
+from finetune.training.checkpoint import TrainingState
+from finetune.training.inputs import PictureInputs, TrainingData
 from finetune.training.loop import train
 from finetune.training.plan import plan_for
 
@@ -71,7 +71,7 @@ class Job:
         val = Pictures(paths[::3], evaluation_view(wanted), wanted.shortest_side, self.config.max_pixels)
         labels = torch.arange(len(paths)) * 3 // len(paths)
         contents = [pictures[0, index][1] for index in range(len(paths))]
-        self.material = Material(
+        self.material = TrainingData(
             pictures=pictures,
             indices=[index for index in range(len(paths)) if index % 3],
             labels=labels,
@@ -101,7 +101,7 @@ class Job:
     def train(self) -> dict[str, Tensor]:
         """The weights that training ends with."""
         plan = plan_for(PARTIAL, self.config, self.network, len(self.material.indices))
-        course: Course = train(
+        course: TrainingState = train(
             self.fabric,
             self.network,
             plan,
@@ -214,7 +214,7 @@ def test_a_second_run_decodes_no_picture_and_runs_no_frozen_stage(
     }
     frozen = [module for name, module in second.network.backbone.model.named_modules() if name in below]
     assert frozen
-    monkeypatch.setattr(finetune.loader, "read_image", refuse)
+    monkeypatch.setattr(finetune.data.loader, "read_image", refuse)
     # The cut is checked on two made pictures, which is no run over pictures.
     runs: list[int] = []
     for module in frozen:

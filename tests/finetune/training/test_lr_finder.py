@@ -22,7 +22,7 @@ from finetune.cli.main import cli
 from finetune.data.folder import list_folder
 from finetune.models.backbone import Network
 from finetune.progress import Display
-from finetune.training.checkpoint import Course
+from finetune.training.checkpoint import TrainingState
 from finetune.training.loggers import Log
 from finetune.training.loop import train
 from finetune.training.lr_finder import DIVERGED, Sweep, suggested, valley
@@ -45,7 +45,9 @@ class StopsAt(Log):
             raise OSError("no room")
 
 
-def train_once(folder: Path, config: Config, checkpoint: Path | None, log: Log | None = None) -> tuple[Course, Network]:
+def train_once(
+    folder: Path, config: Config, checkpoint: Path | None, log: Log | None = None
+) -> tuple[TrainingState, Network]:
     prepared = prepare(list_folder(folder), config, None, Display())
     network, start = prepared.beginning(config)
     course = train(

@@ -5,7 +5,7 @@ import math
 import torch
 
 from finetune.strategies import FEW
-from finetune.training.selection import Judges, Score
+from finetune.training.selection import ModelSelection, Score
 
 
 def test_a_score_is_beaten_by_more_right_or_by_less_loss_at_the_same() -> None:
@@ -22,8 +22,8 @@ def logits_of(right: int, wrong: int) -> torch.Tensor:
     return torch.nn.functional.one_hot(torch.tensor([0] * right + [1] * wrong), 2).float()
 
 
-def judges(n: int, per_class: float) -> Judges:
-    return Judges(torch.zeros(n, dtype=torch.int64), None, per_class)
+def judges(n: int, per_class: float) -> ModelSelection:
+    return ModelSelection(torch.zeros(n, dtype=torch.int64), None, per_class)
 
 
 def test_what_learned_from_few_pictures_must_show_an_improvement_beyond_chance() -> None:
