@@ -66,7 +66,7 @@ class SiameseData:
         return found.hexdigest()[:12]
 
 
-# Split -> the parts of Omniglot for training and for choosing weights (fewshot.omniglot.splits). Lake's minimal sets have
+# Split -> the parts of Omniglot for training and for choosing weights (`omniglot.splits`). Lake's minimal sets have
 # five alphabets for training and none for choosing.
 TRAINED: dict[str, tuple[str, str | None]] = {
     "lake": ("background-train", "background-val"),
