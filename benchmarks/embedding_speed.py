@@ -88,10 +88,10 @@ def measured(network: str, weights: Path, paths: list[Path], repeats: int, obvio
     started = time.perf_counter()
     chosen = converted(fast, batches[0].pixels, TOLERANCE)
     converting = time.perf_counter() - started
-    fast._chosen[CPU_BATCH] = chosen
+    fast._accelerated[CPU_BATCH] = chosen
     # The fastest way there is, however coarse: what there was to refuse.
     fastest = converted(fast, batches[0].pixels, tolerance=0.01)
-    device, unit = fast.fabric.device, partial(fast._unit, chosen.run)
+    device, unit = fast.fabric.device, partial(fast._unit_vectors, chosen.run)
     programs: dict[str, Callable[[], Vectors]] = {
         "embed": lambda: fast.embed(paths, display=Display()),
         "reading": lambda: run_over(device, blind, pictures).values.numpy(),

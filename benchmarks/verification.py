@@ -70,7 +70,7 @@ def calibrated(embedder: Embedder, data: Path | None, rate: float) -> Calibratio
     material = omniglot_material(read_omniglot(data, ("background",)), "lake", embedder.spec.side)
     assert material.held_out is not None, "this split holds alphabets out"
     rows, same = labelled_pairs(material.held_out.classes)
-    vectors = embedder.framed_vectors(material.held_out.pictures)
+    vectors = embedder.embed_framed(material.held_out.pictures)
     return calibrate(similarity(vectors, rows), same, false_accept_rate=rate)
 
 

@@ -1,4 +1,4 @@
-"""Random distortions of pictures, thousands at a time, on the device that the pictures are on."""
+"""Random distortions of batches of pictures, on the device of the pictures."""
 
 from __future__ import annotations
 
@@ -9,15 +9,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewshot.embedding.distortions import VIEWS, Distortion
-from fewshot.embedding.framing import Framed, render
+from fewshot.embedding.framing import FramedPictures, render
 
-_BEND_POINTS = 4  # the elastic distortion is drawn at 4 x 4 points and smooth between them
+_BEND_POINTS = 4  # displacements are drawn at 4 x 4 points and interpolated
 
 
-def distort(framed: Framed, symmetry: Tensor, distortion: Distortion, side: int, generator: torch.Generator) -> Tensor:
-    """Every picture laid as `symmetry` (n,) says, 0 to 7, and distorted at random: (n, channels, side, side) float32.
+def distort(
+    framed: FramedPictures, symmetry: Tensor, distortion: Distortion, side: int, generator: torch.Generator
+) -> Tensor:
+    """Apply a symmetry and a random distortion to every picture.
 
-    Random numbers are the CPU's, wherever the pictures are: a seed stands for the same distortions on every machine.
+    Args:
+        framed: n pictures.
+        symmetry: Shape (n,), int64, 0 to 7: quarter turns counter-clockwise, then those of the mirror image.
+        distortion: Bounds of the random distortion.
+        side: Side of the result in pixels.
+        generator: On the CPU, so that a seed gives the same distortions on every device.
+
+    Returns:
+        Shape (n, channels, side, side), float32, from 0 to 1.
     """
     n, device = len(framed), framed.pictures.device
     warp = _symmetries()[symmetry.cpu()] @ _linear(n, distortion, generator)
@@ -31,12 +41,15 @@ def distort(framed: Framed, symmetry: Tensor, distortion: Distortion, side: int,
     return pictures
 
 
-def view(framed: Framed, side: int, number: int) -> Tensor:
-    """Every picture in the same way: as it is for number 0, slightly turned, stretched and moved for the others, always
-    the same of each number: (n, channels, side, side) float32."""
-    if number == 0:
+def render_view(framed: FramedPictures, side: int, view: int) -> Tensor:
+    """The pictures themselves for view 0; for others, slightly turned, stretched and moved, always in the same way.
+
+    Returns:
+        Shape (n, channels, side, side), float32, from 0 to 1.
+    """
+    if view == 0:
         return render(framed, side)
-    generator = torch.Generator().manual_seed(number)
+    generator = torch.Generator().manual_seed(view)
     linear = _linear(1, VIEWS, generator)
     shift = _drawn(1, -VIEWS.shift, VIEWS.shift, VIEWS.present, generator, width=2)
     warp = torch.cat([linear, shift[:, :, None]], 2).expand(len(framed), -1, -1)
@@ -44,7 +57,7 @@ def view(framed: Framed, side: int, number: int) -> Tensor:
 
 
 def _symmetries() -> Tensor:
-    """(8, 2, 2): where a place is looked up, for each symmetry."""
+    """(8, 2, 2): the linear map of each symmetry."""
     quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
     turns = [torch.linalg.matrix_power(quarter, times) for times in range(4)]
     mirror = torch.diag(torch.tensor([-1.0, 1.0]))
@@ -52,7 +65,7 @@ def _symmetries() -> Tensor:
 
 
 def _linear(n: int, distortion: Distortion, generator: torch.Generator) -> Tensor:
-    """(n, 2, 2): rotation, shear and scales in one."""
+    """(n, 2, 2): product of a random rotation, shear and scaling."""
     present = distortion.present
     angle = _drawn(n, -distortion.rotation, distortion.rotation, present, generator)[:, 0] * math.pi / 180
     shear = _drawn(n, -distortion.shear, distortion.shear, present, generator, width=2)
@@ -66,29 +79,29 @@ def _linear(n: int, distortion: Distortion, generator: torch.Generator) -> Tenso
 
 
 def _drawn(n: int, low: float, high: float, present: float, generator: torch.Generator, width: int = 1) -> Tensor:
-    """(n, width) evenly from low to high, or 0 where it does not take place."""
+    """(n, width): uniform between low and high with probability `present`, else 0."""
     values = torch.rand(n, width, generator=generator) * (high - low) + low
     return torch.where(torch.rand(n, width, generator=generator) < present, values, 0)
 
 
 def _bend(n: int, strength: float, side: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """(n, side, side, 2): smooth displacements, from none to full strength (in the spirit of Simard et al. 2003)."""
+    """(n, side, side, 2): smooth displacements of random strength, in the manner of Simard et al. (2003)."""
     points = torch.randn(n, 2, _BEND_POINTS, _BEND_POINTS, generator=generator)
     points = points * strength * torch.rand(n, 1, 1, 1, generator=generator)
     return F.interpolate(points.to(device), (side, side), mode="bilinear", align_corners=True).permute(0, 2, 3, 1)
 
 
 def _stroked(pictures: Tensor, width: Tensor) -> Tensor:
-    """Light strokes on 0 made thicker where `width` (n,) is over 0, up to 1, and thinner where it is under."""
+    """Light strokes on 0, thicker where `width` (n,), from -1 to 1, is positive and thinner where it is negative."""
     width = width.to(pictures.device)[:, None, None, None]
-    # Of the middle third nothing changes: strokes as they were drawn stay the most usual.
+    # The middle third of widths changes nothing, so that most strokes stay as drawn.
     thicker, thinner = (width * 1.5 - 0.5).clamp_min(0) * 0.8, (-width * 1.5 - 0.5).clamp_min(0) * 0.35
     spread = F.max_pool2d(pictures, 3, 1, 1)
     return ((pictures + (spread - pictures) * thicker - thinner) / (1 - thinner)).clamp_min(0)
 
 
 def _lit(pictures: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Brightness and contrast moved, each by up to `strength`, the channels a little apart."""
+    """Change brightness and contrast by up to `strength`, slightly different for each channel."""
     n, channels = pictures.shape[:2]
     draws = torch.rand(3, n, channels, generator=generator).mul(2).sub(1).to(pictures.device) * strength
     common = draws[:2, :, :1]

@@ -1,4 +1,4 @@
-"""The embedding API: pictures in, unit vectors out, in order, as fast as the machine can."""
+"""The embedding API: pictures to unit vectors."""
 
 from __future__ import annotations
 
@@ -19,10 +19,17 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
-from fewshot.embedding.augmentation import view
-from fewshot.embedding.encoder import EncoderSpec, Sight, halved, sight_of, width_of
-from fewshot.embedding.encoder_files import CONFIG_FILE, FORMAT, WEIGHTS_FILE, characters_to, fingerprint_of
-from fewshot.embedding.framing import Framed, frame_drawings, frame_whole
+from fewshot.embedding.augmentation import render_view
+from fewshot.embedding.encoder import EncoderSpec, embedding_width, to_half
+from fewshot.embedding.encoder_files import (
+    CONFIG_FILE,
+    FORMAT,
+    WEIGHTS_FILE,
+    characters_to_json,
+    fingerprint_of,
+    read_encoder,
+)
+from fewshot.embedding.framing import FramedPictures, frame_drawings, frame_whole
 from fewshot.omniglot.dataset import Character
 from finetune.config import MAX_PIXELS
 from finetune.data.folder import list_unlabelled, some
@@ -36,17 +43,22 @@ from finetune.files import write_json, write_tensors
 from finetune.models.device import open_engine
 from finetune.progress import Advance, Display
 
-# A bar is shown, on a terminal, for so many pictures and more.
+# On a terminal, a progress bar is shown from this many pictures on.
 LONG = 256
 
-_AT_ONCE = 512  # drawings, of the protocols
+_DRAWINGS_AT_ONCE = 512
+
+PictureBatch = Sequence[Picture | Tensor] | NDArray[Any] | Tensor | str | Path
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """vectors: (n, d) float32, of unit length, in the order of the pictures; NaN for one that cannot be read.
+    """The vectors of some pictures, and which pictures could not be read.
 
-    unreadable: why, by position. sha256: of each file, by position; empty for a picture that was no file.
+    Attributes:
+        vectors: Shape (n, d), float32, unit length, in the order of the pictures; NaN for an unreadable one.
+        unreadable: Position -> why the picture could not be read.
+        sha256: Checksum of each file, by position; empty for a picture that was no file.
     """
 
     vectors: NDArray[np.float32]
@@ -55,14 +67,23 @@ class Embeddings:
 
 
 class Embedder:
-    """An encoder with its preprocessing. trained_on: Omniglot's characters that it learned from; empty for others.
+    """An encoder with its preprocessing. Usually made by `Embedder.load`.
 
-    The network is done learning: nothing here changes its weights, and nobody else may, since the fingerprint and what
-    was converted to run fast are of those that it had when first asked. Other weights are another embedder.
+    The weights must not change after construction: the fingerprint and the accelerated network are computed once.
 
-    source, weights: what `load` was given, folders and files as absolute paths; None for one that was made otherwise.
-    verification: the thresholds that the encoder carries, as calibration leaves them; None without any. recognition:
-    the same of pairs from within one alphabet or group, which classes of a gallery are more like.
+    Attributes:
+        source, weights: What `load` was given, with absolute paths; None for an embedder made by the constructor.
+        trained_on: Omniglot's characters that the encoder was trained on; empty for other encoders.
+        verification: Calibration that the encoder carries for pairs of pictures, as a dictionary; None without.
+        recognition: The same for pairs within one alphabet or group, which are closer to the classes of a gallery.
+
+    Example:
+        >>> import numpy as np
+        >>> from fewshot import Embedder
+        >>> page = np.full((60, 60), 255, np.uint8)
+        >>> page[20:40, 28:32] = 0
+        >>> Embedder.load("omniglot", device="cpu").embed([page, page.T]).shape
+        (2, 256)
     """
 
     def __init__(
@@ -75,12 +96,11 @@ class Embedder:
         tolerance: float = TOLERANCE,
         device: str = "auto",
     ):
+        """Wrap `network`, which gives (n, d) for what `spec` describes. The other arguments are those of `load`."""
         if not 0 < tolerance <= 1:
             raise InputError(f"tolerance is a cosine, above 0 and at most 1, not {tolerance}")
         if views > 1 and spec.framing == "crop":
-            raise InputError(
-                f"--views are for encoders that fewshot trained; {spec.network} sees each picture as it is"
-            )
+            raise InputError(f"--views are for encoders that fewshot trained, not for {spec.network}")
         self.fabric = open_engine(device, "float32")
         self.network = network.to(self.fabric.device).to(memory_format=torch.channels_last).eval()
         self.spec = spec
@@ -91,9 +111,9 @@ class Embedder:
         self.weights: str | None = None
         self.verification: dict[str, Any] | None = None
         self.recognition: dict[str, Any] | None = None
-        self._sight: Sight = sight_of(spec)
+        self._fingerprint: str | None = None
         self._module = network if spec.preprocessing is None else Normalized(network, spec.preprocessing).eval()
-        self._chosen: dict[int, Acceleration] = {}  # for each size of batch, once a collection was worth converting for
+        self._accelerated: dict[int, Acceleration] = {}  # by batch size
 
     @classmethod
     def load(
@@ -106,29 +126,45 @@ class Embedder:
         device: str = "auto",
         display: Display | None = None,
     ) -> Embedder:
-        """`source`: "omniglot", the encoder that ships with this package; the folder of a finished run of `fewshot
-        train` or of `finetune fit`; or the name of any timm model, with its published weights or those in `weights`.
+        """Load an encoder.
 
-        views: how many a vector is the mean of, the picture itself and slightly turned and stretched ones. tolerance:
-        cosine that vectors keep with those of the network in plain float32, which allows for a faster way to run it;
-        1 for exactly these. display: what is told of a download, on stderr when None. InputError when there is no
-        such source, or it holds no finished run.
+        Args:
+            source: "omniglot", the encoder that ships with this package; the folder of a finished run of `fewshot
+                train` or `finetune fit`; or the name of any timm model.
+            weights: A file of weights for a timm model; None for its published weights.
+            views: Number of slightly distorted views of a picture that its vector is the mean of.
+            tolerance: Smallest cosine between the vectors and those of plain float32; allows faster ways to run the
+                network. 1 for exactly float32.
+            device: "auto", "cpu" or "cuda".
+            display: Shows a download; on stderr when None.
+
+        Raises:
+            InputError: If there is no such source, or it holds no finished run.
         """
-        from fewshot.embedding.encoder_files import open_source  # here: sources makes embedders
-
-        told = display or Display(Console(stderr=True))
-        return open_source(cls, source, weights=weights, told=told.say, views=views, tolerance=tolerance, device=device)
+        stored = read_encoder(source, weights, display or Display(Console(stderr=True)))
+        embedder = cls(
+            stored.network,
+            stored.spec,
+            trained_on=stored.trained_on,
+            views=views,
+            tolerance=tolerance,
+            device=device,
+        )
+        embedder.source, embedder.weights = stored.source, stored.weights
+        embedder.verification, embedder.recognition = stored.verification, stored.recognition
+        embedder._fingerprint = stored.fingerprint
+        return embedder
 
     @classmethod
     def of_origin(cls, origin: Any, *, device: str = "auto") -> Embedder:
-        """The embedder whose `origin` this was. InputError where it had none, or is there no more."""
+        """The embedder that had this `origin`. InputError if there is no origin, or its files are gone."""
         if not isinstance(origin, dict) or set(origin) != {"source", "weights", "views", "tolerance"}:
-            raise InputError("nothing says which embedder this was made with; give it")
+            raise InputError("it is not recorded which embedder this was made with; give the embedder")
         return cls.load(**origin, device=device)
 
     @property
     def origin(self) -> dict[str, Any] | None:
-        """What `load` makes this embedder of again, as JSON values; None for one that was made otherwise."""
+        """Arguments with which `load` makes this embedder again, as JSON values; None if it was not loaded."""
         if self.source is None:
             return None
         named = {"source": self.source, "weights": self.weights}
@@ -137,39 +173,48 @@ class Embedder:
     def __repr__(self) -> str:
         return f"Embedder({self.source or self.spec.network}: {self.spec.network}, {self.width} numbers)"
 
-    @cached_property
+    @property
     def network_fingerprint(self) -> str:
-        """12 hexadecimal digits of weights, network and preprocessing; read from all of the weights, once."""
-        return fingerprint_of(self.network, self.spec)
+        """12 hexadecimal digits of weights, network and preprocessing."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint_of(self.network, self.spec)
+        return self._fingerprint
 
     @property
     def fingerprint(self) -> str:
-        """12 hexadecimal digits of what the vectors depend on: weights, network, preprocessing and views."""
+        """12 hexadecimal digits of all that the vectors depend on: weights, network, preprocessing and views."""
         if self.views == 1:
             return self.network_fingerprint
         return hashlib.sha256(f"{self.network_fingerprint} {self.views}".encode()).hexdigest()[:12]
 
     @cached_property
     def width(self) -> int:
-        """Numbers in a vector."""
-        return width_of(self.network, self.spec)
+        """Length d of a vector."""
+        return embedding_width(self.network, self.spec)
 
     def embed(
         self,
-        pictures: Sequence[Picture | Tensor] | NDArray[Any] | Tensor | str | Path,
+        pictures: PictureBatch,
         *,
         batch_size: int | None = None,
         workers: int | None = None,
         display: Display | None = None,
     ) -> NDArray[np.float32]:
-        """(n, d) float32 unit vectors of pictures, in order.
+        """Embed pictures.
 
-        pictures: a list of paths, contents of files, arrays (h, w) or (h, w, 1, 3 or 4), tensors (h, w) or (1, 3 or 4,
-        h, w) or PIL images; an array (n, h, w, 3) or a tensor (n, 3, h, w); or a folder, for all pictures below it in
-        the order of their paths. batch_size: pictures at once; workers: threads on a CPU, processes that decode beside
-        a GPU; None for what suits the machine. display: shows a bar; on a terminal, long work shows one without.
+        Args:
+            pictures: A list of paths, contents of files, PIL images, arrays (h, w) or (h, w, 1, 3 or 4), or tensors
+                (h, w) or (1, 3 or 4, h, w); an array (n, h, w, 3) or a tensor (n, 3, h, w); or a folder, for all
+                pictures below it in the order of their paths.
+            batch_size: Pictures at once; None for what suits the machine.
+            workers: Threads on a CPU, processes that decode beside a GPU; None for what suits the machine.
+            display: Shows a bar. When None, a bar is shown on a terminal for long work alone.
 
-        UnreadablePicture, naming all of them by position, when some cannot be read; `embed_all` goes on without them.
+        Returns:
+            Vectors, shape (n, d), float32, unit length, in the order of the pictures.
+
+        Raises:
+            UnreadablePicture: If some cannot be read; names all of them by position. `embed_all` continues instead.
         """
         found = self.embed_all(pictures, batch_size=batch_size, workers=workers, display=display)
         if found.unreadable:
@@ -182,32 +227,32 @@ class Embedder:
 
     def embed_all(
         self,
-        pictures: Sequence[Picture | Tensor] | NDArray[Any] | Tensor | str | Path,
+        pictures: PictureBatch,
         *,
         batch_size: int | None = None,
         workers: int | None = None,
         display: Display | None = None,
         advance: Advance | None = None,
     ) -> Embeddings:
-        """As `embed`, but pictures that cannot be read are told of beside the vectors of the others.
+        """Like `embed`, but unreadable pictures are listed in the result.
 
-        advance: a bar of the caller's own, shown instead of one of `display`.
+        advance: The caller's progress bar, in place of one of `display`.
         """
         if batch_size is not None and batch_size < 1:
             raise InputError(f"--batch-size must be at least 1, not {batch_size}")
         listed = [_as_picture(picture) for picture in _listed(pictures)]
         batch_size = batch_size or (CPU_BATCH if self.fabric.device.type == "cpu" else GPU_BATCH)
         display = display or _display_for(len(listed))
-        seen = Pictures(listed, self._sight.view, self._sight.at_least, MAX_PIXELS)
-        run = self._fastest(seen, batch_size, display)
-        with nullcontext(advance) if advance else display.bar("embedding", len(listed)) as shown:
+        source = Pictures(listed, self.spec.view(), self.spec.decoded_side, MAX_PIXELS)
+        run = self._forward(source, batch_size, display)
+        with nullcontext(advance) if advance else display.bar("embedding", len(listed)) as bar:
             outputs = run_over(
                 self.fabric.device,
-                partial(self._unit, run),
-                seen,
+                partial(self._unit_vectors, run),
+                source,
                 batch_size=batch_size,
                 workers=workers,
-                advance=shown,
+                advance=bar,
             )
         vectors = np.full((len(listed), self.width), np.nan, np.float32)
         if len(outputs.index):
@@ -217,33 +262,36 @@ class Embedder:
         return Embeddings(vectors, reasons, tuple(content.sha256 for content in contents))
 
     def embed_drawings(self, drawings: Tensor) -> Tensor:
-        """(n, 105, 105) uint8, ink 255 on 0, to (n, d) unit vectors on the encoder's device, for the protocols."""
+        """Embed Omniglot's drawings, (n, 105, 105) uint8 with ink 255 on 0.
+
+        Returns:
+            Unit vectors, shape (n, d), on the encoder's device.
+        """
         if self.spec.framing == "drawing":
-            return self.framed_vectors(frame_drawings(drawings.to(self.fabric.device), self.spec.side))
+            return self.embed_framed(frame_drawings(drawings.to(self.fabric.device), self.spec.side))
         if self.spec.framing == "whole":
             paper = (255 - drawings)[:, None].expand(-1, 3, -1, -1)
-            return self.framed_vectors(frame_whole(paper.to(self.fabric.device)))
+            return self.embed_framed(frame_whole(paper.to(self.fabric.device)))
         return torch.from_numpy(self.embed(list(255 - drawings), display=Display())).to(self.fabric.device)
 
     def save(self, folder: Path, **about: Any) -> None:
-        """model.safetensors and config.json in `folder`; `about`: more entries for config.json.
+        """Write model.safetensors and config.json to `folder`; `about`: more entries for config.json.
 
-        Matrices and filters are kept in half precision: load gives what was saved, so an encoder that was rounded
-        before (`rounded`) comes back bit for bit.
+        Matrices and filters are saved in half precision. An encoder that was rounded before (`round_to_half`) is
+        loaded again bit for bit.
         """
-        write_tensors(
-            folder / WEIGHTS_FILE, {name: halved(tensor) for name, tensor in self.network.state_dict().items()}
-        )
+        weights = {name: to_half(tensor) for name, tensor in self.network.state_dict().items()}
+        write_tensors(folder / WEIGHTS_FILE, weights)
         config = {"format": FORMAT, "spec": self.spec.to_dict(), "fingerprint": fingerprint_of(self.network, self.spec)}
         if self.verification is not None:
             config["verification"] = self.verification
         if self.recognition is not None:
             config["recognition"] = self.recognition
-        write_json(folder / CONFIG_FILE, config | about | {"trained_on": characters_to(self.trained_on)})
+        write_json(folder / CONFIG_FILE, config | about | {"trained_on": characters_to_json(self.trained_on)})
 
-    def _fastest(self, pictures: Pictures, batch_size: int, display: Display) -> Forward:
-        """How the network is run over `pictures`: found once for each size of batch, by the first large collection."""
-        if batch_size not in self._chosen:
+    def _forward(self, pictures: Pictures, batch_size: int, display: Display) -> Forward:
+        """The network's fastest forward pass for `pictures`; chosen once for each batch size if that pays."""
+        if batch_size not in self._accelerated:
             chosen = accelerated(
                 self._module,
                 lambda: self._example(pictures, batch_size),
@@ -255,37 +303,40 @@ class Embedder:
             )
             if not chosen.lasting:
                 return chosen.run
-            self._chosen[batch_size] = chosen
-        return self._chosen[batch_size].run
+            self._accelerated[batch_size] = chosen
+        return self._accelerated[batch_size].run
 
     def _example(self, pictures: Pictures, batch_size: int) -> Tensor:
-        """The readable ones of the first `pictures`, as the network is shown them."""
+        """The network's input for the readable ones of the first `batch_size` pictures."""
         readable = pictures.batch(range(min(batch_size, len(pictures)))).pixels.to(self.fabric.device)
-        return self._sight.shown(readable, 0) if len(readable) else readable
+        return self.spec.network_input(readable) if len(readable) else readable
 
     @torch.inference_mode()
-    def _unit(self, run: Forward, pixels: Tensor) -> Tensor:
-        """(n, d) float32 unit vectors on the CPU of pictures as their view left them."""
+    def _unit_vectors(self, run: Forward, pixels: Tensor) -> Tensor:
+        """Unit vectors (n, d) float32 on the CPU, of pixels as `EncoderSpec.view` makes them."""
         pixels = pixels.to(self.fabric.device, non_blocking=True)
-        return self._mean([run(self._sight.shown(pixels, number)) for number in range(self.views)]).cpu()
+        return self._mean([run(self.spec.network_input(pixels, view)) for view in range(self.views)]).cpu()
 
     @torch.inference_mode()
-    def framed_vectors(self, framed: Framed) -> Tensor:
-        """(n, d) unit vectors of pictures that are framed already, on the encoder's device."""
+    def embed_framed(self, framed: FramedPictures) -> Tensor:
+        """Unit vectors (n, d) of framed pictures, on the encoder's device."""
         parts = []
-        for at in range(0, len(framed), _AT_ONCE):
-            part = framed[slice(at, at + _AT_ONCE)].to(self.fabric.device)
+        for at in range(0, len(framed), _DRAWINGS_AT_ONCE):
+            part = framed[slice(at, at + _DRAWINGS_AT_ONCE)].to(self.fabric.device)
             parts.append(
-                self._mean([self.network(view(part, self.spec.side, number)).float() for number in range(self.views)])
+                self._mean(
+                    [self.network(render_view(part, self.spec.side, view)).float() for view in range(self.views)]
+                )
             )
         return torch.cat(parts)
 
     @staticmethod
     def _mean(of_views: list[Tensor]) -> Tensor:
+        """The normalised mean of the normalised vectors of each view."""
         return F.normalize(torch.stack([F.normalize(vectors, dim=1) for vectors in of_views]).mean(0), dim=1)
 
 
-def _listed(pictures: Sequence[Picture | Tensor] | NDArray[Any] | Tensor | str | Path) -> Sequence[Picture | Tensor]:
+def _listed(pictures: PictureBatch) -> Sequence[Picture | Tensor]:
     if isinstance(pictures, (str, Path)) and Path(pictures).is_dir():
         return list_unlabelled([Path(pictures)])
     if isinstance(pictures, (str, Path, bytes, Image.Image)):
@@ -301,7 +352,7 @@ def _listed(pictures: Sequence[Picture | Tensor] | NDArray[Any] | Tensor | str |
 
 
 def _as_picture(picture: Picture | Tensor) -> Picture:
-    """A tensor as an array with its channels last; whatever else as it is."""
+    """A tensor as an array with its channels last; other pictures unchanged."""
     if not isinstance(picture, Tensor):
         return picture
     array = picture.detach().cpu()

@@ -1,4 +1,4 @@
-"""Convolutional encoders for drawings, registered with timm: pictures in, one vector each out."""
+"""Encoders for drawings, registered with timm."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import torch.nn.functional as F
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-GRID = 4  # the last map of the default encoder is kept as 4 x 4 places: where a stroke is tells characters apart
+GRID = 4  # the last feature map is 4 x 4, not averaged: the position of a stroke identifies a character
 
 
 class DrawingNet(nn.Module):
-    """The default encoder: pictures (n, in_chans, h, w) to (n, dim), of any size from 16; made for 40 x 40.
+    """The default encoder: pictures (n, in_chans, h, w) to (n, dim). Sides from 16; designed for 40 x 40.
 
-    A convolution and pooling, then residual blocks (He et al. 2016, section 3) that grow wider as the maps shrink: most
-    of the weights work where maps are small and cheap. Places are not averaged away: the last map, 4 x 4, is laid flat
-    and projected.
+    A convolution and pooling, then residual blocks (He et al. 2016, section 3) that grow wider as the maps shrink, so
+    that most weights are applied to small maps. The last map, 4 x 4, is flattened and projected.
     """
 
     def __init__(
@@ -41,14 +40,15 @@ class DrawingNet(nn.Module):
         self.project = nn.Linear(widths[-1] * GRID * GRID, dim, bias=False)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        return self.project(self.blocks(self.stem(pictures)).flatten(1))  # type: ignore[no-any-return]
+        vectors: Tensor = self.project(self.blocks(self.stem(pictures)).flatten(1))
+        return vectors
 
 
 class Koch2015(nn.Module):
-    """The convolutional Siamese twin of Koch et al. 2015 (figure 4): (n, in_chans, 105, 105) to (n, 4096), 0 to 1.
+    """The convolutional twin of Koch et al. (2015, figure 4): (n, in_chans, 105, 105) to (n, 4096), from 0 to 1.
 
-    38.9 M parameters. The paper weighs the distances of the single features by a learned layer on top of both twins;
-    an embedding has no such layer, and is compared as it is.
+    38.9 M parameters. The paper weights the distances of single features by a learned layer after both twins. An
+    embedding has no such layer.
     """
 
     def __init__(self, num_classes: int = 0, in_chans: int = 1):
@@ -64,13 +64,14 @@ class Koch2015(nn.Module):
         self.project = nn.Linear(256 * 6 * 6, 4096)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        return self.project(self.features(pictures).flatten(1)).sigmoid()  # type: ignore[no-any-return]
+        vectors: Tensor = self.project(self.features(pictures).flatten(1)).sigmoid()
+        return vectors
 
 
 class FullyConnected(nn.Module):
-    """The twin without convolutions, the classic table's "Siamese neural net": two layers on 35 x 35 pixels.
+    """The "Siamese neural net" of Koch et al. (2015, table 2): two linear layers, (n, in_chans, 35, 35) to (n, 512).
 
-    Its widths were not published (Koch et al. 2015, table 2): 1024 and 512 here. (n, in_chans, 35, 35) to (n, 512).
+    The paper does not give the widths; here they are 1024 and 512.
     """
 
     def __init__(self, num_classes: int = 0, in_chans: int = 1):
@@ -82,7 +83,8 @@ class FullyConnected(nn.Module):
         )
 
     def forward(self, pictures: Tensor) -> Tensor:
-        return self.layers(pictures.flatten(1))  # type: ignore[no-any-return]
+        vectors: Tensor = self.layers(pictures.flatten(1))
+        return vectors
 
 
 class _Residual(nn.Module):
@@ -101,7 +103,7 @@ class _Residual(nn.Module):
 
 def _no_classes(num_classes: int) -> None:
     if num_classes:
-        raise ValueError("an encoder gives vectors; it has no classifier, so num_classes must be 0")
+        raise ValueError("num_classes must be 0: an encoder has no classifier")
 
 
 def _cfg(side: int, first_conv: str) -> dict[str, Any]:
@@ -129,7 +131,7 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def fewtune_drawing(pretrained: bool = False, **kwargs: Any) -> DrawingNet:
-    """The default encoder of `fewshot train`: 1.65 M parameters, 256 numbers out."""
+    """The default encoder of `fewshot train`: 1.65 M parameters, vectors of length 256."""
     return build_model_with_cfg(DrawingNet, "fewtune_drawing", pretrained, **kwargs)
 
 

@@ -63,7 +63,7 @@ def read_run(run: str) -> Trained:
     if not isinstance(config, dict) or config.get("format") != FORMAT or not isinstance(config.get("recipe"), dict):
         raise InputError(f"{folder / CONFIG_FILE} is not of a run of fewshot train that this version can read")
     if "spec" not in config:
-        raise InputError(f"the run in {folder} has not finished; go on with --resume")
+        raise InputError(f"the run in {folder} has not finished; continue it with --resume")
     metrics = read_json(folder / METRICS_FILE) if (folder / METRICS_FILE).is_file() else None
     # What was made by the API alone says nothing of where it came from.
     return Trained(run, folder, {"source": "made by the API"} | config, metrics, _history(folder / HISTORY_FILE))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fewshot.embedding.augmentation import distort
 from fewshot.embedding.distortions import DISTORTIONS
-from fewshot.embedding.framing import Framed, render
+from fewshot.embedding.framing import FramedPictures, render
 from fewshot.evaluation.episodes import arrange
 from fewshot.training.config import SiameseConfig
 from fewshot.training.losses import Siamese
@@ -148,7 +148,7 @@ def seconds_per_validation(fabric: Fabric, study: Study) -> float:
     loop.vectors(some)
     each, shown = (time.perf_counter() - started) / len(some), 0
 
-    def stand_in(framed: Framed) -> Tensor:
+    def stand_in(framed: FramedPictures) -> Tensor:
         nonlocal shown
         shown += len(framed)
         return torch.randn(len(framed), width, generator=torch.Generator().manual_seed(0)).to(fabric.device)
@@ -237,7 +237,7 @@ class _Loop:
         return None if judge is None else judge(self.vectors)
 
     @torch.no_grad()
-    def vectors(self, framed: Framed) -> Tensor:
+    def vectors(self, framed: FramedPictures) -> Tensor:
         """Of framed pictures, by the averaged weights."""
         seen = render(framed.to(self.fabric.device), self.study.side)
         with self.fabric.autocast():

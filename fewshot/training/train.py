@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 
 from fewshot.embedding.distortions import SYMMETRIES
 from fewshot.embedding.embedder import Embedder
-from fewshot.embedding.encoder import EncoderSpec, create, rounded, width_of
+from fewshot.embedding.encoder import EncoderSpec, create, embedding_width, round_to_half
 from fewshot.embedding.encoder_files import CONFIG_FILE, FORMAT, WEIGHTS_FILE
 from fewshot.evaluation.threshold import calibrate
 from fewshot.evaluation.verification import labelled_pairs, pairs_within, similarity
@@ -147,9 +147,9 @@ def _trained(
     torch.manual_seed(recipe.seed)
     spec = EncoderSpec(recipe.network, recipe.side or _usual_side(recipe.network), framing)
     network = create(spec)
-    width = width_of(network, spec)
+    width = embedding_width(network, spec)
     if recipe.early_side is not None:
-        width_of(network, replace(spec, side=recipe.early_side))
+        embedding_width(network, replace(spec, side=recipe.early_side))
     with parts.part("reading"):
         material = read(spec.side)
     labels = len(material.groups) * SYMMETRIES
@@ -202,7 +202,7 @@ def _finish(
     parts: Stopwatch,
     display: Display,
 ) -> Embedder:
-    rounded(encoder)
+    round_to_half(encoder)
     embedder = Embedder(encoder, spec, trained_on=material.trained_on, device=study.recipe.device)
     if material.held_out is not None:
         with parts.part("threshold"):
@@ -240,7 +240,7 @@ def _finish(
 
 def _carry_thresholds(embedder: Embedder, held_out: HeldOut) -> None:
     """What the encoder needs to tell same from different, and known from unknown, chosen on what is held out."""
-    vectors = embedder.framed_vectors(held_out.pictures)
+    vectors = embedder.embed_framed(held_out.pictures)
     rows, same = labelled_pairs(held_out.classes)
     embedder.verification = calibrate(similarity(vectors, rows), same).to_dict()
     rows, same = pairs_within(held_out.classes, held_out.groups)

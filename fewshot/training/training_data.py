@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewshot.embedding.distortions import SYMMETRIES
 from fewshot.embedding.encoder import read_square
-from fewshot.embedding.framing import Framed, frame_drawings, frame_whole
+from fewshot.embedding.framing import FramedPictures, frame_drawings, frame_whole
 from fewshot.evaluation.embedded import ALL_TURNS, UPRIGHT, embed_once
 from fewshot.evaluation.episodes import Pool, arrange, sample, score_episodes
 from fewshot.evaluation.verification import best_threshold, draw_pairs, similarity
@@ -23,7 +23,7 @@ from finetune.data.folder import list_folder, list_unlabelled
 from finetune.errors import InputError
 
 # What is measured on the way: accuracy of an encoder, framed pictures to vectors (n, d), on validation pictures alone.
-Judge = Callable[[Callable[[Framed], Tensor]], float]
+Judge = Callable[[Callable[[FramedPictures], Tensor]], float]
 
 _JUDGED_EPISODES, _MOST_WAYS = 4000, 20
 # Of a folder's classes every fifth is held out to judge by, where there are so many at least.
@@ -34,7 +34,7 @@ _HELD_OUT, _CLASSES_TO_HOLD_OUT = 5, 10
 class HeldOut:
     """Pictures that nothing is learned from, their classes (n,), and the group of each (n,)."""
 
-    pictures: Framed
+    pictures: FramedPictures
     classes: Tensor
     groups: Tensor
 
@@ -48,7 +48,7 @@ class SiameseData:
     held_out: what thresholds are chosen on, None where nothing is held out.
     """
 
-    pictures: Framed
+    pictures: FramedPictures
     classes: Tensor
     groups: Tensor
     symmetries: int
@@ -171,7 +171,7 @@ def held_out(known: Sequence[str]) -> set[str]:
     return set(known[::_HELD_OUT]) if len(known) >= _CLASSES_TO_HOLD_OUT else set()
 
 
-def _chosen(pictures: Framed, of: list[str], names: set[str]) -> tuple[Framed, Tensor]:
+def _chosen(pictures: FramedPictures, of: list[str], names: set[str]) -> tuple[FramedPictures, Tensor]:
     """The pictures of the classes `names`, and their classes, numbered from 0 in the order of their names."""
     numbers = {name: number for number, name in enumerate(sorted(names))}
     rows = torch.tensor([row for row, name in enumerate(of) if name in names])
@@ -188,7 +188,7 @@ def _listed(folder: Path, labels: bool) -> tuple[list[Path], list[str]]:
 
 
 def _judge(drawn: Omniglot, split: str, side: int) -> Judge:
-    def accuracy(vectors: Callable[[Framed], Tensor]) -> float:
+    def accuracy(vectors: Callable[[FramedPictures], Tensor]) -> float:
         embedded = embed_once(
             drawn,
             lambda drawings: vectors(frame_drawings(drawings, side)),
@@ -207,11 +207,11 @@ def _held_out_drawings(drawn: Omniglot, side: int) -> HeldOut:
     return HeldOut(frame_drawings(drawn.pictures, side), drawn.character, drawn.alphabet)
 
 
-def _judge_pictures(pictures: Framed, classes: Tensor) -> Judge:
+def _judge_pictures(pictures: FramedPictures, classes: Tensor) -> Judge:
     return lambda vectors: _one_shot(_in_parts(pictures, vectors), classes, None)
 
 
-def _in_parts(pictures: Framed, vectors: Callable[[Framed], Tensor]) -> Tensor:
+def _in_parts(pictures: FramedPictures, vectors: Callable[[FramedPictures], Tensor]) -> Tensor:
     return torch.cat([vectors(pictures[slice(at, at + 512)]) for at in range(0, len(pictures), 512)])
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fewshot.cli.main import main
 from fewshot.embedding.embedder import Embedder
-from fewshot.embedding.encoder import EncoderSpec, create, rounded
+from fewshot.embedding.encoder import EncoderSpec, create, round_to_half
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     spec = EncoderSpec("fewtune_drawing", 16, "drawing")
     network = create(spec)
-    rounded(network)
+    round_to_half(network)
     folder = tmp_path_factory.mktemp("model")
     Embedder(network, spec, device="cpu").save(folder, recipe={})
     return folder

@@ -21,7 +21,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
 
 from fewshot.embedding.embedder import Embedder
-from fewshot.embedding.encoder import EncoderSpec, create, rounded
+from fewshot.embedding.encoder import EncoderSpec, create, round_to_half
 from fewshot.estimators import (
     HIGHEST_TEMPERATURE,
     LOWEST_TEMPERATURE,
@@ -40,7 +40,7 @@ def encoder_in(folder: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     spec = EncoderSpec("fewtune_conv4", 16, "whole")
     network = create(spec)
-    rounded(network)
+    round_to_half(network)
     Embedder(network, spec, device="cpu").save(folder, recipe={})
     return folder
 

@@ -8,7 +8,7 @@ from drawings import small
 from fake_omniglot import pictures, runs, zipped
 
 from fewshot.embedding.embedder import Embedder
-from fewshot.embedding.encoder import EncoderSpec, create, rounded
+from fewshot.embedding.encoder import EncoderSpec, create, round_to_half
 from fewshot.evaluation.benchmark import benchmark
 from fewshot.omniglot.splits import SPLITS
 from finetune.errors import InputError
@@ -29,7 +29,7 @@ def encoder(folder: Path, split: str) -> Path:
     """A run's folder whose encoder, which never learned, says it was trained on `split`."""
     spec = EncoderSpec("fewtune_conv4", 16, "drawing")
     network = create(spec)
-    rounded(network)
+    round_to_half(network)
     folder.mkdir()
     Embedder(network, spec, trained_on=SPLITS[split].characters, device="cpu").save(folder, recipe=small().to_dict())
     return folder

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fewshot.embedding.augmentation import _linear, _lit, _stroked, distort, view
+from fewshot.embedding.augmentation import _linear, _lit, _stroked, distort, render_view
 from fewshot.embedding.distortions import DISTORTIONS, SYMMETRIES, Distortion
-from fewshot.embedding.framing import Framed, frame_drawings, frame_whole, render
+from fewshot.embedding.framing import FramedPictures, frame_drawings, frame_whole, render
 from fewshot.evaluation.embedded import turned
 
 DRAWN = drawings(12)
@@ -23,11 +23,11 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def laid(framed: Framed, symmetry: int, side: int, distortion: Distortion = NONE, seed: int = 0) -> Tensor:
+def laid(framed: FramedPictures, symmetry: int, side: int, distortion: Distortion = NONE, seed: int = 0) -> Tensor:
     return distort(framed, torch.full((len(framed),), symmetry), distortion, side, seeded(seed))
 
 
-def colours(count: int = 6, side: int = 24) -> Framed:
+def colours(count: int = 6, side: int = 24) -> FramedPictures:
     return frame_whole(torch.randint(0, 256, (count, 3, side, side), generator=seeded(), dtype=torch.uint8))
 
 
@@ -35,23 +35,21 @@ def colours(count: int = 6, side: int = 24) -> Framed:
 
 
 @pytest.mark.parametrize("side", [16, 31, 105])
-def test_nothing_to_distort_leaves_the_picture(side: int) -> None:
+def test_the_identity_distortion_changes_nothing(side: int) -> None:
     framed = frame_drawings(DRAWN, side)
     torch.testing.assert_close(laid(framed, 0, side), render(framed, side), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("symmetry", range(SYMMETRIES))
 @pytest.mark.parametrize("side", [31, 32])
-def test_symmetries_are_quarter_turns_counter_clockwise_then_those_of_the_mirror_image(
-    symmetry: int, side: int
-) -> None:
+def test_symmetries_are_quarter_turns_then_quarter_turns_of_the_mirror_image(symmetry: int, side: int) -> None:
     framed = frame_drawings(DRAWN, side)
     plain = render(framed, side)
     wanted = (plain if symmetry < 4 else plain.flip(3)).rot90(symmetry % 4, (2, 3))
     torch.testing.assert_close(laid(framed, symmetry, side), wanted, atol=1e-4, rtol=0)
 
 
-def test_turns_are_those_that_the_protocols_turn_by() -> None:
+def test_turns_match_the_turns_of_the_protocols() -> None:
     framed = frame_whole(DRAWN[:, None])
     for turn in range(4):
         pictures, _ = turned(DRAWN, torch.arange(len(DRAWN)), len(DRAWN), (turn,))
@@ -66,7 +64,7 @@ def test_all_symmetries_differ() -> None:
             assert ((views[one] - views[other]).abs().mean((1, 2, 3)) > 0.02).all()
 
 
-def test_each_picture_is_laid_by_its_own_symmetry() -> None:
+def test_each_picture_gets_its_own_symmetry() -> None:
     framed = frame_drawings(DRAWN, 32)
     symmetry = torch.arange(len(DRAWN)) % SYMMETRIES
     together = distort(framed, symmetry, NONE, 32, seeded())
@@ -90,7 +88,7 @@ def test_distorted_pictures_are_finite_and_from_0_to_1(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DISTORTIONS)
-def test_the_seed_alone_decides(name: str) -> None:
+def test_a_seed_determines_the_distortion(name: str) -> None:
     framed, distortion = frame_drawings(DRAWN, 32), DISTORTIONS[name]
     once = laid(framed, 0, 32, distortion, seed=4)
     assert torch.equal(once, laid(framed, 0, 32, distortion, seed=4))
@@ -98,13 +96,13 @@ def test_the_seed_alone_decides(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["koch", "drawing", "drawing-strong", "photo"])
-def test_copies_of_one_picture_are_distorted_each_otherwise(name: str) -> None:
+def test_copies_of_a_picture_are_distorted_differently(name: str) -> None:
     framed = frame_drawings(DRAWN[:1].expand(8, -1, -1), 32)
     seen = laid(framed, 0, 32, DISTORTIONS[name])
     assert len({view.numpy().tobytes() for view in seen}) >= 7
 
 
-def test_most_of_a_distorted_drawing_stays_in_sight() -> None:
+def test_most_ink_stays_inside_the_window() -> None:
     framed = frame_drawings(DRAWN.repeat(20, 1, 1), 32)
     plain = render(framed, 32).sum((1, 2, 3))
     for name in ("koch", "drawing"):
@@ -161,7 +159,7 @@ def test_koch_shifts_a_page_of_105_pixels_by_at_most_two() -> None:
     assert still.tolist() == pytest.approx([0.5, 0.5], abs=0.1)
 
 
-def test_what_scales_both_axes_scales_them_alike() -> None:
+def test_scale_is_equal_for_both_axes() -> None:
     linear = _linear(MANY, replace(NONE, scale=(0.5, 2.0)), seeded())
     assert torch.equal(linear[:, 0, 0], linear[:, 1, 1])
     assert 0.4999 < float(linear[:, 0, 0].min()) < 0.51
@@ -170,7 +168,7 @@ def test_what_scales_both_axes_scales_them_alike() -> None:
     assert float((linear[:, 0, 0] < 1).float().mean()) == pytest.approx(0.5, abs=0.04)
 
 
-def test_a_scale_below_one_shows_a_part_enlarged() -> None:
+def test_a_scale_below_one_enlarges_a_part() -> None:
     page = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
     page[..., 24:40, 24:40] = 255
     near = laid(frame_whole(page), 0, 64, replace(NONE, scale=(0.5, 0.5)))
@@ -179,14 +177,14 @@ def test_a_scale_below_one_shows_a_part_enlarged() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.floats(0, 1), st.integers(0, 2**32 - 1))
-def test_distortions_take_place_with_their_probability(present: float, seed: int) -> None:
+def test_distortions_occur_with_their_probability(present: float, seed: int) -> None:
     linear = _linear(1000, replace(NONE, rotation=20, present=present), seeded(seed))
     share = float((linear[:, 1, 0] != 0).float().mean())
     assert share == pytest.approx(present, abs=0.09)
 
 
 @pytest.mark.parametrize("strength", [0.02, 0.1])
-def test_bending_is_as_strong_as_asked_for(strength: float) -> None:
+def test_the_elastic_displacement_has_the_given_deviation(strength: float) -> None:
     framed = frame_drawings(DRAWN, 32)
     bent = laid(framed, 0, 32, replace(NONE, elastic=strength))
     apart = float((bent - render(framed, 32)).abs().mean())
@@ -222,7 +220,7 @@ def test_paper_far_from_strokes_stays_paper() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.floats(0, 1), st.integers(0, 2**32 - 1))
-def test_light_moves_and_stays_light(strength: float, seed: int) -> None:
+def test_light_changes_and_stays_between_0_and_1(strength: float, seed: int) -> None:
     pictures = torch.rand(8, 3, 10, 10, generator=seeded(seed))
     lit = _lit(pictures, strength, seeded(seed))
     assert lit.shape == pictures.shape
@@ -234,7 +232,7 @@ def test_light_moves_and_stays_light(strength: float, seed: int) -> None:
         assert not torch.equal(lit, pictures)
 
 
-def test_light_leaves_every_picture_its_contents() -> None:
+def test_light_keeps_the_content_of_pictures() -> None:
     pictures = torch.rand(8, 3, 10, 10, generator=seeded()) * 0.4 + 0.3
     lit = _lit(pictures, 0.2, seeded(1))
     for before, after in zip(pictures.flatten(0, 1).flatten(1), lit.flatten(0, 1).flatten(1), strict=True):
@@ -244,14 +242,14 @@ def test_light_leaves_every_picture_its_contents() -> None:
 # --- views ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_first_view_is_the_picture_and_the_others_are_always_the_same_near_to_it() -> None:
+def test_view_0_is_the_picture_and_other_views_are_fixed_and_similar() -> None:
     framed = frame_drawings(DRAWN, 32)
     plain = render(framed, 32)
-    assert torch.equal(view(framed, 32, 0), plain)
+    assert torch.equal(render_view(framed, 32, 0), plain)
     apart = float((plain[1:] - plain[:-1]).abs().mean())
-    seen = [view(framed, 32, number) for number in range(1, 5)]
+    seen = [render_view(framed, 32, number) for number in range(1, 5)]
     for number, one in enumerate(seen, 1):
-        assert torch.equal(one, view(framed, 32, number))
-        assert torch.equal(one[3:5], view(framed[slice(3, 5)], 32, number))
+        assert torch.equal(one, render_view(framed, 32, number))
+        assert torch.equal(one[3:5], render_view(framed[slice(3, 5)], 32, number))
         assert 0 < float((one - plain).abs().mean()) < apart
     assert not torch.equal(seen[0], seen[1])

@@ -21,7 +21,7 @@ from PIL import Image
 from rich.console import Console
 
 from fewshot.embedding.embedder import Embedder
-from fewshot.embedding.encoder import EncoderSpec, create, read_square, rounded
+from fewshot.embedding.encoder import EncoderSpec, create, read_square, round_to_half
 from fewshot.embedding.encoder_files import fingerprint_of
 from fewshot.omniglot.dataset import Character
 from fewshot.training.train import learn_folder
@@ -37,7 +37,7 @@ def untrained(framing: str = "drawing", side: int = 32, **options: object) -> Em
     torch.manual_seed(0)
     spec = EncoderSpec("fewtune_drawing" if framing == "drawing" else "fewtune_conv4", side, framing)  # type: ignore[arg-type]
     network = create(spec)
-    rounded(network)
+    round_to_half(network)
     return Embedder(network, spec, device="cpu", **options)  # type: ignore[arg-type]
 
 
@@ -68,7 +68,7 @@ def close(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.fl
 # --- saved and loaded -------------------------------------------------------------------------------------------------
 
 
-def test_a_run_loads_as_what_its_training_returned(trained: tuple[Path, Embedder]) -> None:
+def test_a_saved_run_loads_as_the_embedder_that_training_returned(trained: tuple[Path, Embedder]) -> None:
     run, returned = trained
     loaded = Embedder.load(run, device="cpu")
     assert loaded.fingerprint == returned.fingerprint
@@ -76,7 +76,7 @@ def test_a_run_loads_as_what_its_training_returned(trained: tuple[Path, Embedder
     assert np.array_equal(loaded.embed(paper()), returned.embed(paper()))
 
 
-def test_what_was_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
+def test_saving_and_loading_keeps_every_bit(tmp_path: Path) -> None:
     embedder = untrained(trained_on=[Character("Latin", 3), Character("Greek", 1), Character("Latin", 1)])
     embedder.save(tmp_path, recipe={}, note="mine")
     loaded = Embedder.load(str(tmp_path), device="cpu")
@@ -88,7 +88,7 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert config["note"] == "mine"
 
 
-def test_the_fingerprint_is_of_weights_and_preprocessing() -> None:
+def test_the_fingerprint_depends_on_weights_and_preprocessing() -> None:
     embedder, same, smaller, other = untrained(), untrained(), untrained(side=16), untrained()
     with torch.no_grad():
         next(other.network.parameters())[0] += 1
@@ -105,10 +105,10 @@ def test_no_use_of_an_embedder_changes_its_weights(tmp_path: Path) -> None:
     assert fingerprint_of(embedder.network, embedder.spec) == before == untrained().fingerprint != embedder.fingerprint
 
 
-def test_every_encoder_of_the_project_is_known_without_importing_anything_else() -> None:
+def test_importing_the_encoder_module_registers_all_networks() -> None:
     script = (
-        "from fewshot.embedding.encoder import Spec, create\n"
-        "for name in ('fewtune_conv4', 'fewtune_drawing'): create(Spec(name, 16, 'whole'))"
+        "from fewshot.embedding.encoder import EncoderSpec, create\n"
+        "for name in ('fewtune_conv4', 'fewtune_drawing'): create(EncoderSpec(name, 16, 'whole'))"
     )
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
@@ -118,7 +118,7 @@ def test_every_encoder_of_the_project_is_known_without_importing_anything_else()
 
 
 @pytest.mark.parametrize("framing", ["drawing", "whole"])
-def test_vectors_are_of_unit_length_float32_and_in_order(framing: str) -> None:
+def test_vectors_have_unit_length_and_keep_the_order(framing: str) -> None:
     embedder = untrained(framing)
     vectors = embedder.embed(paper(5))
     assert vectors.dtype == np.float32
@@ -130,12 +130,12 @@ def test_vectors_are_of_unit_length_float32_and_in_order(framing: str) -> None:
     assert len(np.unique(vectors.round(3), axis=0)) == 5
 
 
-def test_more_pictures_than_fit_at_once_are_all_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_pictures_than_a_batch_are_all_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
     embedder = untrained()
     whole = embedder.embed(paper(7))
     np.testing.assert_allclose(embedder.embed(paper(7), batch_size=3, workers=2), whole, atol=1e-5)
     drawings = torch.from_numpy(255 - np.stack(paper(7)))
-    monkeypatch.setattr("fewshot.embedding.embedder._AT_ONCE", 3)
+    monkeypatch.setattr("fewshot.embedding.embedder._DRAWINGS_AT_ONCE", 3)
     np.testing.assert_allclose(embedder.embed_drawings(drawings).numpy(), whole, atol=1e-5)
 
 
@@ -146,7 +146,7 @@ def test_no_pictures_have_no_vectors() -> None:
 
 
 @pytest.mark.parametrize("framing", ["drawing", "whole"])
-def test_a_path_its_contents_an_array_and_an_image_are_one_picture(framing: str, tmp_path: Path) -> None:
+def test_path_bytes_array_and_image_of_a_picture_have_one_vector(framing: str, tmp_path: Path) -> None:
     embedder, path, pixels = untrained(framing), tmp_path / "one.png", paper(1)[0]
     Image.fromarray(pixels).save(path)
     one, *others = embedder.embed([path, str(path), path.read_bytes(), pixels, Image.open(path)])
@@ -174,7 +174,7 @@ def test_pictures_of_a_drawing_are_embedded_as_the_drawing() -> None:
     assert close(whole.embed(paper(6)), whole.embed_drawings(drawn).cpu().numpy()).min() > 0.99
 
 
-def test_where_a_drawing_stands_on_its_sheet_hardly_matters() -> None:
+def test_the_position_of_a_drawing_on_its_page_hardly_matters() -> None:
     embedder = untrained()
     sheet = np.full((210, 210), 255, np.uint8)
     moved = []
@@ -201,7 +201,7 @@ def test_blank_pictures_have_finite_vectors() -> None:
 
 
 @pytest.mark.parametrize("side", [64, 224])
-def test_a_large_jpeg_is_seen_as_sharply_as_its_pixels(side: int, tmp_path: Path) -> None:
+def test_a_large_jpeg_is_decoded_as_sharply_as_its_pixels(side: int, tmp_path: Path) -> None:
     """A JPEG may be decoded at a reduced scale, but not at one below what the network is shown."""
     fine = np.random.default_rng(0).integers(0, 256, (440, 440, 3), dtype=np.uint8).repeat(2, 0).repeat(2, 1)
     Image.fromarray(fine).save(tmp_path / "fine.jpg", quality=95)
@@ -211,7 +211,7 @@ def test_a_large_jpeg_is_seen_as_sharply_as_its_pixels(side: int, tmp_path: Path
     assert float((by_path - by_pixels).abs().mean()) < 8
 
 
-def test_more_views_are_other_vectors_of_the_same_pictures(trained: tuple[Path, Embedder]) -> None:
+def test_more_views_change_the_vectors_slightly(trained: tuple[Path, Embedder]) -> None:
     run, one = trained
     three = Embedder.load(run, views=3, device="cpu")
     vectors = three.embed(paper(6))
@@ -258,7 +258,7 @@ def test_grey_tensors_have_one_channel_or_none() -> None:
 
 
 @pytest.mark.parametrize("shape", [(40, 48, 3), (3, 40, 48), (40, 48), (2, 2, 3, 40, 48)])
-def test_an_array_that_may_be_one_picture_or_several_is_refused(shape: tuple[int, ...]) -> None:
+def test_an_ambiguous_array_shape_is_refused(shape: tuple[int, ...]) -> None:
     for given in (np.zeros(shape, np.uint8), torch.zeros(shape, dtype=torch.uint8)):
         with pytest.raises(
             InputError, match=r"may mean one picture or several: give a list .* or a tensor \(n, 3, h, w"
@@ -287,7 +287,7 @@ def test_a_folder_is_embedded_in_the_order_of_its_paths(tmp_path: Path) -> None:
         embedder.embed(tmp_path / "empty")
 
 
-def test_pictures_that_cannot_be_read_are_told_of_by_position_and_shift_no_others(tmp_path: Path) -> None:
+def test_unreadable_pictures_are_listed_by_position_and_shift_no_others(tmp_path: Path) -> None:
     """In a collection of several batches, one of which holds nothing that can be read."""
     embedder, pixels = cropping(), coloured(60)
     paths = saved(tmp_path, pixels)
@@ -310,7 +310,7 @@ def test_pictures_that_cannot_be_read_are_told_of_by_position_and_shift_no_other
         embedder.embed(paths)
 
 
-def test_where_nothing_can_be_read_every_row_is_missing(tmp_path: Path) -> None:
+def test_vectors_are_nan_if_no_picture_can_be_read(tmp_path: Path) -> None:
     embedder = cropping()
     found = embedder.embed_all([tmp_path / "absent.png", b"", b"junk"])
     assert found.vectors.shape == (3, embedder.width)
@@ -319,7 +319,7 @@ def test_where_nothing_can_be_read_every_row_is_missing(tmp_path: Path) -> None:
     assert embedder.embed_all([]).sha256 == ()
 
 
-def test_neither_workers_nor_the_size_of_batches_changes_a_vector() -> None:
+def test_workers_and_batch_size_do_not_change_vectors() -> None:
     embedder, pixels = cropping(), list(coloured(21))
     wanted = embedder.embed(pixels)
     for batch_size, workers in ((1, 2), (4, 1), (5, 3), (64, 2)):
@@ -370,12 +370,12 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("tolerance", [0, -1, 1.01, float("nan")])
-def test_a_tolerance_that_is_no_cosine_is_refused(tolerance: float) -> None:
+def test_a_tolerance_outside_0_to_1_is_refused(tolerance: float) -> None:
     with pytest.raises(InputError, match="tolerance is a cosine, above 0 and at most 1, not"):
         untrained(tolerance=tolerance)
 
 
-def test_long_work_shows_a_bar_on_a_terminal_and_short_work_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_long_work_shows_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     embedder, terminal = untrained(), Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setattr("fewshot.embedding.embedder.LONG", 6)
@@ -390,13 +390,13 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_display_that_is_given_is_told_how_many_pictures_are_done() -> None:
+def test_a_given_display_shows_how_many_pictures_are_done() -> None:
     shown = io.StringIO()
     untrained().embed(paper(5), batch_size=2, display=Display(Console(file=shown)))
     assert shown.getvalue().startswith("embedding: 5 pictures in ")
 
 
-def test_a_network_that_cannot_be_converted_is_said_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_conversion_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune.features.acceleration.WORTH_CONVERTING", 4)
 
     def inconvertible(*_: object, **__: object) -> NoReturn:
@@ -414,7 +414,7 @@ def test_a_network_that_cannot_be_converted_is_said_so_once(monkeypatch: pytest.
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
-def test_one_path_in_place_of_a_list_is_named() -> None:
+def test_a_single_path_in_place_of_a_list_is_refused() -> None:
     with pytest.raises(InputError, match="embed takes a folder or a list of pictures, not one str"):
         untrained().embed("a.png")
 
@@ -473,4 +473,4 @@ def test_an_unfinished_run_is_refused(run: Path) -> None:
     config = json.loads((run / "config.json").read_text())
     del config["spec"]
     (run / "config.json").write_text(json.dumps(config))
-    refused(run, "has not finished; go on with --resume")
+    refused(run, "has not finished; continue it with --resume")

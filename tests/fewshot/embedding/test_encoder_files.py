@@ -79,7 +79,7 @@ def test_vectors_of_a_timm_model_are_its_normalised_features(name: str, tmp_path
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
-def test_an_encoder_says_where_it_came_from_whatever_the_folder_it_was_loaded_in(
+def test_source_and_weights_are_absolute_paths(
     conv4: Path, fitted: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(conv4.parent)
@@ -119,20 +119,18 @@ def test_weights_of_another_network_are_refused(conv4: Path, tmp_path: Path) -> 
     refused("fewtune_conv4", "junk.safetensors", weights=tmp_path / "junk.safetensors")
 
 
-def test_more_views_are_refused_of_a_model_that_sees_pictures_as_they_are(
-    conv4: Path, fitted: tuple[Path, Path]
-) -> None:
+def test_views_are_refused_for_timm_models(conv4: Path, fitted: tuple[Path, Path]) -> None:
     refused("fewtune_conv4", "--views are for encoders that fewshot trained", weights=conv4, views=2)
     refused(fitted[0], "--views are for encoders that fewshot trained", views=2)
 
 
 @pytest.mark.parametrize("name", ["resnot50", "", ".", "Omniglot", "hf_hub:someone/model"])
-def test_names_that_nothing_has_are_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_names_are_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     refused(name, "is no encoder: give omniglot, the folder of a run of fewshot train or finetune fit, or a model")
 
 
-def test_a_file_is_no_source(conv4: Path) -> None:
+def test_a_file_as_source_is_refused(conv4: Path) -> None:
     refused(conv4, "is no encoder")
 
 
@@ -152,7 +150,7 @@ def test_vectors_of_a_finetune_run_are_the_normalised_features_of_its_backbone(f
     assert embedder.fingerprint != published.fingerprint
 
 
-def test_a_run_keeps_the_preprocessing_that_it_was_written_with(fitted: tuple[Path, Path]) -> None:
+def test_a_run_keeps_its_own_preprocessing(fitted: tuple[Path, Path]) -> None:
     config = json.loads((fitted[0] / "config.json").read_text())
     config["preprocessing"] |= {"crop_pct": 0.5, "interpolation": "bilinear"}
     (fitted[0] / "config.json").write_text(json.dumps(config))
@@ -162,7 +160,7 @@ def test_a_run_keeps_the_preprocessing_that_it_was_written_with(fitted: tuple[Pa
     assert preprocessing.crop_pct == 0.5
 
 
-def test_a_run_sees_pictures_at_the_size_that_it_was_told(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_a_run_keeps_its_image_size(make_folder: MakeFolder, tmp_path: Path) -> None:
     folder = make_folder(classes={"blue": 12, "green": 12})
     finetune.fit(folder, tmp_path / "run", strategy="head", image_size=42, **SMALL)
     embedder = Embedder.load(tmp_path / "run", device="cpu")

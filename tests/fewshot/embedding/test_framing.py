@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fewshot.embedding.framing import INKED, MARGIN, SMALLEST, Framed, frame_drawings, frame_whole, render
+from fewshot.embedding.framing import INKED, MARGIN, SMALLEST, FramedPictures, frame_drawings, frame_whole, render
 
 DRAWN = drawings(24)
 HALVED, FULL = 32, 105  # sides at which a page of 105 pixels is kept at half its size, and as it is
@@ -58,7 +58,7 @@ def test_the_window_surrounds_the_ink_with_its_margin(data: st.DataObject, side:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 4), st.integers(0, 4), st.sampled_from([16, HALVED, FULL]))
-def test_where_on_the_page_a_drawing_stands_hardly_matters(number: int, down: int, right: int, side: int) -> None:
+def test_the_position_of_the_ink_hardly_matters(number: int, down: int, right: int, side: int) -> None:
     ink = cut(torch.from_numpy(character(number)))
     pages = torch.stack([on_page(ink, 0, 0), on_page(ink, down, right)])
     one, other = render(frame_drawings(pages, side), side)
@@ -70,7 +70,7 @@ def test_where_on_the_page_a_drawing_stands_hardly_matters(number: int, down: in
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([HALVED, FULL]))
-def test_how_large_a_drawing_is_hardly_matters(number: int, side: int) -> None:
+def test_the_size_of_a_drawing_hardly_matters(number: int, side: int) -> None:
     ink = cut(torch.from_numpy(character(number, side=50, width=3)))
     assume(max(ink.shape) >= SMALLEST)
     large = ink.repeat_interleave(2, 0).repeat_interleave(2, 1)
@@ -82,7 +82,7 @@ def test_how_large_a_drawing_is_hardly_matters(number: int, side: int) -> None:
     assert float((centroid(one[None]) - centroid(other[None])).abs().max()) < 0.5 * side / kept
 
 
-def test_what_is_too_faint_to_be_ink_does_not_widen_the_window() -> None:
+def test_faint_pixels_do_not_widen_the_window() -> None:
     soft = DRAWN.clone()
     soft[:, 0] = INKED - 1
     assert torch.equal(frame_drawings(soft, FULL).window, frame_drawings(DRAWN, FULL).window)
@@ -98,7 +98,7 @@ def test_a_blank_page_stays_blank(side: int) -> None:
 
 
 @pytest.mark.parametrize("side", [HALVED, FULL])
-def test_a_dot_stays_a_dot_in_the_middle(side: int) -> None:
+def test_a_dot_is_centred_and_not_enlarged(side: int) -> None:
     dots = torch.zeros(3, 105, 105, dtype=torch.uint8)
     dots[0, 2:4, 100:102] = dots[1, 50:52, 50:52] = dots[2, 104, 0] = 255
     seen = render(frame_drawings(dots, side), side)
@@ -108,7 +108,7 @@ def test_a_dot_stays_a_dot_in_the_middle(side: int) -> None:
 
 
 @pytest.mark.parametrize("page", [104, 105])
-def test_pictures_of_half_the_size_show_the_same(page: int) -> None:
+def test_halved_pictures_show_the_same(page: int) -> None:
     drawn = DRAWN[:, :page, :page]
     halved = frame_drawings(drawn, HALVED)
     assert halved.pictures.shape[-1] == 53 - (page == 104)
@@ -141,17 +141,17 @@ def test_a_whole_picture_at_its_own_size_is_the_picture(channels: int, side: int
     torch.testing.assert_close(render(frame_whole(pictures), side), pictures.float() / 255, atol=1e-4, rtol=0)
 
 
-def test_beyond_the_page_there_is_nothing() -> None:
+def test_the_window_is_0_beyond_the_page() -> None:
     full = torch.full((2, 1, 20, 20), 255, dtype=torch.uint8)
     away = torch.tensor([[1.0, 0.0, 3.0], [0.0, 1.0, 0.0]]).expand(2, 2, 3)
     assert not render(frame_whole(full), 20, away).any()
-    wide = render(Framed(full, torch.tensor([[0.0, 0.0, 2.0]]).expand(2, 3)), 40)
+    wide = render(FramedPictures(full, torch.tensor([[0.0, 0.0, 2.0]]).expand(2, 3)), 40)
     assert not wide[:, :, :9].any()
     assert not wide[:, :, :, -9:].any()
     assert (wide[:, :, 11:29, 11:29] == 1).all()
 
 
-def test_a_bend_moves_what_is_looked_up_by_shares_of_the_window() -> None:
+def test_a_bend_is_measured_in_shares_of_the_window() -> None:
     framed = frame_drawings(DRAWN, FULL)
     bend = torch.zeros(len(DRAWN), FULL, FULL, 2)
     bend[..., 0], bend[..., 1] = 0.2, -0.1

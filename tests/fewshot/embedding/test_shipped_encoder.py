@@ -16,7 +16,7 @@ from fewshot.omniglot.dataset import lake_runs
 from fewshot.omniglot.splits import BACKGROUND, characters_of
 
 
-def test_the_encoder_that_ships_is_small_and_is_the_one_that_was_measured() -> None:
+def test_the_shipped_encoder_is_small_and_is_the_measured_one() -> None:
     folder = Path(fewshot.embedding.embedder.__file__).parent / "weights" / "omniglot"
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 4_000_000
     shipped = Embedder.load("omniglot", device="cpu")
@@ -25,14 +25,14 @@ def test_the_encoder_that_ships_is_small_and_is_the_one_that_was_measured() -> N
     assert shipped.trained_on == characters_of(BACKGROUND)
 
 
-def test_the_encoder_that_ships_tells_new_characters_apart_from_one_example() -> None:
+def test_the_shipped_encoder_distinguishes_new_characters_from_one_example() -> None:
     support, query = ([255 - character(number, drawer) for number in range(20)] for drawer in (0, 1))
     embedder = Embedder.load("omniglot", device="cpu")
     nearest = (embedder.embed(query) @ embedder.embed(support).T).argmax(1)
     assert (nearest == np.arange(20)).mean() >= 0.8
 
 
-def test_the_shipped_encoder_s_figure_on_lake_s_runs_is_what_was_recorded(real_data: Path) -> None:
+def test_the_shipped_encoder_reaches_its_recorded_accuracy_on_lake(real_data: Path) -> None:
     results = Path(__file__).parents[3] / "benchmarks" / "results" / "omniglot.json"
     (recorded,) = (
         result

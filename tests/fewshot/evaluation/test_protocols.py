@@ -170,7 +170,7 @@ def test_the_interval_holds_the_episodes_accuracy(protocol) -> None:
 
 
 @EPISODIC
-def test_the_seed_alone_decides(protocol) -> None:
+def test_a_seed_determines_the_distortion(protocol) -> None:
     assert asked(protocol, random(), seed=4) == asked(protocol, random(), seed=4)
     assert asked(protocol, random(), seed=4).accuracy != asked(protocol, random(), seed=5).accuracy
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fewshot.embedding.embedder import Embedder
-from fewshot.embedding.encoder import EncoderSpec, create, rounded
+from fewshot.embedding.encoder import EncoderSpec, create, round_to_half
 from fewshot.recognition.recognizer import GALLERY_FILE, Recognition, Recognizer
 from finetune.errors import InputError, UnreadablePicture
 from finetune.files import read_tensors_and_metadata, write_tensors
@@ -409,7 +409,7 @@ def other_embedder() -> Embedder:
     torch.manual_seed(0)
     spec = EncoderSpec("fewtune_drawing", 32, "drawing")
     network = create(spec)
-    rounded(network)
+    round_to_half(network)
     return Embedder(network, spec, device="cpu")
 
 
@@ -429,7 +429,7 @@ def test_another_embedder_is_refused(recognizer: Recognizer, tmp_path: Path) -> 
 def test_an_embedder_that_came_from_nowhere_must_be_given(tmp_path: Path) -> None:
     embedder = other_embedder()
     Recognizer(embedder).enrol("a", drawn(0)).save(tmp_path)
-    refused(tmp_path, "nothing says which embedder this was made with; give it")
+    refused(tmp_path, "it is not recorded which embedder this was made with")
     assert Recognizer.load(tmp_path, embedder=embedder).labels == ("a",)
 
 

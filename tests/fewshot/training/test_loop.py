@@ -12,7 +12,7 @@ from drawings import character, small
 from torch import Tensor, nn
 
 import fewshot.training.loop
-from fewshot.embedding.framing import Framed, frame_drawings, render
+from fewshot.embedding.framing import FramedPictures, frame_drawings, render
 from fewshot.training.config import SiameseConfig
 from fewshot.training.loop import (
     SiameseState,
@@ -65,7 +65,7 @@ def giving(*results: float | BaseException) -> Judge:
     """A judge that gives one result after the other, or is interrupted."""
     left = iter(results)
 
-    def judge(vectors: Callable[[Framed], Tensor]) -> float:
+    def judge(vectors: Callable[[FramedPictures], Tensor]) -> float:
         result = next(left)
         if isinstance(result, BaseException):
             raise result
@@ -191,7 +191,7 @@ def test_weights_of_the_best_validation_result_are_kept() -> None:
     drawn = torch.from_numpy(np.stack([character(number) for number in range(50, 54)]))
     results = iter([0.3, 0.7, 0.7, 0.1])
 
-    def judge(vectors: Callable[[Framed], Tensor]) -> float:
+    def judge(vectors: Callable[[FramedPictures], Tensor]) -> float:
         seen.append(vectors(frame_drawings(drawn, SIDE)))
         return next(results)
 
@@ -322,7 +322,7 @@ def test_the_timing_of_steps_ends_early_on_a_slow_machine(monkeypatch: pytest.Mo
 def test_a_validation_is_estimated_without_a_change_to_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 
-    def judge(vectors: Callable[[Framed], Tensor]) -> float:
+    def judge(vectors: Callable[[FramedPictures], Tensor]) -> float:
         seen.append(len(vectors(material().pictures)))
         return 0.5
 

@@ -339,7 +339,7 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-    with pytest.raises(InputError, match="has not finished; go on with --resume"):
+    with pytest.raises(InputError, match="has not finished; continue it with --resume"):
         Embedder.load(run)
     learn_folder(pictures, run, recipe=small(**options), resume=True)
     learn_folder(pictures, tmp_path / "whole", recipe=small(**options))
