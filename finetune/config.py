@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from finetune.errors import InputError
 from finetune.options.fields import Options, option
@@ -15,13 +16,22 @@ AUTO = "auto"
 # Word for --drop-above: what the probe curve says.
 BEST = "best"
 
-# Headings of the help text.
-_TRAINING = "Training (not used by --strategy head)"
-_AUGMENTATION = "Augmentation (not used by --strategy head)"
+MAX_PIXELS = 89_478_485  # Pillow's own bound, which a program may have changed before it imports this
+
+# Heading of the help text.
 _OTHER = "Rarely needed"
 
+# Commands beside `fit` that use an option: those that read pictures, and the one that trains.
+_READS, _TRAINS = ("inspect", "probe", "lr-find"), ("lr-find",)
+_PRETRAINED = ("head", "partial", "full", "train")
 
-MAX_PIXELS = 89_478_485  # Pillow's own bound, which a program may have changed before it imports this
+# What the options of training have in common.
+_TRAINING: dict[str, Any] = {
+    "section": "Training (not used by --strategy head)",
+    "commands": _TRAINS,
+    "only_with": ("strategy", ("partial", "full", "train", "scratch")),
+}
+_AUGMENTATION = _TRAINING | {"section": "Augmentation (not used by --strategy head)"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,47 +47,65 @@ class Config(Options):
         "layers, lower ones more slowly), train (all layers at one rate) or scratch (all layers, from random weights). "
         "auto chooses by the number of pictures per class.",
         choices=("auto", *STRATEGIES),
+        commands=_TRAINS,
     )
     backbone: str = option(
-        "tf_efficientnet_lite0", "Name of the pretrained network: any timm model, or fewtune_conv4.", metavar="NAME"
+        "tf_efficientnet_lite0",
+        "Name of the pretrained network: any timm model, or fewtune_conv4.",
+        metavar="NAME",
+        commands=_READS,
     )
     weights: str | None = option(
         None,
         "File with the weights of the backbone: safetensors, or a torch file of plain tensors.",
         unset="the published weights, from the local cache or downloaded",
         metavar="FILE",
+        commands=_READS,
+        only_with=("strategy", _PRETRAINED),
     )
     epochs: int | None = option(
         None,
         "Number of passes over the training pictures. --strategy head needs none.",
         low=1,
         unset="chosen by strategy and number of pictures",
+        commands=_TRAINS,
+        only_with=_TRAINING["only_with"],
     )
     image_size: int | None = option(
-        None, "Side of the network's square input, in pixels.", low=8, unset="the size the backbone was trained at"
+        None,
+        "Side of the network's square input, in pixels.",
+        low=8,
+        unset="the size the backbone was trained at",
+        commands=_READS,
     )
     test_fraction: float = option(
         0.15,
         "Share of the pictures set aside to measure the result, where the folder has no test/. 0 sets none aside.",
         low=0,
         below=1,
+        commands=_READS,
     )
     val_fraction: float = option(
         0.15,
         "Share of the pictures set aside to choose between settings, where the folder has no val/.",
         low=0,
         below=1,
+        commands=_READS,
     )
     class_weights: str = option(
         "auto",
         "Whether rare classes weigh more in the loss. auto weighs them where the largest class has over 3 times the "
         "pictures of the smallest.",
         choices=("auto", "balanced", "none"),
+        commands=_TRAINS,
     )
     device: str = option(
-        "auto", "Device to compute on. auto uses a CUDA GPU where there is one.", choices=("auto", "cpu", "cuda")
+        "auto",
+        "Device to compute on. auto uses a CUDA GPU where there is one.",
+        choices=("auto", "cpu", "cuda"),
+        commands=_READS,
     )
-    seed: int = option(0, "Seed of all random numbers.", low=0, below=2**32)
+    seed: int = option(0, "Seed of all random numbers.", low=0, below=2**32, commands=_TRAINS)
 
     lr: float | str | None = option(
         None,
@@ -87,62 +115,90 @@ class Config(Options):
         metavar="FLOAT|auto",
         word=AUTO,
         unset="chosen by the strategy",
-        section=_TRAINING,
+        **_TRAINING | {"commands": ()},
     )
-    batch_size: int = option(32, "Number of pictures in each training step.", low=1, section=_TRAINING)
+    batch_size: int = option(
+        32,
+        "Number of pictures in each training step.",
+        low=1,
+        **_TRAINING,
+    )
     patience: int | None = option(
         None,
         "Stop training after this many epochs without a better validation result.",
         low=1,
         unset="chosen by the number of epochs",
-        section=_TRAINING,
+        **_TRAINING | {"commands": ()},
     )
     unfreeze: str | None = option(
         None,
         "Name of the lowest stage that --strategy partial trains.",
         unset="the top quarter of the stages, or more for unusual pictures",
         metavar="STAGE",
-        section=_TRAINING,
+        **_TRAINING | {"only_with": ("strategy", ("partial",))},
     )
-    optimizer: str = option("adamw", "Optimiser of the training loop.", choices=("adamw", "sgd"), section=_TRAINING)
+    optimizer: str = option(
+        "adamw",
+        "Optimiser of the training loop.",
+        choices=("adamw", "sgd"),
+        **_TRAINING,
+    )
     weight_decay: float = option(
         0.02,
         "Weight decay: decoupled for AdamW, an L2 penalty for SGD. Norm layers and biases are not decayed.",
         low=0,
-        section=_TRAINING,
+        **_TRAINING,
     )
     label_smoothing: float = option(
-        0.05, "Share of the target probability that is spread over all classes.", low=0, below=1, section=_TRAINING
+        0.05,
+        "Share of the target probability that is spread over all classes.",
+        low=0,
+        below=1,
+        **_TRAINING,
     )
     warmup: float = option(
-        0.1, "Share of the training steps in which the learning rate rises.", low=0, below=1, section=_TRAINING
+        0.1,
+        "Share of the training steps in which the learning rate rises.",
+        low=0,
+        below=1,
+        **_TRAINING | {"commands": ()},
     )
     stage_decay: float | None = option(
         None,
         "Factor from the learning rate of one stage to that of the stage below it.",
         low=0,
         unset="chosen by the strategy",
-        section=_TRAINING,
+        **_TRAINING,
     )
 
     flip: bool = option(
         True,
         "Mirror training pictures left to right at random. Switch it off where left and right differ in meaning.",
-        section=_AUGMENTATION,
+        **_AUGMENTATION,
     )
     crop_scale: float = option(
-        0.35, "Smallest share of a picture that a random crop keeps.", low=0.01, below=1.01, section=_AUGMENTATION
+        0.35,
+        "Smallest share of a picture that a random crop keeps.",
+        low=0.01,
+        high=1,
+        **_AUGMENTATION,
     )
     trivial_augment: bool = option(
         True,
         "Apply one random change of colour or shape to each training picture (TrivialAugment).",
-        section=_AUGMENTATION,
+        **_AUGMENTATION,
     )
     mixup: float = option(
-        0.0, "Strength of mixup: alpha of its beta distribution. 0 switches it off.", low=0, section=_AUGMENTATION
+        0.0,
+        "Strength of mixup: alpha of its beta distribution. 0 switches it off.",
+        low=0,
+        **_AUGMENTATION,
     )
     views: int = option(
-        12, "Number of augmented views of each picture that frozen stages compute.", low=1, section=_AUGMENTATION
+        12,
+        "Number of augmented views of each picture that frozen stages compute.",
+        low=1,
+        **_AUGMENTATION | {"only_with": ("strategy", ("partial",))},
     )
 
     test_time: str = option(
@@ -158,26 +214,40 @@ class Config(Options):
         unset="no stage is removed",
         metavar="STAGE",
         section=_OTHER,
+        commands=_TRAINS,
+        only_with=("strategy", _PRETRAINED),
     )
     max_bad: float = option(
-        0.1, "Stop where more than this share of the files is unreadable.", low=0, below=1.01, section=_OTHER
+        0.1,
+        "Stop where more than this share of the files is unreadable.",
+        low=0,
+        high=1,
+        section=_OTHER,
+        commands=_READS,
     )
     max_pixels: int = option(
-        MAX_PIXELS, "Most pixels of a picture; larger ones count as unreadable.", low=1, section=_OTHER
+        MAX_PIXELS, "Most pixels of a picture; larger ones count as unreadable.", low=1, section=_OTHER, commands=_READS
     )
     cache: bool = option(
         True,
         "Keep the outputs of frozen stages on disk for later runs. `finetune cache list` shows them.",
         section=_OTHER,
+        commands=_READS,
     )
     precision: str = option(
         "auto",
         "Number format of the computation. auto uses bfloat16 where the processor is faster with it.",
         choices=("auto", "float32", "bfloat16"),
         section=_OTHER,
+        commands=_READS,
     )
     workers: int | None = option(
-        None, "Number of processes or threads that decode pictures.", low=0, unset="one per CPU core", section=_OTHER
+        None,
+        "Number of processes or threads that decode pictures.",
+        low=0,
+        unset="one per CPU core",
+        section=_OTHER,
+        commands=_READS,
     )
     log: str = option(
         "none",

@@ -85,14 +85,16 @@ class SiameseConfig(Options):
         1.0,
         "Margin of the contrastive loss, as a distance between unit vectors, from 0 to 2.",
         low=0,
-        below=2.01,
+        high=2,
         section=_LOSS,
+        only_with=("loss", ("contrastive",)),
     )
     hardest: int = option(
         8,
         "Number of nearest pictures of other classes that the contrastive loss pushes each picture from. 0 takes all.",
         low=0,
         section=_LOSS,
+        only_with=("loss", ("contrastive",)),
     )
     miner: str = option(
         "none", "Selection of the pairs of a batch that count in the loss.", choices=MINERS, section=_LOSS
@@ -114,7 +116,7 @@ class SiameseConfig(Options):
         "Number of turned or mirrored versions that count as classes of their own: 1 (the picture alone), 4 (quarter "
         "turns) or 8 (also mirror images).",
         low=1,
-        below=SYMMETRIES + 1,
+        high=SYMMETRIES,
         unset="8 for Omniglot, 1 for a folder",
         section=_BATCHES,
     )

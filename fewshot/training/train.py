@@ -124,6 +124,7 @@ def _learn(
     display: Display,
 ) -> Embedder:
     require_one_process("fewshot train")
+    display.say_without_effect(recipe.without_effect(), f"--loss {recipe.loss}")
     request = {"format": FORMAT, **request, "recipe": recipe.to_dict()}
     with alone_in(out):
         kept = _begin(out, request, resume)

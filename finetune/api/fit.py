@@ -12,7 +12,7 @@ from finetune.api.outcome import Measured, measure, write_run
 from finetune.api.prepare import Prepared, prepare
 from finetune.classifier.classifier import Classifier, load
 from finetune.classifier.run_folder import RunFolder
-from finetune.config import AUTO, Config
+from finetune.config import Config
 from finetune.data.folder import Listing
 from finetune.data.split_record import record_splits
 from finetune.data.table import Source, list_pictures
@@ -163,8 +163,8 @@ class _Job:
             run.started()
         record_splits(listing, prepared.rows.splits_by_content, config, self.display.say)
         trains = prepared.choice.strategy.trains != "head"
-        if config.lr == AUTO and not trains:
-            self.display.say("--lr auto changes nothing here: the head is solved at once, without a learning rate.")
+        name = prepared.choice.strategy.name
+        self.display.say_without_effect(config.without_effect(strategy=name), f"strategy {name}")
         with open_log(config, None if run is None else run.path) as log:
             head = self._head(prepared) if prepared.choice.strategy.start == "pretrained" else None
             if head is not None and trains:

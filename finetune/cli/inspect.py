@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +16,6 @@ from rich.table import Table
 from finetune.config import Config
 from finetune.errors import InputError
 from finetune.options.command_line import as_json, display_for, existing, hyper_parameters, print_json
-from finetune.options.fields import Options
 from finetune.options.help_text import HelpfulCommand
 
 if TYPE_CHECKING:
@@ -30,20 +28,6 @@ SHOWN = 10
 # On the sheet: suspects, groups of duplicates of either kind, classes.
 OF_SUSPECTS, OF_GROUPS, CLASSES = 24, 12, 60
 
-# What of Config a reading depends on; the rest would be ignored, and is not offered.
-_NAMES = "backbone weights image_size val_fraction test_fraction max_bad max_pixels cache precision device workers"
-_READING = dataclasses.make_dataclass(
-    "Reading",
-    [
-        (known.name, known.type, dataclasses.field(default=known.default, metadata=known.metadata))
-        for known in dataclasses.fields(Config)
-        if known.name in _NAMES.split()
-    ],
-    bases=(Options,),
-    frozen=True,
-    kw_only=True,
-)
-
 
 @click.command(cls=HelpfulCommand)
 @click.argument("folder", type=existing)
@@ -53,7 +37,7 @@ _READING = dataclasses.make_dataclass(
     show_default="no sheet",
     help="PNG file to draw a contact sheet to: suspect labels, duplicates and examples of each class.",
 )
-@hyper_parameters(_READING)
+@hyper_parameters(Config, "inspect")
 @as_json
 def inspect(folder: Path, sheet: Path | None, as_json: bool, **options: Any) -> None:
     """Check a folder of pictures before training.

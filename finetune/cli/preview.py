@@ -27,17 +27,10 @@ if TYPE_CHECKING:
 # Rows and width, in characters, of the curve as it is drawn.
 ROWS, WIDTH = 28, 40
 
-# Options that change nothing of a probe: it trains no network.
-_NOT_PROBED = (
-    "strategy", "epochs", "lr", "batch_size", "patience", "class_weights", "unfreeze", "drop_above", "optimizer",
-    "weight_decay", "label_smoothing", "warmup", "stage_decay", "flip", "crop_scale", "trivial_augment", "mixup",
-    "views", "test_time", "log",
-)  # fmt: skip
-
 
 @click.command("lr-find", cls=HelpfulCommand)
 @click.argument("folder", type=existing)
-@hyper_parameters(Config, without=("lr", "patience", "warmup", "test_time", "log"))
+@hyper_parameters(Config, "lr-find")
 @as_json
 def lr_find(folder: Path, as_json: bool, **options: Any) -> None:
     """Suggest a learning rate for a folder of pictures.
@@ -91,7 +84,7 @@ def _spread(sweep: Sweep) -> list[int]:
 
 @click.command(cls=HelpfulCommand)
 @click.argument("folder", type=existing)
-@hyper_parameters(Config, without=_NOT_PROBED)
+@hyper_parameters(Config, "probe")
 @as_json
 def probe(folder: Path, as_json: bool, **options: Any) -> None:
     """Measure how well each backbone depth separates the classes.

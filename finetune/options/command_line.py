@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import dataclasses
 import gc
 import json
 import sys
@@ -15,7 +14,7 @@ import click
 from rich.console import Console
 
 from finetune.errors import FewtuneError
-from finetune.options.fields import Options, flag, kind
+from finetune.options.fields import Options, flag, used_by, value_type
 from finetune.options.help_text import HelpfulOption
 from finetune.options.suggestions import CHOICES, COMMANDS, suggestion
 from finetune.processes import SeveralProcesses
@@ -40,6 +39,20 @@ class ChoiceOption(click.Choice[str]):
         )
 
 
+class NumberOrWord(click.ParamType[Any]):
+    """A number, or `word`. Anything else is handed on: the options refuse it with a better message."""
+
+    def __init__(self, kind: type, word: str):
+        self.kind, self.word = kind, word
+        self.name = f"{kind.__name__}|{word}"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return self.word if str(value).casefold() == self.word else self.kind(value)
+        except ValueError:
+            return value
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, and nothing else.")
 on_device = click.option(
     "--device",
@@ -53,24 +66,24 @@ existing = click.Path(exists=True, path_type=Path)
 Command = Callable[..., Any]
 
 
-def hyper_parameters(options: type[Options], *, without: Sequence[str] = ()) -> Callable[[Command], Command]:
-    """One option for each field of `options`, so that the command line can say what the API can.
+def hyper_parameters(options: type[Options], command: str | None = None) -> Callable[[Command], Command]:
+    """One flag for each field of `options` that the command uses, so that it can say what the API can.
 
-    without: fields that change nothing of what the command does.
+    Args:
+        options: The dataclass.
+        command: Name of the command, such as "probe"; None for the one that the dataclass is made for.
     """
 
-    def attached(command: Command) -> Command:
-        for option in reversed(dataclasses.fields(options)):  # type: ignore[arg-type]
-            if option.name in without:
-                continue
-            choices = option.metadata["choices"]
-            name = flag(option.name)
-            if kind(option) is bool:
+    def attached(function: Command) -> Command:
+        for option in reversed(used_by(options, command)):
+            choices, word = option.metadata["choices"], option.metadata["word"]
+            name, kind = flag(option.name), value_type(options, option.name)
+            if kind is bool:
                 name = f"{name}/{flag('no_' + option.name)}"
             attach = click.option(
                 name,
                 option.name,
-                type=ChoiceOption(choices) if choices else None if kind(option) is bool else kind(option),
+                type=ChoiceOption(choices) if choices else NumberOrWord(kind, word) if word else kind,
                 cls=HelpfulOption,
                 default=option.default,
                 show_default=option.metadata["unset"] if option.default is None else True,
@@ -78,8 +91,8 @@ def hyper_parameters(options: type[Options], *, without: Sequence[str] = ()) -> 
                 metavar=option.metadata["metavar"],
                 section=option.metadata["section"],
             )
-            command = attach(command)
-        return command
+            function = attach(function)
+        return function
 
     return attached
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import field
-from typing import Any, Self
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import NoneType
+from typing import Any, Self, get_args, get_type_hints
 
 from finetune.errors import InputError
 from finetune.options.suggestions import CHOICES, did_you_mean
@@ -18,11 +19,14 @@ def option(
     *,
     choices: tuple[str, ...] = (),
     low: float | None = None,
+    high: float | None = None,
     below: float | None = None,
     word: str | None = None,
     unset: str = "",
     metavar: str | None = None,
     section: str = "Options",
+    commands: tuple[str, ...] = (),
+    only_with: tuple[str, tuple[str, ...]] | None = None,
 ) -> Any:
     """A field of `Options`.
 
@@ -30,12 +34,15 @@ def option(
         default: Its value where it is not given.
         about: Sentences for the help text; each starts with a capital and ends with a full stop.
         choices: All allowed values, where there are few.
-        low: The smallest allowed value.
-        below: The value that it must stay below.
+        low: Smallest allowed value.
+        high: Largest allowed value.
+        below: The value must be smaller than this.
         word: A word that is allowed instead of a number.
         unset: What None means, in words, for an option whose default is None.
         metavar: What the help text calls the value, such as FILE.
         section: Heading of the help text that lists the option.
+        commands: Further commands that use the option, beside the one that the dataclass is made for.
+        only_with: Name of another option, and its values with which this one has an effect. None: it always has.
 
     Returns:
         A dataclass field.
@@ -44,24 +51,29 @@ def option(
         "about": about,
         "choices": choices,
         "low": low,
+        "high": high,
         "below": below,
         "word": word,
         "unset": unset,
         "metavar": metavar,
         "section": section,
+        "commands": commands,
+        "only_with": only_with,
     }
     return field(default=default, metadata=metadata)
 
 
+@dataclass(frozen=True)
 class Options:
-    """Base of a frozen dataclass of options. InputError, naming the option, for a wrong name, type or value.
+    """Base of a frozen dataclass of options. Choices are accepted in any case: "Head" is "head".
 
-    Choices are accepted in any case: "Head" is "head".
+    Raises:
+        InputError: For a wrong name, type or value; the message names the option.
     """
 
     def __new__(cls, **values: Any) -> Self:
         # Before __init__, whose TypeError suggests nothing.
-        known = [known.name for known in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        known = [known.name for known in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
                 meant = did_you_mean(name, known) or f"; known are {', '.join(sorted(known))}"
@@ -69,12 +81,12 @@ class Options:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        for known in dataclasses.fields(self):  # type: ignore[arg-type]
+        for known in dataclasses.fields(self):
             value = getattr(self, known.name)
             for choice in known.metadata["choices"]:
                 if isinstance(value, str) and value.casefold() == choice.casefold():
                     object.__setattr__(self, known.name, choice)
-            _check(known, getattr(self, known.name))
+            _check(type(self), known, getattr(self, known.name))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -82,13 +94,33 @@ class Options:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]
+        """Every option and its value."""
+        return dataclasses.asdict(self)
+
+    def without_effect(self, **resolved: str) -> list[str]:
+        """Names of the options that differ from their defaults and have no effect with the others.
+
+        Args:
+            resolved: Values of options as the run has chosen them, such as `strategy="head"` where "auto" was given.
+        """
+        values = self.to_dict() | resolved
+        unused = []
+        for known in dataclasses.fields(self):
+            needed = known.metadata["only_with"]
+            if needed is not None and values[needed[0]] not in needed[1] and values[known.name] != known.default:
+                unused.append(known.name)
+        return unused
+
+
+def used_by(options: type[Options], command: str | None) -> list[dataclasses.Field[Any]]:
+    """The options that `command` uses; all of them for None, the command that the dataclass is made for."""
+    return [known for known in dataclasses.fields(options) if command in (None, *known.metadata["commands"])]
 
 
 def described(options: type[Options]) -> list[str]:
     """One line for each option, for a docstring: name, first sentence of the help text, choices, default."""
     lines = []
-    for known in dataclasses.fields(options):  # type: ignore[arg-type]
+    for known in dataclasses.fields(options):
         sentence = known.metadata["about"].split(". ")[0].rstrip(".")
         default = known.metadata["unset"] if known.default is None else repr(known.default)
         choices = known.metadata["choices"]
@@ -102,31 +134,19 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def kind(option: dataclasses.Field[Any]) -> Callable[[str], Any]:
-    """What makes a value of an option from its text: str, int, float, bool, or a reader of a number or a word."""
-    word, number = option.metadata["word"], _type(option)
-    if word is None:
-        return number
-
-    def read(text: str) -> Any:
-        try:
-            return word if text.casefold() == word else number(text)
-        except ValueError:
-            return text  # which the options then refuse
-
-    read.__name__ = f"{number.__name__}|{word}"
-    return read
+def value_type(options: type[Options], name: str) -> type:
+    """The type of an option's value, beside None and a word: str, int, float or bool."""
+    hint = get_type_hints(options)[name]
+    types = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
+    found: type = types[0]
+    return found
 
 
-def _type(option: dataclasses.Field[Any]) -> type:
-    return {"str": str, "int": int, "float": float, "bool": bool}[str(option.type).split(" | ")[0]]
-
-
-def _check(option: dataclasses.Field[Any], value: Any) -> None:
-    choices, low, below, word = (option.metadata[key] for key in ("choices", "low", "below", "word"))
-    if (value is None and str(option.type).endswith("| None")) or (word is not None and value == word):
+def _check(options: type[Options], option: dataclasses.Field[Any], value: Any) -> None:
+    choices, low, high, below, word = (option.metadata[key] for key in ("choices", "low", "high", "below", "word"))
+    if (value is None and option.default is None) or (word is not None and value == word):
         return
-    expected = _type(option)
+    expected = value_type(options, option.name)
     right = isinstance(value, (int, float) if expected is float else expected)
     if not right or (isinstance(value, bool) and expected is not bool):
         or_word = "" if word is None else f", or {word!r}"
@@ -138,5 +158,7 @@ def _check(option: dataclasses.Field[Any], value: Any) -> None:
         raise InputError(f"{flag(option.name)} must be one of {', '.join(choices)}, not {value!r}{meant}")
     if low is not None and value < low:
         raise InputError(f"{flag(option.name)} must be at least {low}, not {value}")
+    if high is not None and value > high:
+        raise InputError(f"{flag(option.name)} must be at most {high}, not {value}")
     if below is not None and value >= below:
         raise InputError(f"{flag(option.name)} must be below {below}, not {value}")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune import Config, InputError
-from finetune.options.fields import kind
+from finetune.cli.main import cli
 from finetune.strategies import STRATEGIES
 from finetune.training.choice import choose
 
@@ -31,11 +31,11 @@ def test_the_learning_rate_is_a_number_or_auto() -> None:
 
 
 def test_the_command_line_takes_a_learning_rate_as_number_or_auto() -> None:
-    (lr,) = (option for option in dataclasses.fields(Config) if option.name == "lr")
-    assert [kind(lr)(text) for text in ("auto", "0.001")] == ["auto", 0.001]
-    assert isinstance(kind(lr)("1"), float)
+    (lr,) = (option for option in cli.commands["fit"].params if option.name == "lr")
+    assert [lr.type.convert(text, lr, None) for text in ("auto", "AUTO", "0.001")] == ["auto", "auto", 0.001]
+    assert isinstance(lr.type.convert("1", lr, None), float)
     with pytest.raises(InputError, match="--lr must be of type float, or 'auto', not 'fast'"):
-        Config(lr=kind(lr)("fast"))
+        Config(lr=lr.type.convert("fast", lr, None))
 
 
 def test_is_frozen() -> None:
@@ -64,6 +64,7 @@ def test_unknown_key_is_an_error_that_names_it() -> None:
         ({"strategy": "everything"}, "--strategy"),
         ({"batch_size": "32"}, "--batch-size"),
         ({"label_smoothing": 1.0}, "--label-smoothing"),
+        ({"max_bad": 1.5}, "--max-bad must be at most 1, not 1.5"),
         ({"flip": 1}, "--flip"),
         ({"backbone": None}, "--backbone"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "--val-fraction and --test-fraction"),

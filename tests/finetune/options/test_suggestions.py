@@ -19,7 +19,7 @@ Run = Callable[..., Answer]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    return caller(finetune.cli.main, "finetune", monkeypatch, capfd)
+    return caller(finetune.cli.main.main, "finetune", monkeypatch, capfd)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_the_command_line_suggests_in_one_line(words: list[str], said: str, run:
 def test_the_other_command_suggests_its_own_names(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    answer = caller(fewshot.cli.main, "fewshot", monkeypatch, capfd)("predict")
+    answer = caller(fewshot.cli.main.main, "fewshot", monkeypatch, capfd)("predict")
     assert "Did you mean recognize?" in answer.err
 
 
