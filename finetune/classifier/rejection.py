@@ -125,7 +125,9 @@ def _needed(row: Rejection, target: float) -> int | None:
     """The number of validation pictures at which the bound of `row` falls to `target`; None beyond MOST_NEEDED."""
 
     def enough(answered: int) -> bool:
-        return upper_bound(math.ceil(row.error * answered - 1e-9), answered, EACH) <= target
+        # One error more than the share gives: rounding must not make a larger number worse than a smaller one.
+        errors = row.error * answered + 1 if row.error else 0.0
+        return upper_bound(errors, answered, EACH) <= target
 
     low, high = row.answered, 2 * row.answered
     while not enough(high):
@@ -144,7 +146,7 @@ def _rounded_up(value: float) -> float:
     return round(math.ceil(value / step - 1e-9) * step, 12)
 
 
-def upper_bound(errors: int, n: int, confidence: float) -> float:
+def upper_bound(errors: float, n: int, confidence: float) -> float:
     """Upper bound of an error rate at this one-sided confidence, after `errors` of `n` (Clopper-Pearson)."""
     return 1.0 if errors >= n else float(betaincinv(errors + 1, n - errors, confidence))
 

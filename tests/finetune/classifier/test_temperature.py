@@ -12,7 +12,7 @@ import pytest
 import torch
 from called import Answer, caller
 from conftest import MakeFolder
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
@@ -21,6 +21,7 @@ import finetune
 from finetune.classifier.rejection import (
     CONFIDENCE,
     COVERAGES,
+    EACH,
     Rejection,
     pictures_needed,
     refusal_for,
@@ -376,6 +377,7 @@ def test_the_target_that_is_offered_instead_can_be_asked_for(trial: tuple[int, i
 
 
 @given(SEEDS, st.integers(5, 300), st.floats(0.005, 0.3))
+@example(seed=129, n=129, target=0.0625)
 @settings(max_examples=30, deadline=None)
 def test_a_target_that_cannot_be_promised_says_how_many_pictures_it_takes(seed: int, n: int, target: float) -> None:
     probabilities, right = answers(n, np.random.default_rng(seed))
@@ -392,7 +394,9 @@ def test_a_target_that_cannot_be_promised_says_how_many_pictures_it_takes(seed: 
     assert f"about {needed:,} validation pictures" in str(told.value)
     assert needed > n
     copies = needed // n + 2
-    assert refusal_for(refusals(probabilities * copies, right * copies), target).bound <= target
+    # Every row as it is, that many times over: of repeated answers, other ones would be the surest half.
+    repeated = [(round(row.error * row.answered) * copies, row.answered * copies) for row in rows]
+    assert min(upper_bound(errors, answered, EACH) for errors, answered in repeated) <= target
 
 
 def test_errors_of_the_surest_answers_are_named_where_no_number_of_pictures_helps() -> None:

@@ -27,8 +27,8 @@ import hashlib, json, sys
 from pathlib import Path
 import torch
 from finetune.features.cache import ActivationCache
-from finetune.features.cache_keys import Family
-folder, family, first, last = sys.argv[1], Family(**json.loads(sys.argv[2])), int(sys.argv[3]), int(sys.argv[4])
+from finetune.features.cache_keys import FeatureKey
+folder, family, first, last = sys.argv[1], FeatureKey(**json.loads(sys.argv[2])), int(sys.argv[3]), int(sys.argv[4])
 with ActivationCache(Path(folder), disk=1 << 30, announce=print) as cache:
     for number in range(first, last):
         key = hashlib.sha256(str(number).encode()).hexdigest()

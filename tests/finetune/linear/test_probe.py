@@ -187,7 +187,7 @@ def test_the_curve_of_a_folder_is_told_and_is_that_of_its_training_pictures(
     call: Callable[..., Answer], make_folder: Callable[..., Path]
 ) -> None:
     folder = make_folder(classes={"cat": 20, "dog": 20})
-    words = ("probe", folder, "--backbone", "fewtune_conv4", "--seed", 0)
+    words = ("probe", folder, "--backbone", "fewtune_conv4")
     found = json.loads(call(*words, "--json").out)
     assert found["classes"] == 2
     assert 20 <= found["pictures"] < 40  # some are set aside
@@ -223,7 +223,7 @@ def test_a_run_tells_the_curve_that_it_chose_by_and_what_its_head_reads(make_fol
 def test_of_many_pictures_every_class_has_its_share_in_the_curve(
     make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune.api.preview.MOST", 12)
+    monkeypatch.setattr("finetune.api.prepare.MOST", 12)
     folder = make_folder(classes={"cat": 40, "dog": 10, "eel": 4})
     curve = probe_folder(folder, config=Config(backbone="fewtune_conv4", device="cpu"))
     assert curve.classes == 3
