@@ -1,12 +1,13 @@
-"""Small indexes of random vectors, and what two of them must agree on."""
+"""Small indexes of random vectors, and assertions on them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from exact_neighbours import disagreements, nearest
 
-from fewshot.search.engines import Vectors, disagreements, nearest
+from fewshot.search.engines import Vectors
 from fewshot.search.index import Index
 
 WIDTH = 8
@@ -35,9 +36,9 @@ def assert_same(index: Index, other: Index) -> None:
 
 
 def assert_exact(index: Index, queries: Vectors, k: int) -> None:
-    """Its answers are those of a fresh comparison with all of its vectors, ties aside."""
+    """The answers are those of a comparison with all vectors, except for the order of ties."""
     found = index.search(queries, k)
     rows = {key: row for row, key in enumerate(index.keys)}
     similarity, expected = nearest(index.vectors(index.keys), queries, min(k, len(index)))
-    told = np.array([[rows[key] for key in keys] for keys in found.keys])
-    assert disagreements((found.similarity, told), (similarity, expected)) == 0
+    answered = np.array([[rows[key] for key in keys] for keys in found.keys])
+    assert disagreements((found.similarity, answered), (similarity, expected)) == 0

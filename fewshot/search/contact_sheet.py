@@ -1,4 +1,4 @@
-"""A contact sheet: each query picture beside its neighbours, as one PNG to look at."""
+"""A contact sheet: one PNG with each query picture beside its neighbours."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from finetune.report.contact_sheet import (
     save_sheet,
 )
 
-APART = 40  # pixels between a query and its neighbours, a line in the middle
+APART = 40  # pixels between a query and its neighbours; a line is in the middle
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a sheet: a path or a PIL image, the name to write below it, and how alike it is to the query."""
+    """One picture of a sheet: a path or an image, the name below it, and its similarity to the query."""
 
     picture: str | Path | Image.Image
     name: str
@@ -40,19 +40,20 @@ class Tile:
 
 @dataclass(frozen=True)
 class Row:
-    """A query and its neighbours, in the order to show them."""
+    """A query and its neighbours, in the order of display."""
 
     query: Tile
     neighbours: Sequence[Tile]
 
 
 def write_sheet(path: Path, rows: Sequence[Row]) -> None:
-    """A PNG of one line for each row: the query at the left, a line, its neighbours; whole or not at all.
+    """Write a PNG with one line for each row: the query on the left, its neighbours on the right.
 
-    Pictures and names as `contact_sheet.draw_captioned` has them; a similarity has two digits.
+    Pictures and names are drawn as by `contact_sheet.draw_captioned`; similarities have two digits.
 
-    InputError without rows, for a path that does not end in .png, and for a sheet of more than MAX_PIXELS, or MAX_SIDE
-    on a side, before any picture is read.
+    Raises:
+        InputError: Before any picture is read, without rows, for a path that does not end in .png, and for a sheet of
+            more than MAX_PIXELS, or MAX_SIDE on a side.
     """
     check_name(path)
     sheet = _blank(rows)
@@ -78,7 +79,7 @@ def _top(row: int) -> int:
 
 def _blank(rows: Sequence[Row]) -> Image.Image:
     if not rows:
-        raise InputError("a contact sheet of no queries was asked for; give one at least")
+        raise InputError("a contact sheet needs at least one query")
     most = max(len(row.neighbours) for row in rows)
     width, height = _left(max(most, 1)) - GAP + MARGIN, _top(len(rows)) - GAP + MARGIN
     return blank(width, height, f"{len(rows)} queries and up to {most} neighbours")

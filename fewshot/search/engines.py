@@ -1,4 +1,4 @@
-"""What an index searches with, through FAISS: every vector (exact), inverted lists or a graph (approximate)."""
+"""Search engines of an index, by FAISS: exact search, and approximate search by inverted lists or a graph."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from finetune.errors import InputError
@@ -16,31 +15,30 @@ Structure = Literal["exact", "ivf", "hnsw"]
 RECALL_AT = 10  # neighbours
 MEASURED_ON = 500  # vectors, or a fifth of them
 
-_MOST_ON_GPU = 2048  # neighbours that FAISS finds on a GPU
-_LEAST_EFFORT: dict[Structure, int] = {"ivf": 1, "hnsw": 16}  # lists probed; candidates that a graph's search keeps
-_MOST_CANDIDATES = 4096
-_LINKS, _BUILD_EFFORT = 32, 80  # of a graph: links of a vector; candidates looked at for them
-_LIST_AT_LEAST, _LIST_LEARNS_FROM = 39, 64  # vectors: below the first FAISS warns, past the second k-means gains little
+# Largest difference between equal similarities. Each engine sums a product of unit vectors in its own order, with an
+# error of about 6e-8 times the square root of the width in float32: 1e-6 at 256.
+ROUNDING = 2e-6
 
+_MOST_ON_GPU = 2048  # neighbours: FAISS's limit on a GPU
+_LEAST_EFFORT: dict[Structure, int] = {"ivf": 1, "hnsw": 16}  # lists probed; candidates kept in a graph's search
+_MOST_CANDIDATES = 4096
+_LINKS, _BUILD_EFFORT = 32, 80  # of a graph: links of a vector, and candidates examined for them
+# Vectors of a list: FAISS warns below the first number, and k-means gains little beyond the second.
+_LIST_AT_LEAST, _LIST_LEARNS_FROM = 39, 64
 
 Vectors = NDArray[np.float32]
-Found = tuple[NDArray[np.float32], NDArray[np.int64]]
-
-# What two similarities may differ by and still tie. Each engine adds up a product of unit vectors in its own order,
-# with an error of about float32's 6e-8 times the root of the width: 1e-6 at 256.
-ROUNDING = 2e-6
+Found = tuple[NDArray[np.float32], NDArray[np.int64]]  # similarities and rows, both (m, k), the most similar first
 
 
 def import_faiss() -> Any:
-    """FAISS, when first needed: it takes a second to import. Any, since its own types name half of what it has."""
+    """Import FAISS on first use, since it takes a second. Any: its type hints are incomplete."""
     import faiss
 
     return faiss
 
 
 def on_gpu(device: str) -> bool:
-    """Whether FAISS is to search on a GPU. device: "auto", "cpu" or "cuda"; InputError for "cuda" where there is none,
-    and for other names."""
+    """Whether FAISS searches on a GPU, for the device "auto", "cpu" or "cuda". InputError if "cuda" is missing."""
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"device must be one of auto, cpu, cuda, not {device!r}")
     if device == "cpu":
@@ -48,12 +46,12 @@ def on_gpu(device: str) -> bool:
     faiss = import_faiss()
     found = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
     if device == "cuda" and not found:
-        raise InputError("device cuda: FAISS sees no CUDA device here; use cpu or auto")
+        raise InputError("device cuda: FAISS finds no CUDA device; use cpu or auto")
     return bool(found)
 
 
 class Exact:
-    """Every vector compared. Rows are 0 to n - 1; where one is removed, the last takes its place."""
+    """Compares every vector. Rows are 0 to n - 1; the last row takes the place of a removed one."""
 
     structure: Structure = "exact"
     removed = 0
@@ -76,15 +74,15 @@ class Exact:
         self._changed()
 
     def remove(self, rows: Sequence[int]) -> list[tuple[int, int]]:
-        """Rows that moved, (from, to), in order. Takes time by how many are removed, not by how many there are."""
+        """Remove rows, in time proportional to their number. Returns the rows that moved, (from, to), in order."""
         memory, left, moved = self._memory(), len(self._memory()), []
-        # From the highest down, so that the last is never one that has yet to go.
+        # From the highest row down, so that the last row is never one to be removed later.
         for row in sorted(rows, reverse=True):
             left -= 1
             if row != left:
                 memory[row] = memory[left]
                 moved.append((left, row))
-        # FAISS's own remove_ids passes over all of the vectors.
+        # FAISS's remove_ids visits all vectors.
         self.faiss_index.codes.resize(left * memory.shape[1] * memory.itemsize)
         self.faiss_index.ntotal = left
         self._changed()
@@ -103,7 +101,7 @@ class Exact:
         return search_flat(self.faiss_index, queries, k)
 
     def _memory(self) -> Vectors:
-        """(n, d) the vectors where FAISS keeps them, until the next change of their number."""
+        """The vectors (n, d) in FAISS's own memory; valid until their number changes."""
         faiss = import_faiss()
         n, width = self.faiss_index.ntotal, self.faiss_index.d
         if not n:
@@ -117,8 +115,10 @@ class Exact:
 
 
 class GpuMirror:
-    """An exact index's vectors on the first GPU, copied there when first asked after a change: FAISS cannot remove
-    there. One search at a time, since FAISS's resources of a GPU are not for several threads."""
+    """A copy of an exact index on the first GPU, renewed by the first search after a change.
+
+    FAISS cannot remove vectors on a GPU. Searches take turns, since FAISS's GPU resources are not thread-safe.
+    """
 
     def __init__(self, flat: Any):
         faiss = import_faiss()
@@ -140,11 +140,11 @@ class GpuMirror:
 
 
 class Approximate:
-    """Inverted lists ("ivf") or a graph ("hnsw"): some of the vectors compared, by an effort (lists probed, candidates
-    kept) that is raised until the recall reaches a floor, measured on some of its own vectors.
+    """Inverted lists ("ivf") or a graph ("hnsw"): compares some of the vectors.
 
-    Rows are 0 to n - 1 in order of adding. A removed one stays, and is passed over. A query that the effort finds fewer
-    than k rows for is answered by comparing all.
+    The effort (lists probed, candidates kept) is raised until the recall, measured on some of the index's own vectors,
+    reaches a floor. Rows are 0 to n - 1 in the order of adding. A removed row stays in FAISS and is skipped. If a
+    search finds fewer than k rows, all vectors are compared.
     """
 
     def __init__(self, structure: Structure, index: Any, *, effort: int, recall: float, gone: Sequence[int] = ()):
@@ -153,15 +153,15 @@ class Approximate:
         self.effort = effort
         self.recall = recall
         self.removed = 0
-        self._gone = np.zeros(0, np.uint8)  # a bit for each row; rows past its end are there
+        self._gone = np.zeros(0, np.uint8)  # one bit a row; rows beyond its end are not removed
         self.remove(gone)
 
     @classmethod
     def of(cls, structure: Structure, vectors: Vectors, floor: float) -> Approximate:
-        """Built from (n, d) vectors in random order; n may be 0. floor: of the recall, in (0, 1].
+        """Build from vectors (n, d) in random order; n may be 0.
 
-        The last are asked for their neighbours before they are added: a graph finds what is in it far more easily than
-        what is not.
+        The recall, with the floor `floor` in (0, 1], is measured with the last vectors as queries before they are
+        added: a graph finds vectors that it holds far more easily than others.
         """
         n = len(vectors)
         kept = n - min(MEASURED_ON, n // 5)
@@ -176,7 +176,7 @@ class Approximate:
         self.faiss_index.add(vectors)
 
     def remove(self, rows: Sequence[int]) -> list[tuple[int, int]]:
-        """Rows that moved: none do."""
+        """Mark rows as removed. No row moves, so the result is empty."""
         if not len(rows):
             return []
         needed = self.faiss_index.ntotal // 8 + 1
@@ -191,25 +191,25 @@ class Approximate:
         return reconstructed(self.faiss_index, rows)
 
     def search(self, queries: Vectors, k: int) -> Found:
-        similarity, rows = self._look(queries, k, self.effort)
+        similarity, rows = self._search(queries, k, self.effort)
         short = rows[:, -1] < 0
         if short.any():
-            similarity[short], rows[short] = self._look_at_all(queries[short], k)
+            similarity[short], rows[short] = self._search_all(queries[short], k)
         return similarity, rows
 
     def share_compared(self) -> float:
-        """Share of the vectors that a search compares, about."""
+        """Approximate share of the vectors that a search compares."""
         return self.effort / self._most_effort() if self.structure == "ivf" else self.effort / self.faiss_index.ntotal
 
     def _tune(self, queries: Vectors, floor: float) -> None:
-        """The least effort whose recall reaches `floor`, each twice the one before; the greatest where none does."""
+        """Double the effort until the recall reaches `floor`, or the effort its maximum."""
         k = min(RECALL_AT, self.faiss_index.ntotal)
         if not len(queries):
             return
-        # As similar as the last of the true neighbours counts as one of them, so that ties cost nothing.
-        least = self._look_at_all(queries, k)[0][:, -1:] - ROUNDING
+        # A row as similar as the last true neighbour counts as found, so that ties do not lower the recall.
+        least = self._search_all(queries, k)[0][:, -1:] - ROUNDING
         while True:
-            found, _ = self._look(queries, k, self.effort)
+            found, _ = self._search(queries, k, self.effort)
             self.recall = float((found >= least).mean())
             if self.recall >= floor or self.effort >= self._most_effort():
                 return
@@ -218,7 +218,7 @@ class Approximate:
     def _most_effort(self) -> int:
         return int(self.faiss_index.nlist) if self.structure == "ivf" else _MOST_CANDIDATES
 
-    def _look(self, queries: Vectors, k: int, effort: int) -> Found:
+    def _search(self, queries: Vectors, k: int, effort: int) -> Found:
         faiss = import_faiss()
         selector = self._selector()
         if self.structure == "ivf":
@@ -228,14 +228,14 @@ class Approximate:
         similarity, rows = self.faiss_index.search(queries, k, params=parameters)
         return similarity, rows
 
-    def _look_at_all(self, queries: Vectors, k: int) -> Found:
+    def _search_all(self, queries: Vectors, k: int) -> Found:
         faiss = import_faiss()
         if self.structure == "ivf":
-            return self._look(queries, k, self.faiss_index.nlist)
+            return self._search(queries, k, self.faiss_index.nlist)
         return search_flat(faiss.downcast_index(self.faiss_index.storage), queries, k, self._selector())
 
     def _selector(self) -> Any:
-        """FAISS's way to pass over what was removed; None where nothing was, which is faster."""
+        """FAISS's filter for removed rows; None without any, which is faster."""
         faiss = import_faiss()
         return faiss.IDSelectorNot(faiss.IDSelectorBitmap(self._gone)) if self.removed else None
 
@@ -244,9 +244,9 @@ Engine = Exact | Approximate
 
 
 def build(structure: Structure, vectors: Vectors, *, floor: float, gpu: bool) -> Engine:
-    """An engine with (n, d) `vectors` in rows 0 to n - 1; in random order, if approximate.
+    """An engine with vectors (n, d) in rows 0 to n - 1; for an approximate one, give them in random order.
 
-    floor: of the recall, if approximate. gpu: whether to search there, if exact.
+    floor: Of the recall of an approximate engine. gpu: Whether an exact one searches on a GPU.
     """
     return Exact.of(vectors, gpu) if structure == "exact" else Approximate.of(structure, vectors, floor)
 
@@ -254,31 +254,31 @@ def build(structure: Structure, vectors: Vectors, *, floor: float, gpu: bool) ->
 def restore(
     structure: Structure, faiss_index: Any, rows: Sequence[int], *, effort: int, recall: float, gpu: bool
 ) -> Engine:
-    """An engine from its FAISS index as it was saved, of which `rows` are there. ValueError where these disagree."""
+    """An engine from its saved FAISS index; `rows` are those not removed. ValueError if they do not match."""
     faiss = import_faiss()
     types = {"exact": faiss.IndexFlat, "ivf": faiss.IndexIVFFlat, "hnsw": faiss.IndexHNSWFlat}
     gone = np.ones(faiss_index.ntotal, bool)
     if rows and not 0 <= min(rows) <= max(rows) < len(gone):
-        raise ValueError("a row that FAISS does not have")
+        raise ValueError("a row is not in the FAISS index")
     gone[list(rows)] = False
     if not isinstance(faiss_index, types[structure]) or len(set(rows)) != len(rows):
-        raise ValueError("another structure, or two keys with one row")
+        raise ValueError("the structure differs, or two keys have one row")
     if structure == "exact":
         if gone.any():
-            raise ValueError("a vector without a key")
+            raise ValueError("a vector has no key")
         return Exact(faiss_index, gpu)
     return Approximate(structure, faiss_index, effort=effort, recall=recall, gone=np.flatnonzero(gone).tolist())
 
 
 def search_flat(flat: Any, queries: Vectors, k: int, selector: Any = None) -> Found:
-    """Every vector of an IndexFlat compared."""
+    """Compare every vector of an IndexFlat."""
     parameters = None if selector is None else import_faiss().SearchParameters(sel=selector)
     similarity, rows = flat.search(queries, k, params=parameters)
     return similarity, rows
 
 
 def reconstructed(index: Any, rows: Sequence[int]) -> Vectors:
-    """(len(rows), d) vectors of a FAISS index, bit for bit as they were added."""
+    """Vectors (len(rows), d) of a FAISS index, bit for bit as they were added."""
     if not len(rows):
         return np.empty((0, index.d), np.float32)
     vectors: Vectors = index.reconstruct_batch(np.asarray(rows, np.int64))
@@ -289,13 +289,13 @@ def _new_lists(vectors: Vectors) -> Any:
     faiss = import_faiss()
     n, width = vectors.shape
     lists = max(1, min(int(2 * np.sqrt(n)), n // _LIST_AT_LEAST))
-    # Any single direction stands for one list, even of none.
+    # Without vectors, any direction serves as the centre of the one list.
     learned_from = vectors if n else np.eye(1, width, dtype=np.float32)
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
     index.cp.max_points_per_centroid = _LIST_LEARNS_FROM
     index.cp.min_points_per_centroid = 1 if lists == 1 else _LIST_AT_LEAST
     index.train(learned_from)
-    index.set_direct_map_type(faiss.DirectMap.Array)  # without it a vector cannot be had back by its row
+    index.set_direct_map_type(faiss.DirectMap.Array)  # needed to reconstruct a vector by its row
     return index
 
 
@@ -304,35 +304,3 @@ def _new_graph(width: int) -> Any:
     index = faiss.IndexHNSWFlat(width, _LINKS, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction = _BUILD_EFFORT
     return index
-
-
-def nearest(gallery: Vectors, queries: Vectors, k: int) -> Found:
-    """The k most similar to each of `queries` (m, d) in `gallery` (n, d), the most similar first: how similar they are,
-    and their rows, both (m, k). Unit vectors are wanted.
-
-    InputError for k out of range, other shapes, and vectors that are not of length 1.
-    """
-    if gallery.ndim != 2 or queries.ndim != 2 or gallery.shape[1] != queries.shape[1]:
-        raise InputError(f"a gallery of shape {gallery.shape} cannot be asked by queries of shape {queries.shape}")
-    if not 1 <= k <= len(gallery):
-        raise InputError(f"{k} neighbours of {len(gallery)}; from 1 to as many as there are can be asked for")
-    for name, vectors in (("gallery", gallery), ("queries", queries)):
-        if not np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3):
-            raise InputError(f"{name}: vectors of length 1 are wanted; is one of them not a number, or not normalised?")
-    held, asked = (torch.from_numpy(np.ascontiguousarray(vectors, np.float32)) for vectors in (gallery, queries))
-    similarity, rows = (asked @ held.T).topk(k, dim=1)
-    return similarity.numpy(), rows.numpy()
-
-
-def disagreements(one: Found, other: Found) -> int:
-    """How many queries' neighbours differ, ties aside: at some place the similarities differ by more than rounding
-    does, or another row stands there though no other is as similar."""
-    (first, rows), (second, others) = one, other
-    apart = np.abs(first - second) > ROUNDING * np.maximum(1, np.abs(first))
-    # A row may change places with those that tie with it; past the last place there is nothing to compare with.
-    tied = np.zeros(first.shape, bool)
-    close = np.abs(np.diff(first, axis=1)) <= 2 * ROUNDING
-    tied[:, 1:] |= close
-    tied[:, :-1] |= close
-    tied[:, -1] = True
-    return int((apart | ((rows != others) & ~tied)).any(1).sum())

@@ -1,4 +1,4 @@
-"""Nearest neighbours by cosine among vectors that have names: added, removed, searched through FAISS, saved."""
+"""An index of named vectors: add, remove, search by cosine with FAISS, save."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from fewshot.search.index_files import Entry, read_folder, write_folder
 from finetune.errors import InputError
 
 Kind = Literal["auto", "exact", "ivf", "hnsw"]
-Metadata = Mapping[str, Any]  # of what JSON holds
+Metadata = Mapping[str, Any]  # JSON values
 
-# Vectors from which "auto" tries inverted lists, and the share of them that a search may compare to reach the recall:
-# where it takes more, exact search stays. Both are far past where benchmarks/search.py finds the lists faster.
+# "auto" tries inverted lists from this number of vectors on. It keeps exact search if the lists must compare a larger
+# share than AUTO_SHARE to reach the recall. Both are well beyond the point where lists win in benchmarks/search.py.
 AUTO_FROM = 200_000
 AUTO_SHARE = 1 / 8
-_SQUARED_WITHIN = 2e-3  # of 1: lengths of 0.999 to 1.001
+_SQUARED_WITHIN = 2e-3  # of 1: allows lengths from 0.999 to 1.001
 
 
 class Neighbour(NamedTuple):
-    """One of those found. similarity: cosine, 1 for the same direction."""
+    """A key found by a search, and the cosine similarity of its vector, 1 for the same direction."""
 
     key: str
     similarity: float
@@ -34,9 +34,11 @@ class Neighbour(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """What a search found, the most similar first; iterating gives a list of Neighbour for each query.
+    """Result of a search; iterating gives a list of `Neighbour` for each query, the most similar first.
 
-    similarity: (m, k) float32. keys: (m, k) str objects. Where `at_least` left a place empty: -inf and None.
+    Attributes:
+        similarity: Shape (m, k), float32; -inf where `at_least` left a place empty.
+        keys: Shape (m, k), str objects; None there.
     """
 
     similarity: NDArray[np.float32]
@@ -54,19 +56,30 @@ class Neighbours:
 
 
 class Index:
-    """Vectors of length 1 by key, and the most similar of them to others.
+    """Vectors of unit length by key, and a search for the most similar.
 
-    width: numbers in a vector. kind: "exact" compares every vector; "ivf" (inverted lists) and "hnsw" (a graph) compare
-    some, as many as it takes for `recall`, measured on the index's own vectors; "auto" is exact until a collection is
-    so large that inverted lists gain much. fingerprint: of the embedder that made the vectors; about: whatever else is
-    to be saved with them, JSON values by name. device: "auto", "cpu" or "cuda"; with a GPU exact search happens there,
-    and "auto" stays exact. least_recall: of an approximate kind, in (0, 1].
+    Args:
+        width: Length of a vector.
+        kind: "exact" compares every vector. "ivf" (inverted lists) and "hnsw" (a graph) compare as many as
+            `least_recall` needs, measured on the index's own vectors. "auto" is exact until the collection is so large
+            that inverted lists are much faster.
+        fingerprint: Of the embedder that made the vectors.
+        about: JSON values by name, saved with the index.
+        device: "auto", "cpu" or "cuda". With a GPU, exact search runs there and "auto" stays exact.
+        least_recall: Floor of the recall of an approximate kind, in (0, 1].
 
-    An approximate index is built anew by the change that doubles it, or that removes more than is left: this one takes
-    long. compact() does it when it suits.
+    An approximate index is rebuilt by a change that doubles it, or that removes more vectors than remain. Such a
+    change takes long; `compact()` does it at another time.
 
-    Searches may run in several threads at once; a change may not run beside anything else. What raises an InputError
-    has changed nothing.
+    Several threads may search at once; a change must run alone. An InputError leaves the index unchanged.
+
+    Example:
+        >>> import numpy as np
+        >>> from fewshot import Index
+        >>> index = Index(2)
+        >>> index.add(["right", "up"], np.eye(2, dtype=np.float32))
+        >>> index.search(np.array([[0.6, 0.8]], np.float32), k=1)[0][0].key
+        'up'
     """
 
     def __init__(
@@ -80,11 +93,11 @@ class Index:
         least_recall: float = 0.95,
     ):
         if width < 1:
-            raise InputError(f"an index of vectors of {width} numbers; at least 1 is wanted")
+            raise InputError(f"width must be >= 1, not {width}")
         if kind not in get_args(Kind):
             raise InputError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
         if not 0 < least_recall <= 1:
-            raise InputError(f"least_recall is a share above 0 and up to 1, not {least_recall}")
+            raise InputError(f"least_recall must be above 0 and at most 1, not {least_recall}")
         self.width = width
         self.kind = cast(Kind, kind)
         self.fingerprint = fingerprint
@@ -96,14 +109,14 @@ class Index:
         self._take(build(self._structure_for(0), empty, floor=least_recall, gpu=self._gpu), [])
 
     def _take(self, engine: Engine, entries: Sequence[Entry]) -> None:
-        """Hold what `engine` has in its rows, by key."""
+        """Use `engine`, whose rows `entries` name."""
         self._engine = engine
         self._rows = {entry.key: entry.row for entry in entries}
         self._metadata = {entry.key: entry.metadata for entry in entries if entry.metadata is not None}
-        self._keys = np.full(engine.faiss_index.ntotal, None, object)  # by row; None where there is none any more
+        self._keys = np.full(engine.faiss_index.ntotal, None, object)  # by row; None for a removed one
         self._keys[list(self._rows.values())] = list(self._rows)
-        self._built_at = len(self._rows)  # vectors there when the engine was built
-        self._changed = 0  # vectors added and removed since
+        self._built_at = len(self._rows)  # number of vectors when the engine was built
+        self._changed = 0  # number of vectors added and removed since then
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -117,26 +130,31 @@ class Index:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """In the order of adding; one that was replaced keeps its place."""
+        """In the order of adding; a replaced one keeps its place."""
         return tuple(self._rows)
 
     @property
     def structure(self) -> Structure:
-        """What is searched with now: "exact", "ivf" or "hnsw"."""
+        """The current engine: "exact", "ivf" or "hnsw"."""
         return self._engine.structure
 
     @property
     def recall(self) -> float:
-        """Share of the 10 nearest that a search finds, as last measured with vectors of this index before they were in
-        it; 1 when exact."""
+        """Share of the 10 nearest that a search finds, measured when the engine was built; 1 if exact."""
         return self._engine.recall
 
     def add(
         self, keys: Sequence[str], vectors: NDArray[np.float32], metadata: Sequence[Metadata] | None = None
     ) -> None:
-        """keys: n of them, new. vectors: (n, width), of length 1. metadata: for each key, what JSON can hold.
+        """Add vectors under new keys.
 
-        InputError for keys that are not str, empty, twice in `keys` or there already, and for other vectors.
+        Args:
+            keys: n different strings that are not in the index.
+            vectors: Shape (n, width), unit length.
+            metadata: For each key, JSON values by name.
+
+        Raises:
+            InputError: For other keys, vectors or metadata.
         """
         self._refuse_if_read_only()
         self._check_keys(keys)
@@ -156,8 +174,10 @@ class Index:
         self._metadata.update(metadata)
 
     def remove(self, keys: Sequence[str]) -> None:
-        """InputError for one that is not there. An approximate index keeps the vectors, unseen, until `compact`, which
-        comes by itself when more are removed than are left."""
+        """Remove keys. InputError for a key that is not in the index.
+
+        An approximate index keeps the vectors, unused, until it is rebuilt.
+        """
         self._refuse_if_read_only()
         rows = self._rows_of(keys)
         moved = self._engine.remove(rows)
@@ -173,7 +193,7 @@ class Index:
     def replace(
         self, keys: Sequence[str], vectors: NDArray[np.float32], metadata: Sequence[Metadata] | None = None
     ) -> None:
-        """Other vectors for keys that are there. metadata: None keeps what they have. InputError as for add."""
+        """Replace the vectors of keys in the index; metadata None keeps the old. InputError as for `add`."""
         self._refuse_if_read_only()
         rows = self._rows_of(keys)
         checked, texts = self._checked(vectors, keys), _as_json(keys, metadata)
@@ -192,13 +212,13 @@ class Index:
         self._settle(2 * len(keys))
 
     def merge(self, other: Index) -> None:
-        """Add all that `other` holds. InputError where widths or fingerprints differ, or a key is in both."""
+        """Add all vectors of `other`. InputError if widths or fingerprints differ, or a key is in both."""
         self._refuse_if_read_only()
         if other.width != self.width:
-            raise InputError(f"vectors of {other.width} numbers do not merge with vectors of {self.width}")
+            raise InputError(f"widths differ: {other.width} and {self.width}")
         if other.fingerprint != self.fingerprint:
             raise InputError(
-                f"vectors of embedder {other.fingerprint} do not compare with those of {self.fingerprint}: embed again"
+                f"the vectors are of different embedders, {other.fingerprint} and {self.fingerprint}: embed again"
             )
         for key in other.keys:
             if key in self._rows:
@@ -206,30 +226,35 @@ class Index:
         self._add(other.keys, other.vectors(other.keys), other._metadata)
 
     def compact(self) -> None:
-        """Build anew from what is there: frees what was removed, chooses and tunes again, measures the recall."""
+        """Rebuild: frees the memory of removed vectors, chooses and tunes the engine, measures the recall."""
         self._refuse_if_read_only()
         self._rebuild(self.keys, self.vectors(self.keys), {})
 
     def vectors(self, keys: Sequence[str]) -> NDArray[np.float32]:
-        """(n, width) of keys, as they were added. InputError for a key that is not there."""
+        """Vectors (n, width) of keys, as they were added. InputError for a key that is not in the index."""
         return self._engine.vectors(self._rows_of(keys))
 
     def metadata(self, key: str) -> dict[str, Any]:
-        """A copy of the key's metadata, {} where it has none. InputError for a key that is not there."""
+        """A copy of the key's metadata, {} without. InputError for a key that is not in the index."""
         self._rows_of([key])
         found: dict[str, Any] = json.loads(self._metadata.get(key, "{}"))
         return found
 
     def search(self, vectors: NDArray[np.float32], k: int = 10, *, at_least: float | None = None) -> Neighbours:
-        """The k most similar to each of `vectors`, (m, width) of length 1; all where the index holds fewer than k, so
-        none where it is empty. at_least: leave out those that are less similar.
+        """Find the most similar vectors of each query.
 
-        InputError for k below 1, and for other vectors.
+        Args:
+            vectors: Queries, shape (m, width), unit length.
+            k: Number of neighbours; all if the index holds fewer.
+            at_least: Smallest similarity of a neighbour.
+
+        Raises:
+            InputError: For k below 1 and other vectors.
         """
         if k < 1:
-            raise InputError(f"{k} neighbours; at least 1 can be asked for")
+            raise InputError(f"k must be >= 1, not {k}")
         if at_least is not None and not -np.inf <= at_least <= np.inf:
-            raise InputError(f"at_least is a similarity, not {at_least}")
+            raise InputError(f"at_least must be a similarity, not {at_least}")
         queries = self._checked(vectors)
         k = min(k, len(self))
         if not k or not len(queries):
@@ -242,9 +267,10 @@ class Index:
         return Neighbours(similarity, keys)
 
     def save(self, folder: str | Path) -> None:
-        """Write the index into a folder, new, empty or an index's. A crash at any moment leaves the old or the new.
+        """Write the index to a folder that is new, empty or an index's. A crash leaves the old state or the new.
 
-        InputError where the folder holds something else, or cannot be written.
+        Raises:
+            InputError: If the folder holds something else, or cannot be written.
         """
         entries = (Entry(key, row, self._metadata.get(key)) for key, row in self._rows.items())
         about = {
@@ -267,17 +293,23 @@ class Index:
     def load(
         cls, folder: str | Path, *, fingerprint: str | None = None, memory_mapped: bool = False, device: str = "auto"
     ) -> Index:
-        """A saved index. fingerprint: of the embedder that will make the queries.
+        """Read a saved index.
 
-        memory_mapped: leave the vectors in the file, for indexes larger than memory; such an index cannot be changed,
-        is searched on the CPU, and the checksum of its vectors is not looked at.
-        InputError where there is no index, it is damaged or of a newer format, or of another embedder.
+        Args:
+            folder: Where it was saved.
+            fingerprint: Of the embedder that will make the queries.
+            memory_mapped: Leave the vectors in their file, for an index larger than memory. It is then read-only, is
+                searched on the CPU, and the checksum of its vectors is not verified.
+            device: As for `Index`.
+
+        Raises:
+            InputError: If there is no index, it is damaged, of a newer format, or of another embedder.
         """
         about, faiss_index, entries = read_folder(Path(folder), memory_mapped)
         if fingerprint is not None and fingerprint != about.get("fingerprint"):
             raise InputError(
                 f"{folder} holds vectors of embedder {about.get('fingerprint')}, not of {fingerprint}: embed again, or "
-                "open it with the embedder it was made with"
+                "open it with its own embedder"
             )
         try:
             index = cls(
@@ -291,7 +323,7 @@ class Index:
             index._restore(about, faiss_index, entries)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{folder}: index.json, the vectors and the keys are not of one index ({error}); it is damaged"
+                f"{folder}: index.json, the vectors and the keys do not match ({error}); it is damaged"
             ) from error
         index._read_only = memory_mapped
         return index
@@ -299,13 +331,13 @@ class Index:
     def _restore(self, about: Mapping[str, Any], faiss_index: Any, entries: Sequence[Entry]) -> None:
         found = (faiss_index.d, faiss_index.ntotal, len(entries), len({entry.key for entry in entries}))
         if found != (about["width"], about["rows"], about["vectors"], about["vectors"]):
-            raise ValueError("another width or number of vectors")
+            raise ValueError("the width or the number of vectors differs")
         rows, effort, recall = [entry.row for entry in entries], about["effort"], about["recall"]
         self._take(restore(about["structure"], faiss_index, rows, effort=effort, recall=recall, gpu=self._gpu), entries)
         self._built_at, self._changed = int(about["built_at"]), int(about["changed"])
 
     def _name(self, first: int, keys: Sequence[str]) -> None:
-        """Give the rows from `first` on their keys."""
+        """Assign keys to the rows from `first` on."""
         end = first + len(keys)
         if end > len(self._keys):
             self._keys = np.concatenate([self._keys, np.full(max(end, 2 * first) - len(self._keys), None, object)])
@@ -318,8 +350,8 @@ class Index:
             self.compact()
 
     def _outgrown(self, n: int) -> bool:
-        """Whether `n` vectors ask for another engine: as much has changed as there was when this one was built and its
-        recall measured, or more is removed than left."""
+        """Whether the engine must be rebuilt for `n` vectors: as many have changed as it was built with, or more are
+        removed than remain."""
         if self.structure == "exact":
             return self._structure_for(n) != "exact" and n >= 2 * self._built_at
         return self._changed > self._built_at or self._engine.removed > n
@@ -330,7 +362,7 @@ class Index:
         return self.kind
 
     def _rebuild(self, keys: Sequence[str], vectors: Vectors, metadata: Mapping[str, str]) -> None:
-        """Hold `keys` with `vectors` in an engine that suits their number. metadata: of those that are new."""
+        """Build the engine that suits the number of `keys`. metadata: Of the new keys."""
         structure = self._structure_for(len(keys))
         order = np.random.default_rng(0).permutation(len(keys)) if structure != "exact" else np.arange(len(keys))
         engine = build(structure, vectors[order], floor=self.least_recall, gpu=self._gpu)
@@ -348,24 +380,24 @@ class Index:
 
     def _check_keys(self, keys: Sequence[str]) -> None:
         if isinstance(keys, str):
-            raise InputError(f"a list of keys is wanted, not the one key {keys!r}")
+            raise InputError(f"keys must be a list, not the single key {keys!r}")
         seen: set[str] = set()
         for at, key in enumerate(keys):
             if not isinstance(key, str) or not key:
-                raise InputError(f"key {at} is {key!r}; a key is a str, and not empty")
+                raise InputError(f"key {at} is {key!r}; a key must be a str that is not empty")
             if key in seen:
-                raise InputError(f"key {key!r} is given twice; name each once")
+                raise InputError(f"key {key!r} is given twice")
             seen.add(key)
 
     def _checked(self, vectors: ArrayLike, keys: Sequence[str] | None = None) -> Vectors:
-        """As FAISS takes them. InputError unless (n, width), one for each of `keys`, and each of length 1."""
+        """Vectors as FAISS takes them. InputError unless (n, width), one for each of `keys`, and each of length 1."""
         given = np.asarray(vectors)
         if given.ndim != 2 or given.shape[1] != self.width or given.dtype.kind not in "fiu":
             shape = f"{given.dtype} of shape {given.shape}"
-            raise InputError(f"vectors: numbers of shape (n, {self.width}) are wanted, not {shape}")
+            raise InputError(f"vectors must be numbers of shape (n, {self.width}), not {shape}")
         if keys is not None and len(given) != len(keys):
             raise InputError(f"{len(given)} vectors for {len(keys)} keys; give one for each")
-        with np.errstate(over="ignore"):  # what overflows is refused
+        with np.errstate(over="ignore"):  # an overflow is refused below
             checked = np.ascontiguousarray(given, np.float32)
             squared = np.einsum("ij,ij->i", checked, checked)
         good = np.abs(squared - 1) <= _SQUARED_WITHIN
@@ -373,8 +405,8 @@ class Index:
             at = int(np.argmin(good))
             length = float(np.sqrt(squared[at]))
             name = f"vector {at}" if keys is None else f"vector {at}, of key {keys[at]!r},"
-            what = f"is of length {length:.6g}" if np.isfinite(length) else "holds what is not a finite number"
-            raise InputError(f"{name} {what}; vectors of length 1 are wanted: divide each by its length")
+            what = f"has length {length:.6g}" if np.isfinite(length) else "holds a number that is not finite"
+            raise InputError(f"{name} {what}; the length must be 1: divide each vector by its length")
         return checked
 
     def _refuse_if_read_only(self) -> None:
@@ -383,7 +415,7 @@ class Index:
 
 
 def _as_json(keys: Sequence[str], metadata: Sequence[Metadata] | None) -> dict[str, str]:
-    """key -> JSON text of its metadata, where it has any."""
+    """Key -> JSON text of its metadata; keys without metadata are absent."""
     if metadata is None:
         return {}
     if len(metadata) != len(keys):
@@ -391,11 +423,11 @@ def _as_json(keys: Sequence[str], metadata: Sequence[Metadata] | None) -> dict[s
     texts = {}
     for key, entry in zip(keys, metadata, strict=True):
         if not isinstance(entry, Mapping):
-            raise InputError(f"metadata of key {key!r}: a mapping is wanted, not {type(entry).__name__}")
+            raise InputError(f"metadata of key {key!r}: it must be a mapping, not {type(entry).__name__}")
         try:
             text = json.dumps(dict(entry), allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise InputError(f"metadata of key {key!r} is not what JSON can hold: {error}") from error
+            raise InputError(f"metadata of key {key!r} cannot be written as JSON: {error}") from error
         if entry:
             texts[key] = text
     return texts

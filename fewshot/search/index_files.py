@@ -1,11 +1,11 @@
-"""The folder of a saved index: a small JSON that names the files of its current state, and these files.
+"""The folder of a saved index.
 
 index.json              format, width, kind, fingerprint, ..., and the current files with their sizes and checksums
-vectors-<token>.faiss   the vectors, as FAISS writes them
+vectors-<token>.faiss   the vectors, in FAISS's format
 keys-<token>.sqlite     a table of keys, their rows in the FAISS file and metadata, in the order of adding
 
-A save writes both files under a new token, replaces index.json, and then deletes the older files: whoever opens the
-folder at any moment, or after a crash at any moment, finds one whole state.
+A save writes both files under a new token, replaces index.json and deletes the older files. A reader finds one whole
+state at any moment, also after a crash.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _OURS = re.compile(r"\.?(?:vectors-[0-9a-f]{16}\.faiss|keys-[0-9a-f]{16}\.sqlite
 
 
 class Entry(NamedTuple):
-    """A key with its row among the vectors and its metadata as JSON text, None where there is none."""
+    """A key, the row of its vector, and its metadata as JSON text, None without."""
 
     key: str
     row: int
@@ -40,13 +40,13 @@ class Entry(NamedTuple):
 
 
 def write_folder(folder: Path, about: dict[str, Any], faiss_index: Any, entries: Iterable[Entry]) -> None:
-    """Save; `about` goes into index.json. Writers take turns, but on Windows, where only one may save into a folder.
+    """Save an index; `about` goes into index.json. Writers wait for each other (not on Windows).
 
-    InputError where the folder holds something else than an index, or cannot be written; what was there stays.
+    InputError if the folder holds something other than an index, or cannot be written; the old state remains.
     """
     _refuse_paths_faiss_cannot_open(folder)
     with locked(folder):
-        _refuse_what_is_no_index(folder)
+        _refuse_other_folders(folder)
         token = secrets.token_hex(8)
         vectors, keys = folder / f"vectors-{token}.faiss", folder / f"keys-{token}.sqlite"
         try:
@@ -56,14 +56,14 @@ def write_folder(folder: Path, about: dict[str, Any], faiss_index: Any, entries:
             current = {"made_by": _MADE_BY, "format": FORMAT, "token": token, "files": files}
             write_json(folder / ABOUT_FILE, current | about)
         finally:
-            _delete_what_is_not_current(folder)
+            _delete_old_files(folder)
 
 
 def read_folder(folder: Path, memory_mapped: bool) -> tuple[dict[str, Any], Any, list[Entry]]:
-    """What write_folder was given: `about`, the FAISS index, the entries.
+    """Read an index: `about`, the FAISS index, the entries.
 
-    memory_mapped: the vectors stay in their file, whose checksum is then not looked at, since that reads all of it.
-    InputError where there is no index, one of a newer format, or a file is missing or damaged: it is named.
+    memory_mapped: Leave the vectors in their file; their checksum is then not verified, as that reads the whole file.
+    InputError, naming the file, if there is no index, or it is damaged or of a newer format.
     """
     _refuse_paths_faiss_cannot_open(folder)
     while True:
@@ -79,7 +79,7 @@ def read_folder(folder: Path, memory_mapped: bool) -> tuple[dict[str, Any], Any,
 def _read_about(folder: Path) -> dict[str, Any]:
     path = folder / ABOUT_FILE
     if not path.is_file():
-        raise InputError(f"{folder} is no index: there is no {ABOUT_FILE} in it")
+        raise InputError(f"{folder} is no index: it holds no {ABOUT_FILE}")
     about = read_json(path)
     if not isinstance(about, dict) or about.get("made_by") != _MADE_BY:
         raise InputError(f"{path} is not of an index")
@@ -100,15 +100,15 @@ def _read_files(folder: Path, about: dict[str, Any], memory_mapped: bool) -> tup
 
 
 def _check(path: Path, expected: Any, by_digest: bool) -> None:
-    """InputError unless the file is there as it was saved."""
+    """InputError unless the file is as it was saved."""
     try:
         size = path.stat().st_size
         if not isinstance(expected, dict) or size != expected.get("bytes"):
-            raise InputError(f"{path} is not as long as it was saved; it is damaged")
+            raise InputError(f"{path} does not have its saved length; it is damaged")
         if by_digest and _digest(path) != expected.get("sha256"):
-            raise InputError(f"{path} is not what was saved; it is damaged")
+            raise InputError(f"{path} does not have its saved checksum; it is damaged")
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}; the index is not whole") from error
+        raise InputError(f"{path} cannot be read: {error.strerror}; the index is not complete") from error
 
 
 def _write_vectors(path: Path, faiss_index: Any) -> None:
@@ -116,27 +116,27 @@ def _write_vectors(path: Path, faiss_index: Any) -> None:
     with replacing(path) as temporary:
         try:
             faiss.write_index(faiss_index, str(temporary))
-        except RuntimeError as error:  # FAISS's only kind, for a full disk too
+        except RuntimeError as error:  # FAISS raises no other, also for a full disk
             raise InputError(f"{path} cannot be written: {_reason(error)}") from error
 
 
 def _read_vectors(path: Path, memory_mapped: bool) -> Any:
     faiss = import_faiss()
     try:
-        # Of FAISS's two flags for it, this one maps all three structures; IO_FLAG_MMAP does inverted lists alone.
+        # IO_FLAG_MMAP_IFC maps all three structures; IO_FLAG_MMAP maps inverted lists alone.
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if memory_mapped else 0)
     except RuntimeError as error:
         raise InputError(f"{path} cannot be read: {_reason(error)}") from error
 
 
 def _write_entries(path: Path, entries: Iterable[Entry]) -> None:
-    """Keys as bytes: SQLite's text takes no lone surrogates, which file names of another encoding leave in a str."""
+    """Keys are stored as bytes: SQLite's text allows no lone surrogates, which file names may contain."""
     rows = ((entry.key.encode(errors="surrogatepass"), entry.row, entry.metadata) for entry in entries)
     with replacing(path) as temporary:
         try:
             temporary.unlink(missing_ok=True)
             with closing(sqlite3.connect(temporary)) as database:
-                # Nothing to roll back in a file that nobody knows before it is whole and synced.
+                # No journal: the file is not in use before it is complete and synced.
                 database.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
                 with database:
                     database.execute(
@@ -149,7 +149,7 @@ def _write_entries(path: Path, entries: Iterable[Entry]) -> None:
 
 
 def _read_entries(path: Path) -> list[Entry]:
-    # Read only, so that one which a writer has just deleted is an error rather than a new, empty file.
+    # Read-only: a file that a writer has just deleted is an error, not a new, empty database.
     address = f"file:{quote(os.fsencode(path.absolute()))}?mode=ro&immutable=1"
     try:
         with closing(sqlite3.connect(address, uri=True)) as database:
@@ -159,18 +159,18 @@ def _read_entries(path: Path) -> list[Entry]:
         raise InputError(f"{path} cannot be read: {error}; it may be damaged") from error
 
 
-def _refuse_what_is_no_index(folder: Path) -> None:
+def _refuse_other_folders(folder: Path) -> None:
     names = sorted(path.name for path in folder.iterdir())
     if ABOUT_FILE in names:
         _read_about(folder)
         return
     others = [name for name in names if not _OURS.fullmatch(name)]
     if others:
-        raise InputError(f"{folder} holds {others[0]} and is no index; name a new or an empty folder")
+        raise InputError(f"{folder} holds {others[0]} and is no index; choose a new or an empty folder")
 
 
-def _delete_what_is_not_current(folder: Path) -> None:
-    """Files of older states, of saves that crashed, and of this one where it failed; never anyone else's."""
+def _delete_old_files(folder: Path) -> None:
+    """Delete files of older states and of failed saves, and no others."""
     current = _read_about(folder)["files"] if (folder / ABOUT_FILE).is_file() else {}
     for path in folder.iterdir():
         if _OURS.fullmatch(path.name) and path.name not in current:
@@ -181,7 +181,9 @@ def _refuse_paths_faiss_cannot_open(folder: Path) -> None:
     try:
         str(folder).encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"{str(folder)!r}: FAISS opens only paths that are UTF-8; name another folder") from error
+        raise InputError(
+            f"{str(folder)!r}: FAISS opens only paths that are valid UTF-8; choose another folder"
+        ) from error
 
 
 def _digest(path: Path) -> str:
@@ -190,5 +192,5 @@ def _digest(path: Path) -> str:
 
 
 def _reason(error: RuntimeError) -> str:
-    """FAISS's message without where in its source it was raised."""
+    """FAISS's message without the position in its source."""
     return str(error).rsplit("failed: ", 1)[-1]

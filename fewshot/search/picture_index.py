@@ -1,4 +1,4 @@
-"""A folder of pictures kept as an index: embedded once, and again where content is new."""
+"""An index of the pictures of a folder, and search by pictures."""
 
 from __future__ import annotations
 
@@ -19,15 +19,22 @@ from finetune.data.images import read_content
 from finetune.errors import InputError, UnreadablePicture
 from finetune.progress import Display
 
-# Pictures embedded between two looks at the clock, and seconds after which what there is is saved.
+# The index is saved after a block of AT_ONCE pictures if SAVE_EVERY seconds have passed.
 AT_ONCE = 2048
 SAVE_EVERY = 60.0
 
 
 @dataclass(frozen=True)
 class IndexUpdate:
-    """What became of a folder's pictures: how many were embedded, moved (known content under another name), unchanged,
-    and removed from the index because they are no longer there. unreadable: why, by path below the folder."""
+    """What an update of an index did.
+
+    Attributes:
+        embedded: Number of pictures embedded.
+        moved: Number of pictures whose content was known under another name.
+        unchanged: Number of unchanged pictures.
+        removed: Number of pictures removed from the index, as their files are gone.
+        unreadable: Path below the folder -> why the picture cannot be read.
+    """
 
     embedded: int
     moved: int
@@ -46,19 +53,28 @@ def keep_index(
     workers: int | None = None,
     display: Display | None = None,
 ) -> tuple[Index, IndexUpdate]:
-    """Bring the index in `out`, which is made where there is none, up to date with the pictures below `folder`.
+    """Create or update the index in `out` so that it matches the pictures below `folder`.
 
-    Keys are paths below the folder, with "/". Contents decide: a picture that was moved is not embedded again, one that
-    changed is. What was embedded is saved now and then, and when it is interrupted, so that the next call goes on
-    there. kind: as for Index, of one that is made. InputError where `out` was made with another embedder or of another
-    folder.
+    Keys are paths below the folder, with "/". Content decides: a moved picture is not embedded again, a changed one is.
+    Progress is saved from time to time and on interruption, so that the next call continues there.
+
+    Args:
+        folder: The pictures.
+        out: Folder of the index; created if missing.
+        embedder: Makes the vectors.
+        kind: As for `Index`, for a new index.
+        batch_size, workers: As for `Embedder.embed`.
+        display: Shows bars.
+
+    Raises:
+        InputError: If `out` was made with another embedder or from another folder.
     """
     display = display or Display()
     paths = {path.relative_to(folder).as_posix(): path for path in list_unlabelled([folder])}
     index = _opened(folder, out, embedder, kind)
     known = {key: str(index.metadata(key).get("sha256")) for key in index.keys}
-    # Into an empty index everything goes; embedding reads and hashes it all the same. Elsewhere what is new is read
-    # twice, at a hundredth of the time that embedding takes, rather than held in memory until its turn comes.
+    # A new index embeds everything, and embedding also computes the checksums. An update reads new pictures twice,
+    # which takes a hundredth of the embedding time, rather than keep them in memory.
     contents, unreadable = _contents(paths, display) if known else (dict.fromkeys(paths, ""), {})
     gone = [key for key in known if key not in contents]
     moved = _moved(known, contents)
@@ -82,7 +98,7 @@ def keep_index(
                     index.save(out)
                     saved = time.monotonic()
     finally:
-        # Ctrl-C too leaves what was embedded.
+        # Also after Ctrl-C.
         index.save(out)
     return index, IndexUpdate(
         embedded, len(moved), len(contents) - len(wanted) - len(moved), len(gone), dict(sorted(unreadable.items()))
@@ -96,12 +112,12 @@ def _opened(folder: Path, out: Path, embedder: Embedder, kind: str) -> Index:
     index = Index.load(out, fingerprint=embedder.fingerprint)
     of = index.about.get("folder")
     if of is not None and of != str(folder.absolute()):
-        raise InputError(f"{out} is the index of {of}; name another --out for {folder}")
+        raise InputError(f"{out} is the index of {of}; choose another --out for {folder}")
     return index
 
 
 def _contents(paths: Mapping[str, Path], display: Display) -> tuple[dict[str, str], dict[str, str]]:
-    """sha256 of every file that can be read, and why others cannot."""
+    """SHA-256 of every readable file, and why others cannot be read."""
     digests, unreadable = {}, {}
     with display.bar("reading", len(paths)) as advance:
         for key, path in paths.items():
@@ -114,13 +130,13 @@ def _contents(paths: Mapping[str, Path], display: Display) -> tuple[dict[str, st
 
 
 def _moved(known: Mapping[str, str], contents: Mapping[str, str]) -> dict[str, str]:
-    """New key -> the key under which the index has a picture of the same content, for those that it has."""
+    """New key -> the key of a picture of the same content in the index."""
     holder = {digest: key for key, digest in known.items()}
     return {key: holder[digest] for key, digest in contents.items() if known.get(key) != digest and digest in holder}
 
 
 def _put(index: Index, keys: Sequence[str], digests: Sequence[str], vectors: NDArray[np.float32]) -> None:
-    """Add those keys that are new, replace the others."""
+    """Add new keys, replace the others."""
     about = [{"sha256": digest} for digest in digests]
     for put, wanted in ((index.replace, True), (index.add, False)):
         rows = [row for row, key in enumerate(keys) if (key in index) is wanted]
@@ -131,15 +147,15 @@ def _put(index: Index, keys: Sequence[str], digests: Sequence[str], vectors: NDA
 def open_index(
     folder: Path, embedder: Embedder | None = None, *, memory_mapped: bool = False, device: str = "auto"
 ) -> tuple[Index, Embedder]:
-    """The index in `folder`, and the embedder that it was made with, or `embedder`. InputError when that is another."""
+    """The index in `folder`, and its embedder. InputError if `embedder` is a different one."""
     fingerprint = None if embedder is None else embedder.fingerprint
     index = Index.load(folder, fingerprint=fingerprint, memory_mapped=memory_mapped, device=device)
     if embedder is None:
         embedder = Embedder.of_origin(index.about.get("embedder"), device=device)
         if embedder.fingerprint != index.fingerprint:
             raise InputError(
-                f"{folder} was made with the embedder {index.fingerprint}; {embedder.source} is {embedder.fingerprint} "
-                "now: embed again into another --out"
+                f"{folder} was made with the embedder {index.fingerprint}; {embedder.source} now has the fingerprint "
+                f"{embedder.fingerprint}: embed again into another --out"
             )
     return index, embedder
 
@@ -147,7 +163,7 @@ def open_index(
 def search_pictures(
     index: Index, embedder: Embedder, queries: Sequence[Path], *, k: int = 10, at_least: float | None = None
 ) -> tuple[list[tuple[Path, list[Neighbour]]], dict[str, str]]:
-    """The neighbours of every picture at `queries`, files and folders, the most similar first; and the unreadable."""
+    """The neighbours of every picture at `queries`, files or folders; and why others cannot be read, by path."""
     paths = list_unlabelled(queries)
     found = embedder.embed_all(paths)
     good = [row for row in range(len(paths)) if row not in found.unreadable]
@@ -157,10 +173,10 @@ def search_pictures(
 
 
 def sheet_rows(index: Index, found: Sequence[tuple[Path, list[Neighbour]]]) -> list[Row]:
-    """A contact sheet's rows of what `search_pictures` found. InputError where the index does not know its folder."""
+    """Rows of a contact sheet for the result of `search_pictures`. InputError if the index names no folder."""
     folder = index.about.get("folder")
     if folder is None:
-        raise InputError("this index does not say where its pictures are; a sheet of them cannot be drawn")
+        raise InputError("the index does not record where its pictures are, so a sheet cannot be drawn")
     return [
         Row(Tile(query, query.name), [Tile(Path(folder) / each.key, each.key, each.similarity) for each in near])
         for query, near in found

@@ -41,7 +41,7 @@ def hexadecimal(pixel: np.ndarray) -> str:
     return "#" + bytes(pixel).hex()
 
 
-def test_queries_stand_at_the_left_of_their_neighbours_one_line_each(tmp_path: Path) -> None:
+def test_a_sheet_has_one_line_for_each_query(tmp_path: Path) -> None:
     rows = [
         Row(square("red"), [square("lime"), square("blue")]),
         Row(square("yellow"), [square("aqua")]),
@@ -59,7 +59,7 @@ def test_queries_stand_at_the_left_of_their_neighbours_one_line_each(tmp_path: P
         assert {hexadecimal(found[y, x]) for y in (0, -1) for x in (0, -1)} == {colour}
 
 
-def test_pictures_are_whole_upright_and_of_equal_cells(tmp_path: Path) -> None:
+def test_pictures_are_drawn_whole_and_upright_in_equal_cells(tmp_path: Path) -> None:
     turned = Image.Exif()
     turned[274] = 6
     image = Image.new("RGB", (400, 200), "red")
@@ -75,7 +75,7 @@ def test_pictures_are_whole_upright_and_of_equal_cells(tmp_path: Path) -> None:
     assert (neighbour[:, middle] == (0, 255, 0)).all(axis=1).sum() == 1
 
 
-def test_what_cannot_be_read_stands_as_its_reason(tmp_path: Path) -> None:
+def test_an_unreadable_picture_is_drawn_as_its_reason(tmp_path: Path) -> None:
     hostile(tmp_path / "pictures")
     tiles = [Tile(path, path.name, 0.5) for path in list_unlabelled([tmp_path / "pictures"])]
     gone = Tile(tmp_path / "gone.jpg", "gone.jpg")
@@ -105,7 +105,7 @@ def fonts(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     ],
     ids=["undecodable", "unicode", "control", "joined", "empty", "surrogate", "long", "marks"],
 )  # fmt: skip
-def test_any_name_is_written_inside_of_its_cell(tmp_path: Path, fonts: str, name: str) -> None:
+def test_any_name_is_drawn_inside_its_cell(tmp_path: Path, fonts: str, name: str) -> None:
     sheet = written(tmp_path / "sheet.png", Row(square("red"), [square("red", name, 0.5), square("red", "b")]))
     text = caption(sheet, FIRST)
     assert (text[:, CELL:] == 255).all()
@@ -122,7 +122,7 @@ def test_a_long_name_keeps_its_beginning_and_its_end(tmp_path: Path, fonts: str)
     assert not np.array_equal(long, below(f"dogs/{'x' * 40}.0001.jpg"))
 
 
-def test_signs_that_the_font_lacks_are_no_boxes(tmp_path: Path, fonts: str) -> None:
+def test_characters_missing_in_the_font_are_not_drawn_as_boxes(tmp_path: Path, fonts: str) -> None:
     def below(name: str) -> np.ndarray:
         return caption(written(tmp_path / "sheet.png", Row(square("red"), [square("red", name)])), FIRST)
 
@@ -148,14 +148,14 @@ def test_a_sheet_that_is_too_large_is_refused_before_a_picture_is_read(tmp_path:
     for rows in ([Row(tile, [])] * 200, [Row(tile, [tile] * 200)], [Row(tile, [tile] * 60)] * 60):
         with pytest.raises(InputError, match=r"a contact sheet of \d+ queries .* would be \d+x\d+ pixels"):
             write_sheet(tmp_path / "sheet.png", rows)
-    with pytest.raises(InputError, match="of no queries"):
+    with pytest.raises(InputError, match="needs at least one query"):
         write_sheet(tmp_path / "sheet.png", [])
     with pytest.raises(InputError, match=r"ends in \.png"):
         write_sheet(tmp_path / "sheet.jpg", [Row(tile, [])])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_sheet_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
+def test_a_failed_sheet_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "sheet.png"
     before = written(path, Row(square("red"), []))
     with pytest.raises(AttributeError):

@@ -2,17 +2,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from exact_neighbours import nearest
 from made_index import WIDTH, assert_exact, filled, named, unit
 
-from fewshot.search.engines import import_faiss, nearest
+from fewshot.search.engines import import_faiss
 from fewshot.search.index import Index
 from finetune.errors import InputError
 
 
-def test_a_gpu_answers_as_the_cpu_does_or_is_said_to_be_missing() -> None:
+def test_a_gpu_gives_the_same_answers_or_is_reported_missing() -> None:
     faiss = import_faiss()
     if not hasattr(faiss, "StandardGpuResources") or not faiss.get_num_gpus():
-        with pytest.raises(InputError, match="device cuda: FAISS sees no CUDA device here"):
+        with pytest.raises(InputError, match="device cuda: FAISS finds no CUDA device"):
             Index(WIDTH, device="cuda")
         return
     index = filled(3000, device="cuda")
@@ -23,7 +24,7 @@ def test_a_gpu_answers_as_the_cpu_does_or_is_said_to_be_missing() -> None:
 
 
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
-def test_an_approximate_index_reaches_its_recall_and_says_it(kind: str) -> None:
+def test_an_approximate_index_reaches_and_reports_its_recall(kind: str) -> None:
     index = Index(32, kind=kind, least_recall=0.97)
     vectors, queries = unit(4000, width=32), unit(300, seed=1, width=32)
     index.add(named(4000), vectors)
@@ -37,7 +38,7 @@ def test_an_approximate_index_reaches_its_recall_and_says_it(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
-def test_an_approximate_index_passes_over_what_was_removed_and_still_finds_k(kind: str) -> None:
+def test_an_approximate_index_skips_removed_vectors_and_finds_k(kind: str) -> None:
     index, vectors = Index(WIDTH, kind=kind), unit(1000)
     index.add(named(1000), vectors)
     index.remove(named(498, first=2))
@@ -49,7 +50,7 @@ def test_an_approximate_index_passes_over_what_was_removed_and_still_finds_k(kin
 
 
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
-def test_an_approximate_index_that_grew_from_one_vector_keeps_its_recall(kind: str) -> None:
+def test_an_approximate_index_grown_from_one_vector_keeps_its_recall(kind: str) -> None:
     index, vectors = Index(WIDTH, kind=kind), unit(2000)
     index.add(["key 0"], vectors[:1])
     for first in range(1, 2000, 100):
@@ -58,20 +59,20 @@ def test_an_approximate_index_that_grew_from_one_vector_keeps_its_recall(kind: s
     assert (index.search(vectors, 1).keys[:, 0] == named(2000)).mean() >= 0.95
 
 
-def test_replacing_for_ever_does_not_fill_memory() -> None:
+def test_repeated_replacing_does_not_fill_memory() -> None:
     index = filled(20, "hnsw")
     for seed in range(20):
         index.replace(named(20), unit(20, seed))
     assert index._engine.faiss_index.ntotal <= 60
 
 
-def test_equal_vectors_cost_no_recall() -> None:
+def test_equal_vectors_do_not_lower_the_recall() -> None:
     index = Index(WIDTH, kind="ivf")
     index.add(named(300), np.repeat(unit(3), 100, axis=0))
     assert index.recall == 1
 
 
-def test_auto_is_exact_until_lists_gain_much(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_exact_until_lists_are_much_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fewshot.search.index.AUTO_FROM", 3000)
     centres = unit(40, width=64)
     random_numbers = np.random.default_rng(0)

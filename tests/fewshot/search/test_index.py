@@ -15,11 +15,11 @@ from finetune.errors import InputError
 
 
 @pytest.mark.parametrize("m", [1, 3, 15, 16, 200])
-def test_an_exact_search_finds_what_comparing_all_finds(m: int) -> None:
+def test_exact_search_equals_a_plain_comparison(m: int) -> None:
     assert_exact(filled(300), unit(m, seed=1), 10)
 
 
-def test_neighbours_come_by_query_with_the_most_similar_first() -> None:
+def test_neighbours_are_sorted_by_similarity() -> None:
     index = filled()
     found = index.search(unit(4), 3)
     assert found.similarity.shape == found.keys.shape == (4, 3)
@@ -31,12 +31,12 @@ def test_neighbours_come_by_query_with_the_most_similar_first() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_as_many_as_there_are_come_where_more_are_asked_for(kind: str) -> None:
+def test_a_search_returns_at_most_the_size_of_the_index(kind: str) -> None:
     assert filled(3, kind).search(unit(2), 10).keys.shape == (2, 3)
 
 
 @pytest.mark.parametrize("kind", ["auto", *KINDS])
-def test_an_empty_index_answers_with_nothing(kind: str) -> None:
+def test_an_empty_index_returns_no_neighbours(kind: str) -> None:
     index = Index(WIDTH, kind=kind)
     assert list(index.search(unit(2))) == [[], []]
     assert index.keys == ()
@@ -45,7 +45,7 @@ def test_an_empty_index_answers_with_nothing(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_less_similar_than_asked_for_is_left_out(kind: str) -> None:
+def test_at_least_leaves_out_less_similar_neighbours(kind: str) -> None:
     index = filled(50, kind)
     found = index.search(unit(5), 10, at_least=0.5)
     assert [[answer.similarity >= 0.5 for answer in answers] for answers in found] == [
@@ -56,7 +56,7 @@ def test_what_is_less_similar_than_asked_for_is_left_out(kind: str) -> None:
     assert (found.similarity[found.keys == None] == -np.inf).all()  # noqa: E711  by element
 
 
-def test_answers_do_not_change_with_the_index() -> None:
+def test_a_result_does_not_change_with_the_index() -> None:
     index = filled()
     found = index.search(unit(1), 2)
     before = found[0]
@@ -65,7 +65,7 @@ def test_answers_do_not_change_with_the_index() -> None:
     assert found[0] == before
 
 
-def test_searches_may_run_side_by_side() -> None:
+def test_searches_run_in_parallel() -> None:
     index, queries = filled(500), unit(40, seed=1)
     expected = index.search(queries, 5)
     with ThreadPoolExecutor(4) as pool:
@@ -77,7 +77,7 @@ def test_searches_may_run_side_by_side() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_keys_stay_in_order_of_adding_and_vectors_come_back_bit_for_bit(kind: str) -> None:
+def test_keys_keep_their_order_and_vectors_every_bit(kind: str) -> None:
     index, vectors = Index(WIDTH, kind=kind), unit(20)
     index.add(named(20), vectors)
     index.remove(["key 3", "key 0", "key 19"])
@@ -92,7 +92,7 @@ def test_keys_stay_in_order_of_adding_and_vectors_come_back_bit_for_bit(kind: st
     assert 3 not in index
 
 
-def test_metadata_is_what_json_can_hold_and_is_kept_apart() -> None:
+def test_metadata_is_stored_as_json_and_copied() -> None:
     index, entry = Index(WIDTH), {"label": "cow", "box": [1, 2]}
     index.add(["a", "b"], unit(2), [entry, {}])
     entry["label"] = "cat"
@@ -109,7 +109,7 @@ def test_metadata_is_what_json_can_hold_and_is_kept_apart() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_index_merges_with_another_of_the_same_embedder(kind: str) -> None:
+def test_two_indexes_of_one_embedder_merge(kind: str) -> None:
     index, other = filled(5, kind, fingerprint="abc"), Index(WIDTH, fingerprint="abc")
     other.add(["x", "y"], unit(2, seed=1), [{"a": 1}, {}])
     index.merge(other)
@@ -119,7 +119,7 @@ def test_an_index_merges_with_another_of_the_same_embedder(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_compacting_changes_no_contents(kind: str) -> None:
+def test_compact_keeps_the_content(kind: str) -> None:
     index = filled(200, kind)
     index.remove(named(90))
     keys, vectors = index.keys, index.vectors(index.keys)
@@ -129,7 +129,7 @@ def test_compacting_changes_no_contents(kind: str) -> None:
     assert index.search(vectors, 1).keys[:, 0].tolist() == list(keys)
 
 
-def test_removing_takes_time_by_what_is_removed() -> None:
+def test_removing_takes_time_proportional_to_the_removed_vectors() -> None:
     n, width = 100_000, 4
     index = Index(width)
     index.add(named(n), np.tile(np.eye(1, width, dtype=np.float32), (n, 1)))
@@ -147,30 +147,30 @@ def test_removing_takes_time_by_what_is_removed() -> None:
 TWICE = np.repeat(unit(1), 2, axis=0)
 NAN = np.full((1, WIDTH), np.nan, np.float32)
 WRONG = [
-    (["a"], NAN, None, "vector 0, of key 'a', holds what is not a finite number"),
-    (["a"], np.full((1, WIDTH), np.inf, np.float32), None, "not a finite number"),
-    (["a"], np.full((1, WIDTH), 1e300), None, "not a finite number"),
-    (["a", "b"], TWICE * [[1], [2]], None, "vector 1, of key 'b', is of length 2; .* divide each by its length"),
-    (["a"], unit(1) * np.float32(1.002), None, "is of length 1.002"),
-    (["a"], np.zeros((1, WIDTH), np.float32), None, "is of length 0"),
-    (["a"], unit(1, width=3), None, r"shape \(n, 8\) are wanted, not float32 of shape \(1, 3\)"),
+    (["a"], NAN, None, "vector 0, of key 'a', holds a number that is not finite"),
+    (["a"], np.full((1, WIDTH), np.inf, np.float32), None, "number that is not finite"),
+    (["a"], np.full((1, WIDTH), 1e300), None, "number that is not finite"),
+    (["a", "b"], TWICE * [[1], [2]], None, "vector 1, of key 'b', has length 2; .* divide each vector by its length"),
+    (["a"], unit(1) * np.float32(1.002), None, "has length 1.002"),
+    (["a"], np.zeros((1, WIDTH), np.float32), None, "has length 0"),
+    (["a"], unit(1, width=3), None, r"shape \(n, 8\), not float32 of shape \(1, 3\)"),
     (["a"], unit(1)[0], None, r"not float32 of shape \(8,\)"),
-    (["a"], [["x"] * WIDTH], None, "numbers of shape"),
+    (["a"], [["x"] * WIDTH], None, "must be numbers of shape"),
     (["a", "b"], unit(1), None, "1 vectors for 2 keys"),
     (["a", "a"], unit(2), None, "key 'a' is given twice"),
     (["a", "key 1"], unit(2), None, "key 'key 1' is in the index already; use replace"),
-    (["a", ""], unit(2), None, "key 1 is ''; a key is a str, and not empty"),
+    (["a", ""], unit(2), None, "key 1 is ''; a key must be a str that is not empty"),
     ([3], unit(1), None, "key 0 is 3"),
-    ("a", unit(1), None, "a list of keys is wanted, not the one key 'a'"),
+    ("a", unit(1), None, "keys must be a list, not the single key 'a'"),
     (["a"], unit(1), [], "0 entries of metadata for 1 keys"),
-    (["a"], unit(1), [{"x": object()}], "metadata of key 'a' is not what JSON can hold"),
-    (["a"], unit(1), [{"x": float("nan")}], "metadata of key 'a' is not what JSON can hold"),
-    (["a"], unit(1), ["x"], "metadata of key 'a': a mapping is wanted, not str"),
+    (["a"], unit(1), [{"x": object()}], "metadata of key 'a' cannot be written as JSON"),
+    (["a"], unit(1), [{"x": float("nan")}], "metadata of key 'a' cannot be written as JSON"),
+    (["a"], unit(1), ["x"], "metadata of key 'a': it must be a mapping, not str"),
 ]
 
 
 @pytest.mark.parametrize(("keys", "vectors", "metadata", "message"), WRONG)
-def test_what_cannot_be_added_is_refused_and_changes_nothing(
+def test_invalid_additions_are_refused_and_change_nothing(
     keys: Any, vectors: Any, metadata: Any, message: str
 ) -> None:
     index = filled(5)
@@ -192,16 +192,16 @@ def test_a_change_with_an_unknown_key_changes_nothing(kind: str) -> None:
             change()
     with pytest.raises(InputError, match="key 'key 1' is given twice"):
         index.remove(["key 1", "key 1"])
-    with pytest.raises(InputError, match="not a finite number"):
+    with pytest.raises(InputError, match="number that is not finite"):
         index.replace(["key 1"], NAN)
     assert_same(index, filled(5, kind))
 
 
-def test_indexes_that_do_not_fit_are_not_merged() -> None:
+def test_indexes_that_do_not_match_are_not_merged() -> None:
     index = filled(5, fingerprint="abc")
     for other, message in (
-        (Index(3, fingerprint="abc"), "vectors of 3 numbers do not merge with vectors of 8"),
-        (Index(WIDTH, fingerprint="def"), "vectors of embedder def do not compare with those of abc: embed again"),
+        (Index(3, fingerprint="abc"), "widths differ: 3 and 8"),
+        (Index(WIDTH, fingerprint="def"), "the vectors are of different embedders, def and abc: embed again"),
         (filled(1, fingerprint="abc"), "key 'key 0' is in both indexes"),
     ):
         with pytest.raises(InputError, match=message):
@@ -212,14 +212,14 @@ def test_indexes_that_do_not_fit_are_not_merged() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"k": 0}, "0 neighbours; at least 1"),
-        ({"at_least": float("nan")}, "at_least is a similarity, not nan"),
-        ({"vectors": NAN}, "vector 0 holds what is not a finite number"),
+        ({"k": 0}, "k must be >= 1, not 0"),
+        ({"at_least": float("nan")}, "at_least must be a similarity, not nan"),
+        ({"vectors": NAN}, "vector 0 holds a number that is not finite"),
         ({"vectors": unit(2, width=3)}, r"not float32 of shape \(2, 3\)"),
-        ({"vectors": 2 * unit(2)}, "vector 0 is of length 2"),
+        ({"vectors": 2 * unit(2)}, "vector 0 has length 2"),
     ],
 )
-def test_what_cannot_be_searched_is_refused(options: dict[str, Any], message: str) -> None:
+def test_invalid_searches_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         filled(5).search(**{"vectors": unit(2)} | options)
 
@@ -227,12 +227,12 @@ def test_what_cannot_be_searched_is_refused(options: dict[str, Any], message: st
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"width": 0}, "vectors of 0 numbers"),
+        ({"width": 0}, "width must be >= 1, not 0"),
         ({"kind": "flat"}, "kind must be one of auto, exact, ivf, hnsw, not 'flat'"),
         ({"device": "tpu"}, "device must be one of auto, cpu, cuda, not 'tpu'"),
-        ({"least_recall": 95}, "least_recall is a share"),
+        ({"least_recall": 95}, "least_recall must be above 0"),
     ],
 )
-def test_an_index_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
+def test_invalid_options_of_an_index_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Index(**{"width": WIDTH} | options)

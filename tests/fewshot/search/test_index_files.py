@@ -26,7 +26,7 @@ from finetune.errors import InputError
 
 @pytest.mark.parametrize("memory_mapped", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_saved_index_comes_back_whole(kind: str, memory_mapped: bool, tmp_path: Path) -> None:
+def test_a_saved_index_loads_unchanged(kind: str, memory_mapped: bool, tmp_path: Path) -> None:
     index = Index(WIDTH, kind=kind, fingerprint="abc", about={"folder": "photos"}, least_recall=0.9)
     index.add(named(300), unit(300), [{"label": number} for number in range(300)])
     index.remove(named(100))
@@ -43,7 +43,7 @@ def test_a_saved_index_comes_back_whole(kind: str, memory_mapped: bool, tmp_path
         assert loaded.search(unit(1, seed=1), 1)[0][0].key == "x"
 
 
-def test_an_empty_index_is_saved_too(tmp_path: Path) -> None:
+def test_an_empty_index_can_be_saved(tmp_path: Path) -> None:
     for kind in KINDS:
         Index(WIDTH, kind=kind).save(tmp_path / kind)
         loaded = Index.load(tmp_path / kind)
@@ -60,7 +60,7 @@ def test_any_text_can_be_a_key(tmp_path: Path) -> None:
     assert Index.load(tmp_path).about == index.about
 
 
-def test_the_folder_is_plain_files_that_others_can_read(tmp_path: Path) -> None:
+def test_the_files_are_readable_without_fewtune(tmp_path: Path) -> None:
     filled(5).save(tmp_path)
     about = json.loads((tmp_path / "index.json").read_text())
     assert {*about["files"], "index.json"} == {path.name for path in tmp_path.iterdir()}
@@ -97,7 +97,7 @@ def test_a_memory_mapped_index_is_not_read_into_memory(tmp_path: Path) -> None:
     assert max(mapped) < 8 < 15 <= whole  # of 15.6 MiB of vectors
 
 
-def test_a_memory_mapped_index_is_not_changed(tmp_path: Path) -> None:
+def test_a_memory_mapped_index_is_read_only(tmp_path: Path) -> None:
     filled(5).save(tmp_path)
     index = Index.load(tmp_path, memory_mapped=True)
     for change in (
@@ -114,15 +114,15 @@ def test_a_memory_mapped_index_is_not_changed(tmp_path: Path) -> None:
 
 def test_vectors_of_another_embedder_are_refused(tmp_path: Path) -> None:
     filled(5, fingerprint="abc").save(tmp_path)
-    message = "embedder abc, not of def: embed again, or open it with the embedder it was made with"
+    message = "embedder abc, not of def: embed again, or open it with its own embedder"
     with pytest.raises(InputError, match=message):
         Index.load(tmp_path, fingerprint="def")
     assert len(Index.load(tmp_path)) == 5
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_other_folders_are_refused_and_left_unchanged(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match=r"holds thesis\.txt and is no index; name a new or an empty folder"):
+    with pytest.raises(InputError, match=r"holds thesis\.txt and is no index; choose a new or an empty folder"):
         filled(5).save(tmp_path)
     (tmp_path / "index.json").write_text("{}")
     with pytest.raises(InputError, match=r"index.json is not of an index"):
@@ -130,11 +130,11 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be made"):
         filled(5).save(tmp_path / "thesis.txt")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.json", "thesis.txt"]
-    with pytest.raises(InputError, match=r"nowhere is no index: there is no index.json in it"):
+    with pytest.raises(InputError, match=r"nowhere is no index: it holds no index.json"):
         Index.load(tmp_path / "nowhere")
 
 
-def test_a_save_deletes_what_crashed_saves_left_and_no_other_file(tmp_path: Path) -> None:
+def test_a_save_deletes_files_of_crashed_saves_alone(tmp_path: Path) -> None:
     left = ["vectors-0123456789abcdef.faiss", ".keys-0123456789abcdef.sqlite.77", ".index.json.77"]
     for name in left:
         (tmp_path / name).write_text("half")
@@ -171,17 +171,17 @@ def test_damaged_and_missing_files_are_named(kind: str, tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"format": 2}, "index.json has format 2, this version reads 1: upgrade fewtune"),
-        ({"width": 9}, "another width or number of vectors"),
+        ({"width": 9}, "the width or the number of vectors differs"),
         ({"width": None}, "is damaged"),
-        ({"vectors": 4}, "another width or number"),
-        ({"structure": "hnsw"}, "another structure"),
+        ({"vectors": 4}, "the width or the number of vectors differs"),
+        ({"structure": "hnsw"}, "the structure differs"),
         ({"structure": "tree"}, "is damaged"),
         ({"token": 3}, "does not say which files are current"),
-        ({"files": {}}, "is not as long as it was saved"),
+        ({"files": {}}, "does not have its saved length"),
         ({"made_by": "another program"}, "is not of an index"),
     ],
 )
-def test_an_index_json_that_does_not_fit_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_an_index_json_that_does_not_match_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     filled(5).save(tmp_path)
     about = json.loads((tmp_path / "index.json").read_text())
     (tmp_path / "index.json").write_text(json.dumps(about | change))
@@ -190,7 +190,7 @@ def test_an_index_json_that_does_not_fit_is_refused(change: dict[str, Any], mess
 
 
 def test_a_path_that_faiss_cannot_open_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="FAISS opens only paths that are UTF-8"):
+    with pytest.raises(InputError, match="FAISS opens only paths that are valid UTF-8"):
         filled(5).save(tmp_path / os.fsdecode(b"caf\xe9"))
 
 
@@ -223,7 +223,7 @@ def state_in(folder: Path) -> int:
     return state
 
 
-def test_a_save_that_is_killed_leaves_the_old_state_or_the_new(tmp_path: Path) -> None:
+def test_a_killed_save_leaves_the_old_or_the_new_state(tmp_path: Path) -> None:
     folder, moments, state = tmp_path / "index", random.Random(0), 0
     for _ in range(2):
         with subprocess.Popen([sys.executable, "-c", SAVER, folder, str(state)], stdout=subprocess.PIPE) as saver:
@@ -248,7 +248,7 @@ def test_a_save_that_is_killed_leaves_the_old_state_or_the_new(tmp_path: Path) -
     assert len(list(folder.iterdir())) == 3
 
 
-def test_a_reader_never_fails_beside_a_writer(tmp_path: Path) -> None:
+def test_a_reader_does_not_fail_during_writes(tmp_path: Path) -> None:
     folder, done = tmp_path / "index", threading.Event()
     index = Index(WIDTH)
     index.add(named(200), unit(200))
