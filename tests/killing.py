@@ -1,28 +1,68 @@
-"""A run killed in the middle of training, and what it must come to all the same."""
+"""A run killed or interrupted in the middle of training, and what it must come to all the same."""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from called import Answer
 
 from finetune.files import read_tensors
+
+# A shell starts jobs in the background with SIGINT ignored, and every process that they start inherits that.
+HEARS_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+
+
+@contextmanager
+def started(script: str, *words: object) -> Iterator[subprocess.Popen[str]]:
+    """A Python program in a session of its own. Whatever the test does, no process of it is left behind."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
+    """Until the file exists. The test fails where the process ends before."""
+    deadline = time.monotonic() + 120
+    while not file.exists() and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def interrupted(program: str, words: Sequence[object], checkpoint: Path) -> Answer:
+    """What the command answers to Ctrl-C, once its checkpoint is there."""
+    script = f"{HEARS_CTRL_C}; from {program}.cli.main import main; main()"
+    with started(script, *words) as process:
+        wait_for(checkpoint, process)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: processes that decode pictures hear it too
+        out, err = process.communicate(timeout=120)
+        return Answer(process.returncode, out, err)
 
 
 def fit_until_killed(folder: Path, run: Path, options: dict[str, Any]) -> None:
     """Start a fit in a process of its own and kill it (SIGKILL) once the first epoch is saved."""
-    script = f"import finetune; finetune.fit({str(folder)!r}, {str(run)!r}, **{options!r})"
-    process = subprocess.Popen([sys.executable, "-c", script])
-    checkpoint, deadline = run / "state" / "checkpoint.safetensors", time.monotonic() + 120
-    while not checkpoint.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    with started(f"import finetune; finetune.fit({str(folder)!r}, {str(run)!r}, **{options!r})") as process:
+        wait_for(run / "state" / "checkpoint.safetensors", process)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
 
 
 def assert_same_weights(run: Path, other: Path) -> None:

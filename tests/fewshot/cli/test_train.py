@@ -1,18 +1,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from drawings import folder_of
-from killing import assert_same_weights
+from killing import assert_same_weights, interrupted
 
 from fewshot.embedding.embedder import Embedder
 
@@ -131,21 +128,11 @@ def test_ctrl_c_keeps_the_weights_so_far_and_the_run_can_go_on(  # type: ignore[
 ) -> None:
     run, options = tmp_path / "run", ("--epochs", "34", "--json", *FAST)  # 102 steps, kept at 51 and at the end
     words = ["train", pictures, "--out", run, *options]
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    checkpoint, deadline = run / "state" / "checkpoint.safetensors", time.monotonic() + 120
-    while not checkpoint.exists() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "Traceback" not in err
-    metrics = json.loads(out)
+    checkpoint = run / "state" / "checkpoint.safetensors"
+    answer = interrupted("fewshot", words, checkpoint)
+    assert answer.code == 130, answer.err
+    assert "Traceback" not in answer.err
+    metrics = json.loads(answer.out)
     assert metrics["interrupted"] is True
     assert 51 <= metrics["steps"] < 102
     assert Embedder.load(run, device="cpu").embed([np.zeros((20, 20), np.uint8)]).shape == (1, 384)

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -147,19 +143,3 @@ def test_auto_trains_where_an_option_of_training_is_given(option: dict[str, Any]
     metrics = finetune.fit(folder, **option, **SMALL | {"image_size": 16}).metrics
     assert metrics["strategy"] == "partial"
     assert metrics["epochs"] > 0
-
-
-def test_the_command_says_that_it_was_interrupted(make_folder: MakeFolder, tmp_path: Path) -> None:
-    folder, run = make_folder(classes=TWO), tmp_path / "run"
-    words = ["fit", folder, "--out", run, "--strategy", "full", "--epochs", "200", "--patience", "200"]
-    words += ["--backbone", "fewtune_conv4", "--device", "cpu", "--workers", "0"]
-    command = [sys.executable, "-c", "from finetune.cli.main import main; main()", *map(str, words)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    checkpoint, deadline = run / "state" / "checkpoint.safetensors", time.monotonic() + 120
-    while not checkpoint.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
-    assert "interrupted: training was stopped after" in out
-    assert "--resume continues it" in out

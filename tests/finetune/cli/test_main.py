@@ -1,17 +1,15 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from called import Answer, caller
 from conftest import MakeFolder
+from killing import interrupted
 
 from finetune import load
 from finetune.cli.main import main
@@ -115,19 +113,14 @@ def test_an_unreadable_picture_is_named_and_the_others_are_predicted(  # type: i
 def test_ctrl_c_keeps_the_best_weights_so_far_and_the_run_can_go_on(make_folder: MakeFolder, tmp_path: Path) -> None:
     folder, run = make_folder(classes={"blue": 30, "red": 30}), tmp_path / "run"
     options = ("--backbone", "fewtune_conv4", "--strategy", "full", "--epochs", "200", "--patience", "200")
-    words = ["fit", folder, "--out", run, *options, "--device", "cpu", "--workers", "1", "--json"]
-    command = [sys.executable, "-c", "from finetune.cli.main import main; main()", *map(str, words)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    checkpoint, deadline = run / "state" / "checkpoint.safetensors", time.monotonic() + 300
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the decoding processes hear it too
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 130, err
-    assert "Traceback" not in err
-    metrics = json.loads(out)
+    words = ["fit", folder, "--out", run, *options, "--device", "cpu", "--workers", "1"]
+    checkpoint = run / "state" / "checkpoint.safetensors"
+    answer = interrupted("finetune", words, checkpoint)
+    assert answer.code == 130, answer.err
+    assert "Traceback" not in answer.err
+    assert "interrupted: training was stopped after" in answer.out
+    assert "--resume continues it" in answer.out
+    metrics = load(run).metrics
     assert metrics["interrupted"] is True
     assert 0 < metrics["epochs"] < 200
     assert load(run).predict(folder / "red" / "000.png").label == "red"
