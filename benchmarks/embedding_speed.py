@@ -37,6 +37,7 @@ import torch
 import torch.nn.functional as F
 from machine import provenance
 from numpy.typing import NDArray
+from rich.console import Console
 from torch import Tensor
 
 from fewshot.embedding.embedder import Embedder
@@ -131,12 +132,12 @@ def measured(network: str, weights: Path, paths: list[Path], repeats: int, obvio
 def converted(embedder: Embedder, pixels: Tensor, tolerance: float) -> Acceleration:
     return accelerated(
         embedder._module,
-        lambda: pixels,
+        pixels,
         device=embedder.fabric.device,
         batch_size=CPU_BATCH,
         pictures=WORTH_CONVERTING,
         tolerance=tolerance,
-        announce=print,
+        display=Display(Console()),
     )
 
 

@@ -184,15 +184,15 @@ def largest_difference(one: finetune.Classifier, other: finetune.Classifier, pic
 def converted(name: str, size: int, weights: Path) -> dict[str, Any]:
     """How the network runs where it is worth converting. "runs eagerly" where it cannot be converted."""
     backbone, said = Backbone(name, image_size=size).eval(), Lines()
-    load_pretrained(backbone, str(weights), said.say)
+    load_pretrained(backbone, str(weights), said)
     example = torch.randn(8, 3, size, size, generator=torch.Generator().manual_seed(0))
     chosen = accelerated(
         backbone,
-        lambda: example,
+        example,
         device=torch.device("cpu"),
         batch_size=8,
         pictures=WORTH_CONVERTING,
-        announce=said.say,
+        display=said,
     )
     by = {"runs_by": chosen.name, "closeness": chosen.closeness}
     return {"status": "runs eagerly", "reason": said.said[0], **by} if said.said else by

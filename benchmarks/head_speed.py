@@ -44,6 +44,7 @@ from finetune.files import write_json
 from finetune.models.backbone import Backbone
 from finetune.models.device import open_engine
 from finetune.models.pretrained import load_pretrained
+from finetune.progress import Display
 
 BACKBONE = "tf_efficientnet_lite0"
 RESULT = Path(__file__).parent / "results" / "head_speed.json"
@@ -115,7 +116,7 @@ def obvious(folder: Path, weights: Path) -> dict[str, float]:
 def one_pass(folder: Path, weights: Path) -> dict[str, int]:
     fabric = open_engine("cpu")
     backbone = Backbone(BACKBONE)
-    load_pretrained(backbone, str(weights), print)
+    load_pretrained(backbone, str(weights), Display())
     preprocessing = backbone.preprocessing
     listing = list_folder(folder)
     paths = [folder / sample.path for sample in listing.samples]

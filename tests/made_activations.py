@@ -6,19 +6,21 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from told import NothingSaid
 from torch import Tensor
 
 from finetune.features.cache import ActivationCache
 from finetune.features.cache_files import shards_of
 from finetune.features.cache_keys import FeatureKey
+from finetune.progress import Display
 
-FAMILY = FeatureKey(
+KEY = FeatureKey(
     backbone="net",
     weights="0" * 64,
     preprocessing={"size": 32, "mean": (0.5, 0.5, 0.5)},
@@ -39,35 +41,31 @@ def keys_of(numbers: Sequence[int]) -> list[str]:
 
 
 def values_of(numbers: Sequence[int], width: int = 5) -> Tensor:
-    """(n, width), of each number something of its own."""
+    """(n, width), different rows for different numbers."""
     return torch.tensor(numbers, dtype=torch.float32)[:, None] * 7 + torch.arange(width) / 3
 
 
-def silent(line: str) -> None:
-    raise AssertionError(f"announced: {line}")
+def opened(folder: Path, display: Display | None = None, **options: Any) -> ActivationCache:
+    return ActivationCache(folder, display=display or NothingSaid(), **({"disk": 1 << 30} | options))
 
 
-def opened(folder: Path, announce: Callable[[str], None] = silent, **options: Any) -> ActivationCache:
-    return ActivationCache(folder, announce=announce, **({"disk": 1 << 30} | options))
-
-
-def filled(folder: Path, numbers: Sequence[int], family: FeatureKey = FAMILY, width: int = 5) -> None:
+def filled(folder: Path, numbers: Sequence[int], key: FeatureKey = KEY, width: int = 5) -> None:
     with opened(folder) as cache:
-        cache.put(family, keys_of(numbers), values_of(numbers, width))
+        cache.put(key, keys_of(numbers), values_of(numbers, width))
 
 
-def the_shard(folder: Path, family: FeatureKey = FAMILY) -> Path:
-    (shard,) = shards_of(folder, family.name)
+def the_shard(folder: Path, key: FeatureKey = KEY) -> Path:
+    (shard,) = shards_of(folder, key.name)
     return shard
 
 
-def aged(folder: Path, family: FeatureKey, days: float) -> None:
-    for shard in shards_of(folder, family.name):
+def aged(folder: Path, key: FeatureKey, days: float) -> None:
+    for shard in shards_of(folder, key.name):
         os.utime(shard, (time.time() - days * 86_400,) * 2)
 
 
 def of(number: int) -> FeatureKey:
-    return replace(FAMILY, backbone=f"net{number}")
+    return replace(KEY, backbone=f"net{number}")
 
 
 def flipped(content: bytes, at: int) -> bytes:

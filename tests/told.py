@@ -1,12 +1,19 @@
-"""A display that keeps what it was told."""
+"""Displays that keep their lines, or fail when there is one."""
 
 from __future__ import annotations
 
 from finetune.progress import Display
 
 
+class NothingSaid(Display):
+    """Fails when it is to show a line."""
+
+    def say(self, line: str) -> None:
+        raise AssertionError(f"a line is shown: {line}")
+
+
 class Told(Display):
-    """Keeps what it was told to say."""
+    """Keeps the lines that it is to show."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -48,7 +48,10 @@ def run_demo(out: Path, *, seed: int = 0, display: Display) -> list[dict[str, An
     rows = []
     for name, vectors in (
         ("pixels", pixels),
-        (f"encoder of Omniglot's characters ({embedder.fingerprint})", torch.from_numpy(embedder.embed(paths))),
+        (
+            f"encoder of Omniglot's characters ({embedder.fingerprint})",
+            torch.from_numpy(embedder.embed(paths, display=display)),
+        ),
     ):
         rows += [_measured(name, vectors, labels, shot, seed) for shot in SHOTS]
     if display.console is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
 from torch import Tensor, nn
 
 from fewshot.embedding.augmentation import render_view
@@ -37,14 +35,19 @@ from finetune.data.images import Picture
 from finetune.data.loader import Pictures
 from finetune.data.transforms import Normalized
 from finetune.errors import InputError, UnreadablePicture
-from finetune.features.acceleration import CPU_BATCH, GPU_BATCH, TOLERANCE, Acceleration, Forward, accelerated
+from finetune.features.acceleration import (
+    CPU_BATCH,
+    GPU_BATCH,
+    TOLERANCE,
+    Acceleration,
+    Forward,
+    accelerated,
+    worth_accelerating,
+)
 from finetune.features.forward import run_over
 from finetune.files import write_json, write_tensors
 from finetune.models.device import open_engine
 from finetune.progress import Advance, Display
-
-# On a terminal, a progress bar is shown from this many pictures on.
-LONG = 256
 
 _DRAWINGS_AT_ONCE = 512
 
@@ -136,12 +139,12 @@ class Embedder:
             tolerance: Smallest cosine between the vectors and those of plain float32; allows faster ways to run the
                 network. 1 for exactly float32.
             device: "auto", "cpu" or "cuda".
-            display: Shows a download; on stderr when None.
+            display: Shows a download; nothing is shown when None.
 
         Raises:
             InputError: If there is no such source, or it holds no finished run.
         """
-        stored = read_encoder(source, weights, display or Display(Console(stderr=True)))
+        stored = read_encoder(source, weights, display or Display())
         embedder = cls(
             stored.network,
             stored.spec,
@@ -208,7 +211,7 @@ class Embedder:
                 pictures below it in the order of their paths.
             batch_size: Pictures at once; None for what suits the machine.
             workers: Threads on a CPU, processes that decode beside a GPU; None for what suits the machine.
-            display: Shows a bar. When None, a bar is shown on a terminal for long work alone.
+            display: Shows a bar; nothing is shown when None.
 
         Returns:
             Vectors, shape (n, d), float32, unit length, in the order of the pictures.
@@ -242,7 +245,7 @@ class Embedder:
             raise InputError(f"--batch-size must be at least 1, not {batch_size}")
         listed = [_as_picture(picture) for picture in _listed(pictures)]
         batch_size = batch_size or (CPU_BATCH if self.fabric.device.type == "cpu" else GPU_BATCH)
-        display = display or _display_for(len(listed))
+        display = display or Display()
         source = Pictures(listed, self.spec.view(), self.spec.decoded_side, MAX_PIXELS)
         run = self._forward(source, batch_size, display)
         with nullcontext(advance) if advance else display.bar("embedding", len(listed)) as bar:
@@ -272,7 +275,7 @@ class Embedder:
         if self.spec.framing == "whole":
             paper = (255 - drawings)[:, None].expand(-1, 3, -1, -1)
             return self.embed_framed(frame_whole(paper.to(self.fabric.device)))
-        return torch.from_numpy(self.embed(list(255 - drawings), display=Display())).to(self.fabric.device)
+        return torch.from_numpy(self.embed(list(255 - drawings))).to(self.fabric.device)
 
     def save(self, folder: Path, **about: Any) -> None:
         """Write model.safetensors and config.json to `folder`; `about`: more entries for config.json.
@@ -292,16 +295,18 @@ class Embedder:
     def _forward(self, pictures: Pictures, batch_size: int, display: Display) -> Forward:
         """The network's fastest forward pass for `pictures`; chosen once for each batch size if that pays."""
         if batch_size not in self._accelerated:
+            device = self.fabric.device
+            checked = worth_accelerating(device, len(pictures), self.tolerance)
             chosen = accelerated(
                 self._module,
-                lambda: self._example(pictures, batch_size),
-                device=self.fabric.device,
+                self._example(pictures, batch_size) if checked else torch.empty(0),
+                device=device,
                 batch_size=batch_size,
                 pictures=len(pictures),
                 tolerance=self.tolerance,
-                announce=display.say,
+                display=display,
             )
-            if not chosen.lasting:
+            if not chosen.reusable:
                 return chosen.run
             self._accelerated[batch_size] = chosen
         return self._accelerated[batch_size].run
@@ -359,7 +364,3 @@ def _as_picture(picture: Picture | Tensor) -> Picture:
     if array.dtype in (torch.bfloat16, torch.float16):
         array = array.float()
     return (array.movedim(0, -1) if array.ndim == 3 else array).numpy()
-
-
-def _display_for(pictures: int) -> Display:
-    return Display(Console(stderr=True)) if pictures >= LONG and sys.stderr.isatty() else Display()

@@ -69,7 +69,7 @@ def read_encoder(source: str | Path, weights: str | Path | None, display: Displa
         )
     backbone = Backbone(name)
     file = None if weights is None else str(weights)
-    load_pretrained(backbone, file, display.say, option="--model", instead=[f"--model {each}" for each in SHIPPED])
+    load_pretrained(backbone, file, display, option="--model", instead=[f"--model {each}" for each in SHIPPED])
     spec = _crop_spec(name, backbone.preprocessing)
     return StoredEncoder(backbone, spec, name, None if weights is None else os.path.abspath(weights))
 

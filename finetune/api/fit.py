@@ -161,7 +161,7 @@ class _Job:
         prepared = prepare(listing, config, run, self.display)
         if run is not None:
             run.started()
-        record_splits(listing, prepared.rows.splits_by_content, config, self.display.say)
+        record_splits(listing, prepared.rows.splits_by_content, config, self.display)
         trains = prepared.choice.strategy.trains != "head"
         name = prepared.choice.strategy.name
         self.display.say_without_effect(config.without_effect(strategy=name), f"strategy {name}")

@@ -123,7 +123,7 @@ def inspect_folder(folder: Source, *, config: Config | None = None, display: Dis
     backbone = Backbone(config.backbone, image_size=config.image_size)
     outputs, not_judged = None, None
     try:
-        load_pretrained(backbone, config.weights, display.say, instead=WITHOUT_A_NETWORK[:1])
+        load_pretrained(backbone, config.weights, display, instead=WITHOUT_A_NETWORK[:1])
     except WeightsUnavailable as error:
         not_judged = str(error)
         read = read_contents(listing, backbone.preprocessing, config, display)

@@ -109,7 +109,7 @@ def prepare(listing: Listing, config: Config, run: RunFolder | None, display: Di
     if config.drop_above not in (None, BEST):
         backbone.stage_index(config.drop_above)
     if config.strategy == "auto" or STRATEGIES[config.strategy].start == "pretrained":
-        load_pretrained(backbone, config.weights, display.say)
+        load_pretrained(backbone, config.weights, display)
     backbone.to(fabric.device)
 
     stages = PooledStages(backbone)

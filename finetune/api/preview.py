@@ -31,7 +31,7 @@ def probe_folder(folder: Source, *, config: Config | None = None, display: Displ
     listing = list_pictures(folder)
     fabric = open_engine(config.device, config.precision)
     backbone = Backbone(config.backbone, image_size=config.image_size)
-    load_pretrained(backbone, config.weights, display.say)
+    load_pretrained(backbone, config.weights, display)
     stages = PooledStages(backbone.to(fabric.device))
     outputs = read_pictures(fabric, stages, listing, config, display)
     rows = FeatureTable.audited(listing, outputs, backbone.width, config)

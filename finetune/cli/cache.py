@@ -30,11 +30,11 @@ def cache() -> None:
 @as_json
 def list_cache(as_json: bool) -> None:
     """Show what the cache holds, the last used first."""
-    from finetune.features.cache_files import default_bound, families, size_of
+    from finetune.features.cache_files import default_bound, entries, size_of
     from finetune.files import default_folder
 
     folder = default_folder()
-    kept, total, bound = families(folder), size_of(folder), default_bound(folder)
+    kept, total, bound = entries(folder), size_of(folder), default_bound(folder)
     if as_json:
         rows = [
             {"name": row.name, "pictures": row.pictures, "bytes": row.bytes, "last_used": row.last_used}
@@ -77,7 +77,7 @@ def clear(older_than: float | None, backbone: str | None, as_json: bool) -> None
     folder = default_folder()
     freed = clear(folder, older_than=(older_than or 0) * _DAY, backbone=backbone)
     if as_json:
-        print_json({"folder": str(folder), "bytes": freed.bytes, "files": freed.files, "families": freed.families})
+        print_json({"folder": str(folder), "bytes": freed.bytes, "files": freed.files, "families": freed.entries})
     else:
         files = "1 file" if freed.files == 1 else f"{freed.files} files"
         click.echo(f"{_size(freed.bytes)} freed in {folder}: {files}")

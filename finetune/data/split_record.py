@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from finetune.config import Config
 from finetune.data.folder import IN_MEMORY, Listing
 from finetune.errors import InputError
 from finetune.files import default_folder, read_json, write_json
+from finetune.progress import Display
 
 FORMAT = 1
 _SPLITS = ("train", "val", "test")
@@ -32,8 +33,8 @@ def recorded_splits(listing: Listing, config: Config) -> dict[str, str]:
         return {}
 
 
-def record_splits(listing: Listing, splits: Mapping[str, str], config: Config, announce: Callable[[str], None]) -> None:
-    """Add `splits`, by sha256, to the record of `listing`. Where it cannot be written, a line is announced."""
+def record_splits(listing: Listing, splits: Mapping[str, str], config: Config, display: Display) -> None:
+    """Add `splits`, by sha256, to the record of `listing`. Where it cannot be written, one line says so."""
     path = _record_of(listing, config)
     if path is None or {"val", "test"} <= {sample.split for sample in listing.samples}:
         return
@@ -47,7 +48,7 @@ def record_splits(listing: Listing, splits: Mapping[str, str], config: Config, a
     try:
         write_json(path, {"format": FORMAT, **_about(listing, config), "splits": by_split})
     except InputError as error:
-        announce(f"The splits are not recorded ({error}): pictures that are added later may move others.")
+        display.say(f"The splits are not recorded ({error}): pictures that are added later may move others.")
 
 
 def forget_splits(pictures: Path | None = None) -> int:

@@ -1,10 +1,10 @@
-"""A frozen network run faster than it is: by an inference runtime on a CPU, in half precision on a GPU, and checked."""
+"""Faster ways to run a frozen network, compared with plain float32: OpenVINO on a CPU, half precision on a GPU."""
 
 from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -14,115 +14,157 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from finetune.data.loader import cores
+from finetune.data.loader import Pictures, check_unchanged, cores
 from finetune.data.transforms import Normalized
 from finetune.errors import reason_of
 from finetune.models.onnx_graph import onnx_program
+from finetune.progress import Display
 
-# Converting takes seconds, in which as many pictures as these have gone through the network as it is.
+# Converting takes seconds, the time that plain PyTorch needs for this many pictures.
 WORTH_CONVERTING = 400
-# torch.compile takes longer, and a GPU does more meanwhile.
+# torch.compile takes longer, and a GPU processes more pictures in that time.
 WORTH_COMPILING = 20_000
 
-# Cosine that each output keeps with that of plain float32.
+# Least cosine between each output and the output of plain float32.
 TOLERANCE = 0.999
-# The check sees a few pictures of many: what it allows is so much nearer to 1.
+# The comparison uses a few pictures out of many, so it allows only this fraction of the tolerated difference: 1 / 2.
 _CAUTION = 2.0
-# Numbers that a core is shown at once: of more pictures, what passes between layers does not stay in its cache.
+# Numbers in one batch of a core. With more, the activations between layers do not stay in the core's cache.
 _AT_ONCE = 400_000
-# Batches are filled up to one size. A smaller part of one than this is seen sooner by a network that needs no filling.
+# Batches are padded to one size. Below this share of it, the network that needs no padding is faster.
 _FEW = 1 / 4
 
 
-# Pictures at once: on a CPU so few that what passes between layers stays in the cache of a core.
+# Pictures in a batch. On a CPU the activations between layers then stay in the cache of a core.
 CPU_BATCH, GPU_BATCH = 16, 256
 
 
 class Forward(Protocol):
-    """A network as it is called: one batch, on the network's device, to float32 outputs (n, width) there."""
+    """A network as it is called: one batch, on the network's device, to float32 outputs (n, ...)."""
 
     def __call__(self, batch: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Acceleration:
-    """How a network runs. name: in a few words. closeness: the smallest cosine with plain float32 that was seen.
+    """A way to run a network.
 
-    lasting: whether it holds for more pictures than it was chosen for.
+    Attributes:
+        run: The network, to be called.
+        name: The way in a few words, such as "OpenVINO f32".
+        closeness: Smallest cosine with plain float32 over the example pictures.
+        reusable: Whether the choice also holds for a larger number of pictures.
     """
 
     run: Forward
     name: str
     closeness: float = 1.0
-    lasting: bool = True
+    reusable: bool = True
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The pictures on which faster ways to run a network are compared with plain float32.
+
+    Attributes:
+        pictures: The pictures that the network will receive.
+        indices: Positions of the examples among them.
+        hashes: sha256 of every picture, by position, where they are known already.
+    """
+
+    pictures: Pictures
+    indices: Sequence[int]
+    hashes: Sequence[str] | None = None
+
+    def read(self) -> Tensor:
+        """The readable examples, uint8 (n, 3, size, size). InputError for one that no longer has its hash."""
+        batch = self.pictures.batch(self.indices)
+        if self.hashes is not None:
+            check_unchanged(batch.contents, self.pictures, self.hashes)
+        return batch.pixels.flatten(0, 1) if batch.pixels.ndim == 5 else batch.pixels
 
 
 def plain(fabric: Fabric, network: nn.Module) -> Forward:
-    """The network as it is, in evaluation mode and in the precision of `fabric`."""
+    """The network in PyTorch, without gradients, in the precision of `fabric`."""
 
     def run(batch: Tensor) -> Tensor:
         with torch.no_grad(), fabric.autocast():
-            return network(batch).float()  # type: ignore[no-any-return]
+            outputs: Tensor = network(batch)
+            return outputs.float()
 
     return run
 
 
+def worth_accelerating(device: torch.device, pictures: int, tolerance: float = TOLERANCE) -> bool:
+    """Whether `accelerated` looks for a faster way, and therefore needs example pictures."""
+    return tolerance < 1 and (device.type != "cpu" or pictures >= WORTH_CONVERTING)
+
+
 def accelerated(
     network: nn.Module,
-    example: Callable[[], Tensor],
+    example: Tensor,
     *,
     device: torch.device,
     batch_size: int,
     pictures: int,
     tolerance: float = TOLERANCE,
-    announce: Callable[[str], None],
+    display: Display,
 ) -> Acceleration:
-    """The fastest way to run `network`, which is in evaluation mode, whose outputs keep to `tolerance`.
+    """The fastest way to run a frozen network whose outputs stay within a tolerance.
 
-    example: gives a batch of what it will see, on `device`, by which each way is checked against plain float32; not
-    called where nothing is to be checked. batch_size: the most that will come at once. pictures: how many will come in
-    all; few are not worth converting for. tolerance: cosine that each output must keep with plain float32's; 1 for
-    exactly that. announce: told, once, when a network cannot be converted.
+    Args:
+        network: Network in evaluation mode.
+        example: Batch of typical inputs on `device`, on which every way is compared with plain float32. Without a
+            picture, as where `worth_accelerating` is false, the network runs in plain float32.
+        device: Device of the network.
+        batch_size: Largest number of pictures in one call.
+        pictures: Number of pictures in all. Converting pays off from WORTH_CONVERTING on.
+        tolerance: Least cosine, in (0, 1], between an output and that of plain float32; 1 for plain float32 itself.
+        display: Shows one line when the network cannot be converted.
+
+    Returns:
+        The way to run it.
     """
     exact = Acceleration(_exact(network), "plain float32")
-    on_cpu = device.type == "cpu"
     if tolerance >= 1:
         return exact
-    if (on_cpu and pictures < WORTH_CONVERTING) or not len(seen := example()):
-        return replace(exact, lasting=False)
-    wanted = exact.run(seen)
+    if not worth_accelerating(device, pictures, tolerance) or not len(example):
+        return replace(exact, reusable=False)
+    expected = exact.run(example)
+    candidates = _on_cpu if device.type == "cpu" else _on_gpu
     try:
-        for name, run in (_on_cpu if on_cpu else _on_gpu)(network, seen, batch_size, pictures):
-            closeness = _closeness(run(filled(seen, batch_size))[: len(seen)], wanted)
+        for name, run in candidates(network, example, batch_size, pictures):
+            closeness = _closeness(run(filled(example, batch_size))[: len(example)], expected)
             if closeness >= 1 - (1 - tolerance) / _CAUTION:
                 return Acceleration(run, name, closeness)
     # Converters raise arbitrary errors; fall back to eager.
     except Exception as error:
-        announce(f"The network runs in plain PyTorch, more slowly: it cannot be converted ({reason_of(error)}).")
+        display.say(f"The network runs in plain PyTorch, more slowly: it cannot be converted ({reason_of(error)}).")
     return exact
 
 
 def _exact(network: nn.Module) -> Forward:
     def run(batch: Tensor) -> Tensor:
         with torch.no_grad():
-            return network(batch).float()  # type: ignore[no-any-return]
+            outputs: Tensor = network(batch)
+            return outputs.float()
 
     return run
 
 
-def _closeness(found: Tensor, wanted: Tensor) -> float:
-    """The smallest cosine of two rows; -1 where something is not finite."""
+def _closeness(found: Tensor, expected: Tensor) -> float:
+    """The smallest cosine between two rows; -1 where a value is not finite."""
     if not found.isfinite().all():
         return -1.0
-    return float(F.cosine_similarity(found.double(), wanted.double()).min())
+    return float(F.cosine_similarity(found.double(), expected.double()).min())
 
 
 # --- on a CPU: OpenVINO -----------------------------------------------------------------------------------------------
 
 
 def _on_cpu(network: nn.Module, example: Tensor, batch_size: int, pictures: int) -> Iterator[tuple[str, Forward]]:
-    """The ways to run it on a CPU, the fastest first."""
-    import openvino  # here, because it takes a while to import
+    """Ways to run a network on a CPU, the fastest first."""
+    import openvino  # imported here because it is slow to import
 
     core = openvino.Core()
     at_once = min(batch_size, max(1, _AT_ONCE // example[0].numel()))
@@ -135,16 +177,16 @@ def _on_cpu(network: nn.Module, example: Tensor, batch_size: int, pictures: int)
 
 
 def _onnx(network: nn.Module, batch: Tensor) -> bytes:
-    """The network for batches of one size, weights included."""
+    """The network as an ONNX file for batches of one size, weights included."""
     file = io.BytesIO()
-    onnx_program(network, batch, optimize=False).save(file)  # OpenVINO does that faster
+    onnx_program(network, batch, optimize=False).save(file)  # OpenVINO optimises faster
     return file.getvalue()
 
 
 class _Compiled:
-    """A compiled model that several threads may call: each has a request of its own, and each request one core.
+    """A compiled model that several threads may call: each thread has its own request, each request one core.
 
-    at_once: pictures that it takes. uncompiled: how a few are run.
+    at_once: pictures in a batch of the model. uncompiled: the network for batches of a few pictures.
     """
 
     def __init__(self, model: Any, at_once: int, uncompiled: Forward):
@@ -167,7 +209,7 @@ class _Compiled:
 
 
 def filled(batch: Tensor, size: int) -> Tensor:
-    """A batch of `size`, filled up with zeros: no picture's output depends on its neighbours in evaluation mode."""
+    """The batch padded with zeros to `size` pictures; in evaluation mode no picture's output depends on the others."""
     missing = batch.new_zeros((size - len(batch), *batch.shape[1:]))
     return torch.cat([batch, missing]).contiguous() if len(missing) else batch.contiguous()
 
@@ -176,7 +218,7 @@ def filled(batch: Tensor, size: int) -> Tensor:
 
 
 def _on_gpu(network: nn.Module, example: Tensor, batch_size: int, pictures: int) -> Iterator[tuple[str, Forward]]:
-    """The ways to run it on a GPU, the fastest first. float16 before bfloat16: as fast, and eight times as fine."""
+    """Ways to run a network on a GPU, the fastest first. float16 is as fast as bfloat16 and 8 times more precise."""
     network = network.to(memory_format=torch.channels_last)
     for name, precision in (("float16", torch.float16), ("bfloat16", torch.bfloat16)):
         half = _half(network, precision)
@@ -185,7 +227,7 @@ def _on_gpu(network: nn.Module, example: Tensor, batch_size: int, pictures: int)
         yield name, half
 
 
-def _half(network: Callable[[Tensor], Tensor], precision: torch.dtype) -> Forward:
+def _half(network: Forward, precision: torch.dtype) -> Forward:
     def run(batch: Tensor) -> Tensor:
         with torch.no_grad(), torch.autocast("cuda", precision):
             return network(batch).float()
@@ -194,7 +236,7 @@ def _half(network: Callable[[Tensor], Tensor], precision: torch.dtype) -> Forwar
 
 
 def _filling(compiled: Forward, size: int, uncompiled: Forward) -> Forward:
-    """compiled: for batches of one `size`, so that it is compiled once. uncompiled: how a few pictures are run."""
+    """`compiled` on batches padded to one size, so that it is compiled once; `uncompiled` on a few pictures."""
 
     def run(batch: Tensor) -> Tensor:
         return uncompiled(batch) if len(batch) <= _FEW * size else compiled(filled(batch, size))[: len(batch)]
@@ -203,50 +245,64 @@ def _filling(compiled: Forward, size: int, uncompiled: Forward) -> Forward:
 
 
 class AcceleratedModel:
-    """`module` as fast as `precision` allows, found when it is first needed.
+    """A frozen network, run as fast as the precision allows. The way is chosen when it is first needed.
 
-    example: gives pictures that it will see, uint8 (n, 3, size, size), by which each way is checked. pictures: how many
-    it will see in all. precision: as in `Config`. announce: as for `accelerated`. name: which way it is.
+    Attributes:
+        checked: Whether faster ways are compared with plain float32 on example pictures.
+        name: The accuracy of the outputs in a few words, for the key of a cache.
+        batch_size: Pictures in a full batch.
+
+    Args:
+        fabric: Device and precision.
+        network: The network, in evaluation mode, with its normalisation.
+        examples: Pictures for the comparison with plain float32.
+        pictures: Number of pictures in all.
+        precision: As in `Config`.
+        display: As for `accelerated`.
     """
 
     def __init__(
         self,
         fabric: Fabric,
-        module: Normalized,
-        example: Callable[[], Tensor],
+        network: Normalized,
+        examples: Examples,
         *,
         pictures: int,
         precision: str,
-        announce: Callable[[str], None],
+        display: Display,
     ):
-        self._fabric, self._module, self._example, self._announce = fabric, module, example, announce
+        self._fabric, self._network, self._examples, self._display = fabric, network, examples, display
         self._pictures = pictures
-        self._run: Forward | None = plain(fabric, module) if precision == "bfloat16" else None
+        self._run: Forward | None = plain(fabric, network) if precision == "bfloat16" else None
         self._tolerance = 1.0 if precision == "float32" else TOLERANCE
         self.batch_size = CPU_BATCH if fabric.device.type == "cpu" else GPU_BATCH
         self.checked = precision == "auto" and pictures >= WORTH_CONVERTING
         self.name = f"within {TOLERANCE} of float32" if self.checked else precision.replace("auto", "float32")
 
     def prepare(self) -> None:
-        """Find it, once; threads may call from then on."""
+        """Choose the way to run the network, once. Several threads may call the model afterwards."""
         if self._run is not None:
             return
+        device = self._fabric.device
+        example = torch.empty(0)
+        if worth_accelerating(device, self._pictures, self._tolerance):
+            example = self._examples.read()[: self.batch_size].to(device)
         self._run = accelerated(
-            self._module,
-            lambda: self._example()[: self.batch_size].to(self._fabric.device),
-            device=self._fabric.device,
+            self._network,
+            example,
+            device=device,
             batch_size=self.batch_size,
             pictures=self._pictures,
             tolerance=self._tolerance,
-            announce=self._announce,
+            display=self._display,
         ).run
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """(n, width) float32 on the CPU of n pictures as their view made them."""
+        """uint8 pictures (n, 3, size, size) to outputs (n, width), float32 on the CPU."""
         assert self._run is not None, "prepare() comes first"
         return self._run(pixels.to(self._fabric.device, non_blocking=True)).cpu()
 
-    def whole(self, pixels: Tensor) -> Tensor:
-        """The same, always in batches of one size: no picture's numbers depend on how many others are seen with it."""
+    def in_full_batches(self, pixels: Tensor) -> Tensor:
+        """The same in batches of one size: no output depends on how many other pictures are in its batch."""
         parts = pixels.split(self.batch_size)
         return torch.cat([self(filled(part, self.batch_size))[: len(part)] for part in parts])

@@ -1,4 +1,4 @@
-"""What activations depend on beyond the picture, and the name under which all that agree in it are kept."""
+"""Keys of the activation cache: everything but the picture that activations depend on."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from finetune.data.loader import Pictures
 from finetune.data.transforms import Preprocessing
 from finetune.models.device import describe
 
-# Changed whenever this package comes to read, see or run pictures differently without any other part of a key changing.
-FORMAT = 1
+# Raised by every change to this package that changes how pictures are read, transformed or run, but no other field.
+FORMAT = 2
 
-# What decodes, resizes and computes: an upgrade of any may change bits, and a pass costs less than a wrong number.
+# Packages that decode, resize and compute. An upgrade of any may change bits, and a forward pass costs less than a
+# wrong number.
 _PACKAGES = ("fewtune", "torch", "torchvision", "timm", "numpy", "openvino", "pillow", "pillow-heif")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -33,15 +34,26 @@ _BYTES = "uint8"
 
 @dataclass(frozen=True)
 class FeatureKey:
-    """Everything but the picture that activations depend on; `feature_key` fills it in.
+    """Everything but the picture that activations depend on. `feature_key` makes it.
 
-    backbone: timm's name. weights: `weights_fingerprint` of what was run. preprocessing: as a mapping. cut: where in
-    the network, "features" for its output. view, at_least, max_pixels: how a picture is read and seen. seed: of a
-    random view, else None. test_time: the views added while running. computed: device, precision, runtime. kept_as:
-    dtype of what is kept. versions: of the packages at work. format: of this package's own part in it.
+    One thing is left out: the order in which sums are added may depend on the other pictures of a batch and on the
+    number of threads, and the last bits of float32 may depend on it.
 
-    One thing is left out: sums are added in an order that may hang on the other pictures of a batch and on the number
-    of threads, and so may the last bits of float32.
+    Attributes:
+        backbone: timm's name of the backbone.
+        weights: `weights_fingerprint` of the frozen network.
+        preprocessing: The preprocessing as a mapping.
+        cut: Where the network ends: the name of a stage for the input of that stage, "features" for the output of the
+            backbone, "stages" for the pooled activations of every stage.
+        view: The steps from a picture to pixels.
+        seed: Seed of a random view, else None.
+        at_least: Shortest side in pixels at which a large JPEG is decoded.
+        max_pixels: Largest number of pixels of a picture.
+        test_time: Views that are added in the forward pass.
+        computed: Device, precision and runtime.
+        kept_as: Number format in the cache.
+        versions: Versions of the packages that read and compute.
+        format: Version of this package's own part in it.
     """
 
     backbone: str
@@ -60,18 +72,19 @@ class FeatureKey:
 
     @property
     def name(self) -> str:
-        """32 hexadecimal digits that every field goes into."""
+        """32 hexadecimal digits, a hash of every field."""
         canonical = json.dumps(asdict(self), sort_keys=True, allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
     @property
     def dtype(self) -> torch.dtype:
+        """Number format in the cache."""
         return torch.uint8 if self.kept_as == _BYTES else DTYPES[self.kept_as]
 
     def row_key(self, sha256: str, index: int) -> str:
-        """Under which a picture's row is kept, in hex: its content; where the view is random also its index.
+        """The key of a picture's row in hex: the picture's hash, and for a random view also its position.
 
-        A random view draws from a seed made of the family's and of the picture's place among the others.
+        The seed of a random view is made of the key's seed and the picture's position.
         """
         return sha256 if self.seed is None else hashlib.sha256(f"{sha256}/{index}".encode()).hexdigest()
 
@@ -88,14 +101,24 @@ def feature_key(
     runtime: str = "torch",
     kept_as: str = "float32",
 ) -> FeatureKey:
-    """The family of what `module`, the frozen part of the network called `backbone`, makes of `pictures`.
+    """The key of the outputs of a frozen network for pictures.
 
-    cut: a stage's name for what that stage receives, "features", or "stages" for pooled activations of every stage.
-    test_time: as for run_frozen. runtime: what runs the module, with its precision where that is not `fabric`'s.
-    kept_as: "float32", "bfloat16" or "float16". ValueError for another one, or a view whose parameters cannot be told.
+    Args:
+        fabric: Device and precision.
+        module: The frozen network.
+        pictures: The pictures, in the view that the network receives.
+        preprocessing: Normalisation of the pictures.
+        backbone: timm's name of the backbone that the network is a part of.
+        cut: As in `FeatureKey`.
+        test_time: As for `run_frozen`.
+        runtime: The program that runs the network, with its precision where that is not the precision of `fabric`.
+        kept_as: "float32", "bfloat16" or "float16".
+
+    Raises:
+        ValueError: For another number format, and for a view whose parameters are unknown.
     """
     if kept_as not in DTYPES:
-        raise ValueError(f"activations are kept as {', '.join(DTYPES)}, not {kept_as!r}")
+        raise ValueError(f"kept_as must be one of {', '.join(DTYPES)}, not {kept_as!r}")
     numerics = {
         "runtime": runtime,
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -114,15 +137,14 @@ def feature_key(
     )
 
 
-def fingerprint_key(family: FeatureKey) -> FeatureKey:
-    """The family of the fingerprints of the same pictures, uint8 (FINGERPRINT_BYTES,) each.
+def fingerprint_key(key: FeatureKey) -> FeatureKey:
+    """The key of the fingerprints of the same pictures, uint8 (FINGERPRINT_BYTES,) each.
 
-    These hang on how pictures are decoded and on nothing that is made of them later: all backbones that decode them at
-    one scale share them.
+    Fingerprints depend only on how pictures are decoded, so all backbones that decode at one scale share them.
     """
-    decoders = {name: family.versions[name] for name in ("fewtune", "numpy", "pillow", "pillow-heif")}
+    decoders = {name: key.versions[name] for name in ("fewtune", "numpy", "pillow", "pillow-heif")}
     return replace(
-        family,
+        key,
         backbone="any",
         weights="",
         preprocessing={},
@@ -137,7 +159,7 @@ def fingerprint_key(family: FeatureKey) -> FeatureKey:
 
 
 def view_of(pictures: Pictures) -> dict[str, Any]:
-    """The fields of a family that say how `pictures` are read and seen."""
+    """The fields of a key that say how pictures are read and transformed."""
     several = () if pictures.views is None else (f"{pictures.views} views",)
     return {
         "view": (*(_described(step) for step in pictures.view.steps), *several),
@@ -148,9 +170,9 @@ def view_of(pictures: Pictures) -> dict[str, Any]:
 
 
 def weights_fingerprint(module: nn.Module) -> str:
-    """sha256, in hex, of the module's structure and of its state_dict: names, dtypes, shapes and values."""
-    # Equal weights in layers that are set up otherwise, another activation or stride, give other numbers. The text of
-    # a traced module holds its code too.
+    """sha256 in hex of the module's structure and of its state_dict: names, dtypes, shapes and values."""
+    # Equal weights give other numbers in a layer with another activation or stride, which its text names. The text of
+    # a traced module contains its code too.
     structure = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(module))
     found = hashlib.sha256(structure.encode())
     for name, tensor in sorted(module.state_dict().items()):
@@ -160,9 +182,9 @@ def weights_fingerprint(module: nn.Module) -> str:
 
 
 def _described(step: Any) -> str:
-    """A step of a view, or a parameter of one, as text that two different ones do not share. ValueError without one."""
+    """A step of a view, or a parameter of one, as text that differs between different ones. ValueError without one."""
     if isinstance(step, nn.Module):
-        return repr(step)  # torchvision tells every parameter
+        return repr(step)  # torchvision's repr contains every parameter
     if isinstance(step, (bool, int, float, str, Enum)):
         return repr(step)
     if isinstance(step, partial):
@@ -170,12 +192,12 @@ def _described(step: Any) -> str:
         return _called(_described(step.func), parameters)
     if isinstance(step, FunctionType):
         name = f"{step.__module__}.{step.__qualname__}"
-        if "<" in name:  # a lambda or a closure: what it holds cannot be told
-            raise ValueError(f"the view's {name} does not tell its parameters; use a class or functools.partial")
+        if "<" in name:  # a lambda or a closure: the values that it uses are unknown
+            raise ValueError(f"the parameters of the view's {name} are unknown; use a class or functools.partial")
         return name
     if hasattr(step, "__dict__"):
         return _called(type(step).__qualname__, vars(step))
-    raise ValueError(f"the view has a parameter that cannot be told: {step!r}")
+    raise ValueError(f"the view has a parameter of an unknown kind: {step!r}")
 
 
 def _called(name: str, parameters: Mapping[Any, Any]) -> str:

@@ -1,15 +1,13 @@
-"""What is frozen is computed once: activations come from the cache, and what is missing there is computed."""
+"""Outputs of a frozen network for pictures: from the activation cache, or else by a forward pass."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,122 +21,236 @@ from finetune.data.loader import Item, Pictures, cores, in_order, worker_count
 from finetune.data.near_duplicates import FINGERPRINT_BYTES
 from finetune.data.transforms import Normalized, Preprocessing, evaluation_view
 from finetune.errors import UnreadablePicture
-from finetune.features.acceleration import CPU_BATCH, AcceleratedModel
-from finetune.features.cache import ActivationCache, Activations, Values
-from finetune.features.cache_keys import FeatureKey, feature_key, fingerprint_key, view_of
+from finetune.features.acceleration import CPU_BATCH, GPU_BATCH, AcceleratedModel, Examples
+from finetune.features.cache import ActivationCache, Activations
+from finetune.features.cache_keys import FeatureKey, feature_key, fingerprint_key
 from finetune.features.forward import Outputs, run_over
 from finetune.models.pooled import PooledStages
 from finetune.progress import Advance, Display
 
-# Pictures computed before their activations are put away: few until it is known how large these are, then as many as
-# make about so many bytes, and no more than a killed run can afford to lose.
+# Pictures in a chunk, which is cached before the next one is computed: few until the size of an activation is known,
+# then about so many bytes, and never more than a killed run can afford to lose.
 _FIRST_CHUNK, _CHUNK_BYTES, _CHUNK = 512, 256 << 20, 8192
-
-
-class Computed(Protocol):
-    """What a pass over pictures gives; `Outputs` is such. values: a row for each readable picture, in its `index`."""
-
-    @property
-    def values(self) -> Values: ...
-    @property
-    def index(self) -> Tensor: ...
-    @property
-    def contents(self) -> Mapping[int, Content]: ...
 
 
 @dataclass(frozen=True)
 class Features:
-    """activations: a row for each readable picture. index: (n,) which picture that is, ascending.
+    """Outputs of a frozen network for pictures, in memory or mapped from the cache's files.
 
-    contents: what reading told of every picture, readable or not, by index. computed: how many were not known before.
+    Attributes:
+        activations: A row (views, width) for each readable picture.
+        index: Shape (n,), the position of each row's picture, ascending.
+        contents: What reading each picture found, readable or not, by position.
+        computed: Positions of the pictures that were not in the cache.
     """
 
     activations: Activations
     index: Tensor
     contents: dict[int, Content]
-    computed: int
+    computed: tuple[int, ...]
 
     def outputs(self) -> Outputs:
-        """All of them in memory, in float32, as a pass over the pictures would have given them."""
-        values = self.activations[:]
-        if isinstance(values, tuple):
-            raise ValueError("several values cross this cut; take them from `activations`")
-        return Outputs(values.float(), self.index, self.contents)
+        """All rows in memory in float32, as one forward pass returns them."""
+        return Outputs(self.activations[:].float(), self.index, self.contents)
 
 
-def cached(
-    cache: ActivationCache,
-    family: FeatureKey,
-    pictures: Pictures,
-    compute: Callable[[Pictures], Computed],
-    *,
-    indices: Sequence[int] | None = None,
-    row_bytes: int | None = None,
-    workers: int | None = None,
-    advance: Advance | None = None,
-) -> Features:
-    """What `compute` makes of every one of `pictures`, of which it is given those alone that `cache` does not know.
+class FeatureExtractor:
+    """A frozen network, accelerated, with the cache of its outputs.
 
-    indices: of the pictures that are wanted, ascending; None for all. row_bytes: of one picture's activations, where
-    that is known beforehand.
+    Args:
+        fabric: Device and precision.
+        network: The frozen part of a backbone, in evaluation mode, with its normalisation: uint8 pictures
+            (n, 3, size, size) to (n, width).
+        backbone: timm's name of the backbone.
+        cut: Where the network ends, see `FeatureKey.cut`.
+        examples: Pictures on which faster ways to run the network are checked. Where their hashes are known, the
+            outputs are cached under these as well, and the network runs in batches of one size: the same pictures then
+            always give the same bits.
+        pictures: Number of pictures in all, every view counted.
+        kept_as: Number format in the cache: "float32", "bfloat16" or "float16".
+        config: Precision and number of workers.
+        cache: Cache of the outputs.
+        display: Shows one line when the network cannot be converted.
 
-    A known picture is read and hashed, never decoded; where nothing of the family is known, nothing is hashed
-    beforehand. An unreadable picture is never known: it is decoded again, and its reason found again. Where pictures
-    ask for fingerprints, one whose fingerprint is not known is not known either. `compute` tells
-    progress of what it is given, `advance` is told of the rest. workers: threads that hash, None for one a core.
-    ValueError for pictures in memory, which have no hash, and for a family that is not of these pictures' view.
+    Example:
+        >>> with ActivationCache(display=display) as cache:  # doctest: +SKIP
+        ...     extractor = FeatureExtractor(
+        ...         fabric, network, "resnet18", "features", examples, 900, config, cache, display
+        ...     )
+        ...     features = extractor.extract(pictures)
+        >>> features.outputs().values.shape  # doctest: +SKIP
+        torch.Size([900, 1, 512])
     """
-    if any(not isinstance(source, (str, Path)) for source in pictures.sources):
-        raise ValueError("only pictures in files are cached")
-    if not view_of(pictures).items() <= {entry.name: getattr(family, entry.name) for entry in fields(family)}.items():
-        raise ValueError("the family is of pictures that are read or seen otherwise")
-    wanted = range(len(pictures)) if indices is None else indices
-    hashes = _hashes(pictures, wanted, workers) if cache.holds(family) else {}
-    found = cache.known(family, [family.row_key(sha256, index) for index, sha256 in hashes.items()])
-    contents = {index: Content(sha256) for (index, sha256), known in zip(hashes.items(), found, strict=True) if known}
-    looks = fingerprint_key(family) if pictures.fingerprints else None
-    if looks is not None:
-        contents = _with_fingerprints(cache, looks, contents)
-    missing = [index for index in wanted if index not in contents]
-    if advance is not None:
-        advance(len(contents), "")
-    for chunk in _chunks(cache, family, missing, row_bytes):
-        computed = compute(_Some(**vars(pictures), chosen=chunk))
-        keys = [family.row_key(computed.contents[index].sha256, index) for index in computed.index.tolist()]
-        cache.put(family, keys, computed.values)
-        if looks is not None:
-            _put_fingerprints(cache, looks, [computed.contents[index] for index in computed.index.tolist()])
-        cache.flush()
-        contents |= computed.contents
-    readable = [index for index in wanted if contents[index].reason is None]
-    activations = cache.get(family, [family.row_key(contents[index].sha256, index) for index in readable])
-    return Features(activations, torch.tensor(readable, dtype=torch.int64), contents, len(missing))
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        network: Normalized,
+        backbone: str,
+        cut: str,
+        examples: Examples,
+        pictures: int,
+        config: Config,
+        cache: ActivationCache,
+        display: Display,
+        *,
+        kept_as: str = "float32",
+    ):
+        self._fabric, self._network, self._backbone, self._cut, self._kept_as = fabric, network, backbone, cut, kept_as
+        self._model = AcceleratedModel(
+            fabric, network, examples, pictures=pictures, precision=config.precision, display=display
+        )
+        self._full_batches = examples.hashes is not None
+        self._runtime = self._model.name
+        if examples.hashes is not None and self._model.checked:
+            # Other examples might lead to another way to run the network, and so to other bits.
+            hashes = "".join(examples.hashes[index] for index in examples.indices)
+            self._runtime += f", checked by {hashlib.sha256(hashes.encode()).hexdigest()}"
+        self._workers, self._cache = config.workers, cache
+
+    def key(self, pictures: Pictures) -> FeatureKey:
+        """The key of the network's outputs for `pictures`."""
+        return feature_key(
+            self._fabric,
+            self._network,
+            pictures,
+            self._network.preprocessing,
+            backbone=self._backbone,
+            cut=self._cut,
+            runtime=self._runtime,
+            kept_as=self._kept_as,
+        )
+
+    def extract(
+        self,
+        pictures: Pictures,
+        indices: Sequence[int] | None = None,
+        *,
+        row_bytes: int | None = None,
+        advance: Advance | None = None,
+    ) -> Features:
+        """The network's outputs for pictures; only those that the cache lacks are computed.
+
+        A cached picture is read and hashed, never decoded; where the cache holds nothing under the key, nothing is
+        hashed beforehand. An unreadable picture is decoded again each time, which finds its reason again. Where
+        pictures ask for fingerprints, a picture without a cached fingerprint is decoded as well.
+
+        Args:
+            pictures: Pictures in files.
+            indices: Positions of the wanted pictures, ascending. None for all.
+            row_bytes: Size of one picture's outputs, where it is known.
+            advance: Called with the number of pictures that are done.
+
+        Returns:
+            The outputs of the readable pictures.
+
+        Raises:
+            ValueError: For pictures in memory, which have no hash.
+            OverflowError: For an output that the cache's number format cannot hold.
+        """
+        if any(not isinstance(source, (str, Path)) for source in pictures.sources):
+            raise ValueError("only pictures in files are cached")
+        cache, key = self._cache, self.key(pictures)
+        wanted = range(len(pictures)) if indices is None else indices
+        contents = self._known(key, pictures, wanted)
+        missing = [index for index in wanted if index not in contents]
+        if advance is not None:
+            advance(len(contents), "")
+        for chunk in _chunks(cache, key, missing, row_bytes):
+            outputs = self._run(_Subset(**vars(pictures), chosen=chunk), advance)
+            readable = [outputs.contents[index] for index in outputs.index.tolist()]
+            keys = [key.row_key(outputs.contents[index].sha256, index) for index in outputs.index.tolist()]
+            cache.put(key, keys, outputs.values)
+            if pictures.fingerprints:
+                _put_fingerprints(cache, fingerprint_key(key), readable)
+            cache.flush()
+            contents |= outputs.contents
+        rows = [index for index in wanted if contents[index].reason is None]
+        activations = cache.get(key, [key.row_key(contents[index].sha256, index) for index in rows])
+        return Features(activations, torch.tensor(rows, dtype=torch.int64), contents, tuple(missing))
+
+    def _known(self, key: FeatureKey, pictures: Pictures, wanted: Sequence[int]) -> dict[int, Content]:
+        """The contents of the pictures whose outputs are cached, by position."""
+        if not self._cache.holds(key):
+            return {}
+        hashes = _hashes(pictures, wanted, self._workers)
+        known = self._cache.known(key, [key.row_key(sha256, index) for index, sha256 in hashes.items()])
+        pairs = zip(hashes.items(), known, strict=True)
+        contents = {index: Content(sha256) for (index, sha256), there in pairs if there}
+        return _with_fingerprints(self._cache, fingerprint_key(key), contents) if pictures.fingerprints else contents
+
+    def _run(self, pictures: Pictures, advance: Advance | None) -> Outputs:
+        """One forward pass over `pictures`."""
+        self._model.prepare()
+        # On a GPU a batch holds as many views as it otherwise holds pictures. A core splits one batch into several.
+        batch_size = CPU_BATCH if self._fabric.device.type == "cpu" else max(1, GPU_BATCH // (pictures.views or 1))
+        return run_over(
+            self._fabric.device,
+            self._of_views,
+            pictures,
+            batch_size=batch_size,
+            workers=self._workers,
+            advance=advance,
+        )
+
+    def _of_views(self, pixels: Tensor) -> Tensor:
+        """Outputs (n, views, width) for uint8 (n, 3, size, size) or (n, views, 3, size, size)."""
+        views = pixels.unsqueeze(1) if pixels.ndim == 4 else pixels
+        run = self._model.in_full_batches if self._full_batches else self._model
+        rows: Tensor = run(views.flatten(0, 1)).unflatten(0, views.shape[:2])
+        return rows
 
 
-def _with_fingerprints(
-    cache: ActivationCache, looks: FeatureKey, contents: Mapping[int, Content]
+def read_pictures(fabric: Fabric, stages: PooledStages, listing: Listing, config: Config, display: Display) -> Outputs:
+    """Pooled activations of every stage for the readable pictures of a listing.
+
+    Args:
+        fabric: Device and precision.
+        stages: The frozen backbone.
+        listing: The pictures.
+        config: Precision, workers, and whether outputs are cached on disk.
+        display: Shows progress.
+
+    Returns:
+        Values of shape (n, 1, sum of widths).
+    """
+    preprocessing = stages.backbone.preprocessing
+    pictures = _in_evaluation_view(listing, preprocessing, config)
+    examples = Examples(pictures, range(min(CPU_BATCH, len(pictures))))
+    network = Normalized(stages, preprocessing).eval()
+    with (
+        display.bar("reading", len(pictures)) as advance,
+        ActivationCache(disk=None if config.cache else 0, display=display) as cache,
+    ):
+        extractor = FeatureExtractor(
+            fabric, network, stages.backbone.name, "stages", examples, len(pictures), config, cache, display
+        )
+        return extractor.extract(pictures, advance=advance).outputs()
+
+
+def read_contents(
+    listing: Listing, preprocessing: Preprocessing, config: Config, display: Display
 ) -> dict[int, Content]:
-    """Those of `contents` whose fingerprint is known, with it."""
-    known = cache.known(looks, [content.sha256 for content in contents.values()])
-    found = [index for index, there in zip(contents, known, strict=True) if there]
-    if not found:
-        return {}
-    rows = cache.get(looks, [contents[index].sha256 for index in found])[:]
-    assert isinstance(rows, Tensor)
-    kept = zip(found, rows.numpy(), strict=True)
-    return {index: replace(contents[index], fingerprint=row.tobytes().hex()) for index, row in kept}
+    """The `contents` that `read_pictures` returns, without running a network."""
+    pictures = _in_evaluation_view(listing, preprocessing, config)
+    workers = worker_count(config.workers, len(pictures), beside_cpu=False)
+    contents: dict[int, Content] = {}
+    with display.bar("reading", len(pictures)) as advance:
+        for batch in in_order(pictures, batch_size=CPU_BATCH, workers=workers):
+            contents |= batch.contents
+            advance(len(batch), "")
+    return contents
 
 
-def _put_fingerprints(cache: ActivationCache, looks: FeatureKey, contents: Sequence[Content]) -> None:
-    told = {content.sha256: content.fingerprint for content in contents if content.fingerprint is not None}
-    if told:
-        rows = np.frombuffer(bytes.fromhex("".join(told.values())), np.uint8).reshape(len(told), FINGERPRINT_BYTES)
-        cache.put(looks, list(told), torch.from_numpy(rows.copy()))
+def _in_evaluation_view(listing: Listing, preprocessing: Preprocessing, config: Config) -> Pictures:
+    paths = [listing.root / sample.path for sample in listing.samples]
+    view, side = evaluation_view(preprocessing), preprocessing.shortest_side
+    return Pictures(paths, view, side, config.max_pixels, fingerprints=True)
 
 
 @dataclass(frozen=True)
-class _Some(Pictures):
-    """Those of the pictures whose indices are `chosen`; each keeps its index, on which a random view depends."""
+class _Subset(Pictures):
+    """The pictures at the positions `chosen`. Each keeps its position, on which a random view depends."""
 
     chosen: Sequence[int] = ()
 
@@ -150,89 +262,53 @@ class _Some(Pictures):
         return super().__getitem__((epoch, self.chosen[position]))
 
 
+def _chunks(
+    cache: ActivationCache, key: FeatureKey, indices: Sequence[int], row_bytes: int | None
+) -> Iterator[Sequence[int]]:
+    start = 0
+    while start < len(indices):
+        size = cache.row_bytes(key) if row_bytes is None else row_bytes
+        count = _FIRST_CHUNK if size is None else min(_CHUNK, max(1, _CHUNK_BYTES // max(1, size)))
+        yield indices[start : start + count]
+        start += count
+
+
+# --- what the cache needs to know of a picture ------------------------------------------------------------------------
+
+
 def _hashes(pictures: Pictures, wanted: Sequence[int], workers: int | None) -> dict[int, str]:
-    """sha256 in hex by index, of every one that is there: one that is not has its reason told where it is seen."""
+    """sha256 in hex of every picture that can be read from disk, by position."""
 
     def digest(index: int) -> str | None:
         try:
-            return hashlib.sha256(read_content(Path(pictures.sources[index]))).hexdigest()  # type: ignore[arg-type]
-        except UnreadablePicture:
+            return hashlib.sha256(read_content(Path(str(pictures.sources[index])))).hexdigest()
+        except UnreadablePicture:  # a forward pass finds the reason
             return None
 
     def digests(indices: Sequence[int]) -> list[str | None]:
         return [digest(index) for index in indices]
 
     with ThreadPoolExecutor(max(1, cores() if workers is None else workers)) as pool:
-        # Several files a job: of a million jobs, the jobs would take more memory than all else.
+        # Several files in a job: a million jobs would take more memory than all else.
         found = pool.map(digests, [wanted[start : start + 64] for start in range(0, len(wanted), 64)])
         pairs = zip(wanted, chain.from_iterable(found), strict=True)
         return {index: sha256 for index, sha256 in pairs if sha256 is not None}
 
 
-def _chunks(
-    cache: ActivationCache, family: FeatureKey, indices: Sequence[int], row_bytes: int | None
-) -> Iterator[Sequence[int]]:
-    start = 0
-    while start < len(indices):
-        size = cache.row_bytes(family) if row_bytes is None else row_bytes
-        count = _FIRST_CHUNK if size is None else min(_CHUNK, max(1, _CHUNK_BYTES // max(1, size)))
-        yield indices[start : start + count]
-        start += count
+def _with_fingerprints(cache: ActivationCache, key: FeatureKey, contents: Mapping[int, Content]) -> dict[int, Content]:
+    """Those of `contents` whose fingerprint is cached, completed by it."""
+    known = cache.known(key, [content.sha256 for content in contents.values()])
+    found = [index for index, there in zip(contents, known, strict=True) if there]
+    if not found:
+        return {}
+    rows = cache.get(key, [contents[index].sha256 for index in found])[:].numpy()
+    return {
+        index: replace(contents[index], fingerprint=row.tobytes().hex()) for index, row in zip(found, rows, strict=True)
+    }
 
 
-def read_pictures(fabric: Fabric, stages: PooledStages, listing: Listing, config: Config, display: Display) -> Outputs:
-    """Pooled activations of every stage, (n, 1, sum of widths), of the pictures that can be read.
-
-    What an earlier run has kept of the same backbone and the same pictures is not computed again.
-    """
-    preprocessing = stages.backbone.preprocessing
-    paths = [listing.root / sample.path for sample in listing.samples]
-    pictures = Pictures(
-        paths, evaluation_view(preprocessing), preprocessing.shortest_side, config.max_pixels, fingerprints=True
-    )
-    module = Normalized(stages, preprocessing).eval()
-    run = AcceleratedModel(
-        fabric,
-        module,
-        lambda: pictures.batch(range(min(CPU_BATCH, len(pictures)))).pixels,
-        pictures=len(pictures),
-        precision=config.precision,
-        announce=display.say,
-    )
-    with ExitStack() as stack:
-        advance = stack.enter_context(display.bar("reading", len(paths)))
-        disk = None if config.cache else 0
-        cache = stack.enter_context(ActivationCache(disk=disk, announce=display.say))
-
-        def compute(missing: Pictures) -> Outputs:
-            run.prepare()
-            return run_over(
-                fabric.device, lambda pixels: run(pixels)[:, None], missing, workers=config.workers, advance=advance
-            )
-
-        family = feature_key(
-            fabric,
-            module,
-            pictures,
-            preprocessing,
-            backbone=stages.backbone.name,
-            cut="stages",
-            runtime=run.name,
-        )
-        return cached(cache, family, pictures, compute, workers=config.workers, advance=advance).outputs()
-
-
-def read_contents(
-    listing: Listing, preprocessing: Preprocessing, config: Config, display: Display
-) -> dict[int, Content]:
-    """What `read_pictures` says of every picture, by index, without a network run over them."""
-    paths = [listing.root / sample.path for sample in listing.samples]
-    view, side = evaluation_view(preprocessing), preprocessing.shortest_side
-    pictures = Pictures(paths, view, side, config.max_pixels, fingerprints=True)
-    workers = worker_count(config.workers, len(pictures), beside_cpu=False)
-    contents: dict[int, Content] = {}
-    with display.bar("reading", len(paths)) as advance:
-        for batch in in_order(pictures, batch_size=CPU_BATCH, workers=workers):
-            contents |= batch.contents
-            advance(len(batch), "")
-    return contents
+def _put_fingerprints(cache: ActivationCache, key: FeatureKey, contents: Sequence[Content]) -> None:
+    by_hash = {content.sha256: content.fingerprint for content in contents if content.fingerprint is not None}
+    if by_hash:
+        rows = np.frombuffer(bytes.fromhex("".join(by_hash.values())), np.uint8)
+        cache.put(key, list(by_hash), torch.from_numpy(rows.reshape(len(by_hash), FINGERPRINT_BYTES).copy()))

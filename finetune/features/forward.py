@@ -1,9 +1,9 @@
-"""A network that does not learn, run over pictures: each batch once, no gradients, evaluation mode."""
+"""One forward pass of a network over pictures: no gradients, evaluation mode, each batch once."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,15 +18,18 @@ from finetune.data.transforms import Preprocessing
 from finetune.features.acceleration import CPU_BATCH, GPU_BATCH, Forward, plain
 from finetune.progress import Advance
 
-# The readable pictures of a batch, (n, ...) uint8 as their view made them, to outputs (n, ...) float32 on the CPU.
-See = Callable[[Tensor], Tensor]
+# A batch and the network's outputs for its readable pictures; None where there are no such pictures or no network.
+_Result = tuple[Batch, Tensor | None]
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """values: (n, views, width) float32 on the CPU, a row for each readable picture. index: (n,) which picture that is.
+    """Outputs of a network for pictures.
 
-    contents: what reading told of every picture, readable or not, by index.
+    Attributes:
+        values: Shape (n, views, width), float32 on the CPU; a row for each readable picture.
+        index: Shape (n,), the position of each row's picture.
+        contents: What reading each picture found, readable or not, by position.
     """
 
     values: Tensor
@@ -36,7 +39,7 @@ class Outputs:
 
 def run_frozen(
     fabric: Fabric,
-    module: nn.Module,
+    network: nn.Module,
     preprocessing: Preprocessing,
     pictures: Pictures | Sequence[Batch],
     *,
@@ -44,38 +47,67 @@ def run_frozen(
     test_time: str = "plain",
     advance: Advance | None = None,
 ) -> Outputs:
-    """`module` on every one of `pictures`, in evaluation mode, which is left as it was found.
+    """Run a network over pictures in evaluation mode; its mode is restored afterwards.
 
-    workers: who reads pictures that are not in memory: processes beside a GPU, threads on a CPU; None for one a core.
-    test_time "flip" adds the mirror image as a second view; with "ten-crop" the pictures already are ten.
+    Args:
+        fabric: Device and precision.
+        network: Normalised pictures (n, 3, size, size) to outputs (n, width).
+        preprocessing: Normalisation of the pictures.
+        pictures: Pictures to read, or batches that are in memory.
+        workers: Number of processes beside a GPU, or of threads on a CPU, that read pictures. None for one per core.
+        test_time: "flip" adds the mirror image as a second view. With "ten-crop" the pictures already have ten views.
+        advance: Called with the number of pictures that are done.
     """
-    was_training = module.training
-    module.eval()
+    was_training = network.training
+    network.eval()
     try:
-        see = partial(_see, fabric, plain(fabric, module), preprocessing, test_time)
-        return run_over(fabric.device, see, pictures, workers=workers, advance=advance)
+        over_views = _OverViews(fabric, network, preprocessing, test_time)
+        return run_over(fabric.device, over_views, pictures, workers=workers, advance=advance)
     finally:
-        module.train(was_training)
+        network.train(was_training)
+
+
+class _OverViews:
+    """A network on uint8 pictures (n, 3, h, w) or (n, views, 3, h, w), to (n, views, width) on the CPU."""
+
+    def __init__(self, fabric: Fabric, network: nn.Module, preprocessing: Preprocessing, test_time: str):
+        self._device, self._run = fabric.device, plain(fabric, network)
+        self._preprocessing, self._flips = preprocessing, test_time == "flip"
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        pixels = pixels.to(self._device, non_blocking=True)
+        views = pixels.unsqueeze(1) if pixels.ndim == 4 else pixels
+        if self._flips:
+            views = torch.cat([views, views.flip(-1)], dim=1)
+        outputs = self._run(self._preprocessing.normalize(views.flatten(0, 1)))
+        of_views: Tensor = outputs.unflatten(0, views.shape[:2])
+        return of_views.cpu()
 
 
 def run_over(
     device: torch.device,
-    see: See,
+    network: Forward,
     pictures: Pictures | Sequence[Batch],
     *,
     batch_size: int | None = None,
     workers: int | None = None,
     advance: Advance | None = None,
 ) -> Outputs:
-    """What `see` makes of every one of `pictures`; workers as for run_frozen.
+    """Run a network over pictures, in their order.
 
-    batch_size: pictures at once; None for what suits the device.
+    Args:
+        device: Device of the network. On a CPU, several threads call the network at the same time.
+        network: uint8 pixels (n, ...), as the pictures' view makes them, to outputs (n, ...), float32 on the CPU.
+        pictures: Pictures to read, or batches that are in memory.
+        batch_size: Pictures in a batch. None for the usual size of the device.
+        workers: As for `run_frozen`.
+        advance: Called with the number of pictures that are done.
     """
     values, indices, contents = [], [], {}
-    for batch, seen in _on_each(device, pictures, batch_size, workers, lambda batch: _seen(see, batch)):
+    for batch, outputs in _on_each(device, network, pictures, batch_size, workers):
         contents.update(batch.contents)
-        if seen is not None:
-            values.append(seen)
+        if outputs is not None:
+            values.append(outputs)
             indices.append(batch.index)
         if advance is not None:
             advance(len(batch), "")
@@ -85,19 +117,19 @@ def run_over(
 
 
 def in_memory(fabric: Fabric, pictures: Pictures, workers: int | None) -> list[Batch]:
-    """The batches of `pictures`, read once, for several runs over them."""
-    return [batch for batch, _ in _on_each(fabric.device, pictures, None, workers, lambda batch: None)]
+    """The batches of `pictures`, read once, for several passes over them."""
+    return [batch for batch, _ in _on_each(fabric.device, None, pictures, None, workers)]
 
 
 def _on_each(
     device: torch.device,
+    network: Forward | None,
     pictures: Pictures | Sequence[Batch],
     batch_size: int | None,
     workers: int | None,
-    see: Callable[[Batch], Tensor | None],
-) -> Iterator[tuple[Batch, Tensor | None]]:
+) -> Iterator[_Result]:
     if device.type == "cpu":
-        yield from _on_cores(pictures, batch_size or CPU_BATCH, workers, see)
+        yield from _on_cores(network, pictures, batch_size or CPU_BATCH, workers)
         return
     batches: Iterable[Batch]
     if isinstance(pictures, Pictures):
@@ -106,76 +138,52 @@ def _on_each(
     else:
         batches = pictures
     for batch in batches:
-        yield batch, see(batch)
+        yield _run(network, batch)
 
 
 def _on_cores(
-    pictures: Pictures | Sequence[Batch], batch_size: int, workers: int | None, see: Callable[[Batch], Tensor | None]
-) -> Iterator[tuple[Batch, Tensor | None]]:
+    network: Forward | None, pictures: Pictures | Sequence[Batch], batch_size: int, workers: int | None
+) -> Iterator[_Result]:
     """Each core takes a small batch from file to output by itself.
 
-    Faster than one network on all cores beside processes that decode: no core waits for another at the end of
-    each layer, and what passes between layers stays in its cache. Random views come from processes all the same: the
-    threads of one share the generator that they draw from.
+    This is faster than one network on all cores beside processes that decode: no core waits for another at the end of
+    each layer, and activations between layers stay in the core's cache. Random views are decoded by processes all the
+    same, because the threads of one process share the random generator.
     """
-
-    def work(job: Callable[[], Batch]) -> tuple[Batch, Tensor | None]:
-        batch = job()
-        return batch, see(batch)
-
-    # torch keeps the number that a thread was last told for every thread that starts later.
+    # torch gives a thread that starts later the number of threads that was set last, in any thread.
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(
         max(1, cores() if workers is None else workers), initializer=torch.set_num_threads, initargs=(1,)
     )
     try:
-        if isinstance(pictures, Pictures) and pictures.view.random:
+        if not isinstance(pictures, Pictures):
+            yield from pool.map(partial(_run, network), pictures)
+        elif pictures.view.random:
             processes = worker_count(workers, len(pictures) * (pictures.views or 1), beside_cpu=False)
-            yield from _soon(pool, work, in_order(pictures, batch_size=batch_size, workers=processes))
+            yield from _ahead(pool, network, in_order(pictures, batch_size=batch_size, workers=processes))
         else:
-            yield from pool.map(work, _jobs(pictures, batch_size))
+            every = range(len(pictures))
+            parts = [every[start : start + batch_size] for start in every[::batch_size]]
+            yield from pool.map(partial(_read_and_run, network, pictures), parts)
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
 
 
-def _jobs(pictures: Pictures | Sequence[Batch], batch_size: int) -> list[Callable[[], Batch]]:
-    """Each gives a batch, which a picture in a file is not before."""
-    if not isinstance(pictures, Pictures):
-        return [partial(_itself, batch) for batch in pictures]
-    every = range(len(pictures))
-    return [partial(pictures.batch, every[start : start + batch_size]) for start in every[::batch_size]]
-
-
-def _soon(
-    pool: ThreadPoolExecutor,
-    work: Callable[[Callable[[], Batch]], tuple[Batch, Tensor | None]],
-    batches: Iterable[Batch],
-) -> Iterator[tuple[Batch, Tensor | None]]:
-    """As the pool's `map`, which would take all of the batches before it gives the first."""
-    under_way: deque[Future[tuple[Batch, Tensor | None]]] = deque()
+def _ahead(pool: ThreadPoolExecutor, network: Forward | None, batches: Iterable[Batch]) -> Iterator[_Result]:
+    """The pool's `map`, with a bounded number of batches in memory."""
+    under_way: deque[Future[_Result]] = deque()
     for batch in batches:
-        under_way.append(pool.submit(work, partial(_itself, batch)))
+        under_way.append(pool.submit(_run, network, batch))
         if len(under_way) > 2 * cores():
             yield under_way.popleft().result()
     while under_way:
         yield under_way.popleft().result()
 
 
-def _itself(batch: Batch) -> Batch:
-    return batch
+def _read_and_run(network: Forward | None, pictures: Pictures, indices: Sequence[int]) -> _Result:
+    return _run(network, pictures.batch(indices))
 
 
-def _seen(see: See, batch: Batch) -> Tensor | None:
-    return see(batch.pixels) if len(batch.index) else None
-
-
-def _see(fabric: Fabric, run: Forward, preprocessing: Preprocessing, test_time: str, pixels: Tensor) -> Tensor:
-    """(n, views, width) float32 on the CPU for n pictures, or n times ten crops."""
-    pixels = pixels.to(fabric.device, non_blocking=True)
-    views = pixels.unsqueeze(1) if pixels.ndim == 4 else pixels
-    if test_time == "flip":
-        views = torch.cat([views, views.flip(-1)], dim=1)
-    outputs = run(preprocessing.normalize(views.flatten(0, 1)))
-    shaped: Tensor = outputs.unflatten(0, views.shape[:2])
-    return shaped.cpu()
+def _run(network: Forward | None, batch: Batch) -> _Result:
+    return batch, None if network is None or not len(batch.index) else network(batch.pixels)

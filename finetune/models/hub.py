@@ -7,7 +7,7 @@ import ssl
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from finetune.data.folder import some
 from finetune.errors import InputError
+from finetune.progress import Display
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
-# Seconds that the hub has for its first answer. Its own client tries for half a minute before it gives up.
+# Seconds to wait for the hub's first answer. Its own client gives up only after half a minute.
 PATIENCE = 3.0
 
 
@@ -28,12 +29,20 @@ class WeightsUnavailable(InputError):
 
 
 def weights_from_hub(
-    name: str, repository: str, file: str, announce: Callable[[str], None], *, option: str, instead: Sequence[str]
+    name: str, repository: str, file: str, display: Display, *, option: str, instead: Sequence[str]
 ) -> Path:
-    """The path of `file` of `repository` in the local cache, where it is downloaded to if need be; announced first.
+    """The path of a file of the hub in the local cache. It is downloaded where it is missing.
 
-    name: the model. option: the option that names a model, and instead: what else works without a network, for the
-    WeightsUnavailable that is raised within PATIENCE seconds where the hub cannot be reached.
+    Args:
+        name: Name of the model, for messages.
+        repository: Repository on the hub.
+        file: Name of the file there.
+        display: Shows one line before a download.
+        option: Command-line option that names a model, for the error.
+        instead: What else works without a network, for the error.
+
+    Raises:
+        WeightsUnavailable: Within PATIENCE seconds, where the hub cannot be reached.
     """
     try:
         return Path(hf_hub_download(repository, file, local_files_only=True))
@@ -42,7 +51,7 @@ def weights_from_hub(
     address = f"{constants.ENDPOINT}/{repository}"
     reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _why_unreachable(f"{address}/resolve/main/{file}")
     if reason is None:
-        announce(f"the weights of {name} are not in the cache; fetching them from {address}")
+        display.say(f"the weights of {name} are not in the cache; downloading them from {address}")
         try:
             return Path(hf_hub_download(repository, file))
         except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
@@ -71,7 +80,7 @@ def cached_models() -> list[str]:
 def _why_unreachable(address: str) -> str | None:
     """Why the server of `address` does not answer, through the proxy where there is one; None where it does."""
     reasons: list[str | None] = []
-    # A thread, because nothing else bounds the time that looking a name up takes.
+    # In a thread, because nothing else bounds the time of a name look-up.
     asking = threading.Thread(target=lambda: reasons.append(_ask(address)), daemon=True)
     asking.start()
     asking.join(PATIENCE)
@@ -84,7 +93,7 @@ def _ask(address: str) -> str | None:
         with urllib.request.build_opener(_NoRedirects).open(request, timeout=PATIENCE):
             return None
     except urllib.error.HTTPError as error:
-        # Below 500 it answers, and what it means is for the hub's client to say.
+        # Below 500 the server answers, and the hub's client reports what the answer means.
         return f"it answers {error.code}" if error.code >= 500 else None
     except urllib.error.URLError as error:
         # The hub's client may know certificates that Python does not.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from finetune.errors import InputError, reason_of
 from finetune.files import read_tensors
 from finetune.models.backbone import Backbone
 from finetune.models.hub import WEIGHTS_FILES, weights_from_hub
+from finetune.progress import Display
 
 # What needs no weights from the hub.
 WITHOUT_A_NETWORK = ("--backbone fewtune_conv4 (small, ships with this package)", "--strategy scratch")
@@ -25,21 +26,28 @@ WITHOUT_A_NETWORK = ("--backbone fewtune_conv4 (small, ships with this package)"
 def load_pretrained(
     backbone: Backbone,
     weights: str | None,
-    announce: Callable[[str], None],
+    display: Display,
     *,
     option: str = "--backbone",
     instead: Sequence[str] = WITHOUT_A_NETWORK,
 ) -> None:
-    """Fill `backbone` with the weights in the file `weights`, or when None with those timm names for it.
+    """Load pretrained weights into a backbone.
 
-    timm's weights come from this package, the hub's local cache or, announced first, a download. InputError when the
-    file does not fit; WeightsUnavailable when there is neither network nor cache. option, instead: what that error
-    recommends, see `weights_from_hub`.
+    Args:
+        backbone: The backbone.
+        weights: File with the weights. None for timm's weights, from this package, the hub's local cache or a download.
+        display: Shows one line before a download.
+        option: As for `weights_from_hub`.
+        instead: As for `weights_from_hub`.
+
+    Raises:
+        InputError: If the file does not fit the backbone.
+        WeightsUnavailable: If timm's weights are not in the cache, and the hub cannot be reached.
     """
     source = backbone.model.pretrained_cfg
     if weights is None and source.get("hf_hub_id"):
         name = source.get("hf_hub_filename") or WEIGHTS_FILES[0]
-        file = weights_from_hub(backbone.name, source["hf_hub_id"], name, announce, option=option, instead=instead)
+        file = weights_from_hub(backbone.name, source["hf_hub_id"], name, display, option=option, instead=instead)
         try:
             _fill_by_timm(backbone, {"file": str(file)})
         except RuntimeError as error:

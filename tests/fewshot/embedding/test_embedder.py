@@ -375,21 +375,6 @@ def test_a_tolerance_outside_0_to_1_is_refused(tolerance: float) -> None:
         untrained(tolerance=tolerance)
 
 
-def test_only_long_work_shows_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    embedder, terminal = untrained(), Terminal()
-    monkeypatch.setattr("sys.stderr", terminal)
-    monkeypatch.setattr("fewshot.embedding.embedder.LONG", 6)
-    embedder.embed(paper(5))
-    assert not terminal.getvalue()
-    embedder.embed(paper(6))
-    assert "6/6" in terminal.getvalue()
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
 def test_a_given_display_shows_how_many_pictures_are_done() -> None:
     shown = io.StringIO()
     untrained().embed(paper(5), batch_size=2, display=Display(Console(file=shown)))

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from called import Answer, caller
 from conftest import MakeFolder
-from made_activations import FAMILY, aged, filled, of
+from made_activations import KEY, aged, filled, of
+from told import NothingSaid
 
 from finetune.cli.cache import cache as cache_command
 from finetune.config import Config
 from finetune.data.folder import list_folder
 from finetune.data.split_record import record_splits, recorded_splits
-from finetune.features.cache_files import families, size_of
+from finetune.features.cache_files import entries, size_of
 from finetune.options.command_line import run_command
 
 
@@ -30,7 +31,7 @@ def test_the_command_lists_what_there_is(command: Callable[..., Answer], tmp_pat
     folder = tmp_path / "activations"
     assert "0 bytes of at most" in command("list").out
     assert not folder.exists()
-    long = replace(FAMILY, backbone="a_network_with_a_very_long_name_" * 4, seed=7)
+    long = replace(KEY, backbone="a_network_with_a_very_long_name_" * 4, seed=7)
     filled(folder, range(3), long)
     filled(folder, range(20), of(1))
     aged(folder, long, days=3.1)
@@ -58,11 +59,11 @@ def test_the_command_deletes_what_it_is_told_and_nothing_that_is_not_its_own(
         path.parent.mkdir(exist_ok=True)
         path.write_text("{}")
     assert "1 file" in command("clear", "--older-than", 15).out
-    assert {kept.about["backbone"] for kept in families(folder)} == {"net0", "net1"}
+    assert {kept.about["backbone"] for kept in entries(folder)} == {"net0", "net1"}
     assert json.loads(command("clear", "--backbone", "net1", "--json").out)["families"] == 1
-    assert {kept.about["backbone"] for kept in families(folder)} == {"net0"}
+    assert {kept.about["backbone"] for kept in entries(folder)} == {"net0"}
     command("clear")
-    assert families(folder) == []
+    assert entries(folder) == []
     assert all(path.exists() for path in foreign)
     assert command("clear", "--older-than", "x").code == 2
 
@@ -72,7 +73,7 @@ def test_the_command_forgets_splits(command: Callable[..., Answer], make_folder:
     listings = [list_folder(folder) for folder in folders]
     for listing in listings:
         for config in (Config(), Config(val_fraction=0.3)):
-            record_splits(listing, {"aa": "test"}, config, pytest.fail)
+            record_splits(listing, {"aa": "test"}, config, NothingSaid())
     foreign = tmp_path / "splits" / "notes.json"
     foreign.write_text("[]")
     command("clear")

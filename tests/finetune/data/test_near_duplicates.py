@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_digits
+from told import NothingSaid
 
+from finetune.config import Config
 from finetune.data.folder import list_unlabelled
 from finetune.data.images import read_image
 from finetune.data.loader import Pictures
 from finetune.data.near_duplicates import FINGERPRINT_BYTES, connected, fingerprint, near_pairs
-from finetune.data.transforms import evaluation_view
+from finetune.data.transforms import Normalized, evaluation_view
+from finetune.features.acceleration import Examples
 from finetune.features.cache import ActivationCache
-from finetune.features.cache_keys import FeatureKey, feature_key, fingerprint_key
-from finetune.features.extraction import Features, cached
-from finetune.features.forward import Outputs, run_frozen
+from finetune.features.cache_keys import FeatureKey, fingerprint_key
+from finetune.features.extraction import FeatureExtractor, Features
 from finetune.models.backbone import Backbone
 from finetune.models.device import open_engine
+from finetune.progress import Display
 
 SCENES = 12
 
@@ -163,35 +165,29 @@ def test_groups_are_what_pairs_connect(pairs: list[tuple[int, int]]) -> None:
 
 
 class Reading:
-    """Pictures of a folder read through a cache, and the indices of those that had to be decoded."""
+    """Pictures of a folder read through a cache, and the positions of those that were decoded."""
 
     def __init__(self, folder: Path, store: Path, *, fingerprints: bool = True):
         torch.manual_seed(0)
         backbone = Backbone("fewtune_conv4").eval()
-        wanted = backbone.preprocessing
-        self.pictures = Pictures(
-            list_unlabelled([folder]),
-            evaluation_view(wanted),
-            wanted.shortest_side,
-            1_000_000,
-            fingerprints=fingerprints,
-        )
-        fabric = open_engine("cpu", "float32")
-        self.family: FeatureKey = feature_key(fabric, backbone, self.pictures, wanted, backbone=backbone.name)
-        self._run = partial(run_frozen, fabric, backbone, wanted, workers=1)
-        self.store = store
+        self._network = Normalized(backbone, backbone.preprocessing).eval()
+        view, side = evaluation_view(backbone.preprocessing), backbone.preprocessing.shortest_side
+        self._pictures = Pictures(list_unlabelled([folder]), view, side, 1_000_000, fingerprints=fingerprints)
+        self._store = store
         self.decoded: list[int] = []
+        self.key: FeatureKey | None = None
 
     def __call__(self) -> Features:
-        self.decoded = []
-
-        def compute(pictures: Pictures) -> Outputs:
-            outputs = self._run(pictures)
-            self.decoded += list(outputs.contents)
-            return outputs
-
-        with ActivationCache(self.store, announce=print) as cache:
-            return cached(cache, self.family, self.pictures, compute)
+        fabric, config = open_engine("cpu", "float32"), Config(precision="float32", workers=1)
+        with ActivationCache(self._store, display=Display()) as cache:
+            examples = Examples(self._pictures, [])
+            extractor = FeatureExtractor(
+                fabric, self._network, "fewtune_conv4", "features", examples, 4, config, cache, NothingSaid()
+            )
+            self.key = extractor.key(self._pictures)
+            found = extractor.extract(self._pictures)
+        self.decoded = list(found.computed)
+        return found
 
 
 def test_fingerprints_survive_the_cache_and_are_asked_for_only(make_folder: MakeFolder, tmp_path: Path) -> None:
@@ -236,7 +232,8 @@ def test_a_changed_file_never_gets_the_fingerprint_of_another(make_folder: MakeF
 def test_damaged_fingerprints_are_made_again(make_folder: MakeFolder, tmp_path: Path) -> None:
     reading = Reading(make_folder(classes={"a": 3}), tmp_path / "cache")
     first = reading().contents
-    (shard,) = (tmp_path / "cache" / fingerprint_key(reading.family).name).glob("rows-*")
+    assert reading.key is not None
+    (shard,) = (tmp_path / "cache" / fingerprint_key(reading.key).name).glob("rows-*")
     content = bytearray(shard.read_bytes())
     content[-1] ^= 255
     shard.write_bytes(content)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import MakeFolder
 from PIL import Image
+from told import NothingSaid, Told
 
 import finetune
 from finetune.api.inspect import inspect_folder
@@ -83,34 +84,34 @@ def test_a_run_goes_on_with_its_splits_when_the_record_is_gone(
 
 def test_records_are_of_one_folder_and_its_fractions(make_folder: MakeFolder, cache: Path) -> None:
     listing, config = list_folder(make_folder(classes={"blue": 2, "green": 2})), Config()
-    record_splits(listing, {"aa": "test"}, config, pytest.fail)
-    record_splits(listing, {"bb": "val", "cc": "train"}, config, pytest.fail)
+    record_splits(listing, {"aa": "test"}, config, NothingSaid())
+    record_splits(listing, {"bb": "val", "cc": "train"}, config, NothingSaid())
     assert recorded_splits(listing, config) == {"aa": "test", "bb": "val", "cc": "train"}
     assert recorded_splits(listing, Config(val_fraction=0.2)) == {}
     assert recorded_splits(list_folder(make_folder("other", classes={"blue": 2, "green": 2})), config) == {}
     unnamed = Listing(listing.root, listing.samples, (), table=IN_MEMORY)
-    record_splits(unnamed, {"dd": "test"}, config, pytest.fail)
+    record_splits(unnamed, {"dd": "test"}, config, NothingSaid())
     assert recorded_splits(unnamed, config) == {}
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}', '{"format": 1, "splits": 3}', '{"format": 9}'])
 def test_a_damaged_record_counts_as_none(text: str, make_folder: MakeFolder, cache: Path) -> None:
     listing, config = list_folder(make_folder(classes={"blue": 2, "green": 2})), Config()
-    record_splits(listing, {"aa": "test"}, config, pytest.fail)
+    record_splits(listing, {"aa": "test"}, config, NothingSaid())
     (path,) = (cache / "splits").iterdir()
     path.write_text(text)
     assert recorded_splits(listing, config) == {}
-    record_splits(listing, {"aa": "val"}, config, pytest.fail)
+    record_splits(listing, {"aa": "val"}, config, NothingSaid())
     assert recorded_splits(listing, config) == {"aa": "val"}
 
 
-def test_a_record_that_cannot_be_written_is_announced(
+def test_one_line_says_that_a_record_cannot_be_written(
     make_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("FEWTUNE_CACHE", str(tmp_path / "file"))
-    announced: list[str] = []
+    told = Told()
     listing = list_folder(make_folder(classes={"blue": 2, "green": 2}))
-    record_splits(listing, {"aa": "test"}, Config(), announced.append)
-    assert len(announced) == 1
-    assert "may move others" in announced[0]
+    record_splits(listing, {"aa": "test"}, Config(), told)
+    assert len(told.lines) == 1
+    assert "may move others" in told.lines[0]

@@ -1,19 +1,34 @@
-"""A network run faster than it is, held to what it gives in plain float32."""
+"""Faster ways to run a network, compared with plain float32."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from told import NothingSaid, Told
 from torch import Tensor, nn
 
-from finetune.features.acceleration import TOLERANCE, WORTH_CONVERTING, Acceleration, accelerated
+from finetune.data.loader import Pictures
+from finetune.data.transforms import Normalized, evaluation_view
+from finetune.errors import InputError
+from finetune.features.acceleration import (
+    TOLERANCE,
+    WORTH_CONVERTING,
+    AcceleratedModel,
+    Acceleration,
+    Examples,
+    accelerated,
+)
+from finetune.models.backbone import Backbone
+from finetune.models.device import open_engine
+from finetune.progress import Display
 
 BATCH = 4
 MANY = 10_000
@@ -49,10 +64,6 @@ def plainly(network: nn.Module, batch: Tensor) -> Tensor:
         return network(batch)  # type: ignore[no-any-return]
 
 
-def silent(line: str) -> NoReturn:
-    raise AssertionError(f"nothing should have been announced: {line}")
-
-
 def chosen_for(
     network: nn.Module,
     example: Tensor,
@@ -60,16 +71,16 @@ def chosen_for(
     batch_size: int = BATCH,
     pictures: int = MANY,
     tolerance: float = TOLERANCE,
-    announce: Callable[[str], None] = silent,
+    display: Display | None = None,
 ) -> Acceleration:
     return accelerated(
         network,
-        lambda: example,
+        example,
         device=example.device,
         batch_size=batch_size,
         pictures=pictures,
         tolerance=tolerance,
-        announce=announce,
+        display=display or NothingSaid(),
     )
 
 
@@ -79,7 +90,7 @@ def chosen_for(
 @pytest.mark.parametrize(
     "options", [{"pictures": WORTH_CONVERTING - 1}, {"tolerance": 1.0}], ids=["few pictures", "tolerance 1"]
 )
-def test_what_is_not_converted_gives_what_the_network_gives_bit_for_bit(options: dict[str, float]) -> None:
+def test_a_network_that_is_not_converted_keeps_its_outputs_bit_for_bit(options: dict[str, float]) -> None:
     network, batch = of_timm("fewtune_conv4"), pictures(BATCH)
     chosen = chosen_for(network, batch, **options)  # type: ignore[arg-type]
     assert chosen.name == "plain float32"
@@ -88,21 +99,23 @@ def test_what_is_not_converted_gives_what_the_network_gives_bit_for_bit(options:
 
 
 @pytest.mark.parametrize(
-    "options", [{"pictures": WORTH_CONVERTING - 1}, {"tolerance": 1.0}], ids=["few pictures", "tolerance 1"]
+    ("count", "precision"), [(WORTH_CONVERTING - 1, "auto"), (MANY, "float32"), (MANY, "bfloat16")]
 )
-def test_nothing_is_read_to_be_checked_where_nothing_is_checked(options: dict[str, float]) -> None:
-    def example() -> NoReturn:
-        raise AssertionError("no picture need be read")
+def test_examples_are_read_only_where_faster_ways_are_checked(count: int, precision: str, backbone: Backbone) -> None:
+    absent = Pictures([Path("absent.png")], evaluation_view(backbone.preprocessing), 32, 1000)
+    network, examples = Normalized(backbone, backbone.preprocessing).eval(), Examples(absent, [0], ["0" * 64])
+    fabric = open_engine("cpu", "float32")
+    AcceleratedModel(fabric, network, examples, pictures=count, precision=precision, display=NothingSaid()).prepare()
+    checked = AcceleratedModel(fabric, network, examples, pictures=MANY, precision="auto", display=NothingSaid())
+    with pytest.raises(InputError, match="absent"):
+        checked.prepare()
 
-    usual: dict[str, Any] = {"batch_size": BATCH, "pictures": MANY, "announce": silent}
-    accelerated(of_timm("fewtune_conv4"), example, device=torch.device("cpu"), **usual | options)
 
-
-def test_a_choice_for_want_of_pictures_does_not_last_and_one_for_exactness_does() -> None:
+def test_a_choice_made_for_few_pictures_is_not_reusable() -> None:
     network, batch = of_timm("fewtune_conv4"), pictures(BATCH)
-    assert not chosen_for(network, batch, pictures=WORTH_CONVERTING - 1).lasting
-    assert not chosen_for(network, batch[:0]).lasting
-    assert chosen_for(network, batch, tolerance=1).lasting
+    assert not chosen_for(network, batch, pictures=WORTH_CONVERTING - 1).reusable
+    assert not chosen_for(network, batch[:0]).reusable
+    assert chosen_for(network, batch, tolerance=1).reusable
 
 
 # --- converted --------------------------------------------------------------------------------------------------------
@@ -116,7 +129,7 @@ def test_a_choice_for_want_of_pictures_does_not_last_and_one_for_exactness_does(
         ("test_efficientnet", {}, 224),  # a batch is more than is seen at once
     ],
 )
-def test_a_converted_network_keeps_to_the_tolerance_for_every_size_of_batch_and_from_several_threads(
+def test_a_converted_network_keeps_the_tolerance_for_every_batch_size_and_in_threads(
     name: str, options: dict[str, int], side: int
 ) -> None:
     network = of_timm(name, **options)
@@ -139,7 +152,7 @@ def test_a_converted_network_keeps_to_the_tolerance_for_every_size_of_batch_and_
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
-def test_a_batch_of_few_pictures_is_not_filled_up_but_run_as_it_is() -> None:
+def test_a_batch_of_few_pictures_runs_in_plain_pytorch() -> None:
     network = of_timm("fewtune_conv4")
     chosen = chosen_for(network, pictures(1), batch_size=8)
     assert chosen.name.startswith("OpenVINO"), "one picture to check it by was seen in the way that was checked"
@@ -203,30 +216,30 @@ def test_float32_is_taken_where_bfloat16_alone_is_too_coarse() -> None:
     assert chosen_for(network, batch, tolerance=0.01).name == "OpenVINO bf16"
 
 
-def test_a_network_that_every_fast_way_gives_otherwise_runs_as_it_is() -> None:
+def test_a_network_that_no_faster_way_reproduces_runs_in_plain_pytorch() -> None:
     torch.manual_seed(0)
     network, batch = Chaotic().eval(), pictures(BATCH)
     chosen = chosen_for(network, batch)
     assert chosen.name == "plain float32"
-    assert chosen.lasting
+    assert chosen.reusable
     assert torch.equal(chosen.run(batch), plainly(network, batch))
 
 
-def test_outputs_that_are_not_finite_are_left_to_the_network_itself() -> None:
+def test_a_network_with_infinite_outputs_runs_in_plain_pytorch() -> None:
     network, batch = Infinite().eval(), pictures(BATCH)
     chosen = chosen_for(network, batch)
     assert chosen.name == "plain float32"
     assert torch.equal(chosen.run(batch), plainly(network, batch))
 
 
-def test_a_network_that_cannot_be_converted_runs_as_it_is_and_says_so_in_one_line() -> None:
-    network, batch, said = Counting().eval(), pictures(BATCH), list[str]()
-    chosen = chosen_for(network, batch, announce=said.append)
+def test_a_network_that_cannot_be_converted_runs_in_plain_pytorch_and_one_line_says_so() -> None:
+    network, batch, said = Counting().eval(), pictures(BATCH), Told()
+    chosen = chosen_for(network, batch, display=said)
     assert chosen.name == "plain float32"
     assert torch.equal(chosen.run(batch), plainly(network, batch))
-    assert len(said) == 1
-    assert said[0].startswith("The network runs in plain PyTorch, more slowly: it cannot be converted (")
-    assert "\n" not in said[0]
+    assert len(said.lines) == 1
+    assert said.lines[0].startswith("The network runs in plain PyTorch, more slowly: it cannot be converted (")
+    assert "\n" not in said.lines[0]
 
 
 class WindowedAttention(nn.Module):
@@ -239,8 +252,8 @@ class WindowedAttention(nn.Module):
 
 @pytest.mark.parametrize("traced", [False, True])
 def test_attention_in_five_dimensions_is_converted(traced: bool) -> None:
-    network, tokens, said = WindowedAttention().eval(), torch.randn(BATCH, 8, 4), list[str]()
+    network, tokens, said = WindowedAttention().eval(), torch.randn(BATCH, 8, 4), Told()
     module = torch.fx.symbolic_trace(network) if traced else network
-    chosen = chosen_for(module, tokens, announce=said.append)
-    assert chosen.name.startswith("OpenVINO"), said
+    chosen = chosen_for(module, tokens, display=said)
+    assert chosen.name.startswith("OpenVINO"), said.lines
     assert torch.cosine_similarity(chosen.run(tokens), plainly(network, tokens)).min() > TOLERANCE

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_activations import FAMILY, aged, data_of, filled, flipped, keys_of, of, opened, the_shard, values_of
+from made_activations import KEY, aged, data_of, filled, flipped, keys_of, of, opened, the_shard, values_of
+from told import Told
 
 from finetune.features.cache import ActivationCache
-from finetune.features.cache_files import clear, default_bound, families, shards_of, size_of
+from finetune.features.cache_files import clear, default_bound, entries, shards_of, size_of
 from finetune.files import default_folder
 
 # ------------------------------------------------------------------------------------------------ several processes
@@ -28,46 +29,47 @@ from pathlib import Path
 import torch
 from finetune.features.cache import ActivationCache
 from finetune.features.cache_keys import FeatureKey
-folder, family, first, last = sys.argv[1], FeatureKey(**json.loads(sys.argv[2])), int(sys.argv[3]), int(sys.argv[4])
-with ActivationCache(Path(folder), disk=1 << 30, announce=print) as cache:
+from finetune.progress import Display
+folder, key, first, last = sys.argv[1], FeatureKey(**json.loads(sys.argv[2])), int(sys.argv[3]), int(sys.argv[4])
+with ActivationCache(Path(folder), disk=1 << 30, display=Display()) as cache:
     for number in range(first, last):
-        key = hashlib.sha256(str(number).encode()).hexdigest()
-        cache.put(family, [key], number * 7 + torch.arange(2000)[None] / 3)
+        row_key = hashlib.sha256(str(number).encode()).hexdigest()
+        cache.put(key, [row_key], number * 7 + torch.arange(2000)[None] / 3)
         cache.flush()
 """
 
 
 def writer(folder: Path, first: int, last: int) -> subprocess.Popen[bytes]:
-    """A process that writes these numbers' values of FAMILY, a file for each."""
-    command = [sys.executable, "-c", WRITER, str(folder), json.dumps(asdict(FAMILY)), str(first), str(last)]
+    """A process that writes the values of these numbers under KEY, one file each."""
+    command = [sys.executable, "-c", WRITER, str(folder), json.dumps(asdict(KEY)), str(first), str(last)]
     return subprocess.Popen(command)
 
 
-def test_two_processes_may_write_at_the_same_time_and_one_be_killed(tmp_path: Path) -> None:
+def test_two_processes_can_write_at_the_same_time_and_one_can_be_killed(tmp_path: Path) -> None:
     other, deadline = writer(tmp_path, 0, 100_000), time.monotonic() + 60
 
     def wait_for(files: int) -> None:
-        while len(shards_of(tmp_path, FAMILY.name)) < files and time.monotonic() < deadline:
+        while len(shards_of(tmp_path, KEY.name)) < files and time.monotonic() < deadline:
             time.sleep(0.005)
 
     wait_for(1)
     with opened(tmp_path) as cache:
         for number in (*range(30), *range(1990, 2000)):
-            cache.put(FAMILY, keys_of([number]), values_of([number], 2000))
+            cache.put(KEY, keys_of([number]), values_of([number], 2000))
             cache.flush()
     wait_for(80)
     other.send_signal(signal.SIGKILL)
     assert other.wait() == -signal.SIGKILL
     cache = opened(tmp_path)
-    known = np.flatnonzero(cache.known(FAMILY, keys_of(range(2000)))).tolist()
+    known = np.flatnonzero(cache.known(KEY, keys_of(range(2000)))).tolist()
     assert {*range(30), *range(1990, 2000)} <= set(known)
-    assert torch.equal(cache.get(FAMILY, keys_of(known))[:], values_of(known, 2000))
-    cache.put(FAMILY, keys_of([99_999]), values_of([99_999], 2000))  # and the lock went with it
+    assert torch.equal(cache.get(KEY, keys_of(known))[:], values_of(known, 2000))
+    cache.put(KEY, keys_of([99_999]), values_of([99_999], 2000))  # and the lock went with it
     cache.close()
-    assert opened(tmp_path).known(FAMILY, keys_of([99_999])).all()
+    assert opened(tmp_path).known(KEY, keys_of([99_999])).all()
 
 
-def test_what_a_killed_writer_left_is_deleted_once_it_is_old(tmp_path: Path) -> None:
+def test_old_temporary_files_of_a_killed_process_are_deleted(tmp_path: Path) -> None:
     filled(tmp_path, [1])
     shard = the_shard(tmp_path)
     old, young = shard.with_name(f".{shard.name}.123"), shard.with_name(".about.json.123")
@@ -77,15 +79,15 @@ def test_what_a_killed_writer_left_is_deleted_once_it_is_old(tmp_path: Path) -> 
     filled(tmp_path, [2])
     assert not old.exists()
     assert young.exists()
-    assert opened(tmp_path).known(FAMILY, keys_of([1, 2])).all()
+    assert opened(tmp_path).known(KEY, keys_of([1, 2])).all()
 
 
-def test_files_that_another_process_deletes_stay_readable_and_are_missed_by_the_next_run(tmp_path: Path) -> None:
+def test_files_deleted_by_another_process_stay_readable_until_the_next_run(tmp_path: Path) -> None:
     filled(tmp_path, range(9))
-    found = opened(tmp_path, memory=0).get(FAMILY, keys_of(range(9)))
+    found = opened(tmp_path, memory=0).get(KEY, keys_of(range(9)))
     clear(tmp_path)
     assert torch.equal(found[:], values_of(range(9)))
-    assert not opened(tmp_path).known(FAMILY, keys_of(range(9))).any()
+    assert not opened(tmp_path).known(KEY, keys_of(range(9))).any()
 
 
 # ------------------------------------------------------------------------------------------------ damage
@@ -94,7 +96,7 @@ def test_files_that_another_process_deletes_stay_readable_and_are_missed_by_the_
 @pytest.mark.parametrize(
     ("damage", "lost"),
     [
-        (lambda content: flipped(content, data_of(content, "values.0") + 20 * 3), [3]),
+        (lambda content: flipped(content, data_of(content, "values") + 20 * 3), [3]),
         (lambda content: flipped(content, data_of(content, "checksums") + 8 * 4), [4]),
         (lambda content: flipped(content, data_of(content, "keys") + 32 * 2), [2]),
         (lambda content: content[:-30], range(6)),
@@ -102,43 +104,43 @@ def test_files_that_another_process_deletes_stay_readable_and_are_missed_by_the_
         (lambda content: b"", range(6)),
         (lambda content: flipped(content, 30), range(6)),
         (lambda content: content.replace(b'"F32"', b'"I32"'), range(6)),
-        (lambda content: content.replace(FAMILY.name.encode(), b"0" * 32), range(6)),
+        (lambda content: content.replace(KEY.name.encode(), b"0" * 32), range(6)),
     ],
-    ids=["value", "checksum", "key", "end", "header's end", "all", "header", "type", "family"],
+    ids=["value", "checksum", "key", "end", "header's end", "all", "header", "type", "key name"],
 )
-def test_what_is_damaged_is_told_once_deleted_and_computed_again(
+def test_a_damaged_file_is_reported_once_deleted_and_computed_again(
     damage: Callable[[bytes], bytes], lost: Sequence[int], tmp_path: Path
 ) -> None:
     filled(tmp_path, range(6))
     shard = the_shard(tmp_path)
     shard.write_bytes(damage(shard.read_bytes()))
-    told: list[str] = []
-    with opened(tmp_path, told.append) as cache:
-        known = cache.known(FAMILY, keys_of(range(6)))
+    told = Told()
+    with opened(tmp_path, told) as cache:
+        known = cache.known(KEY, keys_of(range(6)))
         # A key that is damaged is another picture's; whoever asks for that gets a miss as well.
         assert np.flatnonzero(~known).tolist() == list(lost)
         there = np.flatnonzero(known).tolist()
         if there:
-            assert torch.equal(cache.get(FAMILY, keys_of(there))[:], values_of(there))
-        cache.put(FAMILY, keys_of(range(6)), values_of(range(6)))
-    assert len(told) == 1
-    assert str(shard) in told[0]
-    assert "\n" not in told[0]
+            assert torch.equal(cache.get(KEY, keys_of(there))[:], values_of(there))
+        cache.put(KEY, keys_of(range(6)), values_of(range(6)))
+    assert len(told.lines) == 1
+    assert str(shard) in told.lines[0]
+    assert "\n" not in told.lines[0]
     assert not shard.exists()
-    assert torch.equal(opened(tmp_path).get(FAMILY, keys_of(range(6)))[:], values_of(range(6)))
+    assert torch.equal(opened(tmp_path).get(KEY, keys_of(range(6)))[:], values_of(range(6)))
 
 
-def test_a_file_that_cannot_be_read_just_now_is_told_once_and_stays(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_now_is_reported_once_and_stays(tmp_path: Path) -> None:
     filled(tmp_path, [1])
     shard = the_shard(tmp_path)
     shard.rename(tmp_path / "aside")
     shard.mkdir()
-    told: list[str] = []
-    cache = opened(tmp_path, told.append)
+    told = Told()
+    cache = opened(tmp_path, told)
     for _ in range(2):
-        assert not cache.known(FAMILY, keys_of([1])).any()
-    assert len(told) == 1
-    assert str(shard) in told[0]
+        assert not cache.known(KEY, keys_of([1])).any()
+    assert len(told.lines) == 1
+    assert str(shard) in told.lines[0]
     assert shard.exists()
 
 
@@ -149,63 +151,63 @@ def test_a_damaged_row_is_found_in_another_file_that_has_it(tmp_path: Path) -> N
     shard.rename(aside)
     filled(tmp_path, [1, 2])
     content = aside.read_bytes()
-    shard.write_bytes(flipped(content, data_of(content, "values.0")))
+    shard.write_bytes(flipped(content, data_of(content, "values")))
     os.utime(shard, (0, 0))
-    told: list[str] = []
-    cache = opened(tmp_path, told.append)
-    assert torch.equal(cache.get(FAMILY, keys_of([1, 2]))[:], values_of([1, 2]))
-    assert len(told) == 1
+    told = Told()
+    cache = opened(tmp_path, told)
+    assert torch.equal(cache.get(KEY, keys_of([1, 2]))[:], values_of([1, 2]))
+    assert len(told.lines) == 1
 
 
 # ------------------------------------------------------------------------------------------------ room
 
 
-def test_what_was_not_used_for_longest_makes_room_and_what_is_in_use_stays(tmp_path: Path) -> None:
+def test_the_least_recently_used_files_make_room_and_those_in_use_stay(tmp_path: Path) -> None:
     for number in range(4):  # about 40 kB each
         filled(tmp_path, range(10), of(number), width=1000)
         aged(tmp_path, of(number), days=10 - number)
     cache = opened(tmp_path, disk=200_000)
     cache.get(of(0), keys_of(range(10)))  # the oldest, but in use
     aged(tmp_path, of(0), days=20)
-    cache.put(FAMILY, keys_of(range(20)), values_of(range(20), 1000))
+    cache.put(KEY, keys_of(range(20)), values_of(range(20), 1000))
     cache.close()
-    assert {kept.about["backbone"] for kept in families(tmp_path)} == {"net", "net0", "net3"}
+    assert {kept.about["backbone"] for kept in entries(tmp_path)} == {"net", "net0", "net3"}
     assert size_of(tmp_path) <= 200_000
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_use_is_noted(tmp_path: Path) -> None:
+def test_the_time_of_the_last_use_is_recorded(tmp_path: Path) -> None:
     for number in range(2):
         filled(tmp_path, [1], of(number))
         aged(tmp_path, of(number), days=10 - number)
     with opened(tmp_path) as cache:
         cache.get(of(0), keys_of([1]))
-    assert [kept.about["backbone"] for kept in families(tmp_path)] == ["net0", "net1"]
+    assert [kept.about["backbone"] for kept in entries(tmp_path)] == ["net0", "net1"]
 
 
-def still_there(cache: ActivationCache, told: list[str], why: str) -> None:
-    """Puts twice; what cannot be written is told once, and is kept for this run."""
+def still_there(cache: ActivationCache, told: Told, why: str) -> None:
+    """Put rows twice: one line says that they cannot be written, and they stay in memory."""
     for numbers in (range(10), range(10, 20)):
-        cache.put(FAMILY, keys_of(numbers), values_of(numbers, 1000))
+        cache.put(KEY, keys_of(numbers), values_of(numbers, 1000))
         cache.flush()
-    assert torch.equal(cache.get(FAMILY, keys_of(range(20)))[:], values_of(range(20), 1000))
-    assert len(told) == 1
-    assert told[0].startswith("from here on activations are kept in memory, for this run only")
-    assert why in told[0]
-    assert "\n" not in told[0]
+    assert torch.equal(cache.get(KEY, keys_of(range(20)))[:], values_of(range(20), 1000))
+    assert len(told.lines) == 1
+    assert told.lines[0].startswith("Activations now stay in memory, for this run only: ")
+    assert why in told.lines[0]
+    assert "\n" not in told.lines[0]
 
 
 def test_a_run_that_fills_the_cache_by_itself_goes_on_in_memory(tmp_path: Path) -> None:
-    told: list[str] = []
-    still_there(opened(tmp_path, told.append, disk=60_000), told, "0.0 GB hold no more")
+    told = Told()
+    still_there(opened(tmp_path, told, disk=60_000), told, "the activations in use fill the cache's 0.0 GB")
     assert 0 < size_of(tmp_path) <= 60_000
 
 
-def test_it_is_told_beforehand_whether_there_is_room(tmp_path: Path) -> None:
+def test_has_room_says_whether_activations_fit(tmp_path: Path) -> None:
     filled(tmp_path, range(10), width=1000)
     cache = opened(tmp_path, disk=100_000, memory=1000)
     assert cache.has_room(90_000)  # what lies there makes room
-    cache.get(FAMILY, keys_of(range(10)))
+    cache.get(KEY, keys_of(range(10)))
     assert cache.has_room(50_000)
     assert not cache.has_room(70_000)
     written_nowhere = opened(tmp_path, disk=0, memory=1000)
@@ -215,23 +217,23 @@ def test_it_is_told_beforehand_whether_there_is_room(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_turns_the_cache_off(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    told: list[str] = []
-    cache = ActivationCache(tmp_path / "file" / "cache", announce=told.append)
+    told = Told()
+    cache = ActivationCache(tmp_path / "file" / "cache", display=told)
     still_there(cache, told, "cannot be made")
 
 
 def test_a_full_disk_turns_the_cache_off(tmp_path: Path) -> None:
-    told: list[str] = []
+    told = Told()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-        still_there(opened(tmp_path, told.append), told, "cannot be written")
+        still_there(opened(tmp_path, told), told, "cannot be written")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert not shards_of(tmp_path, FAMILY.name)
+    assert not shards_of(tmp_path, KEY.name)
 
 
-def test_where_the_cache_lies_and_how_large_it_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_folder_and_size_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEWTUNE_CACHE", str(tmp_path / "told"))
     assert default_folder() == tmp_path / "told" / "activations"
     monkeypatch.delenv("FEWTUNE_CACHE")

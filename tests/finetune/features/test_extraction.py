@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,44 +9,48 @@ import torch
 from conftest import MakeFolder
 from hostile import hostile
 from made_activations import data_of, flipped, opened, the_shard
+from told import NothingSaid, Told
 
 from finetune.config import Config
 from finetune.data.folder import list_unlabelled
 from finetune.data.loader import Pictures
-from finetune.data.transforms import evaluation_view, training_view
-from finetune.features.cache_keys import feature_key
-from finetune.features.extraction import cached
+from finetune.data.transforms import Normalized, evaluation_view, training_view
+from finetune.features.acceleration import Examples
+from finetune.features.cache import ActivationCache
+from finetune.features.extraction import FeatureExtractor, Features
 from finetune.features.forward import Outputs, run_frozen
 from finetune.models.backbone import Backbone
 from finetune.models.device import open_engine
+from finetune.progress import Display
 
 
 class Recipe:
-    """`cached` over the pictures of a folder, with the indices of those that were computed."""
+    """Outputs of a backbone for the pictures of a folder: by one forward pass, or by an extractor with a cache."""
 
     def __init__(self, folder: Path, store: Path, backbone: Backbone, *, random: bool = False):
-        wanted = backbone.preprocessing
-        view = training_view(wanted, Config()) if random else evaluation_view(wanted)
-        self.pictures = Pictures(list_unlabelled([folder]), view, wanted.shortest_side, 1_000_000, seed=3)
+        self.backbone, self.preprocessing = backbone, backbone.preprocessing
+        view = training_view(self.preprocessing, Config()) if random else evaluation_view(self.preprocessing)
+        self.pictures = Pictures(list_unlabelled([folder]), view, self.preprocessing.shortest_side, 1_000_000, seed=3)
         self.fabric = open_engine("cpu", "float32")
-        self.family = feature_key(self.fabric, backbone, self.pictures, wanted, backbone=backbone.name)
-        self.run = partial(run_frozen, self.fabric, backbone, wanted, workers=1)
         self.store = store
 
-    def __call__(self) -> tuple[Outputs, list[int]]:
-        computed: list[int] = []
-        shown: list[int] = []
+    def extractor(self, cache: ActivationCache) -> FeatureExtractor:
+        network = Normalized(self.backbone, self.preprocessing).eval()
+        config = Config(precision="float32", workers=1)
+        examples, count = Examples(self.pictures, [0]), len(self.pictures)
+        return FeatureExtractor(
+            self.fabric, network, self.backbone.name, "features", examples, count, config, cache, NothingSaid()
+        )
 
-        def compute(pictures: Pictures) -> Outputs:
-            outputs = self.run(pictures, advance=lambda done, note: shown.append(done))
-            computed.extend(outputs.contents)
-            return outputs
+    def __call__(self, display: Display | None = None) -> Features:
+        advanced: list[int] = []
+        with opened(self.store, display) as cache:
+            found = self.extractor(cache).extract(self.pictures, advance=lambda done, note: advanced.append(done))
+        assert sum(advanced) == len(self.pictures)
+        return found
 
-        with opened(self.store) as cache:
-            found = cached(cache, self.family, self.pictures, compute, advance=lambda done, note: shown.append(done))
-        assert sum(shown) == len(self.pictures)
-        assert found.computed == len(computed)
-        return found.outputs(), computed
+    def forward(self) -> Outputs:
+        return run_frozen(self.fabric, self.backbone, self.preprocessing, self.pictures, workers=1)
 
 
 def assert_same(found: Outputs, expected: Outputs, *, batches: str = "the same") -> None:
@@ -59,66 +62,60 @@ def assert_same(found: Outputs, expected: Outputs, *, batches: str = "the same")
     assert found.contents == expected.contents
 
 
-def test_a_second_run_decodes_nothing_but_what_cannot_be_read(backbone: Backbone, tmp_path: Path) -> None:
+def test_a_second_run_decodes_only_unreadable_pictures(backbone: Backbone, tmp_path: Path) -> None:
     hostile(tmp_path / "pictures")
     recipe = Recipe(tmp_path / "pictures", tmp_path / "cache", backbone)
-    expected = recipe.run(recipe.pictures)
-    unreadable = [index for index, content in expected.contents.items() if content.reason is not None]
+    expected = recipe.forward()
+    unreadable = tuple(index for index, content in expected.contents.items() if content.reason is not None)
     assert unreadable
-    cold, computed = recipe()
-    assert computed == list(range(len(recipe.pictures)))
-    assert_same(cold, expected)
-    warm, computed = recipe()
-    assert computed == unreadable
-    assert_same(warm, expected)
+    cold = recipe()
+    assert cold.computed == tuple(range(len(recipe.pictures)))
+    assert_same(cold.outputs(), expected)
+    warm = recipe()
+    assert warm.computed == unreadable
+    assert_same(warm.outputs(), expected)
 
 
 @pytest.mark.parametrize("random", [False, True], ids=["evaluation", "random"])
-def test_only_what_is_new_or_changed_is_computed(
+def test_only_new_and_changed_pictures_are_computed(
     random: bool, backbone: Backbone, make_folder: MakeFolder, tmp_path: Path
 ) -> None:
     folder = make_folder(classes={"a": 5, "b": 5})
     recipe = Recipe(folder, tmp_path / "cache", backbone, random=random)
-    assert_same(recipe()[0], recipe.run(recipe.pictures))
-    assert recipe()[1] == []
+    assert_same(recipe().outputs(), recipe.forward())
+    assert recipe().computed == ()
     (folder / "b" / "001.png").write_bytes((folder / "a" / "000.png").read_bytes())
     (folder / "a" / "002.png").unlink()
     recipe = Recipe(folder, tmp_path / "cache", backbone, random=random)
-    found, computed = recipe()
-    # A random view depends on a picture's place, which the picture that is gone has changed for all after it.
-    assert computed == ([2, 3, 4, 5, 6, 7, 8] if random else [])
-    assert_same(found, recipe.run(recipe.pictures), batches="others")
+    found = recipe()
+    # A random view depends on a picture's position, which changed for every picture after the deleted one.
+    assert found.computed == ((2, 3, 4, 5, 6, 7, 8) if random else ())
+    assert_same(found.outputs(), recipe.forward(), batches="others")
 
 
 def test_a_damaged_row_is_computed_again(backbone: Backbone, make_folder: MakeFolder, tmp_path: Path) -> None:
     recipe = Recipe(make_folder(classes={"a": 6}), tmp_path / "cache", backbone)
-    first, _ = recipe()
-    shard = the_shard(tmp_path / "cache", recipe.family)
+    first = recipe().outputs()
+    with opened(tmp_path / "cache") as cache:
+        shard = the_shard(tmp_path / "cache", recipe.extractor(cache).key(recipe.pictures))
     content = shard.read_bytes()
-    shard.write_bytes(flipped(content, data_of(content, "values.0")))
-    told: list[str] = []
-    with opened(tmp_path / "cache", told.append) as cache:
-        found = cached(cache, recipe.family, recipe.pictures, recipe.run)
+    shard.write_bytes(flipped(content, data_of(content, "values")))
+    told = Told()
+    found = recipe(told)
     assert_same(found.outputs(), first, batches="others")
-    assert found.computed == len(told) == 1
+    assert len(found.computed) == len(told.lines) == 1
 
 
-def test_a_folder_without_a_readable_picture_gives_what_a_pass_gives(backbone: Backbone, tmp_path: Path) -> None:
+def test_a_folder_without_a_readable_picture_has_empty_outputs(backbone: Backbone, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "empty.png").touch()
     recipe = Recipe(tmp_path / "pictures", tmp_path / "cache", backbone)
     for _ in range(2):
-        assert_same(recipe()[0], recipe.run(recipe.pictures))
+        assert_same(recipe().outputs(), recipe.forward())
 
 
-def test_pictures_in_memory_and_those_of_another_view_are_refused(
-    backbone: Backbone, make_folder: MakeFolder, tmp_path: Path
-) -> None:
+def test_pictures_in_memory_are_refused(backbone: Backbone, make_folder: MakeFolder, tmp_path: Path) -> None:
     recipe = Recipe(make_folder(classes={"a": 2}), tmp_path / "cache", backbone)
-    cache = opened(tmp_path / "cache")
-    for pictures, why in (
-        (replace(recipe.pictures, sources=[np.zeros((9, 9), np.uint8)]), "in files"),
-        (replace(recipe.pictures, max_pixels=10), "otherwise"),
-    ):
-        with pytest.raises(ValueError, match=why):
-            cached(cache, recipe.family, pictures, recipe.run)
+    recipe.pictures = replace(recipe.pictures, sources=[np.zeros((9, 9), np.uint8)])
+    with opened(tmp_path / "cache") as cache, pytest.raises(ValueError, match="in files"):
+        recipe.extractor(cache).extract(recipe.pictures)

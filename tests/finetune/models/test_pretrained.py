@@ -9,16 +9,13 @@ import pytest
 import timm
 import torch
 from timm.layers import resample_abs_pos_embed
+from told import NothingSaid
 from torch import Tensor
 
 from finetune import InputError
 from finetune.files import write_tensors
 from finetune.models.backbone import Backbone
 from finetune.models.pretrained import load_pretrained
-
-
-def say(line: str) -> None:
-    raise AssertionError(f"nothing should have been announced: {line}")
 
 
 def written(name: str, file: Path) -> dict[str, Tensor]:
@@ -37,7 +34,7 @@ def test_position_embeddings_of_a_file_are_resampled_to_the_image_size(
 ) -> None:
     source = written(name, tmp_path / "weights.safetensors")
     backbone = Backbone(name, image_size=size)
-    load_pretrained(backbone, str(tmp_path / "weights.safetensors"), say)
+    load_pretrained(backbone, str(tmp_path / "weights.safetensors"), NothingSaid())
     loaded = backbone.model.state_dict()
     torch.testing.assert_close(
         loaded.pop("pos_embed"), resample_abs_pos_embed(source["pos_embed"], [side, side], num_prefix_tokens=0)
@@ -49,7 +46,7 @@ def test_position_biases_of_a_file_are_resampled_to_the_windows(tmp_path: Path) 
     name = "swin_tiny_patch4_window7_224"
     source = written(name, tmp_path / "weights.safetensors")
     backbone = Backbone(name, image_size=96)
-    load_pretrained(backbone, str(tmp_path / "weights.safetensors"), say)
+    load_pretrained(backbone, str(tmp_path / "weights.safetensors"), NothingSaid())
     table = "layers.3.blocks.0.attn.relative_position_bias_table"
     assert backbone.model.state_dict()[table].shape == (5 * 5, 24) != source[table].shape
     assert torch.equal(backbone.model.layers[3].blocks[0].mlp.fc1.weight, source["layers.3.blocks.0.mlp.fc1.weight"])
@@ -67,7 +64,7 @@ def test_a_cached_file_that_timm_does_not_resample_fits_another_image_size(
     (snapshot.parents[1] / "refs" / "main").write_text("abc")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     backbone = Backbone("hiera_tiny_224", image_size=96)
-    load_pretrained(backbone, None, say)
+    load_pretrained(backbone, None, NothingSaid())
     assert torch.equal(backbone.model.blocks[3].mlp.fc1.weight, source["blocks.3.mlp.fc1.weight"])
 
 
@@ -76,7 +73,7 @@ def test_a_file_of_another_model_is_refused_by_what_resampling_does_not_mend(tmp
     backbone = Backbone("deit3_small_patch16_224", image_size=64)
     before = {key: tensor.clone() for key, tensor in backbone.model.state_dict().items()}
     with pytest.raises(InputError, match=r"weights\.safetensors \(--weights\) does not fit deit3_small.* is missing"):
-        load_pretrained(backbone, str(tmp_path / "weights.safetensors"), say)
+        load_pretrained(backbone, str(tmp_path / "weights.safetensors"), NothingSaid())
     assert all(torch.equal(tensor, before[key]) for key, tensor in backbone.model.state_dict().items())
 
 
@@ -84,5 +81,5 @@ def test_layers_that_a_family_has_only_with_its_classifier_may_be_in_the_file(tm
     source = written("shvit_s1", tmp_path / "weights.safetensors")
     assert "head.bn.weight" in source
     backbone = Backbone("shvit_s1", image_size=64)
-    load_pretrained(backbone, str(tmp_path / "weights.safetensors"), say)
+    load_pretrained(backbone, str(tmp_path / "weights.safetensors"), NothingSaid())
     assert all(torch.equal(tensor, source[key]) for key, tensor in backbone.model.state_dict().items())

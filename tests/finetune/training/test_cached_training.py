@@ -144,7 +144,6 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def converted(monkeypatch: pytest.MonkeyPatch) -> None:
     """As for a folder of many pictures."""
     monkeypatch.setattr("finetune.features.acceleration.WORTH_CONVERTING", 1)
-    monkeypatch.setattr("finetune.features.acceleration.WORTH_CONVERTING", 1)
 
 
 def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
@@ -155,10 +154,7 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 def all_of(inputs: FrozenInputs) -> tuple[Tensor, Tensor]:
     """Kept activations of training and validation pictures."""
-    found = inputs._train[:], inputs._val[:]
-    assert isinstance(found[0], Tensor)
-    assert isinstance(found[1], Tensor)
-    return found  # type: ignore[return-value]
+    return inputs._train[:], inputs._val[:]
 
 
 # ------------------------------------------------------------------------------------------------ never another result
