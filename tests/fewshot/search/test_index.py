@@ -170,9 +170,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("keys", "vectors", "metadata", "message"), WRONG)
-def test_invalid_additions_are_refused_and_change_nothing(
-    keys: Any, vectors: Any, metadata: Any, message: str
-) -> None:
+def test_invalid_additions_are_refused_and_change_nothing(keys: Any, vectors: Any, metadata: Any, message: str) -> None:
     index = filled(5)
     with pytest.raises(InputError, match=message):
         index.add(keys, vectors, metadata)
