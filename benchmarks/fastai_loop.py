@@ -23,7 +23,7 @@ from fastai.vision.learner import vision_learner
 from safetensors.torch import load_file
 
 
-class Timed(Callback):  # type: ignore[misc]
+class Timed(Callback):
     """Seconds of each epoch."""
 
     def __init__(self) -> None:

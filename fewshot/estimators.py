@@ -29,7 +29,7 @@ Vectors = NDArray[np.float32]
 Floats = NDArray[np.float64]
 
 
-class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Pictures to unit vectors, by an encoder that does not learn.
 
     source, weights, views, tolerance, device: as `Embedder.load` takes them. batch_size, workers: as `Embedder.embed`
@@ -129,7 +129,7 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         return tags
 
 
-class RecognizerClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class RecognizerClassifier(ClassifierMixin, BaseEstimator):
     """A `Gallery` of vectors: the class with the most similar examples, from one example of each on.
 
     Vectors are brought to unit length. One of zeros has no direction: it is as similar to another one of zeros as can

@@ -185,8 +185,8 @@ class _Job:
     def _head(self, prepared: Prepared) -> _Outcome:
         """The solved head on the frozen backbone, as a classifier."""
         heads, backbone = prepared.heads, prepared.backbone
-        stages = None if heads.kept.width == backbone.width else prepared.stages
-        network = Network(backbone, heads.kept.as_layer(), stages).to(prepared.fabric.device)
+        hooks = None if heads.kept.width == backbone.width else prepared.stages.hooks
+        network = Network(backbone, heads.kept.as_layer(), hooks).to(prepared.fabric.device)
         classifier = self._classifier(network, prepared)
         course = TrainingState()
         return _Outcome(classifier, measure(classifier, prepared, heads, course, self.display), course)

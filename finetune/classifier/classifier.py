@@ -279,8 +279,8 @@ def _restored(
         backbone.drop_above(description.highest_stage)
     tensors = {name.replace("backbone.", "backbone.model.", 1): value for name, value in tensors.items()}
     read = tensors["head.weight"].shape[1] if "head.weight" in tensors else backbone.width
-    stages = None if read == backbone.width else PooledStages(backbone)
-    network = Network(backbone, nn.Linear(read, len(description.classes)), stages)
+    hooks = None if read == backbone.width else PooledStages(backbone).hooks
+    network = Network(backbone, nn.Linear(read, len(description.classes)), hooks)
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:

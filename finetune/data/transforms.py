@@ -54,7 +54,8 @@ class Normalized(nn.Module):
         self.preprocessing = preprocessing
 
     def forward(self, pictures: Tensor) -> Tensor:
-        return self.network(self.preprocessing.normalize(pictures))  # type: ignore[no-any-return]
+        outputs: Tensor = self.network(self.preprocessing.normalize(pictures))
+        return outputs
 
 
 # Times as long as wide, beyond which only the middle of a picture is looked at.
@@ -75,7 +76,8 @@ class View:
         value: Any = picture
         for step in self.steps:  # v2.Compose would inspect its arguments anew for every picture
             value = step(value)
-        return value  # type: ignore[no-any-return]
+        pixels: Tensor = value
+        return pixels
 
 
 def evaluation_view(preprocessing: Preprocessing, test_time: str = "plain") -> View:

@@ -18,6 +18,7 @@ import finetune.models.conv4  # noqa: F401  registers the encoder that ships wit
 from finetune.data.transforms import Preprocessing
 from finetune.errors import InputError, reason_of
 from finetune.models.graph import cut, pooled_below
+from finetune.models.stage_hooks import StageHooks
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Backbone(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        return self.model(pictures)  # type: ignore[no-any-return]
+        features: Tensor = self.model(pictures)
+        return features
 
     def stage_index(self, name: str) -> int:
         """Position of the stage called `name`. InputError, listing the stages, when there is none."""
@@ -129,31 +131,33 @@ class Backbone(nn.Module):
 
 
 class Network(nn.Module):
-    """A backbone and the linear head on it: pictures (n, 3, size, size), normalised, to logits (n, classes).
+    """A backbone with a linear head: normalised pictures (n, 3, size, size) to logits (n, classes).
 
-    stages: what gives the pooled activations of every depth of this backbone, for a head that reads more of them than
-    the features; it reads the last ones.
+    Args:
+        backbone: The backbone.
+        head: The head.
+        hooks: Records pooled activations of the backbone, for a head that reads more depths than the features. The head
+            reads the last `head.in_features` values. None for a head on the features.
     """
 
-    def __init__(self, backbone: Backbone, head: nn.Linear, stages: nn.Module | None = None):
+    def __init__(self, backbone: Backbone, head: nn.Linear, hooks: StageHooks | None = None):
         super().__init__()
         self.backbone = backbone
         self.head = head
-        # Not as a sub-module: it holds the backbone, whose parameters would be listed twice.
-        object.__setattr__(self, "stages", stages)
+        self.hooks = hooks
 
     def forward(self, pictures: Tensor) -> Tensor:
-        stages = self.__dict__["stages"]
-        if stages is None:
+        if self.hooks is None:
             return classified(self.head, self.backbone(pictures))
-        return classified(self.head, stages(pictures)[:, -self.head.in_features :])
+        return classified(self.head, self.hooks(self.backbone, pictures)[:, -self.head.in_features :])
 
 
 def classified(head: nn.Linear, features: Tensor) -> Tensor:
     """Logits (n, classes) of features (n, width)."""
     # In float32 whatever surrounds it: as it was solved, and as the features are when they are kept.
     with torch.autocast(features.device.type, enabled=False):
-        return head(features.float())  # type: ignore[no-any-return]
+        logits: Tensor = head(features.float())
+        return logits
 
 
 def _options(name: str, image_size: int | None) -> dict[str, Any]:

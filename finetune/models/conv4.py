@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 WEIGHTS = Path(__file__).parent / "weights" / "fewtune_conv4.safetensors"
@@ -40,9 +39,8 @@ class Conv4(nn.Module):
 
     def forward_features(self, pictures: Tensor) -> Tensor:
         """Pictures (n, in_chans, h, w) to the last map (n, 96, h // 16, w // 16)."""
-        if self.grad_checkpointing:
-            return checkpoint_seq(self.blocks, pictures)  # type: ignore[no-any-return]
-        return self.blocks(pictures)  # type: ignore[no-any-return]
+        maps: Tensor = checkpoint_seq(self.blocks, pictures) if self.grad_checkpointing else self.blocks(pictures)
+        return maps
 
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map to logits (n, num_classes), or with `pre_logits` to features (n, 384)."""
@@ -61,10 +59,12 @@ class Conv4(nn.Module):
         """The maps after the blocks `indices` (an int: so many last ones, None: all), and before them the last map."""
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', not {output_fmt!r}")
-        wanted, last = feature_take_indices(len(self.blocks), indices)
+        blocks = range(len(self.blocks))
+        wanted = blocks if indices is None else blocks[-indices:] if isinstance(indices, int) else indices
+        wanted = [blocks[position] for position in wanted]
         maps = []
         for position, block in enumerate(self.blocks):
-            if stop_early and position > last:
+            if stop_early and position > max(wanted):
                 break
             x = block(x)
             if position in wanted:

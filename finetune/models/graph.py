@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
-from timm.models._features_fx import get_notrace_functions, get_notrace_modules
+from timm.models import get_notrace_functions, get_notrace_modules
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torchvision.models.feature_extraction import NodePathTracer
@@ -65,7 +65,7 @@ def pooled_below(model: nn.Module, name: str, stages: Sequence[str], position: i
     return below
 
 
-class _Tracer(NodePathTracer):  # type: ignore[misc]
+class _Tracer(NodePathTracer):
     """whole: names of modules that are one step each."""
 
     def __init__(self, whole: Collection[str] = ()):

@@ -15,7 +15,8 @@ import finetune
 from finetune import Config, InputError
 from finetune.files import write_tensors
 from finetune.models.backbone import Backbone, Network
-from finetune.models.pooled import PooledStages, pooled
+from finetune.models.pooled import PooledStages
+from finetune.models.stage_hooks import pooled
 from finetune.strategies import PARTIAL
 from finetune.training.plan import plan_for
 

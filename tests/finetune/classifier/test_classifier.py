@@ -28,7 +28,7 @@ def classifier() -> Classifier:
     backbone = Backbone("fewtune_conv4")
     backbone.drop_above("blocks.2")
     stages = PooledStages(backbone)
-    network = Network(backbone, nn.Linear(sum(stages.widths[-2:]), 4), stages)
+    network = Network(backbone, nn.Linear(sum(stages.widths[-2:]), 4), stages.hooks)
     config = Config(backbone="fewtune_conv4", device="cpu", workers=0)
     fabric = open_engine("cpu", "float32")
     return Classifier(network, ["a", "b", "c", "d"], backbone.preprocessing, config, fabric, 1.5)

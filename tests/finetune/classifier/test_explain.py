@@ -29,7 +29,7 @@ def untrained(name: str, *, every_depth: bool = False, size: int | None = None) 
     backbone = Backbone(name, image_size=size)
     stages = PooledStages(backbone) if every_depth else None
     width = sum(stages.widths) if stages else backbone.width
-    network = Network(backbone, nn.Linear(width, 3), stages)
+    network = Network(backbone, nn.Linear(width, 3), stages.hooks if stages else None)
     config = Config(backbone=name, image_size=size, device="cpu")
     return Classifier(network, ("a", "b", "c"), backbone.preprocessing, config, open_engine("cpu", "float32"))
 

@@ -142,7 +142,7 @@ def test_a_head_that_reads_several_depths_is_exported(place: Path, tmp_path: Pat
     torch.manual_seed(0)
     backbone = Backbone("fewtune_conv4").eval()
     stages = PooledStages(backbone)
-    network = Network(backbone, torch.nn.Linear(sum(stages.widths[-3:]), 2), stages)
+    network = Network(backbone, torch.nn.Linear(sum(stages.widths[-3:]), 2), stages.hooks)
     config = finetune.Config(backbone="fewtune_conv4", device="cpu", precision="float32")
     fabric = open_engine("cpu", "float32")
     Classifier(network, CLASSES, backbone.preprocessing, config, fabric).save(tmp_path / "run")

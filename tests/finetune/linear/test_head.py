@@ -167,7 +167,7 @@ def test_a_network_whose_head_reads_more_depths_is_saved_and_loaded(tmp_path: Pa
     stages = PooledStages(backbone)
     head = torch.nn.Linear(sum(stages.widths[-2:]), 3)
     config, fabric = Config(backbone="fewtune_conv4", device="cpu"), open_engine("cpu", "float32")
-    network = Network(backbone, head, stages)
+    network = Network(backbone, head, stages.hooks)
     pictures = torch.randn(2, 3, 35, 35)
     with torch.no_grad():
         torch.testing.assert_close(network(pictures), head(stages(pictures)[:, -head.in_features :]))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from finetune.cli.main import main
 from finetune.config import Config
 from finetune.errors import InputError
 from finetune.linear.probe import probe_answers, probe_curve
-from finetune.models.backbone import Backbone
+from finetune.models.backbone import Backbone, Network
 from finetune.models.pooled import PooledStages
 from finetune.training.choice import choose
 
@@ -67,7 +68,30 @@ def test_a_depth_is_the_mean_over_places_of_what_the_next_stage_receives() -> No
             torch.testing.assert_close(parts[position - 1], received.mean((2, 3)), atol=1e-5, rtol=1e-4)
 
 
-def test_several_threads_look_at_once() -> None:
+def test_hooks_exist_only_during_a_forward_pass() -> None:
+    backbone = Backbone("fewtune_conv4").eval()
+    stages = PooledStages(backbone)
+    hooks = [module._forward_pre_hooks for module in backbone.modules()]
+    assert not any(hooks)
+    during: list[int] = []
+    backbone.model.blocks[1].register_forward_hook(lambda *_: during.append(sum(map(len, hooks))))
+    stages(torch.zeros(1, 3, 35, 35))
+    assert during == [3]
+    assert not any(hooks)
+    with pytest.raises(RuntimeError):
+        stages(torch.zeros(1, 5, 35, 35))
+    assert not any(hooks)
+
+
+def test_a_network_on_every_depth_can_be_copied() -> None:
+    backbone = Backbone("fewtune_conv4").eval()
+    stages, pictures = PooledStages(backbone), torch.randn(2, 3, 35, 35)
+    network = Network(backbone, torch.nn.Linear(sum(stages.widths), 2), stages.hooks)
+    assert torch.equal(copy.deepcopy(network)(pictures), network(pictures))
+    assert all(name.startswith(("backbone.model.", "head.")) for name in network.state_dict())
+
+
+def test_several_threads_use_one_network_at_the_same_time() -> None:
     backbone = Backbone("fewtune_conv4").eval()
     stages = PooledStages(backbone)
     batches = [torch.randn(3, 3, 35, 35) for _ in range(24)]
