@@ -25,7 +25,7 @@ from rich.console import Console
 
 from fewshot.embedding.embedder import Embedder
 from fewshot.embedding.encoder_files import CONFIG_FILE
-from fewshot.evaluation.benchmark import benchmark, shape_of
+from fewshot.evaluation.benchmark import benchmark, task_name
 from fewshot.evaluation.embedded import embed_once
 from fewshot.evaluation.episodes import arrange, sample, score_episodes
 from fewshot.omniglot.dataset import read_omniglot
@@ -135,7 +135,7 @@ def row(name: str, wanted: Row, args: argparse.Namespace, display: Display) -> d
     found["results"] = [{k: v for k, v in asdict(result).items() if k != "parts"} for result in report.results]
     for result in report.results:
         low, high = result.interval
-        print(f"{name:16} {shape_of(result):32} {result.accuracy:.2%} ({low:.1%} to {high:.1%})", flush=True)
+        print(f"{name:16} {task_name(result):32} {result.accuracy:.2%} ({low:.1%} to {high:.1%})", flush=True)
     return found
 
 

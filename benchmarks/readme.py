@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fewshot.evaluation.benchmark import PUBLISHED, WITHOUT_LABELS, Published
+from fewshot.evaluation.published import PUBLISHED, WITHOUT_LABELS, Published
 from finetune.files import read_json, write_text
 from finetune.strategies import STRATEGIES
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from fewshot.evaluation.benchmark import BenchmarkReport, published_for, shape_of
+from fewshot.evaluation.benchmark import BenchmarkReport, published_for, task_name
 from fewshot.evaluation.measure import Result
 from fewshot.evaluation.protocols import VerificationResult
 
@@ -19,7 +19,7 @@ def print_report(report: BenchmarkReport) -> None:
     for heading in ("protocol", "", "accuracy", "95 % interval", "trials"):
         table.add_column(heading, justify="left" if heading in ("protocol", "") else "right")
     for position, result in enumerate(report.results):
-        table.add_row(shape_of(result), report.model, *_figures(result), style="bold")
+        table.add_row(task_name(result), report.model, *_figures(result), style="bold")
         if report.differences:
             other, difference = report.against_results[position], report.differences[position]
             table.add_row("", report.against or "", *_figures(other))
@@ -37,12 +37,12 @@ def print_report(report: BenchmarkReport) -> None:
     for result in report.results:
         if isinstance(result, VerificationResult):
             console.print(
-                f"{shape_of(result)}: area under the ROC {100 * result.auc:.2f} ({_percent(result.auc_interval)}), "
+                f"{task_name(result)}: area under the ROC {100 * result.auc:.2f} ({_percent(result.auc_interval)}), "
                 f"equal error rate {100 * result.eer:.2f} ({_percent(result.eer_interval)})"
             )
         if result.leaking:
             console.print(
-                f"{shape_of(result)}: {result.leaking} characters tested on were trained on; not a fair figure"
+                f"{task_name(result)}: {result.leaking} characters tested on were trained on; not a fair figure"
             )
 
 

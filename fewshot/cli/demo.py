@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from fewshot.embedding.embedder import Embedder
-from fewshot.evaluation.episodes import arrange, deal, score_episodes
+from fewshot.evaluation.episodes import arrange, episodes_of_classes, score_episodes
 from fewshot.evaluation.intervals import bootstrap_interval
 from finetune.data.digits import write_digits
 from finetune.data.images import read_image
@@ -61,7 +61,7 @@ def run_demo(out: Path, *, seed: int = 0, display: Display) -> list[dict[str, An
 
 def _measured(name: str, vectors: Tensor, labels: Tensor, shot: int, seed: int) -> Row:
     pool = arrange(labels)
-    drawn = deal(
+    drawn = episodes_of_classes(
         pool,
         torch.arange(len(pool.labels)).expand(DRAWS, -1),
         shot=shot,

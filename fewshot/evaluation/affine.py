@@ -1,4 +1,4 @@
-"""Affine alignment: how far two drawings are apart after the best affine warp of one onto the other."""
+"""Affine alignment: the distance of two drawings after the best affine warp of one onto the other."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ from torch import Tensor
 
 from finetune.errors import InputError
 
-# Ink is gathered in cells of so many pixels both ways; the direction of a stroke is that of the ink in 3 x 3 of them.
+# Ink is gathered in cells of this many pixels on a side; the direction of a stroke is that of the ink in 3 x 3 cells.
 CELL = 5
-# Standard deviations of the ink about the other drawing's, coarse to fine, in units of a drawing's size (see `_Ink`).
+# Standard deviations of the Gaussians, coarse to fine, in units of a drawing's size (see `_Ink`).
 BLURS = (0.5, 0.35, 0.25)
 # Steps of alignment at each blur.
 STEPS = 3
-# How much likelier two pieces of stroke explain each other when parallel than when perpendicular: exp(2 DIRECTION^2).
+# Weight of the stroke direction: parallel pieces are exp(2 DIRECTION^2) times as likely as perpendicular ones.
 DIRECTION = 2.0
-# Added to how likely ink is, which is 1 where all of the other drawing's ink is: of ink that nothing explains, all.
+# Added to the likelihood of a point, which is at most 1; it is the likelihood of ink that nothing explains.
 UNEXPLAINED = 0.0003
-# Strength of the prior on warps, against the mean log likelihood of a drawing's ink.
+# Strength of the prior on warps, relative to the mean log likelihood of a drawing's ink.
 PRIOR = 0.4
-# CELL, BLURS, DIRECTION, UNEXPLAINED and PRIOR were chosen on runs like Lake's, of the alphabets in splits.VALIDATION.
+# All of these were chosen on runs like Lake's, drawn from the alphabets in splits.VALIDATION.
 
-_PAIRS_AT_ONCE = 20  # what a step works on then stays in a processor's cache
+_PAIRS_AT_ONCE = 20  # fits a CPU's cache
 
 
 @dataclass(frozen=True, eq=False)
 class _Ink:
-    """Drawings as weighted points, one for every cell with ink; in a drawing with fewer cells the last weigh 0.
+    """Drawings as weighted points, one for every cell with ink; drawings with fewer cells are padded with weight 0.
 
-    place: (n, points, 2), row and column of the ink's mean in the cell, less the mean of the whole drawing, over the
-    root mean square of its rows and columns, which is called its size: where and how large a drawing is does not count.
-    weight: (n, points), share of the ink, sum 1. stroke: (n, points, 2, 2), second moments of the ink around, trace 1.
+    Attributes:
+        place: Shape (n, points, 2): row and column of the ink's mean in a cell, relative to the mean of the drawing and
+            divided by its size, the root mean square of its rows and columns.
+        weight: Shape (n, points): share of the ink; sums to 1.
+        stroke: Shape (n, points, 2, 2): second moments of the surrounding ink; trace 1.
     """
 
     place: Tensor
@@ -45,13 +47,24 @@ class _Ink:
 
 
 def affine_alignment(test: Tensor, train: Tensor) -> Tensor:
-    """How badly the best affine warps explain two drawings by each other, (n_test, n_train) float64, in nats.
+    """Distance after affine alignment, for every pair of test and training drawings.
 
-    test, train: (n, height, width), ink where not 0. A piece of ink is likely where the other drawing, warped, has ink
-    of the same direction: a mixture of Gaussians. The distance is the mean negative log likelihood of both drawings'
-    ink plus a prior against warps that are far from the identity, and the mean of warping either one. The warp is found
-    by expectation maximisation as in affine coherent point drift (Myronenko & Song 2010), from coarse to fine. An own
-    version of the affine model that Lake et al. (2013) compare with, not theirs. InputError without ink.
+    A point is likely where the other drawing, warped, has ink of the same direction: a mixture of Gaussians. The
+    distance is the mean negative log likelihood of both drawings' ink, plus a prior against warps far from the
+    identity, averaged over warping either drawing. The warp is found by expectation maximisation from coarse to fine.
+
+    Args:
+        test: Shape (n_test, height, width), ink where not 0.
+        train: Shape (n_train, height, width).
+
+    Returns:
+        Shape (n_test, n_train), float64, in nats.
+
+    Raises:
+        InputError: If a drawing has no ink.
+
+    Source: affine coherent point drift of Myronenko & Song (2010). It stands in for the affine model that Lake et al.
+    (2013) compare with, and is not theirs.
     """
     one, other = _ink(test, "test"), _ink(train, "training")
     distances: Tensor = (_costs(one, other) + _costs(other, one).T) / 2
@@ -59,7 +72,7 @@ def affine_alignment(test: Tensor, train: Tensor) -> Tensor:
 
 
 def affine_alignment_of_pairs(one: Tensor, other: Tensor) -> Tensor:
-    """The same for pairs alone: each of `one` (n, height, width) and that of `other` at its place, (n,) float64."""
+    """The same distance for the pairs of `one` and `other`, both (n, height, width); shape (n,), float64."""
     parts = []
     for at in range(0, len(one), _PAIRS_AT_ONCE):
         block = slice(at, at + _PAIRS_AT_ONCE)
@@ -75,8 +88,8 @@ def _ink(pictures: Tensor, kind: str) -> _Ink:
     ink = (pictures != 0).float()
     empty = (~ink.flatten(1).any(1)).nonzero()
     if len(empty):
-        raise InputError(f"{kind} picture {int(empty[0])} has no ink, so that no distance to it is defined")
-    # From the middle of the page, where float32 has digits to spare for the moments.
+        raise InputError(f"{kind} picture {int(empty[0])} has no ink, so its distances are not defined")
+    # Relative to the centre of the page, so that the moments are precise in float32.
     rows, columns = (torch.arange(length, device=ink.device) - (length - 1) / 2 for length in ink.shape[1:])
     y, x = rows[:, None], columns[None, :]
     moments = torch.stack([ink, ink * y, ink * x, ink * y * y, ink * y * x, ink * x * x], 1)
@@ -99,7 +112,7 @@ def _stroke(around: Tensor) -> Tensor:
     mass, y, x, yy, yx, xx = around.unbind(1)
     mass = mass.clamp_min(1)
     y, x = y / mass, x / mass
-    # 1/12, the second moment of a pixel's own area, so that a lone pixel has no direction.
+    # 1/12 is the second moment of a pixel's area, so that a single pixel has no direction.
     yy, yx, xx = yy / mass - y * y + 1 / 12, yx / mass - y * x, xx / mass - x * x + 1 / 12
     moments: Tensor = torch.stack([yy, yx, yx, xx], -1).unflatten(-1, (2, 2))
     return moments / (yy + xx)[..., None, None]
@@ -109,9 +122,9 @@ def _stroke(around: Tensor) -> Tensor:
 
 
 def _costs(moved: _Ink, fixed: _Ink) -> Tensor:
-    """(moved, fixed): what every pair costs after the best warp of the first.
+    """(moved, fixed): cost of every pair after the best warp of the first.
 
-    One of `moved` at a time against all of `fixed`: what a step then works on stays in a processor's cache.
+    Takes one of `moved` at a time, so that a step fits a CPU's cache.
     """
     n = len(fixed)
     rows = zip(moved.place, moved.weight, moved.stroke, strict=True)
@@ -123,18 +136,18 @@ def _costs(moved: _Ink, fixed: _Ink) -> Tensor:
 
 
 def _cost(moved: _Ink, fixed: _Ink) -> Tensor:
-    """(n,): of n drawings moved onto n others."""
-    # A warp is (3, 2): a row of place and 1 times it is the new place.
+    """(n,): cost of n drawings, warped onto n others."""
+    # A warp is (3, 2): the new place is (row, column, 1) @ warp.
     identity = torch.eye(3, 2, device=moved.place.device).expand(len(moved), 3, 2)
     sources, targets = (F.pad(ink.place, (0, 1), value=1.0) for ink in (moved, fixed))
     warp = identity
     for blur in BLURS:
-        # In the units of the least squares below; near the identity both terms of the prior are the same square.
-        # Moving is free, up to a trace without which there is no solution where no ink is near any.
+        # In the units of the least squares below; near the identity, both terms of the prior are the same square.
+        # Translation is free, except for a small term that keeps the system solvable if no ink is near.
         prior = 8 * PRIOR * blur**2 * torch.diag(torch.tensor([1.0, 1.0, 1e-6], device=warp.device))
         for _ in range(STEPS):
             near, (there, back) = _explained(moved, fixed, warp, blur)
-            # How much each point of either drawing is to be moved to each of the other: near * (rows + columns).
+            # Weight that draws each point of one drawing to each point of the other: near * (rows + columns).
             rows, columns = moved.weight / there, fixed.weight / back
             shares = torch.cat([fixed.weight[..., None] * targets, columns[..., None] * targets], 2)
             drawn = torch.bmm(near, shares)
@@ -147,16 +160,19 @@ def _cost(moved: _Ink, fixed: _Ink) -> Tensor:
 
 
 def _far(linear: Tensor) -> Tensor:
-    """(n,): squared deviation from the identity of n matrices (n, 2, 2) and of their inverses, summed."""
+    """(n,): squared deviations from the identity of matrices (n, 2, 2) and of their inverses, summed."""
     trace, lengths = linear.diagonal(dim1=1, dim2=2).sum(1), linear.square().sum((1, 2))
-    # By the closed form, which is infinite for a singular matrix rather than an error.
+    # The closed form gives infinity for a singular matrix, not an error.
     inverse: Tensor = torch.linalg.det(linear).reciprocal()
     return lengths - 2 * trace + (lengths * inverse - 2 * trace) * inverse + 4
 
 
 def _explained(moved: _Ink, fixed: _Ink, warp: Tensor, blur: float) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """How near the points of n drawings, warped, are to those of n others, 0 to 1, (n, points, others); and how likely
-    each is, given all of the other drawing, (n, points) and (n, others)."""
+    """Closeness of the points of n warped drawings to those of n others, and the likelihood of each point.
+
+    Returns:
+        Closeness (n, points, others), 0 to 1; and likelihoods (n, points) and (n, others) given the other drawing.
+    """
     linear = warp[:, :2]
     turned = linear.mT[:, None] @ moved.stroke @ linear[:, None]
     one = torch.cat([(moved.place @ linear + warp[:, 2:]) / blur, DIRECTION * _direction(turned)], 2)
@@ -169,6 +185,6 @@ def _explained(moved: _Ink, fixed: _Ink, warp: Tensor, blur: float) -> tuple[Ten
 
 
 def _direction(stroke: Tensor) -> Tensor:
-    """(n, points, 2): the direction of each stroke as a vector of double its angle, 0 where there is none, up to 1."""
+    """(n, points, 2): the direction of each stroke as a vector at twice its angle; length 0 (none) to 1."""
     yy, yx, xx = stroke[..., 0, 0], stroke[..., 0, 1], stroke[..., 1, 1]
     return torch.stack([yy - xx, 2 * yx], -1) / (yy + xx).clamp_min(1e-6)[..., None]

@@ -1,4 +1,4 @@
-"""Omniglot's drawings as vectors: each embedded once, upright or turned, so that every protocol is arithmetic."""
+"""Embedded drawings of Omniglot: each drawing is embedded once, upright or turned, for all protocols."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from fewshot.omniglot.dataset import Character, Omniglot
 from fewshot.omniglot.splits import Split
 from finetune.errors import InputError
 
-# Pictures (n, 105, 105) uint8, ink 255 on 0, to vectors (n, d), on whatever device.
+# An embedding is passed as a function, since it may be an encoder, a network in training or plain pixels.
+# Drawings (n, 105, 105) uint8, ink 255 on 0 -> vectors (n, d), on any device.
 Embed = Callable[[Tensor], Tensor]
 
 UPRIGHT = (0,)
@@ -21,10 +22,14 @@ ALL_TURNS = (0, 1, 2, 3)
 
 @dataclass(frozen=True, eq=False)
 class EmbeddedDrawings:
-    """Vectors and what they are of; all but the vectors is on the CPU.
+    """Vectors with their characters, drawers and turns. All but the vectors are on the CPU.
 
-    vectors: (n, d) float32. character: (n,) int64, positions in `characters`, which are sorted. drawer: (n,) int64, 0
-    to 19. turn: (n,) int64, quarter turns counter-clockwise, 0 to 3: a character that is turned is another class.
+    Attributes:
+        vectors: Shape (n, d), float32.
+        character: Shape (n,), int64: positions in `characters`.
+        drawer: Shape (n,), int64: 0 to 19.
+        turn: Shape (n,), int64: quarter turns counter-clockwise, 0 to 3. A turned character is a separate class.
+        characters: Sorted.
     """
 
     vectors: Tensor
@@ -38,26 +43,24 @@ class EmbeddedDrawings:
 
     @property
     def label(self) -> Tensor:
-        """(n,) int64: one number for each character and turn."""
+        """Shape (n,), int64: the class of each drawing, a character with a turn."""
         return self.turn * len(self.characters) + self.character
 
     @property
     def alphabet(self) -> Tensor:
-        """(n,) int64: positions among the sorted names of the alphabets."""
+        """Shape (n,), int64: positions among the sorted names of the alphabets."""
         names = sorted({character.alphabet for character in self.characters})
         of = torch.tensor([names.index(character.alphabet) for character in self.characters])
         return of[self.character]
 
     def only(self, split: Split, turns: Sequence[int] = ALL_TURNS) -> EmbeddedDrawings:
-        """What belongs to `split` and has one of `turns`, characters numbered anew from 0.
+        """The drawings of `split` with one of `turns`; characters are numbered from 0.
 
-        InputError where a character of the split is missing.
+        InputError if a character of the split is missing.
         """
         missing = sorted(split.characters - set(self.characters))
         if missing:
-            raise InputError(
-                f"{len(missing)} characters of the split were not embedded, {missing[0]} the first of them"
-            )
+            raise InputError(f"{len(missing)} characters of the split were not embedded; the first is {missing[0]}")
         kept = torch.tensor([character in split.characters for character in self.characters])
         number = kept.cumsum(0) - 1
         wanted = kept[self.character] & torch.isin(self.drawer, torch.tensor(list(split.drawers)))
@@ -74,12 +77,19 @@ class EmbeddedDrawings:
 def embed_once(
     omniglot: Omniglot, embed: Embed, *, turns: Sequence[int] = UPRIGHT, at_once: int = 1024
 ) -> EmbeddedDrawings:
-    """Every drawing embedded, `at_once` at a time, once for each of `turns`; the turned pictures are made on the way.
+    """Embed every drawing, once for each of `turns`.
 
-    InputError where `embed` does not give one vector of finite numbers for each picture.
+    Args:
+        omniglot: The drawings.
+        embed: The embedding.
+        turns: Quarter turns counter-clockwise.
+        at_once: Drawings of a batch.
+
+    Raises:
+        InputError: If `embed` does not give one finite vector for each drawing.
     """
     if not len(omniglot):
-        raise InputError("no drawings to embed")
+        raise InputError("there are no drawings to embed")
     vectors, labels = [], []
     everything = torch.arange(len(omniglot))
     for turn in turns:
@@ -98,14 +108,19 @@ def embed_once(
 
 
 def turned(pictures: Tensor, labels: Tensor, classes: int, turns: Sequence[int] = ALL_TURNS) -> tuple[Tensor, Tensor]:
-    """Pictures (n, h, h) by quarter turns counter-clockwise, one turn after the other, and the labels of the turned:
-    `classes` more for every quarter (Santoro et al. 2016, whom Vinyals et al. 2016 and Snell et al. 2017 follow)."""
+    """Turn pictures (n, h, h), one turn after the other.
+
+    Returns:
+        The turned pictures, and their labels: each quarter turn adds `classes`.
+
+    Source: Santoro et al. (2016), as used by Vinyals et al. (2016) and Snell et al. (2017).
+    """
     pictures_turned = [pictures.rot90(turn, (1, 2)) for turn in turns]
     return torch.cat(pictures_turned), torch.cat([labels + turn * classes for turn in turns])
 
 
 def joined(parts: Sequence[EmbeddedDrawings]) -> EmbeddedDrawings:
-    """Several in one, as of upright and of turned drawings, characters numbered anew; empty of none."""
+    """Concatenate embedded drawings; characters are numbered from 0."""
     characters = tuple(sorted({character for part in parts for character in part.characters}))
     position = {character: number for number, character in enumerate(characters)}
     moved = [torch.tensor([position[name] for name in part.characters])[part.character] for part in parts]
@@ -120,8 +135,10 @@ def joined(parts: Sequence[EmbeddedDrawings]) -> EmbeddedDrawings:
 
 def _checked(vectors: Tensor, count: int) -> Tensor:
     if vectors.ndim != 2 or len(vectors) != count:
-        raise InputError(f"{count} pictures were embedded to shape {tuple(vectors.shape)}; ({count}, d) is wanted")
+        raise InputError(f"the vectors of {count} pictures must have shape ({count}, d), not {tuple(vectors.shape)}")
     bad = int((~vectors.isfinite()).any(1).sum())
     if bad:
-        raise InputError(f"{bad} of {count} pictures were embedded to what is not finite; are the weights finite?")
+        raise InputError(
+            f"{bad} of {count} pictures have vectors that are not finite; check that the weights are finite"
+        )
     return vectors.float()

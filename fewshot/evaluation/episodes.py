@@ -1,4 +1,4 @@
-"""N-way K-shot episodes over cached embeddings: drawn thousands at a time, scored as batched products."""
+"""N-way K-shot episodes over embeddings: sampled in large batches, scored by batched matrix products."""
 
 from __future__ import annotations
 
@@ -15,21 +15,25 @@ from finetune.errors import InputError
 Metric = Literal["cosine", "euclidean"]
 METRICS = ("cosine", "euclidean")
 
-# What two closenesses may differ by, relative to the squared lengths, and still tie: a matrix product sums in an order
-# that depends on the column, so that even equal vectors come out unequal in the last bits of float32.
+# Largest difference between equal similarities, relative to the squared lengths. A matrix product sums in an order that
+# depends on the column, so even equal vectors differ in the last bits of float32.
 ROUNDING = 1e-6
 
-# Numbers handled at once: what a processor's cache holds, what keeps an accelerator busy (256 MiB in float32).
+# Numbers processed at once: what fits a CPU's cache, and what keeps a GPU busy (256 MiB in float32).
 AT_ONCE, AT_ONCE_ACCELERATED = 1 << 19, 1 << 26
 
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Labelled rows, arranged to draw episodes from; `arrange` makes it. Tables are padded with 0.
+    """Rows by class and classes by group, as `arrange` makes them. Tables are padded with 0.
 
-    rows: (classes, most) int64, the rows of each class, and sizes: (classes,), how many they are.
-    members: (groups, most) int64, the classes of each group, and member_sizes: (groups,), how many they are.
-    labels: (classes,), the label of each class, sorted. groups: (groups,), the name of each group, sorted.
+    Attributes:
+        rows: Shape (classes, most), int64: the rows of each class.
+        sizes: Shape (classes,): their number.
+        members: Shape (groups, most), int64: the classes of each group.
+        member_sizes: Shape (groups,): their number.
+        labels: Shape (classes,): the label of each class, sorted.
+        groups: Shape (groups,): the name of each group, sorted.
     """
 
     rows: Tensor
@@ -42,8 +46,13 @@ class Pool:
 
 @dataclass(frozen=True, eq=False)
 class Episodes:
-    """Questions as positions: classes (episodes, way) in the pool, support (episodes, way, shot) and query (episodes,
-    way, queries) rows of the vectors, each of the class at its place. All int64."""
+    """A batch of episodes, as int64 positions.
+
+    Attributes:
+        classes: Shape (episodes, way): positions in the pool.
+        support: Shape (episodes, way, shot): rows of the examples of each class.
+        query: Shape (episodes, way, queries): rows of the queries of each class.
+    """
 
     classes: Tensor
     support: Tensor
@@ -55,11 +64,12 @@ class Episodes:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What a batch of episodes came to, on the CPU.
+    """Scores of a batch of episodes, on the CPU.
 
-    credit: (episodes, way, queries) float32, 1 for a query whose own class alone is nearest, 1/m where it ties with
-    m - 1 others, 0 otherwise. taken: (episodes, way) float32, the credit that other classes' queries would have more of
-    without this class: where it alone is nearer than their own, or ties with it.
+    Attributes:
+        credit: Shape (episodes, way, queries), float32: 1 for a query whose own class alone is nearest, 1/m if it ties
+            with m - 1 others, else 0.
+        taken: Shape (episodes, way), float32: credit that the queries of other classes would gain without this class.
     """
 
     credit: Tensor
@@ -70,49 +80,67 @@ class Scores:
 
 
 def arrange(labels: Tensor, groups: Tensor | None = None) -> Pool:
-    """Rows labelled with (n,) integers as a pool, on the labels' device; without `groups` (n,), all is one group.
+    """Arrange labelled rows for sampling.
 
-    InputError for no rows, for another shape, and for a class that is in two groups.
+    Args:
+        labels: Shape (n,), int64.
+        groups: Shape (n,), the group of each row; None for a single group.
+
+    Returns:
+        The pool, on the device of the labels.
+
+    Raises:
+        InputError: For no rows, other shapes, and a class in two groups.
     """
     if labels.ndim != 1 or not len(labels):
-        raise InputError(f"labels of shape {tuple(labels.shape)}; one for each vector is wanted")
+        raise InputError(f"labels must have shape (n,) with n >= 1, not {tuple(labels.shape)}")
     groups = torch.zeros_like(labels) if groups is None else groups
     if groups.shape != labels.shape:
-        raise InputError(f"{len(groups)} groups for {len(labels)} labels; one for each vector is wanted")
+        raise InputError(f"groups and labels must have one length, not {len(groups)} and {len(labels)}")
     names, owner = labels.unique(return_inverse=True)
     rows, sizes = _table(owner)
     group_names, group_of = groups[rows[:, 0]].unique(return_inverse=True)
     straddling = groups != group_names[group_of][owner]
     if straddling.any():
-        raise InputError(f"class {int(labels[straddling][0])} is in two groups; its episodes would be in neither")
+        raise InputError(f"class {int(labels[straddling][0])} is in two groups")
     members, member_sizes = _table(group_of)
     return Pool(rows, sizes, members, member_sizes, names, group_names)
 
 
 def sample(pool: Pool, episodes: int, *, way: int, shot: int, queries: int = 1, generator: torch.Generator) -> Episodes:
-    """Episodes, each within one group, all groups being equally likely: `way` of its classes in random order, no class
-    twice, and of each class `shot` supports and `queries` queries, no row twice.
+    """Sample episodes, each within a random group.
 
-    The generator must be of the pool's device. InputError where a group has fewer classes, or a class fewer rows.
+    Args:
+        pool: From `arrange`.
+        episodes: Their number.
+        way: Different classes of an episode, in random order.
+        shot: Supports of a class.
+        queries: Queries of a class; none of its rows occurs twice.
+        generator: On the device of the pool.
+
+    Raises:
+        InputError: If a group has too few classes, or a class too few rows.
     """
     if episodes < 1 or way < 2:
-        raise InputError(f"{episodes} episodes of {way} classes; at least 1 of at least 2 is wanted")
+        raise InputError(f"episodes must be >= 1 and way >= 2, not {episodes} and {way}")
     small = pool.member_sizes < way
     if small.any():
         raise InputError(
             f"{way}-way: {int(small.sum())} of {len(small)} groups have fewer classes, the smallest "
-            f"{int(pool.member_sizes.min())}; ask for fewer ways, or leave those groups out"
+            f"{int(pool.member_sizes.min())}; choose a smaller way, or leave these groups out"
         )
     many = torch.full((episodes,), len(pool.groups), device=pool.rows.device)
     group = _distinct(many, 1, generator)
     place = _distinct(pool.member_sizes[group[:, 0]], way, generator)
-    return deal(pool, pool.members[group, place], shot=shot, queries=queries, generator=generator)
+    return episodes_of_classes(pool, pool.members[group, place], shot=shot, queries=queries, generator=generator)
 
 
-def deal(pool: Pool, classes: Tensor, *, shot: int, queries: int, generator: torch.Generator) -> Episodes:
-    """Supports and queries of given classes (episodes, way), drawn as `sample` does."""
+def episodes_of_classes(
+    pool: Pool, classes: Tensor, *, shot: int, queries: int, generator: torch.Generator
+) -> Episodes:
+    """Sample supports and queries of given classes (episodes, way). Arguments and errors are those of `sample`."""
     if shot < 1 or queries < 1:
-        raise InputError(f"{shot}-shot with {queries} queries a class; at least 1 of each is wanted")
+        raise InputError(f"shot and queries must be >= 1, not {shot} and {queries}")
     fewest = int(pool.sizes.min())
     if fewest < shot + queries:
         raise InputError(
@@ -124,7 +152,7 @@ def deal(pool: Pool, classes: Tensor, *, shot: int, queries: int, generator: tor
 
 
 def _table(owner: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions in `owner` (n,) by what they hold, as (owners, most) padded with 0, and how many (owners,)."""
+    """Positions in `owner` (n,) for each of its values, (owners, most), padded with 0; and their numbers (owners,)."""
     sizes = owner.bincount()
     order = owner.argsort(stable=True)
     kept = owner[order]
@@ -135,12 +163,12 @@ def _table(owner: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _distinct(sizes: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """(m, count) int64: in each row `count` distinct numbers below that row's size (m,), every order equally likely.
+    """(m, count) int64: each row has `count` distinct numbers below its size (m,), all orders equally likely.
 
-    It is a shuffle that swaps what it took with the last, for all rows together, without the table that is shuffled:
-    what stands at a place follows from the places taken before, the latest first.
+    A Fisher-Yates shuffle of all rows at once, without its tables: the number at a position follows from the earlier
+    swaps, the latest first.
     """
-    # float64, because a float32 has too few steps for all the numbers below a size to be equally likely.
+    # float32 has too few steps for all numbers below a large size to be equally likely.
     chance = torch.rand(count, len(sizes), dtype=torch.float64, generator=generator, device=sizes.device)
     taken = [(chance[step] * (sizes - step)).long() for step in range(count)]
     found = []
@@ -156,14 +184,21 @@ def _distinct(sizes: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 @torch.inference_mode()
 def score_episodes(vectors: Tensor, episodes: Episodes, metric: Metric = "cosine") -> Scores:
-    """Every query classified by the nearest class, a class being the mean of its supports (Snell et al. 2017, section
-    2; with one shot the nearest support), computed on the vectors' device.
+    """Classify every query by the nearest class mean, on the device of the vectors.
 
-    vectors: (n, d) as given, not normalised before; with the cosine each counts by its direction alone, also in the
-    mean. A vector of zeros has cosine 0 to all. InputError for vectors that are not finite numbers.
+    Args:
+        vectors: Shape (n, d), not necessarily normalised. With the cosine, only directions count, also in the mean; a
+            vector of zeros has cosine 0 to all.
+        episodes: Rows of the vectors.
+        metric: "cosine" or "euclidean".
+
+    Raises:
+        InputError: For vectors that are not finite.
+
+    Source: Snell, Swersky & Zemel (2017), section 2. With one shot it is the nearest support.
     """
     if metric not in METRICS:
-        raise InputError(f"metric {metric!r}; there are {' and '.join(METRICS)}")
+        raise InputError(f"metric must be {' or '.join(METRICS)}, not {metric!r}")
     points = _points(vectors, metric)
     way = episodes.classes.shape[1]
     credit = torch.empty(episodes.query.shape)
@@ -173,27 +208,29 @@ def score_episodes(vectors: Tensor, episodes: Episodes, metric: Metric = "cosine
         query = points[episodes.query[block, :, slots].to(points.device)].flatten(1, 2)
         if metric == "cosine" and episodes.support.shape[2] > 1:
             support = F.normalize(support, dim=2)
-        earned, lost_to = _judge(query, support, metric)
+        earned, lost_to = _credit(query, support, metric)
         credit[block, :, slots] = earned.unflatten(1, (way, -1)).cpu()
         taken[block] += lost_to.cpu()
     return Scores(credit, taken)
 
 
 def _points(vectors: Tensor, metric: Metric) -> Tensor:
-    """The vectors as float32 such that products of them are precise."""
+    """The vectors in float32, normalised or centred so that their products are precise."""
     if vectors.ndim != 2:
-        raise InputError(f"vectors of shape {tuple(vectors.shape)}; (n, d) is wanted")
+        raise InputError(f"vectors must have shape (n, d), not {tuple(vectors.shape)}")
     bad = int((~vectors.float().square().sum(1).isfinite()).sum())
     if bad:
-        raise InputError(f"{bad} of {len(vectors)} vectors have no finite length in float32; are the weights finite?")
+        raise InputError(
+            f"{bad} of {len(vectors)} vectors have no finite length in float32; check that the weights are finite"
+        )
     if metric == "cosine":
         return F.normalize(vectors.float(), dim=1)
-    # From afar, products would lose the distances in rounding; these are the same wherever the origin is.
+    # Distances do not depend on the origin; far from it, rounding of the products would hide them.
     return (vectors - vectors.mean(0)).float()
 
 
-def _judge(query: Tensor, support: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
-    """Credit of each query (episodes, way x queries) and what each class takes (episodes, way), as in Scores.
+def _credit(query: Tensor, support: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
+    """Credit of each query (episodes, way x queries), and credit taken by each class (episodes, way); see `Scores`.
 
     query: (episodes, way x queries, d), those of the first class first. support: (episodes, way, d).
     """
@@ -205,21 +242,21 @@ def _judge(query: Tensor, support: Tensor, metric: Metric) -> tuple[Tensor, Tens
     own = closeness.unflatten(1, (way, queries)).diagonal(dim1=1, dim2=3).transpose(1, 2).flatten(1)
     slack = ROUNDING * (query.square().sum(2) / 2 + half.repeat_interleave(queries, 1))
     ahead = (closeness > (own + slack)[:, :, None]).to(query.dtype)
-    # Its own class among them, so that there is at least one.
+    # Contains the own class, so there is at least one.
     no_further = (closeness >= (own - slack)[:, :, None]).to(query.dtype)
     before = ahead.sum(2)
     tied = no_further.sum(2) - before
     credit = (before == 0) / tied
-    # Without the only one ahead, a query would be where it is first; without one of those it ties with, 1/(m - 1).
+    # Without the only class ahead, the query would win; without one of m tied classes, its credit would be 1/(m - 1).
     by_one_ahead = (before == 1) / tied
     by_one_tied = torch.where((before == 0) & (tied > 1), 1 / (tied - 1).clamp_min(1) - 1 / tied, 0)
     taken = torch.bmm((by_one_ahead - by_one_tied)[:, None], ahead) + torch.bmm(by_one_tied[:, None], no_further)
-    # No class takes from its own queries.
+    # A class takes nothing from its own queries.
     return credit, taken[:, 0] - by_one_tied.unflatten(1, (way, queries)).sum(2)
 
 
 def _blocks(episodes: Episodes, points: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Episodes, and queries of every class, that are handled at once: bounds the memory."""
+    """Blocks of episodes and of queries that are processed at once, to bound the memory."""
     way, shot, queries = *episodes.support.shape[1:], episodes.query.shape[2]
     at_once = AT_ONCE if points.device.type == "cpu" else AT_ONCE_ACCELERATED
     slots = max(1, min(queries, at_once // (way * way)))

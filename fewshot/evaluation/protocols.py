@@ -11,32 +11,39 @@ import torch
 from torch import Tensor
 
 from fewshot.evaluation.embedded import Embed, EmbeddedDrawings
-from fewshot.evaluation.episodes import Episodes, Metric, Scores, arrange, deal, sample, score_episodes
+from fewshot.evaluation.episodes import Episodes, Metric, Scores, arrange, episodes_of_classes, sample, score_episodes
 from fewshot.evaluation.intervals import bootstrap_interval, class_parts, group_parts, parts_interval
-from fewshot.evaluation.verification import best_threshold, curve, curve_intervals, draw_pairs, similarity
+from fewshot.evaluation.verification import best_threshold, draw_pairs, roc_summary, roc_summary_intervals, similarity
 from fewshot.omniglot.dataset import Character, OneShotRun
 from fewshot.omniglot.splits import LAKE, SPLITS, characters_of, leaks
 from finetune.errors import InputError
 
-# Test pictures (n, 105, 105) and training pictures (m, 105, 105), uint8, ink 255 on 0, to (n, m): smaller is nearer.
+# A distance is a function and has no state, so it is passed as one. Drawings are uint8, ink 255 on 0.
+# Test drawings (n, 105, 105) and training drawings (m, 105, 105) -> distances (n, m).
 Distance = Callable[[Tensor, Tensor], Tensor]
+# Drawings (n, 105, 105) and their partners -> distances (n,).
+PairDistance = Callable[[Tensor, Tensor], Tensor]
+# Embedded drawings and pairs of their rows (n, 2) -> similarities (n,) float64.
+PairSimilarity = Callable[[EmbeddedDrawings, Tensor], Tensor]
 
-# Vectors with what they are of, and pairs (n, 2) of rows, to how alike they are, (n,) float64.
-PairScore = Callable[[EmbeddedDrawings, Tensor], Tensor]
-
-# So many that which episodes were drawn moves the accuracy less than which classes there are to draw from.
+# Enough that the choice of episodes changes the accuracy less than the choice of classes does.
 EPISODES = 10_000
 
 
 @dataclass(frozen=True)
 class ProtocolResult:
-    """How often the nearest class was the right one, as fractions.
+    """Accuracy of classification by the nearest class.
 
-    accuracy: the mean of `parts`, of which each run, character or alphabet contributes one; they are what the interval
-    resamples, and what two models are compared by. interval: 95 %, for other runs, characters or alphabets like
-    these, as the protocol says; it knows nothing of other seeds of training. trials: questions asked. seed: of all that
-    was drawn. tested: what the pictures are. leaking: how many of the characters tested were trained on; None where
-    the protocol was not told what was.
+    Attributes:
+        protocol: Its name.
+        accuracy: Mean of `parts`, between 0 and 1.
+        interval: 95 % interval for other runs, characters or alphabets, not for other training seeds.
+        way, shot: Classes of a question, and examples of each.
+        trials: Number of questions.
+        seed: Of all random numbers.
+        tested: The drawings, in words.
+        leaking: Number of tested characters that were trained on; None if the training characters are not known.
+        parts: Contribution of each run, character or alphabet; the interval and paired comparisons resample these.
     """
 
     protocol: str
@@ -53,11 +60,16 @@ class ProtocolResult:
 
 @dataclass(frozen=True)
 class VerificationResult:
-    """How often two drawings were rightly called the same character or different ones, as fractions.
+    """Accuracy of verification: do two drawings show the same character?
 
-    accuracy: at `threshold`, chosen where the validation pairs come out best, which they do at
-    `validation_accuracy`. auc, eer: area under the test pairs' ROC, and their equal error rate, with their intervals.
-    The rest as in `ProtocolResult`.
+    Attributes:
+        accuracy: On the test pairs, at `threshold`.
+        auc, eer: Area under the ROC curve of the test pairs, and their equal error rate.
+        auc_interval, eer_interval: 95 % intervals of these.
+        threshold: The best one on the validation pairs.
+        validation_accuracy: On the validation pairs, at `threshold`.
+
+    The other attributes are those of `ProtocolResult`.
     """
 
     protocol: str
@@ -76,14 +88,14 @@ class VerificationResult:
     parts: tuple[float, ...] = ()
 
 
-def guard(trained_on: Collection[Character], tested_on: Collection[Character], allow: bool = False) -> int:
-    """How many characters are in both; InputError, which names the first of them, unless there are none or `allow`."""
+def check_leaks(trained_on: Collection[Character], tested_on: Collection[Character], allow: bool = False) -> int:
+    """Number of characters in both. InputError, with the first ones, if there are any and `allow` is False."""
     both = leaks(trained_on, tested_on)
     if both and not allow:
         first = ", ".join(map(str, both[:3])) + (" and others" if len(both) > 3 else "")
         raise InputError(
-            f"{len(both)} of {len(set(tested_on))} characters to test on were trained on: {first}. Test on others, or "
-            "allow it and say so beside the result"
+            f"{len(both)} of {len(set(tested_on))} characters to test on were trained on: {first}. Test on other "
+            "characters, or allow leaks and say so beside the result"
         )
     return len(both)
 
@@ -99,13 +111,24 @@ def lake(
     trained_on: Collection[Character] | None = None,
     allow_leaks: bool = False,
 ) -> ProtocolResult:
-    """One-shot classification of Lake et al. (2015): 20 runs, each 20 questions among 20 characters of one alphabet.
+    """One-shot classification: 20 runs, each with 20 questions among 20 characters of one alphabet.
 
-    Their papers give the error, 1 - accuracy. Which characters a run shows is not published with it: all of its ten
-    alphabets count as tested. InputError where `distance` does not give (n_test, n_train) numbers.
+    The characters of a run are not published, so all of its ten alphabets count as tested.
+
+    Args:
+        distance: Of the model.
+        runs: As `lake_runs` reads them.
+        seed: Of the interval.
+        trained_on: Characters that the model was trained on.
+        allow_leaks: Also test on these.
+
+    Raises:
+        InputError: For leaks, and if `distance` does not give shape (n_test, n_train).
+
+    Source: Lake, Salakhutdinov & Tenenbaum (2015); their papers give the error, 1 - accuracy.
     """
     if not runs:
-        raise InputError("no runs to measure; fewshot.omniglot.dataset.lake_runs reads them")
+        raise InputError("runs is empty; fewshot.omniglot.dataset.lake_runs reads them")
     leaking = _leaking(trained_on, characters_of(LAKE), allow_leaks)
     credits = []
     for run in runs:
@@ -129,7 +152,7 @@ def lake(
 
 
 def distance_by(embed: Embed, metric: Metric = "cosine") -> Distance:
-    """A distance between pictures from an embedding of them, for `lake`."""
+    """The distance between the embeddings of drawings."""
 
     def distance(test: Tensor, train: Tensor) -> Tensor:
         one, other = embed(test).double(), embed(train).double()
@@ -142,24 +165,33 @@ def distance_by(embed: Embed, metric: Metric = "cosine") -> Distance:
 
 
 def score(distances: Tensor, answers: Tensor, name: str = "distances") -> Tensor:
-    """What each question earned, (n_test,) float64: 1 for the right class nearest, 1/m where m classes tie for nearest.
+    """Score questions by the nearest training picture.
 
-    distances: (n_test, n_train), smaller is nearer; one training picture a class. answers: (n_test,), the right column.
-    Ties are shared because a model that gives one distance for all must not win by the order of the columns.
-    InputError, which begins with `name`, for another shape and for distances that are not numbers.
+    Ties share the credit, so that a model with equal distances does not win by the order of the columns.
+
+    Args:
+        distances: Shape (n_test, n_train), one training picture a class.
+        answers: Shape (n_test,), the correct column.
+        name: Of the distances, for the error message.
+
+    Returns:
+        Shape (n_test,), float64: 1 if the correct class alone is nearest, 1/m if m classes tie, else 0.
+
+    Raises:
+        InputError: For other shapes and NaN.
     """
     if distances.ndim != 2 or len(distances) != len(answers):
         raise InputError(f"{name}: distances of shape {tuple(distances.shape)} for {len(answers)} questions")
     if distances.isnan().any():
         bad = int(distances.isnan().sum())
-        raise InputError(f"{name}: {bad} of {distances.numel()} distances are not numbers; are the weights finite?")
+        raise InputError(f"{name}: {bad} of {distances.numel()} distances are NaN; check that the weights are finite")
     nearest = distances == distances.min(1, keepdim=True).values
     right = nearest.gather(1, answers.to(nearest.device)[:, None])[:, 0]
     return (right.double() / nearest.sum(1)).cpu()
 
 
 # --- episodes ---------------------------------------------------------------------------------------------------------
-# The generator is the CPU's, wherever the vectors are: a seed stands for the same episodes on every machine.
+# The generator is always on the CPU, so that a seed gives the same episodes on every device.
 
 
 def vinyals(
@@ -173,10 +205,12 @@ def vinyals(
     trained_on: Collection[Character] | None = None,
     allow_leaks: bool = False,
 ) -> ProtocolResult:
-    """N-way K-shot classification of Vinyals et al. (2016): classes at random from all alphabets mixed, one query each.
+    """N-way K-shot classification among classes of all alphabets, one query each.
 
-    The published figures are for 5- and 20-way, 1- and 5-shot, on the split `vinyals-test`, most of them with the four
-    turns of every character as classes of their own. The interval is for other classes like these.
+    Published accuracies are for 5- and 20-way, 1- and 5-shot, on the split `vinyals-test`, most of them with the four
+    turns of every character as separate classes. The interval is for other classes.
+
+    Source: Vinyals et al. (2016), "Matching networks for one shot learning".
     """
     leaking = _leaking(trained_on, embedded.characters, allow_leaks)
     generator = torch.Generator().manual_seed(seed)
@@ -197,10 +231,10 @@ def within(
     trained_on: Collection[Character] | None = None,
     allow_leaks: bool = False,
 ) -> ProtocolResult:
-    """N-way K-shot classification inside one alphabet, as in Lake's runs, but with alphabets, characters and drawers
-    drawn at random, all alphabets being equally likely, one query a class.
+    """N-way K-shot classification within one alphabet, one query a class, usually on the split `evaluation`.
 
-    Usual on the split `evaluation`. The interval is for other alphabets like these.
+    Like Lake's runs, but with random alphabets (all equally likely), characters and drawers. The interval is for other
+    alphabets.
     """
     leaking = _leaking(trained_on, embedded.characters, allow_leaks)
     pool = arrange(embedded.label, embedded.alphabet)
@@ -220,17 +254,18 @@ def all_way(
     trained_on: Collection[Character] | None = None,
     allow_leaks: bool = False,
 ) -> ProtocolResult:
-    """Every class at once, `shot` supports of each drawn `draws` times, all its other drawings asked.
+    """Classification among all classes, `shot` supports of each, drawn `draws` times; the others are queries.
 
-    On the split `vinyals-test` it is 423-way (Ramalho & Garnelo 2019), 1692-way with the turned; on `evaluation`
-    659-way. The interval is for other classes like these, as many. It is computed as a product of matrices, since an
-    index that returns the nearest neighbour does not tell which others are as near.
+    On the split `vinyals-test` it is 423-way, or 1692-way with turns; on `evaluation` 659-way. The interval is for
+    other classes. It is computed by matrix products, since an index does not report ties.
+
+    Source: Ramalho & Garnelo (2019), "Adaptive posterior learning".
     """
     if draws < 1:
-        raise InputError(f"{draws} draws; at least 1 is wanted")
+        raise InputError(f"draws must be >= 1, not {draws}")
     leaking = _leaking(trained_on, embedded.characters, allow_leaks)
     pool = arrange(embedded.label)
-    drawn = deal(
+    drawn = episodes_of_classes(
         pool,
         torch.arange(len(pool.labels)).expand(draws, -1),
         shot=shot,
@@ -251,20 +286,32 @@ def koch(
     *,
     pairs: int = 10_000,
     metric: Metric = "cosine",
-    score: PairScore | None = None,
+    score: PairSimilarity | None = None,
     seed: int = 0,
     trained_on: Collection[Character] | None = None,
     allow_leaks: bool = False,
 ) -> VerificationResult:
-    """Verification of Koch et al. (2015): are two drawings of one character? Half of the pairs are.
+    """Verification: do two drawings show one character? Half of the pairs do.
 
-    The threshold comes from `pairs` validation pairs alone, and is then tested on as many test pairs; splits like the
-    paper's are `koch-like-val` and `koch-like-test`. The interval is for other alphabets like the tested ones.
-    score: how alike pairs (n, 2) of rows are, (n,), larger for more alike; `metric` of their vectors where not given.
-    InputError where the two share a character.
+    The threshold is chosen on `pairs` validation pairs and tested on as many test pairs. The splits `koch-like-val` and
+    `koch-like-test` are like the paper's. The interval is for other alphabets.
+
+    Args:
+        validation, test: Embedded drawings, without common characters.
+        pairs: Number of pairs of each.
+        metric: Of the vectors.
+        score: Similarity of pairs; by `metric` when None.
+        seed: Of all random numbers.
+        trained_on: Characters that the model was trained on.
+        allow_leaks: Also test on these.
+
+    Raises:
+        InputError: For leaks, and if `validation` and `test` share a character.
+
+    Source: Koch, Zemel & Salakhutdinov (2015), "Siamese neural networks for one-shot image recognition".
     """
     leaking = _leaking(trained_on, test.characters, allow_leaks)
-    guard(validation.characters, test.characters)
+    check_leaks(validation.characters, test.characters)
     generator = torch.Generator().manual_seed(seed)
     chosen_on, tested_on = (draw_pairs(part, pairs, generator) for part in (validation, test))
     if score is None:
@@ -272,18 +319,18 @@ def koch(
     validated, scores = score(validation, chosen_on.rows), score(test, tested_on.rows)
     threshold = best_threshold(validated, chosen_on.same)
     right = ((scores >= threshold) == tested_on.same).double()
-    shape = curve(scores, tested_on.same)
-    # The alphabets have equally many pairs, so that the mean of their means is the mean.
+    summary = roc_summary(scores, tested_on.same)
+    # All alphabets have the same number of pairs, so the mean of their means is the overall mean.
     inside = [tested_on.alphabet == alphabet for alphabet in tested_on.alphabet.unique()]
     per_alphabet = tuple(float(right[pairs_of].mean()) for pairs_of in inside)
-    auc_interval, eer_interval = curve_intervals([(scores[rows], tested_on.same[rows]) for rows in inside], seed)
+    auc_interval, eer_interval = roc_summary_intervals([(scores[rows], tested_on.same[rows]) for rows in inside], seed)
     return VerificationResult(
         protocol="koch",
         accuracy=float(right.mean()),
         interval=parts_interval(per_alphabet, seed),
-        auc=shape.auc,
+        auc=summary.auc,
         auc_interval=auc_interval,
-        eer=shape.eer,
+        eer=summary.eer,
         eer_interval=eer_interval,
         threshold=threshold,
         validation_accuracy=float(((validated >= threshold) == chosen_on.same).double().mean()),
@@ -299,11 +346,11 @@ def _similarity(embedded: EmbeddedDrawings, rows: Tensor, metric: Metric) -> Ten
     return similarity(embedded.vectors, rows, metric)
 
 
-# --- what they share --------------------------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------------------
 
 
 def describe(embedded: EmbeddedDrawings) -> str:
-    """What the vectors are of, like `evaluation: 659 classes, 20 drawers`."""
+    """The drawings in words, such as "evaluation: 659 classes, 20 drawers"."""
     characters = frozenset(embedded.characters)
     names = [name for name, split in SPLITS.items() if split.characters == characters]
     turns = "" if len(embedded.turn.unique()) == 1 else f", {len(embedded.turn.unique())} turns"
@@ -312,7 +359,7 @@ def describe(embedded: EmbeddedDrawings) -> str:
 
 
 def _character(embedded: EmbeddedDrawings, episodes: Episodes) -> Tensor:
-    """(episodes, way): the four turns of a character are made of the same drawings."""
+    """(episodes, way): the character of each class; its four turns are made of the same drawings."""
     return embedded.character[episodes.support[:, :, 0]]
 
 
@@ -340,4 +387,4 @@ def _result(
 
 
 def _leaking(trained_on: Collection[Character] | None, tested_on: Collection[Character], allow: bool) -> int | None:
-    return None if trained_on is None else guard(trained_on, tested_on, allow)
+    return None if trained_on is None else check_leaks(trained_on, tested_on, allow)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewshot.evaluation.embedded import EmbeddedDrawings
-from fewshot.evaluation.verification import curve, draw_pairs, labelled_pairs, roc, similarity
+from fewshot.evaluation.verification import draw_pairs, labelled_pairs, roc, roc_summary, similarity
 
 PAIRS = 10_000
 # Points of a curve that is drawn.
@@ -38,7 +38,7 @@ class SameOrDifferent:
 def same_or_different(scores: Tensor, same: Tensor, verification: dict[str, Any] | None = None) -> SameOrDifferent:
     """scores: (n,), larger for the same. same: (n,) bool. verification: the thresholds that the encoder carries."""
     false, true, _ = roc(scores, same)
-    shape = curve(scores, same)
+    shape = roc_summary(scores, same)
     kept = _thinned(false, 1 - true)
     threshold = None if verification is None else float(verification["threshold"])
     own = None

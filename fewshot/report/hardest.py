@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewshot.evaluation.embedded import EmbeddedDrawings
-from fewshot.evaluation.episodes import Pool, arrange, deal, sample, score_episodes
+from fewshot.evaluation.episodes import Pool, arrange, episodes_of_classes, sample, score_episodes
 from fewshot.evaluation.intervals import class_parts, parts_interval
 from fewshot.evaluation.measure import Result
 from fewshot.evaluation.protocols import ProtocolResult, all_way, vinyals, within
@@ -137,7 +137,7 @@ def hardest_classes(embedded: EmbeddedDrawings, *, most: int = 8, seed: int = 0)
 def _mistaken(part: EmbeddedDrawings, pool: Pool, seed: int) -> list[HardClass]:
     """Of one alphabet, classes as positions in its pool."""
     classes = len(pool.labels)
-    drawn = deal(
+    drawn = episodes_of_classes(
         pool,
         torch.arange(classes).expand(_DRAWS_INSIDE, -1),
         shot=1,

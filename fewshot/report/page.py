@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from markupsafe import Markup
 
-from fewshot.evaluation.benchmark import BenchmarkReport, published_for, shape_of
+from fewshot.evaluation.benchmark import BenchmarkReport, published_for, task_name
 from fewshot.evaluation.measure import Result
 from fewshot.evaluation.protocols import VerificationResult
 from fewshot.report.curves import SameOrDifferent
@@ -95,11 +95,11 @@ def _headline(found: EncoderFindings) -> dict[str, Any] | None:
     results = found.report.results
     if results:
         leading = [result for result in results if result.protocol == results[0].protocol]
-        first = next((result for result in leading if "20-way 1-shot" in shape_of(result)), leading[0])
+        first = next((result for result in leading if "20-way 1-shot" in task_name(result)), leading[0])
         return {
             "accuracy": first.accuracy,
             "interval": first.interval,
-            "what": f"{shape_of(first)}, {first.trials:,} questions",
+            "what": f"{task_name(first)}, {first.trials:,} questions",
         }
     if found.curves:
         first_curve = found.curves[0]
@@ -111,7 +111,7 @@ def _headline(found: EncoderFindings) -> dict[str, Any] | None:
 
 def _protocol(result: Result) -> dict[str, Any]:
     shown: dict[str, Any] = {
-        "shape": shape_of(result),
+        "shape": task_name(result),
         "accuracy": result.accuracy,
         "interval": result.interval,
         "trials": result.trials,

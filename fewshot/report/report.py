@@ -12,7 +12,7 @@ from fewshot.embedding.embedder import Embedder
 from fewshot.embedding.encoder_files import SHIPPED
 from fewshot.evaluation.benchmark import BenchmarkReport
 from fewshot.evaluation.embedded import UPRIGHT, Embed, embed_once
-from fewshot.evaluation.measure import NEEDED, Result, measure, refused, seconds_to_measure
+from fewshot.evaluation.measure import NEEDED, Result, measure, refusal, seconds_to_measure
 from fewshot.evaluation.models import Model, by_embedding
 from fewshot.omniglot.dataset import Omniglot, lake_runs, locate, read_omniglot
 from fewshot.omniglot.splits import EVALUATION, SPLITS, select
@@ -98,7 +98,7 @@ def report(
     if display.console is not None and (names or explored):
         plain = by_embedding(run, embedder.embed_drawings)
         seconds = seconds_to_measure([plain], names, omniglot, runs, explored=explored)
-        display.say(f"the report takes {in_words(seconds)} from now on")
+        display.say(f"making the report; expected time: {in_words(seconds)}")
     if explored is not None and omniglot is not None and split is not None:
         display.say(f"{split}: {len(SPLITS[split].characters):,} characters that were not trained on")
         tested = tested_drawings(omniglot, split, embed)
@@ -154,7 +154,7 @@ def _omniglot(trained: Trained, data: Path | None) -> tuple[Path | None, list[st
 
 def _allowed(model: Model) -> tuple[list[str], dict[str, str]]:
     """The protocols that the model is measured by, and why it is not by the others."""
-    reasons = {name: refused(model, name) for name in NEEDED}
+    reasons = {name: refusal(model, name) for name in NEEDED}
     reasons |= {name: f"{name}: takes long; fewshot benchmark measures it" for name in SLOW if reasons[name] is None}
     names = [name for name, reason in reasons.items() if reason is None]
     return names, {name: reason for name, reason in reasons.items() if reason is not None}

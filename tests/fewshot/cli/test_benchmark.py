@@ -73,8 +73,8 @@ def test_two_models_are_compared_on_the_same_questions(call, data: Path) -> None
 def test_all_leaves_out_what_a_model_may_not_be_measured_by_and_says_why(data: Path, tmp_path: Path) -> None:
     report = benchmark("hausdorff", data=data)
     assert [result.protocol for result in report.results] == ["lake"]
-    assert "no embedding" in report.skipped["vinyals"]
-    with pytest.raises(InputError, match=r"no protocol may measure this model: .* were trained on"):
+    assert "not an embedding" in report.skipped["vinyals"]
+    with pytest.raises(InputError, match=r"no protocol suits this model: .* were trained on"):
         benchmark(str(_everything(tmp_path)), data=data, device="cpu")
 
 
@@ -109,16 +109,16 @@ def test_a_leak_is_refused_unless_allowed_and_then_it_is_labelled(call, data: Pa
     [
         (["--model", "nowhere"], "nowhere is no encoder"),
         (["--model", "pixels", "--protocol", "santoro"], "no protocol 'santoro'"),
-        (["--model", "affine", "--protocol", "vinyals"], "no embedding"),
+        (["--model", "affine", "--protocol", "vinyals"], "not an embedding"),
         (["--model", "pixels", "--rerank"], "--views and --rerank"),
         (["--model", "pixels", "--views", "3"], "--views and --rerank"),
         (["--model", "omniglot", "--rerank", "--protocol", "within"], "too many comparisons"),
         (["--model", "pixels", "--protocol", "lake", "--data", "{empty}"], "holds no Omniglot"),
         (
             ["--model", "hausdorff", "--protocol", "all-way"],
-            "no protocol may measure this model: hausdorff is a distance",
+            "no protocol suits this model: hausdorff is a distance",
         ),
-        (["--model", "omniglot", "--protocol", "lake-minimal"], "lake-minimal is for what was trained on Balinese"),
+        (["--model", "omniglot", "--protocol", "lake-minimal"], "lake-minimal is for models trained on Balinese"),
         (["--views", "0"], "--views"),
     ],
 )

@@ -43,7 +43,7 @@ WARPS = {
 
 
 @pytest.mark.parametrize("name", WARPS)
-def test_the_nearest_is_the_drawing_that_was_warped(name: str) -> None:
+def test_the_warped_drawing_is_nearest(name: str) -> None:
     train = glyphs(*range(8))
     test = warped(train, *WARPS[name])
     own = torch.arange(8)
@@ -69,19 +69,19 @@ def test_the_further_the_warp_the_larger_the_distance() -> None:
 
 @settings(max_examples=5, deadline=None)
 @given(st.integers(0, 1000), st.integers(-4, 4), st.integers(-4, 4))
-def test_where_a_drawing_stands_does_not_matter(seed: int, down: int, right: int) -> None:
+def test_the_distance_does_not_depend_on_the_position(seed: int, down: int, right: int) -> None:
     # By whole cells: otherwise the ink is gathered anew, and the distance changes by a little.
     one, other = F.pad(glyphs(seed), (4 * CELL,) * 4), glyphs(seed + 1)
     moved = one.roll((CELL * down, CELL * right), (1, 2))
     assert affine_alignment(moved, other).item() == pytest.approx(affine_alignment(one, other).item(), abs=1e-3)
 
 
-def test_both_ways_are_the_same_distance() -> None:
+def test_the_distance_is_symmetric() -> None:
     one, other = glyphs(0, 1, 2), glyphs(3, 4)
     assert torch.allclose(affine_alignment(one, other), affine_alignment(other, one).T, rtol=0, atol=1e-6)
 
 
-def test_a_distance_depends_on_its_own_two_drawings_alone() -> None:
+def test_a_distance_does_not_depend_on_other_drawings() -> None:
     # The dash has fewer points than all others, which must not matter to them nor to it.
     dash = torch.zeros(1, 105, 105, dtype=torch.uint8)
     dash[0, 50:53, 40:60] = 255
@@ -94,7 +94,7 @@ def test_a_distance_depends_on_its_own_two_drawings_alone() -> None:
     assert torch.allclose(alone, found[2:], rtol=0, atol=1e-4)
 
 
-def test_any_ink_has_a_distance_to_any() -> None:
+def test_any_two_drawings_with_ink_have_a_distance() -> None:
     odd = torch.zeros(4, 105, 105, dtype=torch.uint8)
     odd[0, 3, 3] = odd[1, 50] = odd[2, :, 104] = 255
     odd[3, ::8, ::8] = 255

@@ -31,7 +31,7 @@ def by_definition(one: Tensor, other: Tensor) -> float:
     return max(float(apart.min(1).mean()), float(apart.min(0).mean()))
 
 
-def test_hausdorff_is_as_defined() -> None:
+def test_hausdorff_matches_its_definition() -> None:
     test, train = glyphs(0, 1, 2), glyphs(3, 4, 5, 6)
     expected = [[by_definition(one, other) for other in train] for one in test]
     found = modified_hausdorff(test, train)
@@ -39,7 +39,7 @@ def test_hausdorff_is_as_defined() -> None:
     assert torch.allclose(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
 
 
-def test_hausdorff_takes_the_larger_of_the_two_ways() -> None:
+def test_hausdorff_is_the_larger_of_both_directions() -> None:
     dot, bar = torch.zeros(1, 9, 9, dtype=torch.uint8), torch.zeros(1, 9, 9, dtype=torch.uint8)
     dot[0, 4, 4] = bar[0, 4, 2:7] = 255
     # From the dot to the bar 0; from the bar to the dot (2 + 1 + 0 + 1 + 2) / 5.
@@ -48,7 +48,7 @@ def test_hausdorff_takes_the_larger_of_the_two_ways() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000), st.integers(-3, 3), st.integers(-3, 3))
-def test_hausdorff_does_not_see_where_a_picture_stands(seed: int, down: int, right: int) -> None:
+def test_hausdorff_does_not_depend_on_the_position(seed: int, down: int, right: int) -> None:
     one, other = F.pad(glyphs(seed), (3, 3, 3, 3)), glyphs(seed + 1)
     moved = one.roll((down, right), (1, 2))
     assert modified_hausdorff(one, moved).item() == pytest.approx(0, abs=1e-9)
@@ -61,7 +61,7 @@ def test_hausdorff_without_ink_is_refused() -> None:
         modified_hausdorff(glyphs(0), torch.cat([glyphs(0), torch.zeros(1, 35, 35, dtype=torch.uint8)]))
 
 
-def test_pixel_distance_is_one_less_the_cosine() -> None:
+def test_pixel_distance_is_one_minus_the_cosine() -> None:
     test, train = glyphs(0, 1), glyphs(2, 0, 3)
     found = pixel_distance(test, train)
     a, b = (test > 0).flatten(1), (train > 0).flatten(1)
@@ -88,13 +88,13 @@ def runs(real_data: Path) -> list[OneShotRun]:
         pytest.skip(str(error))
 
 
-def test_hausdorff_errs_as_often_as_the_official_demo(runs: list[OneShotRun]) -> None:
+def test_hausdorff_has_the_error_of_the_official_demo(runs: list[OneShotRun]) -> None:
     result = lake(modified_hausdorff, runs)
     assert result.trials == 400
     assert round((1 - result.accuracy) * 400, 6) == 155  # 38.75 %, which the demo prints as 38.8
     assert f"{100 * (1 - result.accuracy):.1f}" == "38.8"
 
 
-def test_nearest_pixels_are_right_as_often_as_published(runs: list[OneShotRun]) -> None:
+def test_pixels_have_the_published_accuracy(runs: list[OneShotRun]) -> None:
     result = lake(pixel_distance, runs)
     assert round(result.accuracy * 400, 6) == 87  # 21.75 %; published 21.7

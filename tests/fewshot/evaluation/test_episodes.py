@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fewshot.evaluation import episodes as module
-from fewshot.evaluation.episodes import Episodes, Metric, arrange, deal, sample, score_episodes
+from fewshot.evaluation.episodes import Episodes, Metric, arrange, episodes_of_classes, sample, score_episodes
 from finetune.errors import InputError
 
 METRICS: tuple[Metric, ...] = ("cosine", "euclidean")
@@ -89,7 +89,7 @@ def test_an_episode_lies_within_one_group(seed: int) -> None:
     assert set(within.flatten().tolist()) == {0, 1, 2}
 
 
-def test_every_class_row_and_place_is_as_likely() -> None:
+def test_every_class_row_and_place_is_equally_likely() -> None:
     many = 20_000
     episodes = drawn(classes=6, each=4, count=many, way=3)
     for place in range(3):
@@ -116,16 +116,16 @@ def test_the_same_seed_gives_the_same_episodes() -> None:
     assert not torch.equal(one.support, other.support)
 
 
-def test_what_cannot_be_drawn_is_refused() -> None:
+def test_impossible_episodes_are_refused() -> None:
     labels = torch.arange(4).repeat_interleave(3)
     pool = arrange(labels)
     with pytest.raises(InputError, match="5-way: 1 of 1 groups have fewer classes, the smallest 4"):
         sample(pool, 1, way=5, shot=1, generator=seeded())
     with pytest.raises(InputError, match="needs 4 pictures of every class, and one has 3"):
         sample(pool, 1, way=2, shot=3, generator=seeded())
-    with pytest.raises(InputError, match="0 episodes"):
+    with pytest.raises(InputError, match="episodes must be >= 1"):
         sample(pool, 0, way=2, shot=1, generator=seeded())
-    with pytest.raises(InputError, match="at least 1 of each"):
+    with pytest.raises(InputError, match="shot and queries must be >= 1"):
         sample(pool, 1, way=2, shot=0, generator=seeded())
     with pytest.raises(InputError, match="class 3 is in two groups"):
         arrange(labels, torch.tensor([0] * 11 + [1]))
@@ -191,11 +191,11 @@ def test_random_vectors_score_about_as_chance(metric: Metric) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.permutations(range(7)), st.sampled_from(METRICS))
-def test_the_places_of_the_classes_do_not_matter(order: list[int], metric: Metric) -> None:
+def test_the_order_of_the_classes_does_not_matter(order: list[int], metric: Metric) -> None:
     vectors = torch.randn(7 * 4, 3, generator=seeded()).round()
     vectors[:, 0] += 5
     pool = arrange(torch.arange(7).repeat_interleave(4))
-    episodes = deal(pool, torch.arange(7).expand(9, -1), shot=2, queries=2, generator=seeded(1))
+    episodes = episodes_of_classes(pool, torch.arange(7).expand(9, -1), shot=2, queries=2, generator=seeded(1))
     moved = Episodes(*(part[:, order] for part in (episodes.classes, episodes.support, episodes.query)))
     scores, other = (score_episodes(vectors, part, metric) for part in (episodes, moved))
     assert torch.allclose(other.credit, scores.credit[:, order])
@@ -204,7 +204,7 @@ def test_the_places_of_the_classes_do_not_matter(order: list[int], metric: Metri
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(3, 6), st.sampled_from(METRICS), st.integers(0, 2**32))
-def test_what_a_class_takes_is_what_others_have_more_of_without_it(way: int, metric: Metric, seed: int) -> None:
+def test_taken_credit_is_what_others_gain_without_the_class(way: int, metric: Metric, seed: int) -> None:
     vectors = torch.randn(6 * 4, 3, generator=seeded(seed)).round()
     vectors[:, 0] += 6
     episodes = drawn(6, 4, 5, way, 1, 2, seed)
@@ -216,14 +216,14 @@ def test_what_a_class_takes_is_what_others_have_more_of_without_it(way: int, met
         assert torch.allclose(scores.taken[:, place], more.sum((1, 2)), atol=1e-5)
 
 
-def test_distances_far_from_the_origin_are_told_apart() -> None:
+def test_distances_far_from_the_origin_are_precise() -> None:
     vectors = torch.randn(10 * 4, 8, generator=seeded())
     episodes = drawn(10, 4, 50, 5)
     far = score_episodes((vectors.double() + 1e5), episodes, "euclidean")
     assert torch.equal(far.credit, score_episodes(vectors, episodes, "euclidean").credit)
 
 
-def test_the_cosine_does_not_see_lengths() -> None:
+def test_the_cosine_ignores_lengths() -> None:
     vectors = torch.randn(10 * 6, 8, generator=seeded())
     episodes = drawn(10, 6, 50, 5, shot=3)
     longer = vectors * torch.rand(60, 1, generator=seeded()).add(0.1) * 1e3
@@ -237,7 +237,7 @@ def test_vectors_that_are_not_finite_are_refused(bad: float) -> None:
     for metric in METRICS:
         with pytest.raises(InputError, match="1 of 10 vectors have no finite length"):
             score_episodes(vectors, drawn(5, 2, 1, 2), metric)
-    with pytest.raises(InputError, match="metric 'manhattan'"):
+    with pytest.raises(InputError, match="metric must be cosine or euclidean, not 'manhattan'"):
         score_episodes(torch.ones(10, 3), drawn(5, 2, 1, 2), "manhattan")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"\(n, d\) is wanted"):
+    with pytest.raises(InputError, match=r"must have shape \(n, d\)"):
         score_episodes(torch.ones(10), drawn(5, 2, 1, 2))

@@ -26,11 +26,11 @@ def omniglot_of(drawings: int) -> Omniglot:
     return Omniglot(torch.zeros(drawings, 105, 105, dtype=torch.uint8), zeros, zeros, zeros, (), ())
 
 
-def test_every_protocol_has_its_share_of_the_work_or_is_timed_on_a_run() -> None:
+def test_every_protocol_has_an_expected_time() -> None:
     assert {name for name in NEEDED if NEEDED[name]} == WORK.keys()
 
 
-def test_drawings_are_counted_once_for_all_protocols_and_again_for_each_turn() -> None:
+def test_drawings_are_counted_once_for_each_turn() -> None:
     assert drawings_to_embed([]) == 0
     assert drawings_to_embed(["within"]) == drawings_to_embed(["within", "all-way-659"]) == 659 * 20
     assert drawings_to_embed(["vinyals-upright"]) == 423 * 20
@@ -38,7 +38,7 @@ def test_drawings_are_counted_once_for_all_protocols_and_again_for_each_turn() -
     assert drawings_to_embed([], "evaluation") == 659 * 20
 
 
-def test_the_estimate_follows_the_speed_of_the_encoder_and_the_number_of_drawings(
+def test_the_estimate_depends_on_the_encoder_and_the_number_of_drawings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(expected_time, "unit_seconds", lambda device: 0.0)
@@ -64,7 +64,7 @@ def test_a_distance_between_pictures_is_timed_on_pairs_of_a_run(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("command", ["benchmark", "report"])
-def test_a_measurement_says_how_long_it_takes_before_it_begins(  # type: ignore[no-untyped-def]
+def test_a_measurement_first_shows_its_expected_time(  # type: ignore[no-untyped-def]
     command: str, call, tmp_path: Path
 ) -> None:
     data = small_omniglot(tmp_path)
@@ -75,4 +75,4 @@ def test_a_measurement_says_how_long_it_takes_before_it_begins(  # type: ignore[
     with small_splits():
         answer = call(*words[command], "--data", data, "--device", "cpu")
     assert answer.code == 0, answer.err
-    assert re.search(r"about \d+ (s|min) from now on", answer.err)
+    assert re.search(r"expected time: about \d+ (s|min)", answer.err)

@@ -19,14 +19,14 @@ ANSWERS = st.lists(st.tuples(LEVELS, st.booleans()), min_size=1, max_size=15).ma
 
 
 @given(SCORES, SCORES)
-def test_auroc_is_how_often_a_known_picture_scores_above_an_unknown_one(known, unknown) -> None:
+def test_auroc_is_the_share_of_correctly_ordered_pairs(known, unknown) -> None:
     above = (known[:, None] > unknown).mean() + (known[:, None] == unknown).mean() / 2
     assert auroc(known, unknown) == pytest.approx(above)
     assert auroc(unknown, known) == pytest.approx(1 - above)
 
 
 @given(SCORES, SCORES, st.floats(0.01, 1))
-def test_fpr_at_tpr_is_the_least_that_lets_enough_of_the_known_in(known, unknown, tpr: float) -> None:
+def test_fpr_at_tpr_is_the_least_with_enough_known_accepted(known, unknown, tpr: float) -> None:
     enough = [level for level in known if (known >= level).mean() >= tpr]
     assert fpr_at_tpr(known, unknown, tpr) == min((unknown >= level).mean() for level in enough)
 
@@ -51,12 +51,12 @@ def test_oscr_is_at_most_the_accuracy_and_auroc_where_all_are_right(answers, unk
 
 
 @given(ANSWERS, SCORES)
-def test_figures_do_not_change_under_increasing_maps(answers, unknown) -> None:
+def test_metrics_do_not_change_under_increasing_maps(answers, unknown) -> None:
     scores, correct = answers
     assert open_set(np.exp(scores), correct, np.exp(unknown)) == open_set(scores, correct, unknown)
 
 
-def test_figures_are_those_found_by_hand() -> None:
+def test_metrics_match_a_calculation_by_hand() -> None:
     known, correct = torch.tensor([0.9, 0.8, 0.7, 0.4]), torch.tensor([True, False, True, True])
     unknown = torch.tensor([0.7, 0.5, 0.3])
     # Of the 12 pairs, the known is above in 3 + 3 + 2.5 + 1; without the second, wrong one: 6.5.
@@ -76,17 +76,17 @@ def test_the_perfect_and_the_useless_recogniser() -> None:
     assert open_set(high, ~right, low) == OpenSet(20, 30, accuracy=0, auroc=1, fpr95=0, oscr=0)
 
 
-def test_at_95_percent_one_known_picture_of_twenty_may_be_turned_away() -> None:
+def test_at_95_percent_one_known_picture_of_twenty_is_rejected() -> None:
     known = np.concatenate([[0.1], np.full(19, 0.9)])
     assert fpr_at_tpr(known, np.array([0.5])) == 0
     assert fpr_at_tpr(known, np.array([0.5]), tpr=0.96) == 1
 
 
-def test_what_cannot_be_measured_is_refused() -> None:
+def test_invalid_scores_are_refused() -> None:
     one, right = np.array([0.5]), np.array([True])
-    with pytest.raises(InputError, match="scores of the unknown: numbers"):
+    with pytest.raises(InputError, match="unknown scores must be numbers"):
         open_set(one, right, np.array([]))
-    with pytest.raises(InputError, match="scores of the known: numbers"):
+    with pytest.raises(InputError, match="known scores must be numbers"):
         auroc(np.array([[0.5]]), one)
     with pytest.raises(InputError, match="scores of the unknown: 1 of 1 are not finite"):
         oscr(one, right, np.array([math.nan]))

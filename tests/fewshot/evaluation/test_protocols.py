@@ -17,15 +17,15 @@ from fewshot.evaluation.models import Model, by_embedding
 from fewshot.evaluation.protocols import (
     all_way,
     bootstrap_interval,
+    check_leaks,
     distance_by,
-    guard,
     koch,
     lake,
     score,
     vinyals,
     within,
 )
-from fewshot.evaluation.verification import best_threshold, curve, draw_pairs, similarity
+from fewshot.evaluation.verification import best_threshold, draw_pairs, roc_summary, similarity
 from fewshot.omniglot.dataset import Character, Omniglot, OneShotRun, labelled
 from fewshot.omniglot.splits import SPLITS, Split, characters_of
 from finetune.errors import InputError
@@ -47,7 +47,7 @@ def apart(test: Tensor, train: Tensor) -> Tensor:
     return (test.flatten().double()[:, None] - train.flatten().double()).abs()
 
 
-def test_a_perfect_distance_scores_one_and_is_not_certain() -> None:
+def test_a_perfect_distance_has_an_interval_of_some_width() -> None:
     result = lake(apart, numbered())
     assert result.accuracy == 1
     assert result.parts == (1.0,) * 4
@@ -56,13 +56,13 @@ def test_a_perfect_distance_scores_one_and_is_not_certain() -> None:
     assert result.interval[0] < 1
 
 
-def test_one_distance_for_all_scores_as_chance() -> None:
+def test_a_constant_distance_scores_at_chance() -> None:
     for constant in (0.0, math.inf):
         result = lake(lambda test, train, value=constant: torch.full((len(test), len(train)), value), numbered())
         assert result.accuracy == pytest.approx(1 / 5)
 
 
-def test_ties_are_shared_by_those_that_tie() -> None:
+def test_ties_share_the_credit() -> None:
     distances = torch.tensor([[1.0, 1.0, 2.0], [1.0, 1.0, 2.0], [3.0, 2.0, 2.0], [0.0, 1.0, 2.0]])
     assert score(distances, torch.tensor([0, 2, 1, 0])).tolist() == [0.5, 0.0, 0.5, 1.0]
 
@@ -75,20 +75,20 @@ def test_the_order_of_the_training_pictures_does_not_matter(order: list[int]) ->
     assert score(distances[:, order], moved).tolist() == score(distances, answers).tolist()
 
 
-def test_distances_that_are_not_numbers_are_refused() -> None:
+def test_nan_distances_are_refused() -> None:
     def broken(test: Tensor, train: Tensor) -> Tensor:
         distances = apart(test, train)
         distances[1, 2] = math.nan
         return distances
 
-    with pytest.raises(InputError, match="run01: 1 of 25 distances are not numbers"):
+    with pytest.raises(InputError, match="run01: 1 of 25 distances are NaN"):
         lake(broken, numbered())
 
 
 def test_distances_of_another_shape_are_refused() -> None:
     with pytest.raises(InputError, match=r"run01: .*\(25,\) for 5 questions"):
         lake(lambda test, train: apart(test, train).flatten(), numbered())
-    with pytest.raises(InputError, match="no runs"):
+    with pytest.raises(InputError, match="runs is empty"):
         lake(apart, [])
 
 
@@ -100,7 +100,7 @@ def test_the_interval_resamples_whole_runs() -> None:
     assert (low, high) == pytest.approx((0.281, 0.719), abs=0.03)
 
 
-def test_the_interval_holds_the_accuracy() -> None:
+def test_the_interval_contains_the_accuracy() -> None:
     per_run = (0.9,) * 19 + (0.1,)
     low, high = bootstrap_interval(per_run, 400)
     assert low < sum(per_run) / 20 <= high
@@ -140,7 +140,7 @@ def asked(protocol, vectors: EmbeddedDrawings, **options):
 
 
 @EPISODIC
-def test_one_vector_for_each_class_is_perfect_and_not_certain(protocol) -> None:
+def test_one_vector_for_each_class_is_perfect_with_an_interval_of_some_width(protocol) -> None:
     result = asked(protocol, PERFECT)
     assert (result.accuracy, result.way, result.shot) == (1, WAYS[protocol], 1)
     # As many independent questions as there are alphabets or classes, not as episodes were drawn.
@@ -149,19 +149,19 @@ def test_one_vector_for_each_class_is_perfect_and_not_certain(protocol) -> None:
 
 
 @EPISODIC
-def test_equal_vectors_score_as_chance(protocol) -> None:
+def test_equal_vectors_score_at_chance(protocol) -> None:
     assert asked(protocol, CONSTANT).accuracy == pytest.approx(1 / WAYS[protocol], abs=1e-7)
 
 
 @EPISODIC
-def test_vectors_of_nothing_score_as_chance_within_the_interval(protocol) -> None:
+def test_random_vectors_score_at_chance_within_the_interval(protocol) -> None:
     nothing = embedded(torch.randn(96, 8, generator=torch.Generator().manual_seed(3)))
     low, high = asked(protocol, nothing).interval
     assert low < 1 / WAYS[protocol] < high
 
 
 @EPISODIC
-def test_the_interval_holds_the_episodes_accuracy(protocol) -> None:
+def test_the_interval_contains_the_accuracy_of_the_episodes(protocol) -> None:
     result = asked(protocol, random())
     assert 0 <= result.interval[0] < result.accuracy < result.interval[1] <= 1
     assert result.trials == (24 * 3 * 20 if protocol is all_way else 400 * 5)
@@ -176,7 +176,7 @@ def test_a_seed_determines_the_distortion(protocol) -> None:
 
 
 @EPISODIC
-def test_which_class_comes_first_changes_nothing_to_speak_of(protocol) -> None:
+def test_the_numbering_of_classes_hardly_matters(protocol) -> None:
     vectors = random(noise=0.7)
     order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
     # Whole alphabets, and the characters inside them, change places.
@@ -190,14 +190,14 @@ def test_more_shots_are_better(protocol) -> None:
     assert asked(protocol, random(), shot=3).accuracy > asked(protocol, random()).accuracy + 0.03
 
 
-def test_within_is_harder_where_alphabets_look_alike() -> None:
+def test_within_is_harder_if_alphabets_are_alike() -> None:
     vectors = random(noise=0.5)
     style = 10 * torch.eye(4).repeat_interleave(24, 0)
     styled = replace(vectors, vectors=torch.cat([vectors.vectors, style], 1))
     assert within(styled, way=5, episodes=500).accuracy < vinyals(styled, way=5, episodes=500).accuracy - 0.03
 
 
-def test_turned_characters_are_classes_of_their_own() -> None:
+def test_turned_characters_are_separate_classes() -> None:
     vectors = random(noise=0.5)
     turns = [replace(random(seed=turn, noise=0.5), turn=torch.full((96,), turn)) for turn in (1, 2, 3)]
     every = joined([vectors, *turns])
@@ -215,7 +215,7 @@ def test_turns_of_one_character_are_resampled_together() -> None:
     assert together[1] - together[0] == pytest.approx(2 * (apart[1] - apart[0]), rel=0.1)
 
 
-def test_the_class_interval_counts_errors_in_a_class_s_name() -> None:
+def test_the_class_interval_counts_errors_that_a_class_attracts() -> None:
     """Nothing goes wrong but that one class of ten claims whatever is asked of the others: the accuracy hangs on it."""
     owner = torch.stack([torch.randperm(10, generator=torch.Generator().manual_seed(i))[:2] for i in range(500)])
     thief = owner == 0
@@ -246,7 +246,7 @@ def test_the_class_interval_is_as_wide_as_accuracies_spread() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 1, width=32)), min_size=1, max_size=30))
-def test_group_intervals_are_shares_that_hold_the_accuracy(episodes: list[tuple[int, float]]) -> None:
+def test_group_intervals_contain_the_accuracy(episodes: list[tuple[int, float]]) -> None:
     credit = torch.tensor([value for _, value in episodes]).view(-1, 1, 1)
     group = torch.tensor([number for number, _ in episodes])
     low, high = parts_interval(group_parts(Scores(credit, credit[:, :, 0]), group))
@@ -257,7 +257,7 @@ def test_group_intervals_are_shares_that_hold_the_accuracy(episodes: list[tuple[
 # --- what was trained on ----------------------------------------------------------------------------------------------
 
 
-def test_what_was_trained_on_is_not_tested_on_unless_allowed() -> None:
+def test_leaks_are_refused_unless_allowed() -> None:
     vectors = random()
     with pytest.raises(InputError, match="2 of 24 characters to test on were trained on: A/character02, C/character01"):
         vinyals(vectors, way=5, trained_on=[NAMES[12], NAMES[1], Character("Z", 1)])
@@ -267,7 +267,7 @@ def test_what_was_trained_on_is_not_tested_on_unless_allowed() -> None:
     with pytest.raises(InputError, match=r"382 of 382 .* Atlantean/character01, .* and others"):
         lake(apart, numbered(), trained_on=SPLITS["evaluation"].characters)
     assert lake(apart, numbered(), trained_on=SPLITS["background"].characters).leaking == 0
-    assert guard([], NAMES) == 0
+    assert check_leaks([], NAMES) == 0
 
 
 # --- verification -----------------------------------------------------------------------------------------------------
@@ -279,7 +279,7 @@ def other_alphabets(vectors: EmbeddedDrawings) -> EmbeddedDrawings:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32))
-def test_pairs_are_half_the_same_of_one_alphabet_and_by_two_drawers(seed: int) -> None:
+def test_half_of_the_pairs_are_same_and_all_by_two_drawers_of_one_alphabet(seed: int) -> None:
     vectors = random()
     pairs = draw_pairs(vectors, 80, torch.Generator().manual_seed(seed))
     one, other = pairs.rows.unbind(1)
@@ -321,23 +321,23 @@ def test_validation_and_test_share_no_character() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(-4, 4), st.booleans()), min_size=2, max_size=30))
-def test_no_threshold_is_better_and_the_curve_is_as_defined(pairs: list[tuple[int, bool]]) -> None:
+def test_the_threshold_is_best_and_the_roc_matches_its_definition(pairs: list[tuple[int, bool]]) -> None:
     scores = torch.tensor([float(value) for value, _ in pairs], dtype=torch.float64)
     same = torch.tensor([kind for _, kind in pairs])
     if same.all() or not same.any():
-        with pytest.raises(InputError, match="not of one kind alone"):
-            curve(scores, same)
+        with pytest.raises(InputError, match="there must be pairs of the same class"):
+            roc_summary(scores, same)
         return
     best = max(int(((scores >= threshold) == same).sum()) for threshold in (-9, *scores.tolist(), 9))
     assert int(((scores >= best_threshold(scores, same)) == same).sum()) == best
     apart = scores[same][:, None] - scores[~same]
-    found = curve(scores, same)
+    found = roc_summary(scores, same)
     assert found.auc == pytest.approx(float((apart > 0).double().mean() + (apart == 0).double().mean() / 2))
     assert 0 <= found.eer <= 1
-    assert curve(-scores, same).eer == pytest.approx(1 - found.eer)
+    assert roc_summary(-scores, same).eer == pytest.approx(1 - found.eer)
 
 
-def test_similarities_that_are_not_numbers_are_refused() -> None:
+def test_nan_similarities_are_refused() -> None:
     vectors = torch.ones(3, 2)
     vectors[1] = math.nan
     with pytest.raises(InputError, match="1 of 2 pairs have no finite similarity"):
@@ -362,7 +362,7 @@ def test_turned_pictures_are_new_classes() -> None:
     assert pictures.tolist() == [[[1, 2], [3, 4]], [[2, 4], [1, 3]], [[4, 3], [2, 1]], [[3, 1], [4, 2]]]
 
 
-def test_embedding_keeps_what_a_vector_is_of() -> None:
+def test_embedding_keeps_characters_drawers_and_turns() -> None:
     omniglot = tiny(characters_of(["Korean", "Latin"]), range(3))
     every = embed_once(omniglot, lambda pictures: pictures.flatten(1), turns=ALL_TURNS, at_once=50)
     pictures, labels = turned(omniglot.pictures, omniglot.character, len(omniglot.characters))
@@ -372,15 +372,17 @@ def test_embedding_keeps_what_a_vector_is_of() -> None:
     assert {name.alphabet for name in part.characters} == {"Latin"}
     assert len(part) == 26 * 2
     assert torch.equal(part.vectors[5].view(4, 4), omniglot.pictures[40 * 3 + 2 * 3 + 2].rot90(2).float())
-    with pytest.raises(InputError, match="659 characters of the split were not embedded, Angelic/character01"):
+    with pytest.raises(
+        InputError, match="659 characters of the split were not embedded; the first is Angelic/character01"
+    ):
         every.only(SPLITS["evaluation"])
 
 
 def test_an_embedding_of_another_shape_or_not_finite_is_refused() -> None:
     omniglot = tiny(characters_of(["Latin"]), range(1))
-    with pytest.raises(InputError, match=r"26 pictures were embedded to shape \(26, 4, 4\); \(26, d\)"):
+    with pytest.raises(InputError, match=r"the vectors of 26 pictures must have shape \(26, d\), not \(26, 4, 4\)"):
         embed_once(omniglot, lambda pictures: pictures.float())
-    with pytest.raises(InputError, match="26 of 26 pictures were embedded to what is not finite"):
+    with pytest.raises(InputError, match="26 of 26 pictures have vectors that are not finite"):
         embed_once(omniglot, lambda pictures: pictures.flatten(1) / 0.0)
 
 
@@ -408,7 +410,7 @@ def test_every_protocol_measures_and_every_picture_is_embedded_once() -> None:
     assert {result.leaking for result in results} == {0}
 
 
-def test_lake_s_runs_are_asked_through_the_embedding() -> None:
+def test_lake_uses_the_embedding() -> None:
     def embed(pictures: Tensor) -> Tensor:
         return torch.eye(5)[pictures.flatten().long()]
 
@@ -435,7 +437,7 @@ def test_leaks_are_refused_before_anything_is_embedded() -> None:
         measure(knowing("background"), omniglot, protocols=["santoro"])
 
 
-def test_lake_minimal_is_for_what_learned_from_five_alphabets() -> None:
+def test_lake_minimal_is_for_models_trained_on_five_alphabets() -> None:
     def embed(pictures: Tensor) -> Tensor:
         return torch.eye(5)[pictures.flatten().long()]
 
@@ -443,7 +445,7 @@ def test_lake_minimal_is_for_what_learned_from_five_alphabets() -> None:
     (result,) = measure(minimal, None, numbered(), protocols=["lake-minimal"])
     assert (result.protocol, result.accuracy, result.leaking) == ("lake-minimal", 1, 0)
     for more in (frozenset[Character](), SPLITS["background"].characters):
-        with pytest.raises(InputError, match="lake-minimal is for what was trained on Balinese, Early_Aramaic"):
+        with pytest.raises(InputError, match="lake-minimal is for models trained on Balinese, Early_Aramaic"):
             measure(by_embedding("more", embed, more), None, numbered(), protocols=["lake-minimal"])
 
 
@@ -451,5 +453,5 @@ def test_a_distance_without_an_embedding_is_measured_by_lake_alone() -> None:
     (result,) = measure(Model("apart", apart), None, numbered(), protocols=["lake"])
     assert result.accuracy == 1
     for protocol in set(NEEDED) - {"lake", "lake-minimal"}:
-        with pytest.raises(InputError, match="apart is a distance between pictures, no embedding"):
+        with pytest.raises(InputError, match="apart is a distance between pictures, not an embedding"):
             measure(Model("apart", apart), tiny(frozenset(NAMES)), protocols=[protocol])

@@ -18,7 +18,7 @@ def second(test: Tensor, train: Tensor) -> Tensor:
     return (test[:, 0, 1] - train[:, 0, 1]).abs().double()
 
 
-def test_the_slow_distance_decides_among_the_nearest_alone() -> None:
+def test_the_slow_distance_reorders_the_nearest_alone() -> None:
     test = torch.tensor([[[0.0, 0.0]]])
     # The third is nearest by the slow distance, but third by the fast one.
     train = torch.tensor([[[0.1, 5.0]], [[0.2, 1.0]], [[0.3, 0.0]]])
@@ -30,9 +30,7 @@ def test_the_slow_distance_decides_among_the_nearest_alone() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12), st.floats(0, 10), st.integers(0, 2**32))
-def test_the_nearest_stay_before_the_others_which_keep_their_order(
-    n: int, nearest: int, weight: float, seed: int
-) -> None:
+def test_the_nearest_stay_first_and_the_others_keep_their_order(n: int, nearest: int, weight: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     test, train = torch.rand(3, 1, 2, generator=generator), torch.rand(n, 1, 2, generator=generator)
     before, after = first(test, train), reranked(first, second, nearest=nearest, weight=weight)(test, train)
@@ -42,6 +40,6 @@ def test_the_nearest_stay_before_the_others_which_keep_their_order(
         assert now[nearest:] == order[nearest:]
 
 
-def test_none_to_look_at_again_is_refused() -> None:
-    with pytest.raises(InputError, match="0 nearest"):
+def test_reranking_no_neighbours_is_refused() -> None:
+    with pytest.raises(InputError, match="nearest must be >= 1, not 0"):
         reranked(first, second, nearest=0)

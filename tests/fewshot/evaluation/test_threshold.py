@@ -38,7 +38,7 @@ def rates(scores: np.ndarray, same: np.ndarray, threshold: float) -> tuple[float
 
 @settings(deadline=None)
 @given(BOTH, RATES)
-def test_the_rates_are_those_measured_and_never_over_the_one_asked_for(both, rate: float) -> None:
+def test_the_rate_is_measured_and_at_most_the_given_one(both, rate: float) -> None:
     scores, same = pairs(both)
     found = calibrate(scores, same, false_accept_rate=rate)
     assert (found.false_accept_rate, found.false_reject_rate) == rates(scores, same, found.threshold)
@@ -64,14 +64,14 @@ def test_false_accepts_fall_and_false_rejects_rise_with_the_threshold(both) -> N
 
 @settings(deadline=None)
 @given(BOTH)
-def test_auc_is_how_often_a_same_pair_scores_above_a_different_one(both) -> None:
+def test_auc_is_the_share_of_correctly_ordered_pairs(both) -> None:
     above = [(one > other) + (one == other) / 2 for one in both[0] for other in both[1]]
     assert calibrate(*pairs(both)).auc == pytest.approx(sum(above) / len(above))
 
 
 @settings(deadline=None)
 @given(BOTH)
-def test_at_the_equal_error_threshold_no_other_has_nearer_rates(both) -> None:
+def test_the_equal_error_threshold_has_the_closest_rates(both) -> None:
     scores, same = pairs(both)
     found = calibrate(scores, same)
     accepted, rejected = rates(scores, same, found.eer_threshold)
@@ -96,7 +96,7 @@ def test_rates_do_not_change_under_increasing_maps(both, rate: float) -> None:
 
 @settings(deadline=None)
 @given(BOTH, RATES, RATES)
-def test_another_operating_point_is_what_calibrating_for_it_finds(both, rate: float, other: float) -> None:
+def test_at_gives_the_point_that_calibrate_would_choose(both, rate: float, other: float) -> None:
     scores, same = pairs(both)
     found = calibrate(scores, same, false_accept_rate=other)
     point = calibrate(scores, same, false_accept_rate=rate).at(other)
@@ -110,7 +110,7 @@ def test_a_calibration_survives_json(both, rate: float) -> None:
     assert Calibration.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False))) == found
 
 
-def test_the_threshold_lies_half_way_above_what_must_be_rejected() -> None:
+def test_the_threshold_lies_half_way_above_the_rejected_score() -> None:
     scores, same = np.array([0.9, 0.8, 0.3, 0.6, 0.2, 0.1]), np.array([True, True, True, False, False, False])
     assert calibrate(scores, same, false_accept_rate=0.1).threshold == pytest.approx(0.7)
     assert calibrate(scores, same, false_accept_rate=0.34).threshold == pytest.approx(0.25)
@@ -130,7 +130,7 @@ def test_too_few_different_pairs_put_the_threshold_above_all_of_them() -> None:
     assert best_is_different.false_reject_rate == 1
 
 
-def test_a_long_curve_is_thinned_and_keeps_its_shape_in_the_tails() -> None:
+def test_a_thinned_curve_keeps_its_tails() -> None:
     scores, same = normal()
     found = calibrate(scores, same, false_accept_rate=0.001)
     assert POINTS / 2 < len(found.thresholds) <= POINTS + 4
@@ -145,7 +145,7 @@ def test_a_long_curve_is_thinned_and_keeps_its_shape_in_the_tails() -> None:
     assert np.trapezoid(true, accepted) == pytest.approx(found.auc, abs=2e-3)
 
 
-def test_normal_scores_make_a_straight_detection_error_trade_off() -> None:
+def test_normal_scores_give_a_straight_det_curve() -> None:
     accepts, rejects = calibrate(*normal(30_000, 30_000)).det()
     middle = np.abs(accepts) < 2
     slope, offset = np.polyfit(accepts[middle], rejects[middle], 1)
@@ -168,26 +168,26 @@ def test_torch_and_numpy_of_any_layout_agree() -> None:
 @pytest.mark.parametrize(
     ("scores", "same", "rate", "message"),
     [
-        ([0.1, 0.2], [True, True], 0.01, "not of one kind alone"),
-        ([0.1, 0.2], [False, False], 0.01, "not of one kind alone"),
-        ([0.1, math.nan], [True, False], 0.01, "scores: 1 of 2 are not finite"),
-        ([0.1, math.inf], [True, False], 0.01, "scores: 1 of 2 are not finite"),
-        ([0.1, 0.2, 0.3], [True, False], 0.01, "3 scores for 2 pairs"),
-        ([[0.1, 0.2]], [True, False], 0.01, r"scores: numbers of shape \(n,\) are wanted"),
-        ([], [], 0.01, "scores: numbers"),
-        (["a", "b"], [True, False], 0.01, "scores: numbers"),
-        ([0.1, 0.2], [1, 0], 0.01, "same: true or false"),
-        ([0.1, 0.2], [True, False], 0.0, "rate of false accepts of 0.0 "),
-        ([0.1, 0.2], [True, False], 1.0, "rate of false accepts of 1.0 "),
-        ([0.1, 0.2], [True, False], math.nan, "rate of false accepts of nan "),
+        ([0.1, 0.2], [True, True], 0.01, "there must be pairs of the same class"),
+        ([0.1, 0.2], [False, False], 0.01, "there must be pairs of the same class"),
+        ([0.1, math.nan], [True, False], 0.01, "scores: 1 of 2 numbers are not finite"),
+        ([0.1, math.inf], [True, False], 0.01, "scores: 1 of 2 numbers are not finite"),
+        ([0.1, 0.2, 0.3], [True, False], 0.01, "scores and same must have one length, not 3 and 2"),
+        ([[0.1, 0.2]], [True, False], 0.01, r"scores must be numbers of shape \(n,\)"),
+        ([], [], 0.01, "scores must be numbers"),
+        (["a", "b"], [True, False], 0.01, "scores must be numbers"),
+        ([0.1, 0.2], [1, 0], 0.01, "same must be bool"),
+        ([0.1, 0.2], [True, False], 0.0, "rate of false accepts must be between 0 and 1, not 0.0"),
+        ([0.1, 0.2], [True, False], 1.0, "rate of false accepts must be between 0 and 1, not 1.0"),
+        ([0.1, 0.2], [True, False], math.nan, "rate of false accepts must be between 0 and 1, not nan"),
     ],
 )
-def test_what_cannot_be_calibrated_on_is_refused(scores, same, rate: float, message: str) -> None:
+def test_invalid_calibration_data_is_refused(scores, same, rate: float, message: str) -> None:
     with pytest.raises(InputError, match=message):
         calibrate(np.array(scores), np.array(same), false_accept_rate=rate)
 
 
-def test_another_operating_point_is_of_a_rate_between_none_and_all() -> None:
+def test_at_refuses_rates_outside_0_to_1() -> None:
     found = calibrate(*normal(10, 10))
     for rate in (0, 1, math.nan):
         with pytest.raises(InputError, match="rate of false accepts"):
@@ -197,21 +197,21 @@ def test_another_operating_point_is_of_a_rate_between_none_and_all() -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ({"more": 1}, "and nothing else"),
+        ({"more": 1}, "and no others"),
         ({"auc": "0.9"}, "auc of a calibration must be a finite number"),
         ({"auc": True}, "auc of a calibration must be a finite number"),
-        ({"auc": 1.5}, "auc and eer are shares"),
+        ({"auc": 1.5}, "auc and eer are between 0 and 1"),
         ({"threshold": math.nan}, "threshold of a calibration must be a finite number"),
         ({"threshold": 10**400}, "threshold of a calibration must be a finite number"),
-        ({"threshold": 0.123}, "not the one that its curve gives"),
-        ({"asked": 1.0}, "rate of false accepts of 1.0"),
+        ({"threshold": 0.123}, "does not match its curve"),
+        ({"asked": 1.0}, "rate of false accepts must be between 0 and 1, not 1.0"),
         ({"same_pairs": 2.5}, "same_pairs of a calibration must be a whole number"),
         ({"different_pairs": 0}, "different_pairs of a calibration must be a whole number"),
         ({"thresholds": 3}, "thresholds of a calibration must be a list"),
-        ({"thresholds": [3.0, 2.0, 1.0]}, "equally long"),
-        ({"thresholds": [], "false_accept": [], "false_reject": []}, "equally long"),
+        ({"thresholds": [3.0, 2.0, 1.0]}, "have one length"),
+        ({"thresholds": [], "false_accept": [], "false_reject": []}, "have one length"),
         ({"false_accept": [0.5, None]}, "false_accept of a calibration must be a finite number"),
-        ({"eer_threshold": 77.0}, "eer_threshold is one of them"),
+        ({"eer_threshold": 77.0}, "eer_threshold is one of the thresholds"),
     ],
 )
 def test_a_damaged_calibration_is_refused(damage: dict[str, object], message: str) -> None:
@@ -220,7 +220,7 @@ def test_a_damaged_calibration_is_refused(damage: dict[str, object], message: st
         Calibration.from_dict(values | damage)
 
 
-def test_curves_that_run_backwards_and_missing_values_are_refused() -> None:
+def test_reversed_curves_and_missing_values_are_refused() -> None:
     values = calibrate(*normal(10, 10)).to_dict()
     for name, law in (
         ("thresholds", "thresholds rise"), ("false_accept", "accepts fall"), ("false_reject", "rejects rise"),
@@ -228,9 +228,9 @@ def test_curves_that_run_backwards_and_missing_values_are_refused() -> None:
         with pytest.raises(InputError, match=law):
             Calibration.from_dict(values | {name: values[name][::-1]})
     del values["auc"]
-    with pytest.raises(InputError, match="a calibration has threshold, asked"):
+    with pytest.raises(InputError, match="a calibration has the entries threshold, asked"):
         Calibration.from_dict(values)
-    with pytest.raises(InputError, match="a calibration has threshold, asked"):
+    with pytest.raises(InputError, match="a calibration has the entries threshold, asked"):
         Calibration.from_dict([1, 2])  # type: ignore[arg-type]
 
 
@@ -241,12 +241,10 @@ LABELS = st.lists(st.sampled_from("abcd"), min_size=2, max_size=14)
 
 @settings(deadline=None)
 @given(LABELS, st.integers(2, 100), st.integers(0, 9))
-def test_pairs_are_of_two_pictures_drawn_once_and_know_whether_they_are_the_same(
-    labels: list[str], most: int, seed: int
-) -> None:
+def test_labelled_pairs_are_distinct_and_correctly_labelled(labels: list[str], most: int, seed: int) -> None:
     every = [labels[i] == labels[j] for i, j in combinations(range(len(labels)), 2)]
     if all(every) or not any(every):
-        with pytest.raises(InputError, match="make no pairs to calibrate on"):
+        with pytest.raises(InputError, match="give no pairs for calibration"):
             labelled_pairs(labels)
         return
     rows, same = labelled_pairs(labels, most=most, seed=seed)
@@ -269,12 +267,12 @@ def test_a_sample_of_pairs_follows_its_seed_and_is_even() -> None:
     assert 2 < float(often.std()) < 5
 
 
-def test_pairs_of_many_pictures_are_drawn_without_making_them_all() -> None:
+def test_a_sample_of_pairs_does_not_list_all_pairs() -> None:
     rows, same = labelled_pairs(torch.arange(100_000) // 1000, most=1000)
     assert (len(rows), int(same.sum())) == (1000, 500)
-    with pytest.raises(InputError, match="most is 1"):
+    with pytest.raises(InputError, match="most must be >= 2, not 1"):
         labelled_pairs("aab", most=1)
-    with pytest.raises(InputError, match="0 pictures make no pairs"):
+    with pytest.raises(InputError, match="0 pictures give no pairs"):
         labelled_pairs([])
 
 
@@ -291,7 +289,7 @@ def test_a_folder_of_classes_is_calibrated_on_its_pairs() -> None:
     assert found.auc > 0.99
 
 
-def test_similarities_are_the_same_however_many_there_are() -> None:
+def test_similarities_do_not_depend_on_the_batch() -> None:
     vectors = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
     rows = torch.combinations(torch.arange(400))
     for metric in ("cosine", "euclidean"):
@@ -301,7 +299,7 @@ def test_similarities_are_the_same_however_many_there_are() -> None:
         assert len(similarity(vectors, rows[:0], metric)) == 0
 
 
-def test_pairs_within_groups_are_of_one_group_each_and_of_both_kinds() -> None:
+def test_pairs_within_groups_have_both_kinds() -> None:
     labels = torch.arange(60) // 3  # twenty classes of three pictures
     groups = labels // 5
     rows, same = pairs_within(labels, groups)
@@ -317,5 +315,5 @@ def test_a_group_without_pairs_of_both_kinds_is_left_out() -> None:
     groups = torch.tensor([0, 0, 0, 1, 1, 2, 2])  # of the second all differ, of the third all are the same
     rows, _ = pairs_within(labels, groups)
     assert set(groups[rows].flatten().tolist()) == {0}
-    with pytest.raises(InputError, match="make no pairs to calibrate on within their groups"):
+    with pytest.raises(InputError, match="give no pairs for calibration within their groups"):
         pairs_within(torch.arange(4), torch.zeros(4, dtype=torch.int64))

@@ -14,7 +14,7 @@ from small_omniglot import SMALL, small_omniglot, small_splits
 
 from fewshot.embedding.embedder import Embedder
 from fewshot.evaluation.embedded import EmbeddedDrawings, embed_once
-from fewshot.evaluation.verification import curve
+from fewshot.evaluation.verification import roc_summary
 from fewshot.omniglot.dataset import Character, read_omniglot
 from fewshot.omniglot.splits import LAKE, SPLITS, characters_of, select
 from fewshot.report.curves import same_or_different
@@ -313,7 +313,7 @@ def test_a_thinned_curve_keeps_its_ends_and_its_rates_are_monotone(seed: int, sh
     assert list(found.false_accept) == sorted(found.false_accept)
     assert list(found.false_reject) == sorted(found.false_reject, reverse=True)
     assert len(found.false_accept) <= 240
-    assert found.eer == curve(scores, same).eer
+    assert found.eer == roc_summary(scores, same).eer
 
 
 def test_the_encoders_own_threshold_is_measured_on_these_pairs() -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 import fewshot.training.loop
 from fewshot.embedding.embedder import Embedder
 from fewshot.embedding.encoder import EncoderSpec, create
-from fewshot.evaluation.verification import curve
+from fewshot.evaluation.verification import roc_summary
 from fewshot.omniglot.splits import SPLITS, Split, characters_of
 from fewshot.recognition.recognizer import Recognizer
 from fewshot.training.train import learn_folder, learn_omniglot, metrics_of
@@ -66,7 +66,7 @@ def told_apart(embedder: Embedder, classes: range, each: int = 8) -> float:
     vectors = torch.from_numpy(embedder.embed(drawn))
     one, other = torch.triu_indices(len(drawn), len(drawn), 1)
     same = one // each == other // each
-    return curve((vectors[one] * vectors[other]).sum(1), same).auc
+    return roc_summary((vectors[one] * vectors[other]).sum(1), same).auc
 
 
 def history_of(run: Path) -> list[dict[str, str]]:
