@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
+
+from torch import Tensor
 
 from finetune.api.fit_options import FitOptions
 from finetune.api.outcome import Measured, measure, write_run
@@ -17,15 +19,16 @@ from finetune.data.folder import Listing
 from finetune.data.split_record import record_splits
 from finetune.data.table import Source, list_pictures
 from finetune.errors import InputError, TrainingDiverged
+from finetune.linear.head import Heads
 from finetune.models.backbone import Network
 from finetune.processes import require_one_process
 from finetune.progress import Display
 from finetune.report.report import REPORT_FILE, write_report
-from finetune.training.checkpoint import TrainingState
 from finetune.training.expected_time import expected_seconds, in_words
 from finetune.training.loggers import Log, check_log, open_log
-from finetune.training.loop import OnEpoch, train
-from finetune.training.step import copy_of
+from finetune.training.loop import OnEpoch, TrainingResult, train
+from finetune.training.plan import TrainingTask
+from finetune.training.step import weights_on_cpu
 
 
 def fit(
@@ -123,7 +126,7 @@ def fit(
     check_log(config, None if out is None else Path(out))
     listing = list_pictures(folder)
     if out is None:
-        return _Job(config, None, display, started).fitted(listing, resume=False, on_epoch=on_epoch)
+        return _Job(config, None, display, started, on_epoch).classifier(listing)
     with RunFolder(Path(out)) as run:
         if run.begin(listing.root, config, resume=resume, overwrite=overwrite, table=listing.table):
             display.say(f"{out} holds this run, finished")
@@ -131,32 +134,34 @@ def fit(
             if not (run.path / REPORT_FILE).exists():  # killed when all else was written
                 _report(run, classifier)
             return classifier
-        return _Job(config, run, display, started).fitted(listing, resume=resume, on_epoch=on_epoch)
+        return _Job(config, run, display, started, on_epoch).classifier(listing)
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """A classifier, how good it is, and how the training went that led to it."""
+    """A classifier, its figures, and the training behind it."""
 
     classifier: Classifier
     measured: Measured
-    course: TrainingState
+    training: TrainingResult
 
-    def after(self, course: TrainingState) -> _Outcome:
-        """The same classifier, kept after a training that did not improve on it."""
-        return _Outcome(self.classifier, self.measured.after(course), course)
+    def after(self, training: TrainingResult) -> _Outcome:
+        """The same classifier after a training that did not improve on it."""
+        return _Outcome(self.classifier, self.measured.after(training), training)
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One run under way. started: when, on the monotonic clock."""
+    """One run. started: its start on the monotonic clock."""
 
     config: Config
     run: RunFolder | None
     display: Display
     started: float
+    on_epoch: OnEpoch | None
 
-    def fitted(self, listing: Listing, *, resume: bool, on_epoch: OnEpoch | None) -> Classifier:
+    def classifier(self, listing: Listing) -> Classifier:
+        """The best classifier for the pictures, measured and saved."""
         config, run = self.config, self.run
         prepared = prepare(listing, config, run, self.display)
         if run is not None:
@@ -166,18 +171,16 @@ class _Job:
         name = prepared.choice.strategy.name
         self.display.say_without_effect(config.without_effect(strategy=name), f"strategy {name}")
         with open_log(config, None if run is None else run.path) as log:
-            head = self._head(prepared) if prepared.choice.strategy.start == "pretrained" else None
-            if head is not None and trains:
-                self._save_first(head, prepared)
-            if not trains:
-                assert head is not None
-                outcome = head
-            else:
-                outcome = self._improved(prepared, head, resume=resume, log=log, on_epoch=on_epoch)
+            outcome = self._head(prepared) if prepared.choice.strategy.start == "pretrained" else None
+            if outcome is not None and trains:
+                self._save_first(outcome, prepared)
+            if trains:
+                outcome = self._trained(prepared, outcome, log)
+            assert outcome is not None
             self._save(outcome, prepared)
             log.result(outcome.classifier.metrics)
         if run is not None:
-            if not outcome.course.interrupted:
+            if not outcome.training.interrupted:
                 run.finish()
             _report(run, outcome.classifier)
         return outcome.classifier
@@ -187,9 +190,7 @@ class _Job:
         heads, backbone = prepared.heads, prepared.backbone
         hooks = None if heads.kept.width == backbone.width else prepared.stages.hooks
         network = Network(backbone, heads.kept.as_layer(), hooks).to(prepared.fabric.device)
-        classifier = self._classifier(network, prepared)
-        course = TrainingState()
-        return _Outcome(classifier, measure(classifier, prepared, heads, course, self.display), course)
+        return self._measured(network, prepared, heads, TrainingResult())
 
     def _save_first(self, head: _Outcome, prepared: Prepared) -> None:
         """Show the head's result and save it, so that it can be used while training goes on."""
@@ -199,84 +200,74 @@ class _Job:
         where = ""
         if run is not None:
             if not run.holds_classifier():  # a run that is resumed may hold a better one
-                self._save(head.after(TrainingState(interrupted=True)), prepared)
+                self._save(head.after(TrainingResult(interrupted=True)), prepared)
             where = f"; saved in {run.path}, ready for finetune predict"
         self.display.say(
             f"head: accuracy {figures['accuracy']:.1%} ({low:.1%} to {high:.1%} with 95 % confidence) "
             f"on {figures['n']} {pictures} pictures{where}."
         )
 
-    def _improved(
-        self, prepared: Prepared, head: _Outcome | None, *, resume: bool, log: Log, on_epoch: OnEpoch | None
-    ) -> _Outcome:
-        """What training by gradient leads to; `head` where that is not better, None from random weights."""
-        network, start = prepared.beginning(self.config)
-        begun = copy_of(network)
+    def _trained(self, prepared: Prepared, head: _Outcome | None, log: Log) -> _Outcome:
+        """The network trained by gradient; `head` where that is not better. head: None from random weights."""
+        network, start_logits = prepared.beginning(self.config)
+        start = weights_on_cpu(network)
         try:
-            course = self._trained(network, start, prepared, resume=resume, log=log, on_epoch=on_epoch)
-            if course.best_epoch > 0 or head is None:
-                classifier = self._classifier(network, prepared)
-                return _Outcome(classifier, measure(classifier, prepared, None, course, self.display), course)
+            training = self._training(network, start_logits, prepared, log)
+            if training.best_epoch > 0 or head is None:
+                return self._measured(network, prepared, None, training)
         except KeyboardInterrupt:
             if head is None:
                 raise
-            network.load_state_dict(begun)
-            network.eval()
-            course = TrainingState(interrupted=True)
+            training = TrainingResult(interrupted=True)
         except TrainingDiverged as error:
             if head is None or self.run is None:
                 raise
-            network.load_state_dict(begun)
-            network.eval()
+            _restore(network, start)
             self._save(head, prepared)
             self.run.finish()  # the same training would diverge again
             raise TrainingDiverged(f"{error}; {self.run.path} holds the head") from error
-        return head.after(course)
+        _restore(network, start)  # the head shares the backbone
+        return head.after(training)
 
-    def _trained(
-        self,
-        network: Network,
-        start: Any,
-        prepared: Prepared,
-        *,
-        resume: bool,
-        log: Log,
-        on_epoch: OnEpoch | None,
-    ) -> TrainingState:
-        config, plan, material = self.config, prepared.plan(network, self.config), prepared.material(self.config)
+    def _training(self, network: Network, start_logits: Tensor | None, prepared: Prepared, log: Log) -> TrainingResult:
+        plan, data = prepared.plan(network, self.config), prepared.material(self.config)
+        task = TrainingTask(prepared.fabric, network, plan, self.config, data)
         network.backbone.freeze_below(plan.lowest, batch_norm_trains=plan.batch_norm_trains)
         if self.display.console is not None:
-            kept = "the best so far" if start is None else "the head, or what is better by then"
-            seconds = expected_seconds(prepared.fabric, network, plan, config, material)
+            kept = "the best weights so far" if start_logits is None else "the head, or better weights found by then"
             self.display.say(
-                f"training {prepared.choice.strategy.name}: {in_words(seconds)} at most; Ctrl-C stops it and keeps "
-                f"{kept}."
+                f"training {prepared.choice.strategy.name}: {in_words(expected_seconds(task))} at most; "
+                f"Ctrl-C stops it and keeps {kept}."
             )
         return train(
-            prepared.fabric,
-            network,
-            plan,
-            config,
-            material,
-            start=start,
+            task,
+            start_logits=start_logits,
             checkpoint=None if self.run is None else self.run.checkpoint,
-            resume=resume,
             display=self.display,
             log=log,
-            on_epoch=on_epoch,
+            on_epoch=self.on_epoch,
         )
 
-    def _classifier(self, network: Network, prepared: Prepared) -> Classifier:
-        classes = prepared.rows.folder.classes
-        return Classifier(network, classes, prepared.backbone.preprocessing, self.config, prepared.fabric)
+    def _measured(
+        self, network: Network, prepared: Prepared, heads: Heads | None, training: TrainingResult
+    ) -> _Outcome:
+        """`network` as a classifier. heads: where it is one of them."""
+        classes, preprocessing = prepared.rows.folder.classes, prepared.backbone.preprocessing
+        classifier = Classifier(network, classes, preprocessing, self.config, prepared.fabric)
+        return _Outcome(classifier, measure(classifier, prepared, heads, training, self.display), training)
 
     def _save(self, outcome: _Outcome, prepared: Prepared) -> None:
         """Give the classifier its figures, and write it where there is a run folder."""
         seconds = {"seconds": round(time.monotonic() - self.started, 2)}
         outcome.classifier.metrics = outcome.measured.metrics | seconds
         if self.run is not None:
-            write_run(self.run, outcome.classifier, prepared.rows, outcome.measured, outcome.course)
+            write_run(self.run, outcome.classifier, prepared.rows, outcome.measured, outcome.training)
             outcome.classifier.folder = self.run.path
+
+
+def _restore(network: Network, weights: dict[str, Tensor]) -> None:
+    network.load_state_dict(weights)
+    network.eval()
 
 
 def _report(run: RunFolder, classifier: Classifier) -> None:

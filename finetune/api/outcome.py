@@ -29,7 +29,7 @@ from finetune.linear.head import Heads, nearest_mean
 from finetune.metrics import accuracy_of, summary
 from finetune.models.device import describe
 from finetune.progress import Display
-from finetune.training.checkpoint import TrainingState
+from finetune.training.loop import TrainingResult
 
 # Training pictures that a trained network is measured on, at most: enough to tell whether it has learned them.
 MOST_OF_TRAIN = 300
@@ -46,16 +46,16 @@ class Measured:
     judged: dict[str, Tensor]
     learned: tuple[str, ...]
 
-    def after(self, course: TrainingState) -> Measured:
+    def after(self, training: TrainingResult) -> Measured:
         """The same figures, with those of another training."""
-        return replace(self, metrics=self.metrics | _told_of(course))
+        return replace(self, metrics=self.metrics | _training_figures(training))
 
 
 def measure(
     classifier: Classifier,
     prepared: Prepared,
     heads: Heads | None,
-    course: TrainingState,
+    training: TrainingResult,
     display: Display,
 ) -> Measured:
     """Measure the classifier, which then gives calibrated probabilities.
@@ -85,7 +85,7 @@ def measure(
         "highest_stage": prepared.backbone.highest,
         "head_reads": list(prepared.stages.last(classifier.network.head.in_features)),
         "frozen_head_reads": list(prepared.stages.last(prepared.heads.kept.width)),
-        **_told_of(course),
+        **_training_figures(training),
         "baselines": _baselines(rows, prepared.heads),
         "train": _brief(judged.pop("train"), rows.labels[some]),
         "val": {**_brief(judged["val"], val_labels), "used_for_selection": True},
@@ -98,14 +98,14 @@ def measure(
     return Measured(metrics, judged, learned)
 
 
-def _told_of(course: TrainingState) -> dict[str, Any]:
+def _training_figures(training: TrainingResult) -> dict[str, Any]:
     return {
-        "interrupted": course.interrupted,
-        "epochs": course.epoch,
-        "best_epoch": course.best_epoch,
-        "share_of_the_way": course.share,
-        "lr": course.lr,
-        "lr_sweep": course.sweep,
+        "interrupted": training.interrupted,
+        "epochs": training.epochs,
+        "best_epoch": training.best_epoch,
+        "share_of_the_way": training.share,
+        "lr": training.lr,
+        "lr_sweep": training.sweep,
     }
 
 
@@ -154,11 +154,11 @@ def _brief(log_probabilities: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def write_run(
-    run: RunFolder, classifier: Classifier, rows: FeatureTable, measured: Measured, course: TrainingState
+    run: RunFolder, classifier: Classifier, rows: FeatureTable, measured: Measured, training: TrainingResult
 ) -> None:
     """Fill the run folder; config.json goes last, because a run with class names in it can be loaded."""
-    if course.history:
-        write_csv(run.path / HISTORY_FILE, list(course.history[0]), [list(row.values()) for row in course.history])
+    if training.history:
+        write_csv(run.path / HISTORY_FILE, list(training.history[0]), [list(row.values()) for row in training.history])
     predictions = [
         (sample, split, row)
         for split, log_probabilities in measured.judged.items()

@@ -18,6 +18,7 @@ from finetune.models.pretrained import load_pretrained
 from finetune.progress import Display
 from finetune.training.cached_inputs import inputs_for
 from finetune.training.lr_finder import STEPS, Sweep, sweep_rates
+from finetune.training.plan import TrainingTask
 
 _NO_RATE = "strategy head solves its head at once and has no learning rate; choose another one (--strategy partial)"
 
@@ -62,4 +63,4 @@ def find_rate(folder: Source, *, config: Config | None = None, display: Display 
     # No more views than the sweep shows: it takes few steps.
     epochs = min(plan.epochs, math.ceil(STEPS / plan.steps_per_epoch))
     inputs = inputs_for(prepared.fabric, network, config, material, lowest=plan.lowest, epochs=epochs, display=display)
-    return sweep_rates(prepared.fabric, network, inputs, plan, config, material, display)
+    return sweep_rates(TrainingTask(prepared.fabric, network, plan, config, material), inputs, display)

@@ -1,98 +1,94 @@
-"""How far a training has come, and the file from which it goes on after a crash."""
+"""Checkpoint of a training: named weights, the optimiser's state and a JSON state in one file."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from finetune.errors import InputError
 from finetune.files import read_tensors_and_metadata, write_tensors
-from finetune.models.backbone import Network
-from finetune.training.selection import Score
 
-
-@dataclass
-class TrainingState:
-    """How far training has come. best_epoch: 0 is the start that training was given.
-
-    lr: full learning rate of the head, None before it is known; sweep: the one that found it, as `Sweep.to_dict`, where
-    it was looked for. share: how far on the way from the start to the best epoch's weights the kept ones lie. history:
-    a row for each epoch.
-    """
-
-    epoch: int = 0
-    best: Score | None = None
-    best_epoch: int = 0
-    interrupted: bool = False
-    lr: float | None = None
-    sweep: dict[str, Any] | None = None
-    share: float = 1.0
-    history: list[dict[str, float]] = field(default_factory=list)
-
-
-def save_checkpoint(
-    path: Path,
-    network: Network,
-    optimizer: Any,
-    learned_from: Mapping[str, str],
-    course: TrainingState,
-    best: Mapping[str, Tensor],
-) -> None:
-    """Weights, optimiser and course in one file, so that no crash can part them.
-
-    learned_from: what the weights come from; only a training from the same may go on with them. best: weights.
-    """
-    tensors = {f"now.{name}": tensor for name, tensor in network.state_dict().items()}
-    tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
-    for position, state in optimizer.state_dict()["state"].items():
-        for name, tensor in state.items():
-            if tensor is not None:
-                tensors[f"optimizer.{position}.{name}"] = tensor
-    write_tensors(path, tensors, {"course": json.dumps(asdict(course)), **learned_from})
+_OPTIMIZER, _STATE = "optimizer", "course"
+_ADVICE = "remove it to train again from the start"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `save_checkpoint` kept. best: weights."""
+    """Contents of a checkpoint.
 
-    course: TrainingState
-    best: dict[str, Tensor]
-    _now: dict[str, Tensor]
-    _state: dict[int, dict[str, Tensor]]
+    Attributes:
+        weights: State dictionaries by name, on the CPU.
+        state: JSON values.
+    """
 
-    def put_into(self, network: Network, optimizer: Any) -> None:
-        """Weights and the optimiser's state as they were."""
-        network.load_state_dict(self._now)
-        optimizer.load_state_dict({"state": self._state, "param_groups": optimizer.state_dict()["param_groups"]})
+    weights: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+    _optimizer: dict[int, dict[str, Tensor]]
 
-
-def read_checkpoint(path: Path, learned_from: Mapping[str, str]) -> Checkpoint:
-    """InputError when the file is damaged, or of a training on other pictures or inputs."""
-    try:
-        tensors, metadata = read_tensors_and_metadata(path)
-    except InputError as error:
-        raise InputError(f"{error}; remove it to train again from the start") from error
-    if metadata.get("pictures") != learned_from["pictures"]:
-        raise InputError(f"{path} is of a run on other pictures; remove it to train again from the start")
-    if metadata.get("inputs") != learned_from["inputs"]:
-        raise InputError(
-            f"{path} was trained on {metadata.get('inputs')}, not {learned_from['inputs']}: "
-            "make room for the first, or remove it to train again from the start"
-        )
-    saved = json.loads(metadata["course"])
-    best = saved.pop("best")
-    course = TrainingState(**saved, best=None if best is None else Score(**best))
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in _part(tensors, "optimizer.").items():
-        position, name = key.split(".", 1)
-        state.setdefault(int(position), {})[name] = tensor
-    return Checkpoint(course, _part(tensors, "best."), _part(tensors, "now."), state)
+    def restore_optimizer(self, optimizer: Optimizer) -> None:
+        """Load the saved state. The parameter groups of `optimizer` stay."""
+        optimizer.load_state_dict({"state": self._optimizer, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+@dataclass(frozen=True)
+class CheckpointFile:
+    """The file from which an interrupted training continues. One write replaces it, so that a crash leaves it whole.
+
+    Attributes:
+        path: None for a training that saves nothing.
+        origin: What the weights are trained on: fingerprints under "pictures" and, where they matter, "inputs". Only a
+            training of the same origin continues from the file.
+    """
+
+    path: Path | None
+    origin: Mapping[str, str]
+
+    def save(self, weights: Mapping[str, Mapping[str, Tensor]], optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+        """Write state dictionaries by name, the optimiser's state and JSON values."""
+        if self.path is None:
+            return
+        tensors = {f"{part}.{name}": tensor for part, of in weights.items() for name, tensor in of.items()}
+        for position, moments in optimizer.state_dict()["state"].items():
+            for name, tensor in moments.items():
+                if tensor is not None:
+                    tensors[f"{_OPTIMIZER}.{position}.{name}"] = tensor
+        write_tensors(self.path, tensors, {_STATE: json.dumps(state), **self.origin})
+
+    def read(self) -> Checkpoint | None:
+        """Read the file.
+
+        Returns:
+            The checkpoint; None when there is no file.
+
+        Raises:
+            InputError: If the file is damaged or of another origin.
+        """
+        if self.path is None or not self.path.exists():
+            return None
+        try:
+            tensors, metadata = read_tensors_and_metadata(self.path)
+        except InputError as error:
+            raise InputError(f"{error}; {_ADVICE}") from error
+        if metadata.get("pictures") != self.origin["pictures"]:
+            raise InputError(f"{self.path} belongs to a run on other pictures; {_ADVICE}")
+        inputs = self.origin.get("inputs")
+        if metadata.get("inputs") != inputs:
+            raise InputError(
+                f"{self.path} was trained on {metadata.get('inputs')}, not on {inputs}: make room for the former, "
+                f"or {_ADVICE}"
+            )
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            part, name = key.split(".", 1)
+            parts.setdefault(part, {})[name] = tensor
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in parts.pop(_OPTIMIZER, {}).items():
+            position, name = key.split(".", 1)
+            moments.setdefault(int(position), {})[name] = tensor
+        return Checkpoint(parts, json.loads(metadata[_STATE]), moments)

@@ -1,65 +1,59 @@
-"""How long a training will take, estimated from a few of its pictures before it begins."""
+"""Expected duration of a training, estimated from a few of its pictures before it starts."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import torch
-from lightning_fabric import Fabric
+from torch import Tensor
 
-from finetune.config import Config
 from finetune.data.loader import check_unchanged, cores
-from finetune.models.backbone import Network
 from finetune.models.device import engine_to_train
-from finetune.training.inputs import TrainingData
-from finetune.training.plan import Plan
+from finetune.training.plan import TrainingTask
 
-# Pictures that are timed: enough to fill the cores, and done in a second.
+# Number of pictures that are timed: enough to fill the cores, and done in a second.
 TIMED = 8
 
 
-def expected_seconds(fabric: Fabric, network: Network, plan: Plan, config: Config, material: TrainingData) -> float:
-    """Estimated duration of a training that runs all epochs of `plan` and finds nothing in the cache.
+def expected_seconds(task: TrainingTask) -> float:
+    """Estimated duration of a training in seconds, for all epochs of the plan and an empty cache.
 
-    The stages below `plan.lowest` must be frozen already. Weights, gradients and random state are left as they are.
-    InputError for a picture that changed since it was first read.
+    Args:
+        task: The stages below `task.plan.lowest` must be frozen already. Weights, gradients and the random state are
+            not changed.
+
+    Raises:
+        InputError: If a picture has changed since it was first read.
     """
-    indices = material.indices[:TIMED]
+    fabric, network, plan, config, data = task.fabric, task.network, task.plan, task.config, task.data
+    indices = data.indices[:TIMED]
     started = time.perf_counter()
-    batch = material.pictures.batch(indices)
+    batch = data.pictures.batch(indices)
     read = (time.perf_counter() - started) / len(indices) / cores()
-    check_unchanged(batch.contents, material.pictures, material.hashes)
-    pixels = material.preprocessing.normalize(batch.pixels.to(fabric.device))
-    engine = engine_to_train(fabric, network, config.precision)
-    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    check_unchanged(batch.contents, data.pictures, data.hashes)
+    pixels = data.preprocessing.normalize(batch.pixels.to(fabric.device))
     was_training = network.training
-    network.eval()  # in training mode, statistics of batch norm and the random state would change
-
-    def forward() -> None:
-        with torch.no_grad(), engine.autocast():
-            network(pixels)
-
-    def forward_and_backward() -> None:
-        with engine.autocast():
-            loss = network(pixels).float().logsumexp(1).sum()
-        torch.autograd.grad(loss, learning, allow_unused=True)
-
+    network.eval()  # in training mode, the statistics of batch norm and the random state would change
     try:
-        seen, learned = (_seconds(once, fabric) / len(indices) for once in (forward, forward_and_backward))
+        forward, step = (_seconds(task, pixels, backward=backward) / len(indices) for backward in (False, True))
     finally:
         network.train(was_training)
-    shown, judged = plan.epochs * len(material.indices), plan.epochs * len(material.val)
+    trained, validated = plan.epochs * len(data.indices), plan.epochs * len(data.val)
     if plan.lowest == 0 or config.mixup:
-        return shown * (read + learned) + judged * seen
+        return trained * (read + step) + validated * forward
     # A backward pass costs about twice the forward pass of the same layers.
-    upper = min(learned, 1.5 * max(0.0, learned - seen))
-    views = min(config.views, plan.epochs) * len(material.indices) + len(material.val)
-    return views * (read + learned - upper) + shown * upper + judged * upper / 3
+    upper = min(step, 1.5 * max(0.0, step - forward))
+    views = min(config.views, plan.epochs) * len(data.indices) + len(data.val)
+    return views * (read + step - upper) + trained * upper + validated * upper / 3
 
 
 def in_words(seconds: float) -> str:
-    """A duration for people, such as "about 20 s", "about 3 min" or "about 2.5 h"."""
+    """A duration in words.
+
+    Example:
+        >>> in_words(100)
+        'about 2 min'
+    """
     if seconds < 90:
         return f"about {max(5, 5 * round(seconds / 5))} s"
     if seconds < 5400:
@@ -67,16 +61,23 @@ def in_words(seconds: float) -> str:
     return f"about {seconds / 3600:.1f} h"
 
 
-def _seconds(once: Callable[[], None], fabric: Fabric) -> float:
-    """Of one call, after a first one that is not timed."""
-    once()
-    _wait(fabric)
-    started = time.perf_counter()
-    once()
-    _wait(fabric)
+def _seconds(task: TrainingTask, pixels: Tensor, *, backward: bool) -> float:
+    """Duration of one pass over a batch, the second of two: the first sets things up."""
+    engine = engine_to_train(task.fabric, task.network, task.config.precision)
+    trained = [parameter for parameter in task.network.parameters() if parameter.requires_grad]
+    started = 0.0
+    for _ in range(2):
+        synchronize(task.fabric.device)
+        started = time.perf_counter()
+        with torch.set_grad_enabled(backward), engine.autocast():
+            loss = task.network(pixels).float().logsumexp(1).sum()
+        if backward:
+            torch.autograd.grad(loss, trained, allow_unused=True)
+        synchronize(task.fabric.device)
     return time.perf_counter() - started
 
 
-def _wait(fabric: Fabric) -> None:
-    if fabric.device.type == "cuda":
-        torch.cuda.synchronize(fabric.device)
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

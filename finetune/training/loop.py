@@ -1,238 +1,86 @@
-"""The one training loop: epochs, schedule, early stop, resume."""
+"""The training loop: epochs, validation, early stop, resume; then the choice of the weights to keep."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
-from finetune.config import AUTO, Config
+from finetune.config import AUTO
 from finetune.data.transforms import view_seed
 from finetune.errors import TrainingDiverged
 from finetune.models.backbone import Network
 from finetune.progress import Advance, Display
 from finetune.training.cached_inputs import inputs_for
-from finetune.training.checkpoint import TrainingState, read_checkpoint, save_checkpoint
-from finetune.training.inputs import Inputs, TrainingBatch, TrainingData
+from finetune.training.checkpoint import Checkpoint, CheckpointFile
+from finetune.training.inputs import Inputs, TrainingBatch
 from finetune.training.loggers import Log
 from finetune.training.lr_finder import sweep_rates
-from finetune.training.plan import Plan
+from finetune.training.plan import TrainingTask
 from finetune.training.selection import SHARES, ModelSelection, Score, between
-from finetune.training.step import TrainStep, copy_of, schedule
+from finetune.training.step import TrainStep, check_finite, schedule, weights_on_cpu
 
-# A loss is looked at this often in steps: each look waits for the device.
-LOOK_EVERY = 16
+# Steps between two checks of the loss: each check waits for the device.
+CHECK_EVERY = 16
 
 
-def train(
-    fabric: Fabric,
-    network: Network,
-    plan: Plan,
-    config: Config,
-    material: TrainingData,
-    *,
-    start: Tensor | None,
-    checkpoint: Path | None,
-    resume: bool,
-    display: Display,
-    log: Log | None = None,
-    on_epoch: OnEpoch | None = None,
-) -> TrainingState:
-    """Train `network` and leave the best weights by validation in it.
+@dataclass(frozen=True, eq=False)
+class TrainingResult:
+    """Result of a training, so far or at its end.
 
-    Training stops when validation has gained nothing for `plan.patience` epochs.
-
-    Args:
-        fabric: Device and precision.
-        network: Network with a head; its stages below `plan.lowest` are frozen here.
-        plan: Epochs, learning rates and patience.
-        config: The run's options.
-        material: Training and validation pictures.
-        start: Logits (m, classes) of the validation pictures before training, where the network begins with a solved
-            head. Weights between that start and the trained ones are tried at the end, and unless they are kept
-            (`ModelSelection`), the weights stay as given and the best epoch is 0. None when there is nothing to beat.
-        checkpoint: File that is written after every epoch, and read with `resume`.
-        resume: Continue from `checkpoint` where it exists.
-        display: Shows progress.
-        log: Receives each epoch's figures.
-        on_epoch: Called after every epoch, once its checkpoint is written.
-
-    Returns:
-        How training went. Ctrl-C ends it early, with the best weights so far and `interrupted` set.
-
-    Raises:
-        TrainingDiverged: If the loss stops being finite.
-        InputError: If a picture has changed since it was first read.
-        KeyboardInterrupt: On Ctrl-C before the first epoch is done; the weights are then not restored.
+    Attributes:
+        weights: Weights to keep, on the CPU. Empty where nothing was trained.
+        history: One row per finished epoch.
+        best: Validation score of `weights`. None before the first epoch.
+        best_epoch: Epoch that gave `weights`, counted from 1. 0 for the weights before training.
+        share: Position of `weights` on the line from the weights before training (0) to those of `best_epoch` (1).
+        lr: Full learning rate of the head. None before it is known.
+        sweep: The learning-rate sweep that found `lr`, as `Sweep.to_dict`. None without one.
+        interrupted: Whether Ctrl-C ended the training.
     """
-    network.backbone.freeze_below(plan.lowest, batch_norm_trains=plan.batch_norm_trains)
-    inputs = inputs_for(fabric, network, config, material, lowest=plan.lowest, epochs=plan.epochs, display=display)
-    learned_from = {"pictures": material.fingerprint, "inputs": inputs.name}
-    begun = copy_of(network)
-    judges = ModelSelection(
-        material.val_labels, material.class_weights, len(material.indices) / network.head.out_features
-    )
-    # What to gain on: the score that training begins with, where that is a solved head's.
-    first = None if start is None else judges.score(inputs.validation_logits())
-    course, best, kept = TrainingState(), begun, None
-    if resume and checkpoint is not None and checkpoint.exists():
-        kept = read_checkpoint(checkpoint, learned_from)
-        course, best = kept.course, kept.best
-    log = log or Log()
-    try:
-        if course.lr is None:
-            if config.lr == AUTO:
-                sweep = sweep_rates(fabric, network, inputs, plan, config, material, display)
-                course.sweep = sweep.to_dict()
-                display.say(sweep.told(plan.lr))
-                plan = replace(plan, lr=sweep.suggestion or plan.lr)
-            course.lr = plan.lr
-        plan = replace(plan, lr=course.lr)
-        steps = TrainStep(fabric, network, inputs.learner, plan, config, material)
-        if kept is not None:
-            kept.put_into(network, steps.optimizer)
-        log.begin(course.history)
-        with display.bar("training", plan.epochs * len(material.indices)) as advance:
-            advance(course.epoch * len(material.indices), "")
-            batches = inputs.batches(course.epoch, plan.epochs)
-            while course.epoch < plan.epochs and epochs_without_gain(course.history, first) < plan.patience:
-                began = time.monotonic()
-                train_loss, share = _one_epoch(steps, plan, config, course.epoch, batches, advance)
-                score = _validated(inputs, judges, plan, course.epoch)
-                course.epoch += 1
-                # Few judges would choose one epoch of many by chance: the last is taken, when the rate is low.
-                if judges.few or score.beats(course.best):
-                    course.best, course.best_epoch, best = score, course.epoch, copy_of(network)
-                row = {
-                    "epoch": course.epoch,
-                    "train_loss": train_loss,
-                    "val_loss": score.loss,
-                    "val_accuracy": score.accuracy,
-                    "lr": plan.lr * share,
-                }
-                course.history.append(row)
-                # Before the checkpoint: an epoch that is redone after a crash replaces its line.
-                log.epoch(row)
-                if checkpoint is not None:
-                    save_checkpoint(checkpoint, network, steps.optimizer, learned_from, course, best)
-                advance(0, f"epoch {course.epoch}/{plan.epochs}, validation {score.accuracy:.1%}")
-                if on_epoch is not None:
-                    seconds = time.monotonic() - began
-                    on_epoch(
-                        EpochResult(
-                            course.epoch, plan.epochs, train_loss, score.loss, score.accuracy, row["lr"], seconds
-                        )
-                    )
-            if course.epoch < plan.epochs:
-                display.say(
-                    f"training stopped after epoch {course.epoch} of {plan.epochs}: "
-                    f"validation has gained nothing for {plan.patience} epochs."
-                )
-    except KeyboardInterrupt:
-        if course.best_epoch == 0 and start is None:
-            raise
-        course.interrupted = True
-    if start is not None:
-        if course.best_epoch > 0 and not course.interrupted:
-            best = _best_between(network, begun, best, inputs, judges, course)
-        network.load_state_dict(best)
-        if course.best_epoch > 0 and not judges.keep(inputs.validation_logits(), start):
-            display.say("on the validation pictures, what was trained does not do better than the head.")
-            course.best_epoch, course.share, best = 0, 1.0, begun
-    network.load_state_dict(best)
-    network.eval()
-    return course
 
+    weights: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    history: tuple[dict[str, float], ...] = ()
+    best: Score | None = None
+    best_epoch: int = 0
+    share: float = 1.0
+    lr: float | None = None
+    sweep: dict[str, Any] | None = None
+    interrupted: bool = False
 
-def epochs_without_gain(history: Sequence[Mapping[str, float]], first: Score | None) -> int:
-    """Epochs since the validation accuracy last rose above all before it, or the validation loss fell below.
+    @property
+    def epochs(self) -> int:
+        """Number of finished epochs."""
+        return len(self.history)
 
-    first: the score before training, which counts as well; None for random weights.
-    """
-    accuracy, loss, since = (-math.inf, math.inf, 0) if first is None else (first.accuracy, first.loss, 0)
-    for row in history:
-        gained = row["val_accuracy"] > accuracy or row["val_loss"] < loss
-        accuracy, loss = max(accuracy, row["val_accuracy"]), min(loss, row["val_loss"])
-        since = 0 if gained else since + 1
-    return since
+    def to_state(self) -> dict[str, Any]:
+        """Everything but the weights as JSON values, for a checkpoint."""
+        return {
+            "history": self.history,
+            "best": None if self.best is None else asdict(self.best),
+            "best_epoch": self.best_epoch,
+            "lr": self.lr,
+            "sweep": self.sweep,
+        }
 
-
-def _validated(inputs: Inputs, judges: ModelSelection, plan: Plan, epoch: int) -> Score:
-    """What the network is worth after `epoch`, counted from 0."""
-    score = judges.score(inputs.validation_logits())
-    if not math.isfinite(score.loss):
-        raise TrainingDiverged(
-            f"the validation loss became {score.loss} after epoch {epoch + 1}: "
-            f"the weights grew without bound; lower the learning rate (--lr, now {plan.lr:g})"
+    @staticmethod
+    def from_checkpoint(saved: Checkpoint) -> TrainingResult:
+        """The result so far that a checkpoint holds."""
+        state = saved.state
+        return TrainingResult(
+            weights=saved.weights["best"],
+            history=tuple(state["history"]),
+            best=None if state["best"] is None else Score(**state["best"]),
+            best_epoch=state["best_epoch"],
+            lr=state["lr"],
+            sweep=state["sweep"],
         )
-    return score
-
-
-def _best_between(
-    network: Network,
-    begun: dict[str, Tensor],
-    trained: dict[str, Tensor],
-    inputs: Inputs,
-    judges: ModelSelection,
-    course: TrainingState,
-) -> dict[str, Tensor]:
-    """The weights on the way from `begun` to `trained` that validation prefers, told in `course`."""
-    best = trained
-    for share in SHARES:
-        weights = between(begun, trained, share)
-        network.load_state_dict(weights)
-        score = judges.score(inputs.validation_logits())
-        if score.beats(course.best):
-            course.best, course.share, best = score, share, weights
-    return best
-
-
-def _one_epoch(
-    steps: TrainStep, plan: Plan, config: Config, epoch: int, batches: Iterator[TrainingBatch], advance: Advance
-) -> tuple[float, float]:
-    """The epoch's mean training loss, and the share of the full learning rate at its last step.
-
-    All randomness depends on seed and epoch alone, so that it can be redone.
-    """
-    steps.network.train()  # not what the steps run: what is frozen in the network stays in evaluation mode
-    torch.manual_seed(view_seed(config.seed, epoch, "steps"))
-    losses: list[Tensor] = []
-    total = torch.zeros((), device=steps.device)
-    first, share = epoch * plan.steps_per_epoch, 1.0
-    for step, batch in zip(range(first, first + plan.steps_per_epoch), batches, strict=False):
-        share = schedule(step, plan.steps, round(config.warmup * plan.steps))
-        loss = steps.take(batch, share)
-        losses.append(loss)
-        total += loss
-        if len(losses) == LOOK_EVERY or step == first + plan.steps_per_epoch - 1:
-            _stop_unless_finite(losses, step, plan, steps)
-            losses.clear()
-        advance(len(batch), "")
-    return float(total) / plan.steps_per_epoch, share
-
-
-def _stop_unless_finite(losses: list[Tensor], last_step: int, plan: Plan, steps: TrainStep) -> None:
-    finite = torch.isfinite(torch.stack(losses))
-    if finite.all():
-        return
-    first_bad = int((~finite).nonzero()[0])
-    step = last_step - len(losses) + 1 + first_bad
-    value = float(losses[first_bad])
-    cause = (
-        "the weights are still finite, so the numbers overflowed on the way; try --precision float32"
-        if steps.weights_are_finite()
-        else f"the weights grew without bound; lower the learning rate (--lr, now {plan.lr:g})"
-    )
-    epoch = step // plan.steps_per_epoch + 1
-    raise TrainingDiverged(
-        f"the training loss became {value} at step {step + 1} of {plan.steps} (epoch {epoch}): {cause}"
-    )
 
 
 @dataclass(frozen=True)
@@ -259,3 +107,212 @@ class EpochResult:
 
 
 OnEpoch = Callable[[EpochResult], None]
+
+
+def train(
+    task: TrainingTask,
+    *,
+    start_logits: Tensor | None = None,
+    checkpoint: Path | None = None,
+    display: Display,
+    log: Log | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> TrainingResult:
+    """Train `task.network`; on return it holds the weights that are kept.
+
+    Training ends early when validation has not improved for `task.plan.patience` epochs. The weights of the best epoch
+    by validation are kept. Where the network starts with a solved head, weights between the start and the trained ones
+    are tried as well, and the start is kept where training does not improve on it (`ModelSelection.keep`).
+
+    Args:
+        task: The network, its pictures and the training schedule.
+        start_logits: Logits (m, classes) of the validation pictures before training, where the network starts with a
+            solved head. None where there is nothing to compare with.
+        checkpoint: File that is written after every epoch. Training continues from it where it exists.
+        display: Shows progress.
+        log: Receives the figures of every epoch.
+        on_epoch: Called after every epoch, once its checkpoint is written.
+
+    Returns:
+        The kept weights and the history. Ctrl-C after the first epoch ends training early and sets `interrupted`; with
+        `start_logits` it does so from the first step on.
+
+    Raises:
+        TrainingDiverged: If the loss stops being finite.
+        InputError: If a picture has changed since it was first read, or the checkpoint belongs to another run.
+        KeyboardInterrupt: On Ctrl-C at another moment. The network then holds any weights.
+    """
+    network, plan, data = task.network, task.plan, task.data
+    network.backbone.freeze_below(plan.lowest, batch_norm_trains=plan.batch_norm_trains)
+    inputs = inputs_for(
+        task.fabric, network, task.config, data, lowest=plan.lowest, epochs=plan.epochs, display=display
+    )
+    file = CheckpointFile(checkpoint, {"pictures": data.fingerprint, "inputs": inputs.name})
+    selection = ModelSelection(data.val_labels, data.class_weights, len(data.indices) / network.head.out_features)
+    start = weights_on_cpu(network)
+    start_score = None if start_logits is None else selection.score(inputs.validation_logits())
+
+    saved = file.read()
+    if saved is None:
+        lr, sweep = _learning_rate(task, inputs, display)
+        result = TrainingResult(start, lr=lr, sweep=sweep)
+    else:
+        result = TrainingResult.from_checkpoint(saved)
+        lr = result.lr or plan.lr
+    task = replace(task, plan=replace(plan, lr=lr))
+    loop = _Loop(task, inputs, selection, TrainStep(task, inputs.learner), file, display)
+    if saved is not None:
+        loop.restore(saved)
+    result = loop.run(result, start_score, log or Log(), on_epoch)
+
+    if start_logits is not None and result.best_epoch > 0:
+        if not result.interrupted:
+            result = _interpolated(result, start, network, inputs, selection)
+        network.load_state_dict(result.weights)
+        if not selection.keep(inputs.validation_logits(), start_logits):
+            display.say("training does not improve on the head on the validation pictures; the head is kept.")
+            result = replace(result, weights=start, best_epoch=0, share=1.0)
+    network.load_state_dict(result.weights)
+    network.eval()
+    return result
+
+
+def _learning_rate(task: TrainingTask, inputs: Inputs, display: Display) -> tuple[float, dict[str, Any] | None]:
+    """The plan's learning rate, or with `--lr auto` that of a sweep, and the sweep."""
+    if task.config.lr != AUTO:
+        return task.plan.lr, None
+    sweep = sweep_rates(task, inputs, display)
+    display.say(sweep.told(task.plan.lr))
+    return sweep.suggestion or task.plan.lr, sweep.to_dict()
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """The parts of a training that every epoch uses."""
+
+    task: TrainingTask
+    inputs: Inputs
+    selection: ModelSelection
+    step: TrainStep
+    checkpoint: CheckpointFile
+    display: Display
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Load the weights and the optimiser's state after the last finished epoch."""
+        self.task.network.load_state_dict(saved.weights["now"])
+        saved.restore_optimizer(self.step.optimizer)
+
+    def run(self, result: TrainingResult, start: Score | None, log: Log, on_epoch: OnEpoch | None) -> TrainingResult:
+        """Train the epochs after those in `result`. start: the score of a solved head before training."""
+        plan, pictures = self.task.plan, len(self.task.data.indices)
+        try:
+            log.begin(result.history)
+            with self.display.bar("training", plan.epochs * pictures) as advance:
+                advance(result.epochs * pictures, "")
+                batches = self.inputs.batches(result.epochs, plan.epochs)
+                while result.epochs < plan.epochs and epochs_without_gain(result.history, start) < plan.patience:
+                    began = time.monotonic()
+                    result = self._after_epoch(result, batches, advance)
+                    row = result.history[-1]
+                    # Before the checkpoint: an epoch that is repeated after a crash replaces its line.
+                    log.epoch(row)
+                    self._save(result)
+                    advance(0, f"epoch {result.epochs}/{plan.epochs}, validation {row['val_accuracy']:.1%}")
+                    if on_epoch is not None:
+                        on_epoch(_epoch_result(row, plan.epochs, time.monotonic() - began))
+        except KeyboardInterrupt:
+            if result.best_epoch == 0 and start is None:
+                raise
+            return replace(result, interrupted=True)
+        if result.epochs < plan.epochs:
+            self.display.say(
+                f"training stopped after epoch {result.epochs} of {plan.epochs}: "
+                f"validation has not improved for {plan.patience} epochs."
+            )
+        return result
+
+    def _after_epoch(
+        self, result: TrainingResult, batches: Iterator[TrainingBatch], advance: Advance
+    ) -> TrainingResult:
+        """Train one epoch and validate."""
+        train_loss, lr = self._train_epoch(result.epochs, batches, advance)
+        score = self.selection.score(self.inputs.validation_logits())
+        epoch = result.epochs + 1
+        if not math.isfinite(score.loss):
+            raise TrainingDiverged(
+                f"the validation loss became {score.loss} after epoch {epoch}: "
+                f"the weights grew without bound; lower the learning rate (--lr, now {self.task.plan.lr:g})"
+            )
+        row = {
+            "epoch": epoch,
+            "train_loss": train_loss,
+            "val_loss": score.loss,
+            "val_accuracy": score.accuracy,
+            "lr": lr,
+        }
+        result = replace(result, history=(*result.history, row))
+        # With few validation pictures, choosing an epoch is noise: keep the last, whose learning rate is low.
+        if self.selection.few or score.beats(result.best):
+            return replace(result, best=score, best_epoch=epoch, weights=weights_on_cpu(self.task.network))
+        return result
+
+    def _train_epoch(self, epoch: int, batches: Iterator[TrainingBatch], advance: Advance) -> tuple[float, float]:
+        """Mean training loss of an epoch, counted from 0, and the head's learning rate at its last step.
+
+        All randomness depends on the seed and the epoch alone, so that an epoch can be repeated.
+        """
+        task, plan, step = self.task, self.task.plan, self.step
+        task.network.train()  # frozen parts of the learner stay in evaluation mode
+        torch.manual_seed(view_seed(task.config.seed, epoch, "steps"))
+        total, unchecked = torch.zeros((), device=step.device), list[Tensor]()
+        first, lr_scale = epoch * plan.steps_per_epoch, 1.0
+        last = first + plan.steps_per_epoch - 1
+        for number, batch in zip(range(first, last + 1), batches, strict=False):
+            lr_scale = schedule(number, plan.steps, round(task.config.warmup * plan.steps))
+            loss = step(batch, lr_scale)
+            total += loss
+            unchecked.append(loss)
+            if len(unchecked) == CHECK_EVERY or number == last:
+                check_finite(unchecked, number, plan.steps, step.optimizer, plan.lr)
+                unchecked.clear()
+            advance(len(batch), "")
+        return float(total) / plan.steps_per_epoch, plan.lr * lr_scale
+
+    def _save(self, result: TrainingResult) -> None:
+        weights = {"now": self.task.network.state_dict(), "best": result.weights}
+        self.checkpoint.save(weights, self.step.optimizer, result.to_state())
+
+
+def _epoch_result(row: Mapping[str, float], epochs: int, seconds: float) -> EpochResult:
+    return EpochResult(
+        int(row["epoch"]), epochs, row["train_loss"], row["val_loss"], row["val_accuracy"], row["lr"], seconds
+    )
+
+
+def epochs_without_gain(history: Sequence[Mapping[str, float]], start: Score | None) -> int:
+    """Number of epochs since validation last improved: accuracy above all before, or loss below all before.
+
+    Args:
+        history: One row per epoch, with `val_accuracy` and `val_loss`.
+        start: The score before training, which counts as well. None for random weights.
+    """
+    accuracy, loss, since = (-math.inf, math.inf, 0) if start is None else (start.accuracy, start.loss, 0)
+    for row in history:
+        gained = row["val_accuracy"] > accuracy or row["val_loss"] < loss
+        accuracy, loss = max(accuracy, row["val_accuracy"]), min(loss, row["val_loss"])
+        since = 0 if gained else since + 1
+    return since
+
+
+def _interpolated(
+    result: TrainingResult, start: Mapping[str, Tensor], network: Network, inputs: Inputs, selection: ModelSelection
+) -> TrainingResult:
+    """`result` with the weights between `start` and the trained ones that score best on validation."""
+    best = result
+    for share in SHARES:
+        weights = between(start, result.weights, share)
+        network.load_state_dict(weights)
+        score = selection.score(inputs.validation_logits())
+        if score.beats(best.best):
+            best = replace(best, weights=weights, best=score, share=share)
+    return best

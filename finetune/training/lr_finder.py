@@ -8,15 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 
-from finetune.config import Config
 from finetune.data.transforms import view_seed
-from finetune.models.backbone import Network
 from finetune.progress import Display
-from finetune.training.inputs import Inputs, TrainingData
-from finetune.training.plan import SGD_RATE, Plan
-from finetune.training.step import TrainStep, copy_of
+from finetune.training.inputs import Inputs
+from finetune.training.plan import SGD_RATE, TrainingTask
+from finetune.training.step import TrainStep, weights_on_cpu
 
 # Steps of a sweep, however many pictures there are, and the head's rates between which it goes, for AdamW.
 STEPS, LOWEST, HIGHEST = 50, 1e-6, 1.0
@@ -71,25 +68,16 @@ class Sweep:
         return f"learning rate: {self.suggestion:.2g}, found by a sweep of {len(self.rates)} steps."
 
 
-def sweep_rates(
-    fabric: Fabric,
-    network: Network,
-    inputs: Inputs,
-    plan: Plan,
-    config: Config,
-    material: TrainingData,
-    display: Display,
-    *,
-    steps: int = STEPS,
-) -> Sweep:
+def sweep_rates(task: TrainingTask, inputs: Inputs, display: Display, *, steps: int = STEPS) -> Sweep:
     """Take `steps` steps of training at rates that rise exponentially (Smith 2015, section 3.3), and take them back.
 
-    The batches, the loss and the parameter groups are those of the training that `plan` makes: every group's rate rises
-    with the head's, in the ratios of the plan. The network is left as it was, and the same seed gives the same sweep.
+    The batches, the loss and the parameter groups are those of the training that `task` describes: every group's rate
+    rises with the head's, in the ratios of the plan. The network is left as it was, and the same seed gives the same
+    sweep.
     """
-    before = copy_of(network)
-    plan = replace(plan, lr=1.0)
-    taken = TrainStep(fabric, network, inputs.learner, plan, config, material)
+    network, config, plan = task.network, task.config, replace(task.plan, lr=1.0)
+    before = weights_on_cpu(network)
+    step_at = TrainStep(replace(task, plan=plan), inputs.learner)
     scale = SGD_RATE if config.optimizer == "sgd" else 1
     rates = [scale * LOWEST * (HIGHEST / LOWEST) ** (step / (steps - 1)) for step in range(steps)]
     losses: list[float] = []
@@ -98,9 +86,9 @@ def sweep_rates(
     torch.manual_seed(view_seed(config.seed, "sweep"))
     epochs = math.ceil(steps / plan.steps_per_epoch)
     try:
-        with display.bar("learning-rate sweep", epochs * len(material.indices)) as advance:
+        with display.bar("learning-rate sweep", epochs * len(task.data.indices)) as advance:
             for rate, batch in zip(rates, inputs.batches(0, epochs), strict=False):
-                losses.append(float(taken.take(batch, rate)))
+                losses.append(float(step_at(batch, rate)))
                 mean = KEPT * mean + (1 - KEPT) * losses[-1]
                 smoothed.append(mean / (1 - KEPT ** len(losses)))
                 advance(len(batch), f"rate {rate:.1g}, loss {smoothed[-1]:.3g}")

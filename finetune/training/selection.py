@@ -1,4 +1,4 @@
-"""What validation pictures say of weights: a score, and whether what was trained is kept."""
+"""Model selection on the validation pictures: scores, interpolated weights, and whether trained weights are kept."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from finetune.linear.head import ENOUGH_TO_CHOOSE
 from finetune.metrics import accuracy, log_loss
 from finetune.strategies import FEW
 
-# Shares of the way that are tried beside the whole of it.
+# Positions between the start (0) and the trained weights (1) that are tried beside the trained weights.
 SHARES = (0.75, 0.5, 0.25)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Score:
-    """A validation result; of two, the one with more right wins, and of equals the one with less loss."""
+    """A validation result. The higher accuracy is better; at equal accuracy, the lower loss."""
 
     accuracy: float
     loss: float
 
     def beats(self, other: Score | None) -> bool:
+        """Whether this score is better than `other`. A loss that is not finite never is."""
         if not math.isfinite(self.loss):
             return False
         return other is None or (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
@@ -31,9 +32,12 @@ class Score:
 
 @dataclass(frozen=True)
 class ModelSelection:
-    """The validation pictures: labels (m,) int64, class_weights (classes,) or None.
+    """Scores weights on the validation pictures and decides which to keep.
 
-    per_class: training pictures of a class, on average.
+    Attributes:
+        labels: Shape (m,), int64.
+        class_weights: Shape (classes,), or None.
+        per_class: Mean number of training pictures per class.
     """
 
     labels: Tensor
@@ -42,19 +46,26 @@ class ModelSelection:
 
     @property
     def few(self) -> bool:
-        """Whether they would choose by chance."""
+        """Whether the validation pictures are too few to choose between similar weights."""
         return len(self.labels) < ENOUGH_TO_CHOOSE
 
     def score(self, logits: Tensor) -> Score:
-        """Of logits (m, classes)."""
+        """Accuracy and loss of logits (m, classes)."""
         return Score(accuracy(logits, self.labels), log_loss(logits, self.labels, self.class_weights))
 
     def keep(self, trained: Tensor, start: Tensor) -> bool:
-        """Whether what was trained takes the place of the start, both by their logits (m, classes).
+        """Whether the trained weights replace the start.
 
-        Enough judges take the better of the two. Few leave that to chance, and what to expect goes by how much there
-        was to learn from: from FEW pictures of a class up, what was trained must only put as many right; with fewer,
-        more right than wrong by 1.64 standard errors of that difference (McNemar 1947; 5 %, one-sided).
+        With enough validation pictures the better score wins. With few, the number of training pictures decides how
+        much evidence is needed. From FEW per class up, the trained weights must classify at least as many pictures
+        correctly. With fewer, the number of corrected pictures must exceed that of spoiled ones by 1.64 standard
+        errors (5 %, one-sided).
+
+        Args:
+            trained: Logits (m, classes) of the trained weights.
+            start: Logits (m, classes) before training.
+
+        Source: McNemar (1947).
         """
         if not self.few:
             return self.score(trained).beats(self.score(start))
@@ -64,12 +75,13 @@ class ModelSelection:
         return int(better.sum()) > 1.64 * math.sqrt(int(better.abs().sum()))
 
 
-def between(begun: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """`share` of the way from the weights `begun` to those `trained` (WiSE-FT, Wortsman et al. 2022, section 3).
+def between(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Weights on the line from `start` (share 0) to `trained` (share 1); integers are the trained ones.
 
-    Both start from one pretrained network, so what lies between is as good a network, and often a better one. Counts
-    are those of the trained.
+    Both come from one pretrained network, so the weights between them often generalise better than either end.
+
+    Source: WiSE-FT, Wortsman et al. (2022), section 3.
     """
     return {
-        name: begun[name].lerp(value, share) if value.is_floating_point() else value for name, value in trained.items()
+        name: start[name].lerp(value, share) if value.is_floating_point() else value for name, value in trained.items()
     }

@@ -1,42 +1,47 @@
-"""One step of learning by gradient: parameter groups, the loss of a batch, the step itself."""
+"""One training step: parameter groups, learning-rate schedule, loss of a batch, check of the losses."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from finetune.config import Config
+from finetune.errors import TrainingDiverged
 from finetune.models.backbone import Network
 from finetune.models.device import engine_to_train
-from finetune.training.inputs import TrainingBatch, TrainingData
-from finetune.training.plan import Plan
+from finetune.training.inputs import TrainingBatch
+from finetune.training.plan import Plan, TrainingTask
 
 
 class TrainStep:
-    """Steps that a network takes. learner: what maps a batch's inputs to logits, made of the network's parameters."""
+    """Optimiser and loss of a training; a call takes one step.
 
-    def __init__(
-        self, fabric: Fabric, network: Network, learner: nn.Module, plan: Plan, config: Config, material: TrainingData
-    ):
-        self.network = network
-        self._fabric = engine_to_train(fabric, network, config.precision)
-        self._engine, self.optimizer = self._fabric.setup(learner, optimizer_for(network, plan, config))
-        self._config, self._labels = config, material.labels
-        weights = material.class_weights
+    Args:
+        task: The network and its training schedule.
+        learner: Maps the inputs of a batch to logits. It uses the network's own parameters.
+    """
+
+    def __init__(self, task: TrainingTask, learner: nn.Module):
+        config, classes, weights = task.config, task.network.head.out_features, task.data.class_weights
+        self._fabric = engine_to_train(task.fabric, task.network, config.precision)
+        self._engine, self.optimizer = self._fabric.setup(learner, optimizer_for(task.network, task.plan, config))
+        self._config, self._classes, self._labels = config, classes, task.data.labels
         self._class_weights = None if weights is None else weights.to(self._fabric.device)
 
     @property
     def device(self) -> torch.device:
+        """Device of the network."""
         return self._fabric.device
 
-    def take(self, batch: TrainingBatch, share: float) -> Tensor:
-        """One step at `share` of the plan's learning rates; the batch's loss before it, on the device."""
+    def __call__(self, batch: TrainingBatch, lr_scale: float) -> Tensor:
+        """Take a step at `lr_scale` times the plan's learning rates; return the loss before it, on the device."""
         for group in self.optimizer.param_groups:
-            group["lr"] = group["full_rate"] * share
+            group["lr"] = group["full_rate"] * lr_scale
         loss = self._loss(batch)
         self._fabric.backward(loss)
         self.optimizer.step()
@@ -47,22 +52,19 @@ class TrainStep:
         config, weights = self._config, self._class_weights
         inputs = batch.inputs
         targets = self._labels[batch.index].to(self.device)
-        # A picture counts by its class. The loss's own weights would weigh the smoothed share of each class by that
-        # class, and so teach a common picture the rare one.
+        # A picture counts by its class. With the `weight` argument of cross_entropy, the smoothed share of each class
+        # would be weighted by that class, and a common picture would pull towards the rare class.
         counts = torch.ones(len(targets), device=self.device) if weights is None else weights[targets]
         if config.mixup:
-            inputs, targets, counts = mixup(inputs, targets, counts, len(self.network.head.bias), config.mixup)
+            inputs, targets, counts = mixup(inputs, targets, counts, self._classes, config.mixup)
         losses = nn.functional.cross_entropy(
             self._engine(inputs).float(), targets, label_smoothing=config.label_smoothing, reduction="none"
         )
         return (losses * counts).sum() / counts.sum()
 
-    def weights_are_finite(self) -> bool:
-        return all(torch.isfinite(p).all() for group in self.optimizer.param_groups for p in group["params"])
 
-
-def optimizer_for(network: Network, plan: Plan, config: Config) -> torch.optim.Optimizer:
-    """One group for each stage and for the head, in two halves: norms and biases are not decayed."""
+def optimizer_for(network: Network, plan: Plan, config: Config) -> Optimizer:
+    """Optimiser with a learning rate for each stage that is trained and for the head."""
     backbone = network.backbone
     parameters = dict(backbone.model.named_parameters())
     top = len(backbone.stages)
@@ -72,33 +74,95 @@ def optimizer_for(network: Network, plan: Plan, config: Config) -> torch.optim.O
         if position >= plan.lowest
     ]
     layers.append((plan.lr, list(network.head.parameters())))
-    groups: list[dict[str, Any]] = []
-    for rate, tensors in layers:
-        for decayed in (True, False):
-            chosen = [tensor for tensor in tensors if (tensor.ndim > 1) is decayed]
-            if chosen:
-                decay = config.weight_decay if decayed else 0.0
-                groups.append({"params": chosen, "lr": rate, "full_rate": rate, "weight_decay": decay})
+    groups = [group for rate, tensors in layers for group in parameter_groups(tensors, rate, config.weight_decay)]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=plan.lr, momentum=0.9, nesterov=True)
     return torch.optim.AdamW(groups, lr=plan.lr)
 
 
+def parameter_groups(parameters: Iterable[Tensor], lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for an optimiser: weights, then norms and biases without decay. Empty ones are left out.
+
+    Args:
+        parameters: Parameters, kept in their order.
+        lr: Full learning rate, also kept under "full_rate".
+        weight_decay: Weight decay of parameters with two dimensions or more.
+    """
+    every = list(parameters)
+    halves = (
+        ([tensor for tensor in every if tensor.ndim > 1], weight_decay),
+        ([tensor for tensor in every if tensor.ndim <= 1], 0.0),
+    )
+    return [
+        {"params": tensors, "lr": lr, "full_rate": lr, "weight_decay": decay} for tensors, decay in halves if tensors
+    ]
+
+
 def mixup(pixels: Tensor, labels: Tensor, counts: Tensor, classes: int, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Each picture blended with another of the batch, target and count likewise (Zhang et al. 2018, section 2)."""
+    """Blend each picture with another of the batch, its target and its count likewise.
+
+    Args:
+        pixels: Pictures, shape (n, 3, size, size).
+        labels: Shape (n,), int64.
+        counts: Weight of each picture in the loss, shape (n,).
+        classes: Number of classes.
+        alpha: Parameter of the beta distribution, above 0.
+
+    Returns:
+        Blended pictures, targets of shape (n, classes), and counts.
+
+    Source: Zhang et al. (2018), section 2.
+    """
     share = torch.distributions.Beta(alpha, alpha).sample().to(pixels.device)
     targets = nn.functional.one_hot(labels, classes).float()
     pixels, targets, counts = (tensor.lerp(tensor.flip(0), 1 - share) for tensor in (pixels, targets, counts))
     return pixels, targets, counts
 
 
-def copy_of(network: Network) -> dict[str, Tensor]:
-    """The network's weights as they now are, on the CPU."""
+def weights_on_cpu(network: nn.Module) -> dict[str, Tensor]:
+    """Copy of the state dictionary, on the CPU."""
     return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
 
 
 def schedule(step: int, steps: int, warmup: int) -> float:
-    """Share of the full learning rate: a straight rise over `warmup` steps, then half a cosine down to nothing."""
+    """Factor of the full learning rate: a linear rise over `warmup` steps, then a half cosine down to 0.
+
+    Args:
+        step: Counted from 0.
+        steps: Number of all steps.
+        warmup: Number of steps of the rise.
+
+    Returns:
+        Factor in (0, 1].
+    """
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def check_finite(losses: Sequence[Tensor], last_step: int, steps: int, optimizer: Optimizer, lr: float) -> list[float]:
+    """Check the losses of the latest steps.
+
+    Args:
+        losses: Scalars of consecutive steps.
+        last_step: Step of the last loss, counted from 0.
+        steps: Number of all steps.
+        optimizer: Holds the weights after the last step.
+        lr: Full learning rate, named in the error.
+
+    Returns:
+        The losses as numbers.
+
+    Raises:
+        TrainingDiverged: If a loss is not finite. The message says which step it was and what to change.
+    """
+    values: list[float] = torch.stack(list(losses)).tolist()
+    bad = next((position for position, value in enumerate(values) if not math.isfinite(value)), None)
+    if bad is None:
+        return values
+    if all(torch.isfinite(tensor).all() for group in optimizer.param_groups for tensor in group["params"]):
+        cause = "the weights are still finite, so the numbers overflowed on the way; try --precision float32"
+    else:
+        cause = f"the weights grew without bound; lower the learning rate (--lr, now {lr:g})"
+    step = last_step - len(values) + 2 + bad
+    raise TrainingDiverged(f"the training loss became {values[bad]} at step {step} of {steps}: {cause}")

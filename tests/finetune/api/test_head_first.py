@@ -125,7 +125,7 @@ def test_training_stops_where_validation_gains_nothing(make_folder: MakeFolder) 
     display = Display(Console(file=told, width=200))
     metrics = finetune.fit(folder, strategy="full", epochs=40, lr=0.05, display=display, **SMALL).metrics
     assert metrics["epochs"] < 40
-    assert "validation has gained nothing for 8 epochs" in told.getvalue()
+    assert "validation has not improved for 8 epochs" in told.getvalue()
 
 
 def test_auto_does_not_train_what_so_few_pictures_cannot_show(make_folder: MakeFolder) -> None:

@@ -31,10 +31,9 @@ from finetune.models.backbone import Backbone, Network
 from finetune.models.device import open_engine
 from finetune.strategies import PARTIAL
 from finetune.training.cached_inputs import FrozenInputs, inputs_for, view_shown
-from finetune.training.checkpoint import TrainingState
 from finetune.training.inputs import PictureInputs, TrainingData
 from finetune.training.loop import train
-from finetune.training.plan import plan_for
+from finetune.training.plan import TrainingTask, plan_for
 
 SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0, "batch_size": 8}
 THREE = {"blue": 20, "green": 20, "red": 20}
@@ -101,18 +100,8 @@ class Job:
     def train(self) -> dict[str, Tensor]:
         """The weights that training ends with."""
         plan = plan_for(PARTIAL, self.config, self.network, len(self.material.indices))
-        course: TrainingState = train(
-            self.fabric,
-            self.network,
-            plan,
-            self.config,
-            self.material,
-            start=None,
-            checkpoint=None,
-            resume=False,
-            display=self.display,
-        )
-        assert course.epoch == plan.epochs
+        task = TrainingTask(self.fabric, self.network, plan, self.config, self.material)
+        assert train(task, display=self.display).epochs == plan.epochs
         return {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
 
 

@@ -12,7 +12,8 @@ from finetune.data.folder import list_folder
 from finetune.errors import InputError
 from finetune.progress import Display
 from finetune.training.expected_time import expected_seconds, in_words
-from finetune.training.step import copy_of
+from finetune.training.plan import TrainingTask
+from finetune.training.step import weights_on_cpu
 
 
 def prepared_for(folder: Path, strategy: str) -> tuple[Prepared, Config]:
@@ -26,8 +27,8 @@ def test_the_estimate_leaves_weights_and_random_state_as_they_are(strategy: str,
     network, _ = prepared.beginning(config)
     plan, material = prepared.plan(network, config), prepared.material(config)
     network.backbone.freeze_below(plan.lowest, batch_norm_trains=plan.batch_norm_trains)
-    before, random = copy_of(network), torch.get_rng_state()
-    assert 0 < expected_seconds(prepared.fabric, network, plan, config, material) < 600
+    before, random = weights_on_cpu(network), torch.get_rng_state()
+    assert 0 < expected_seconds(TrainingTask(prepared.fabric, network, plan, config, material)) < 600
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
@@ -40,8 +41,9 @@ def test_a_picture_that_changed_is_named(make_folder: MakeFolder) -> None:
     material = prepared.material(config)
     path = Path(str(material.pictures.sources[material.indices[0]]))
     path.write_bytes(b"something else")
+    task = TrainingTask(prepared.fabric, network, prepared.plan(network, config), config, material)
     with pytest.raises(InputError, match=f"{path.name} was changed"):
-        expected_seconds(prepared.fabric, network, prepared.plan(network, config), config, material)
+        expected_seconds(task)
 
 
 @pytest.mark.parametrize(

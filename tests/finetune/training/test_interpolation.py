@@ -20,9 +20,9 @@ ALIKE = {"red": 80, "green": 80, "blue": 80}
 @given(st.floats(0, 1), st.integers(0, 1000))
 def test_weights_between_lie_on_the_line_and_counts_are_those_of_the_trained(share: float, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
-    begun, trained = ({"weight": torch.randn(3, 2, generator=random), "count": torch.tensor(n)} for n in (1, 7))
-    found = between(begun, trained, share)
-    wanted = begun["weight"] * (1 - share) + trained["weight"] * share
+    start, trained = ({"weight": torch.randn(3, 2, generator=random), "count": torch.tensor(n)} for n in (1, 7))
+    found = between(start, trained, share)
+    wanted = start["weight"] * (1 - share) + trained["weight"] * share
     torch.testing.assert_close(found["weight"], wanted, atol=1e-5, rtol=1e-5)
     assert found["count"] == 7
 
@@ -32,9 +32,9 @@ def test_what_is_kept_on_the_way_is_at_least_as_good_on_validation(make_folder: 
     folder = make_folder(classes=ALIKE, noise=300, size=20)
     options: dict[str, Any] = {"epochs": 2, "lr": 3e-3, "val_fraction": 0.5, "test_fraction": 0}
     classifier = finetune.fit(folder, tmp_path / "run", strategy="full", **options, **SMALL)
-    metrics, course = classifier.metrics, (tmp_path / "run" / "history.csv").read_text().splitlines()
-    header = course[0].split(",")
-    rows = [dict(zip(header, map(float, line.split(",")), strict=True)) for line in course[1:]]
+    metrics, lines = classifier.metrics, (tmp_path / "run" / "history.csv").read_text().splitlines()
+    header = lines[0].split(",")
+    rows = [dict(zip(header, map(float, line.split(",")), strict=True)) for line in lines[1:]]
     assert metrics["share_of_the_way"] in (1.0, *SHARES)
     assert metrics["kept"] == "full", "enough validation pictures, and classes that a frozen network cannot tell"
     assert metrics["val"]["accuracy"] >= max(row["val_accuracy"] for row in rows) - 1e-9
