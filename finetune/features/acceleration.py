@@ -6,6 +6,7 @@ import io
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.data.loader import Pictures, check_unchanged, cores
 from finetune.data.transforms import Normalized
@@ -20,8 +22,9 @@ from finetune.errors import reason_of
 from finetune.models.onnx_graph import onnx_program
 from finetune.progress import Display
 
-# Converting takes seconds, the time that plain PyTorch needs for this many pictures.
-WORTH_CONVERTING = 400
+# Converting takes seconds, the time that plain PyTorch needs for this many pictures in a network of so many
+# multiplications a picture. These are of tf_efficientnet_lite0; in a smaller network it takes more pictures.
+WORTH_CONVERTING, MULTIPLICATIONS = 400, 384e6
 # torch.compile takes longer, and a GPU processes more pictures in that time.
 WORTH_COMPILING = 20_000
 
@@ -93,6 +96,16 @@ def plain(fabric: Fabric, network: nn.Module) -> Forward:
             return outputs.float()
 
     return run
+
+
+def multiplications(network: Normalized) -> int:
+    """Multiplications of the network for one picture."""
+    side = network.preprocessing.size
+    tensors = chain(network.parameters(), network.buffers())
+    picture = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=next(tensors).device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        network(picture)
+    return int(counted.get_total_flops()) // 2
 
 
 def worth_accelerating(device: torch.device, pictures: int, tolerance: float = TOLERANCE) -> bool:
@@ -272,11 +285,11 @@ class AcceleratedModel:
         display: Display,
     ):
         self._fabric, self._network, self._examples, self._display = fabric, network, examples, display
-        self._pictures = pictures
+        self._pictures = round(pictures * min(1.0, multiplications(network) / MULTIPLICATIONS))
         self._run: Forward | None = plain(fabric, network) if precision == "bfloat16" else None
         self._tolerance = 1.0 if precision == "float32" else TOLERANCE
         self.batch_size = CPU_BATCH if fabric.device.type == "cpu" else GPU_BATCH
-        self.checked = precision == "auto" and pictures >= WORTH_CONVERTING
+        self.checked = precision == "auto" and self._pictures >= WORTH_CONVERTING
         self.name = f"within {TOLERANCE} of float32" if self.checked else precision.replace("auto", "float32")
 
     def prepare(self) -> None:

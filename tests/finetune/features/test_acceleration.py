@@ -111,6 +111,17 @@ def test_examples_are_read_only_where_faster_ways_are_checked(count: int, precis
         checked.prepare()
 
 
+def test_a_small_network_is_worth_converting_for_more_pictures_only(backbone: Backbone) -> None:
+    network, fabric = Normalized(backbone, backbone.preprocessing).eval(), open_engine("cpu", "float32")
+    examples = Examples(Pictures([], evaluation_view(backbone.preprocessing), 32, 1000), [], [])
+    few, many = (
+        AcceleratedModel(fabric, network, examples, pictures=count, precision="auto", display=NothingSaid())
+        for count in (WORTH_CONVERTING, MANY)
+    )
+    assert not few.checked
+    assert many.checked
+
+
 def test_a_choice_made_for_few_pictures_is_not_reusable() -> None:
     network, batch = of_timm("fewtune_conv4"), pictures(BATCH)
     assert not chosen_for(network, batch, pictures=WORTH_CONVERTING - 1).reusable
