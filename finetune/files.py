@@ -11,13 +11,16 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from finetune.errors import InputError
+
+T = TypeVar("T")
 
 _LOCKS: set[int] = set()  # this process's handles of folders that it has locked
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems say that have none
@@ -158,11 +161,34 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 def read_json(path: Path) -> Any:
     """The JSON value in `path`. InputError when it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({error}); it may be damaged") from error
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(f"{word} is not a number")
+
+
+def as_type(value: Any, kind: type[T], source: str) -> T:
+    """A JSON value as a dataclass, with the type and the bounds of every field checked; unknown keys are ignored.
+
+    Args:
+        value: What `read_json` gave.
+        kind: A dataclass. Its annotations are the types; `typing.Annotated` with `msgspec.Meta` adds bounds.
+        source: Name of the file, for the error.
+
+    Raises:
+        InputError: If a field is missing or wrong; the message names `source` and the field.
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except (ValueError, RecursionError) as error:  # a lone surrogate makes msgspec raise UnicodeEncodeError
+        reason, _, field = str(error).replace("`", "").partition(" - at $.")
+        where = f"{field}: " if field else ""
+        raise InputError(f"{source} may be damaged: {where}{reason[:1].lower()}{reason[1:]}") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -1,13 +1,65 @@
-"""What a set of predictions is worth: accuracy with its interval, precision and recall, confusion, calibration."""
+"""Figures of a set of predictions: accuracy with its interval, precision and recall, confusion, calibration."""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from msgspec import Meta
 from torch import Tensor
+
+# Types that are checked when a file is read: see `finetune.files.as_type`.
+Share = Annotated[float, Meta(ge=0, le=1)]
+Count = Annotated[int, Meta(ge=0, le=10**15)]
+Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Share of correct predictions, with its 95 % interval."""
+
+    accuracy: Share
+    interval: tuple[Share, Share]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassMetrics:
+    """Figures of one class; None where a share has no pictures to be a share of. support: pictures of the class."""
+
+    precision: Share | None
+    recall: Share | None
+    f1: Share | None
+    support: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement(Accuracy):
+    """Figures of log-probabilities against true classes.
+
+    balanced_accuracy: mean recall over the classes that have pictures. loss: mean negative log-likelihood, in nats.
+    n: number of pictures. confusion: counts, row the true class, column the predicted.
+    """
+
+    balanced_accuracy: Share
+    loss: Finite
+    n: Annotated[int, Meta(ge=1, le=10**15)]
+    per_class: dict[str, ClassMetrics]
+    confusion: tuple[tuple[Count, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Predictions whose probability lies in (low, high]: how many, their mean probability, their accuracy."""
+
+    low: float
+    high: float
+    n: int
+    probability: float
+    accuracy: float
 
 
 def wilson_interval(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -37,66 +89,79 @@ def confusion(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
     return torch.bincount(labels * classes + predicted, minlength=classes * classes).view(classes, classes)
 
 
-def reliability(log_probabilities: Tensor, labels: Tensor, bins: int = 15) -> list[dict[str, Any]]:
-    """How often predictions of each probability are right: the bins of a reliability diagram that hold any of them.
+def reliability(log_probabilities: Tensor, labels: Tensor, bins: int = 15) -> list[ReliabilityBin]:
+    """The bins of a reliability diagram, empty ones left out.
 
-    log_probabilities (n, classes), labels (n,). Bins are of equal width, (low, high]: `n` predictions in each, their
-    mean probability and their accuracy.
+    Args:
+        log_probabilities: Shape (n, classes).
+        labels: True classes, shape (n,), int64.
+        bins: Number of bins, of equal width.
     """
     best, predicted = log_probabilities.double().max(1)
     confidence, right = best.exp().clamp(0, 1), predicted == labels
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1
     return [
-        {
-            "low": number / bins,
-            "high": (number + 1) / bins,
-            "n": int(inside.sum()),
-            "probability": float(confidence[inside].mean()),
-            "accuracy": float(right[inside].double().mean()),
-        }
+        ReliabilityBin(
+            low=number / bins,
+            high=(number + 1) / bins,
+            n=int(inside.sum()),
+            probability=float(confidence[inside].mean()),
+            accuracy=float(right[inside].double().mean()),
+        )
         for number in range(bins)
         if (inside := place == number).any()
     ]
 
 
 def expected_calibration_error(log_probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """How far accuracy is from probability, in [0, 1]: the mean over bins, by how many predictions each holds, of the
-    difference (Naeini et al. 2015; Guo et al. 2017, eq. 3, with 15 bins as there)."""
+    """Mean difference between probability and accuracy over the bins, weighted by their sizes, in [0, 1].
+
+    Source: Naeini et al. (2015); Guo et al. (2017), eq. 3, with 15 bins as there.
+    """
     found = reliability(log_probabilities, labels, bins)
-    return float(sum(row["n"] * abs(row["accuracy"] - row["probability"]) for row in found)) / max(1, len(labels))
+    return float(sum(row.n * abs(row.accuracy - row.probability) for row in found)) / max(1, len(labels))
 
 
-def summary(log_probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    """Everything that metrics.json says of log-probabilities (n, classes) against labels (n,), as JSON values."""
-    predicted = log_probabilities.argmax(1)
-    matrix = confusion(predicted, labels, len(classes))
+def measure_predictions(log_probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> Measurement:
+    """All figures of log-probabilities.
+
+    Args:
+        log_probabilities: Shape (n, classes), n at least 1.
+        labels: True classes, shape (n,), int64.
+        classes: Names of the classes, in the order of the columns.
+
+    Example:
+        >>> measured = measure_predictions(torch.tensor([[0.9, 0.1], [0.6, 0.4]]).log(), torch.tensor([0, 1]), "ab")
+        >>> measured.accuracy, measured.confusion
+        (0.5, ((1, 0), (1, 0)))
+    """
+    matrix = confusion(log_probabilities.argmax(1), labels, len(classes))
     correct, n = int(matrix.diagonal().sum()), len(labels)
     recalls = [_share(matrix[i, i], matrix[i].sum()) for i in range(len(classes))]
     measured = [recall for recall in recalls if recall is not None]
-    return {
-        "accuracy": correct / n,
-        "interval": list(wilson_interval(correct, n)),
-        "balanced_accuracy": sum(measured) / len(measured),
-        "loss": float(torch.nn.functional.nll_loss(log_probabilities.double(), labels)),
-        "n": n,
-        "per_class": {
-            name: _class_summary(int(matrix[i, i]), int(matrix[i].sum()), int(matrix[:, i].sum()))
+    return Measurement(
+        accuracy=correct / n,
+        interval=wilson_interval(correct, n),
+        balanced_accuracy=sum(measured) / len(measured),
+        loss=float(torch.nn.functional.nll_loss(log_probabilities.double(), labels)),
+        n=n,
+        per_class={
+            name: _class_metrics(int(matrix[i, i]), int(matrix[i].sum()), int(matrix[:, i].sum()))
             for i, name in enumerate(classes)
         },
-        "confusion": matrix.tolist(),
-    }
+        confusion=tuple(tuple(row) for row in matrix.tolist()),
+    )
 
 
-def accuracy_of(predicted: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Accuracy and interval alone, for a baseline that gives no probabilities."""
+def accuracy_of(predicted: Tensor, labels: Tensor) -> Accuracy:
+    """Accuracy and interval of predicted classes (n,) against labels (n,)."""
     correct, n = int((predicted == labels).sum()), len(labels)
-    return {"accuracy": correct / n, "interval": list(wilson_interval(correct, n))}
+    return Accuracy(accuracy=correct / n, interval=wilson_interval(correct, n))
 
 
-def _class_summary(hits: int, support: int, predicted: int) -> dict[str, Any]:
-    """None where a share has no pictures to be a share of."""
+def _class_metrics(hits: int, support: int, predicted: int) -> ClassMetrics:
     f1 = 2 * hits / (support + predicted) if support + predicted else None
-    return {"precision": _share(hits, predicted), "recall": _share(hits, support), "f1": f1, "support": support}
+    return ClassMetrics(precision=_share(hits, predicted), recall=_share(hits, support), f1=f1, support=support)
 
 
 def _share(part: int | Tensor, whole: int | Tensor) -> float | None:

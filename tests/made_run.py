@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image
 from finetune import Config
 from finetune.classifier.run_folder import PICTURES_HEADER, PREDICTIONS_HEADER
 from finetune.files import write_csv, write_json, write_tensors
-from finetune.metrics import accuracy_of, summary
+from finetune.metrics import accuracy_of, measure_predictions
 
 
 def made_run(
@@ -55,9 +56,9 @@ def made_run(
             table.append((path, split, classes[label], ""))
     test = torch.arange(len(classes)).repeat_interleave(per_class)
     val = torch.arange(len(classes)).repeat_interleave(max(1, per_class // 2))
-    guess = accuracy_of(torch.zeros_like(test), test)
+    guess = vars(accuracy_of(torch.zeros_like(test), test))
     measured = {
-        **summary(tensors["test"], test, classes),
+        **asdict(measure_predictions(tensors["test"], test, classes)),
         "split": "test",
         "used_for_selection": False,
         "strategy": "full",
@@ -70,7 +71,12 @@ def made_run(
         "share_of_the_way": 0.5,
         "lr_sweep": _sweep(),
         "baselines": {"majority_class": guess, "nearest_class_mean": guess, "head": guess},
-        "val": {**accuracy_of(tensors["val"].argmax(1), val), "loss": 0.3, "n": len(val), "used_for_selection": True},
+        "val": {
+            **vars(accuracy_of(tensors["val"].argmax(1), val)),
+            "loss": 0.3,
+            "n": len(val),
+            "used_for_selection": True,
+        },
         "unreadable": [{"path": "train/<b>broken</b>.jpg", "reason": "truncated"}],
         "left_out": [{"path": "train/twin.jpg", "reason": "identical to test/twin.jpg"}],
         "notes": ["Pictures of train/ or val/ with an identical one in val/ or test/, left out: 1."],

@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.classifier.classifier import METRICS_FILE, load, read_config
+from finetune.classifier.classifier import load
+from finetune.classifier.run_config import CONFIG_FILE, read_run_config
 from finetune.classifier.run_folder import (
-    EVALUATED,
     PICTURES_FILE,
     PREDICTIONS_FILE,
     PREDICTIONS_HEADER,
     PROBABILITIES_FILE,
     prediction_rows,
 )
+from finetune.classifier.run_metrics import (
+    METRICS_FILE,
+    EvaluationMetrics,
+    EvaluationSource,
+    read_metrics,
+    write_metrics,
+)
 from finetune.data.folder import Listing, Sample
 from finetune.data.splits import Unreadable, contradictory_labels
 from finetune.data.table import Source, list_pictures
 from finetune.errors import InputError
-from finetune.files import read_csv, read_json, write_csv, write_json, write_tensors
-from finetune.metrics import summary
+from finetune.files import read_csv, read_json, write_csv, write_tensors
+from finetune.metrics import measure_predictions
 from finetune.progress import Display
 from finetune.report.report import write_report
 
@@ -80,36 +87,41 @@ def evaluate(
     chosen_on = not bool(unseen.any())
     fair = certain & torch.tensor([use == "val" for use in served], dtype=torch.bool) if chosen_on else unseen
     labels = torch.tensor([classifier.classes.index(samples[position].label) for position in index.tolist()])
-    unreadable = [
-        asdict(Unreadable(samples[position].path, content.reason))
+    unreadable = tuple(
+        Unreadable(samples[position].path, content.reason)
         for position, content in sorted(contents.items())
         if content.reason
-    ]
+    )
     if not fair.any():
         why = "every readable picture in it was trained on" if served else "none of its pictures can be read"
         raise InputError(f"{listing.name} cannot measure {run}: {why}")
     counts = Counter(name for name in served if name)
-    result = {
-        **summary(found[fair], labels[fair], classifier.classes),
-        "split": "val" if chosen_on else "test",
-        "used_for_selection": chosen_on,
-        "strategy": classifier.metrics.get("strategy"),
-        "left_out_trained_on": counts[LEARNED],
-        "left_out_chosen_on": 0 if chosen_on else counts["val"],
-        "unreadable": unreadable,
-        "left_out": [asdict(Unreadable(samples[row].path, reason)) for row, reason in sorted(doubtful.items())],
-        "seconds": round(time.monotonic() - started, 2),
-    }
-    if out is not None:
-        asked = {"run": str(Path(run).resolve()), "folder": str(listing.root.resolve()), "asked": split}
-        asked |= {} if listing.table is None else {"table": listing.table}
-        judged = [samples[position] for position in index[fair].tolist()]
-        result |= {EVALUATED: asked | {"config": read_config(Path(run))}}
-        _write(Path(out), result, judged, found[fair], classifier.classes)
-        from finetune.classifier.explain import explanation  # with a drawing library, which nothing else needs
+    metrics = EvaluationMetrics(
+        **vars(measure_predictions(found[fair], labels[fair], classifier.classes)),
+        split="val" if chosen_on else "test",
+        used_for_selection=chosen_on,
+        strategy=None if classifier.run_metrics is None else classifier.run_metrics.strategy,
+        left_out_trained_on=counts[LEARNED],
+        left_out_chosen_on=0 if chosen_on else counts["val"],
+        unreadable=unreadable,
+        left_out=tuple(Unreadable(samples[row].path, reason) for row, reason in sorted(doubtful.items())),
+        seconds=round(time.monotonic() - started, 2),
+    )
+    if out is None:
+        return metrics.to_dict()
+    source = EvaluationSource(
+        run=str(Path(run).resolve()),
+        folder=str(listing.root.resolve()),
+        asked=split,
+        table=listing.table,
+        config=read_json(Path(run) / CONFIG_FILE),
+    )
+    judged = [samples[position] for position in index[fair].tolist()]
+    _write(Path(out), replace(metrics, evaluated=source), judged, found[fair], classifier.classes)
+    from finetune.classifier.explain import explanation  # with a drawing library, which nothing else needs
 
-        result |= {EVALUATED: asked, "report": str(write_report(out, explain=explanation(classifier)))}
-    return result
+    report = write_report(out, explain=explanation(classifier))
+    return metrics.to_dict() | {"evaluated": source.to_dict(), "report": str(report)}
 
 
 def place_for(run: Path, folder: Path) -> Path:
@@ -122,12 +134,16 @@ def place_for(run: Path, folder: Path) -> Path:
 
 
 def _evaluated(place: Path) -> str | None:
-    """The folder or table of pictures whose evaluation lies in `place`, None where none does."""
+    """The folder or table whose evaluation lies in `place`; None where there is none, "" for anything else."""
     if not (place / METRICS_FILE).is_file():
         return None
-    found = read_json(place / METRICS_FILE)
-    evaluated = found.get(EVALUATED) if isinstance(found, dict) else None
-    return str(evaluated.get("table", evaluated.get("folder"))) if isinstance(evaluated, dict) else ""
+    try:
+        found = read_metrics(place)
+    except InputError:
+        return ""
+    if not isinstance(found, EvaluationMetrics) or found.evaluated is None:
+        return ""
+    return found.evaluated.table or found.evaluated.folder
 
 
 def _check_out(out: Path, run: Path, folder: Path | None) -> None:
@@ -145,13 +161,13 @@ def _check_out(out: Path, run: Path, folder: Path | None) -> None:
 
 
 def _write(
-    out: Path, result: dict[str, Any], samples: Sequence[Sample], log_probabilities: Tensor, classes: Sequence[str]
+    out: Path, metrics: EvaluationMetrics, samples: Sequence[Sample], log_probabilities: Tensor, classes: Sequence[str]
 ) -> None:
     """metrics.json goes last: with it there is an evaluation."""
-    predictions = [(sample, result["split"], row) for sample, row in zip(samples, log_probabilities, strict=True)]
+    predictions = [(sample, metrics.split, row) for sample, row in zip(samples, log_probabilities, strict=True)]
     write_csv(out / PREDICTIONS_FILE, PREDICTIONS_HEADER, prediction_rows(classes, predictions))
-    write_tensors(out / PROBABILITIES_FILE, {result["split"]: log_probabilities.float()})
-    write_json(out / METRICS_FILE, result)
+    write_tensors(out / PROBABILITIES_FILE, {metrics.split: log_probabilities.float()})
+    write_metrics(out, metrics)
 
 
 def _wanted(listing: Listing, split: str | None) -> list[Sample]:
@@ -167,7 +183,7 @@ def _used_by_content(run: Path) -> dict[str, str]:
     """For what each picture of the run served, by its content: LEARNED, "val" or "test"."""
     path = run / PICTURES_FILE
     if not path.exists():
-        if "folder" in read_config(run):
+        if read_run_config(run).folder is not None:
             raise InputError(f"{path} is missing: without it, pictures that the run was trained on cannot be left out")
         return {}  # a classifier saved through the API alone
     rows = read_csv(path, ("sha256", "learned", "split"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack
 
@@ -195,16 +195,16 @@ class _Job:
     def _save_first(self, head: _Outcome, prepared: Prepared) -> None:
         """Show the head's result and save it, so that it can be used while training goes on."""
         figures, run = head.measured.metrics, self.run
-        low, high = figures["interval"]
-        pictures = {"test": "test", "val": "validation"}[figures["split"]]
+        low, high = figures.interval
+        pictures = {"test": "test", "val": "validation"}[figures.split]
         where = ""
         if run is not None:
             if not run.holds_classifier():  # a run that is resumed may hold a better one
                 self._save(head.after(TrainingResult(interrupted=True)), prepared)
             where = f"; saved in {run.path}, ready for finetune predict"
         self.display.say(
-            f"head: accuracy {figures['accuracy']:.1%} ({low:.1%} to {high:.1%} with 95 % confidence) "
-            f"on {figures['n']} {pictures} pictures{where}."
+            f"head: accuracy {figures.accuracy:.1%} ({low:.1%} to {high:.1%} with 95 % confidence) "
+            f"on {figures.n} {pictures} pictures{where}."
         )
 
     def _trained(self, prepared: Prepared, head: _Outcome | None, log: Log) -> _Outcome:
@@ -258,10 +258,11 @@ class _Job:
 
     def _save(self, outcome: _Outcome, prepared: Prepared) -> None:
         """Give the classifier its figures, and write it where there is a run folder."""
-        seconds = {"seconds": round(time.monotonic() - self.started, 2)}
-        outcome.classifier.metrics = outcome.measured.metrics | seconds
+        metrics = replace(outcome.measured.metrics, seconds=round(time.monotonic() - self.started, 2))
+        outcome.classifier.run_metrics = metrics
         if self.run is not None:
-            write_run(self.run, outcome.classifier, prepared.rows, outcome.measured, outcome.training)
+            measured = replace(outcome.measured, metrics=metrics)
+            write_run(self.run, outcome.classifier, prepared.rows, measured, outcome.training)
             outcome.classifier.folder = self.run.path
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from finetune.api.prepare import Prepared
-from finetune.classifier.classifier import METRICS_FILE, Classifier
+from finetune.classifier.classifier import Classifier
 from finetune.classifier.run_folder import (
     HISTORY_FILE,
     PICTURES_FILE,
@@ -21,12 +20,22 @@ from finetune.classifier.run_folder import (
     RunFolder,
     prediction_rows,
 )
+from finetune.classifier.run_metrics import (
+    Baselines,
+    PictureCounts,
+    ProbeCurveMetrics,
+    RunMetrics,
+    SplitMetrics,
+    SweepMetrics,
+    ValidationMetrics,
+    write_metrics,
+)
 from finetune.classifier.temperature import calibrated, calibration_summary, fit_temperature
 from finetune.errors import InputError
 from finetune.features.table import SPLITS, FeatureTable
-from finetune.files import write_csv, write_json, write_tensors
+from finetune.files import as_type, write_csv, write_tensors
 from finetune.linear.head import Heads, nearest_mean
-from finetune.metrics import accuracy_of, summary
+from finetune.metrics import accuracy_of, measure_predictions
 from finetune.models.device import describe
 from finetune.progress import Display
 from finetune.training.loop import TrainingResult
@@ -42,13 +51,13 @@ class Measured:
     learned: which splits the classifier that is kept has learned from.
     """
 
-    metrics: dict[str, Any]
+    metrics: RunMetrics
     judged: dict[str, Tensor]
     learned: tuple[str, ...]
 
     def after(self, training: TrainingResult) -> Measured:
         """The same figures, with those of another training."""
-        return replace(self, metrics=self.metrics | _training_figures(training))
+        return replace(self, metrics=_with_training(self.metrics, training))
 
 
 def measure(
@@ -73,40 +82,43 @@ def measure(
     judged = {split: calibrated(values, classifier.temperature) for split, values in raw.items()}
     from_val = heads is not None and heads.kept is not heads.best
     learned = ("train", "val") if from_val else ("train",)
-    metrics = {
-        **summary(judged[rows.measured], rows.of_split(rows.measured)[1], rows.folder.classes),
-        "split": rows.measured,
-        "used_for_selection": rows.measured == "val",
-        "strategy": choice.strategy.name,
-        "reason": choice.reason,
-        "probe_curve": None if choice.curve is None else choice.curve.to_dict(),
-        "kept": "head" if heads is not None else choice.strategy.name,
-        "learned_from": list(learned),
-        "highest_stage": prepared.backbone.highest,
-        "head_reads": list(prepared.stages.last(classifier.network.head.in_features)),
-        "frozen_head_reads": list(prepared.stages.last(prepared.heads.kept.width)),
-        **_training_figures(training),
-        "baselines": _baselines(rows, prepared.heads),
-        "train": _brief(judged.pop("train"), rows.labels[some]),
-        "val": {**_brief(judged["val"], val_labels), "used_for_selection": True},
-        "calibration": calibration_summary(classifier.temperature, (raw["val"], val_labels), test),
-        "pictures": {split: len(rows.indices(split)) for split in SPLITS},
-        "unreadable": [asdict(entry) for entry in rows.folder.unreadable],
-        "left_out": [asdict(entry) for entry in rows.folder.left_out],
-        "notes": list(rows.folder.notes),
-    }
-    return Measured(metrics, judged, learned)
+    measured = measure_predictions(judged[rows.measured], rows.of_split(rows.measured)[1], rows.folder.classes)
+    val = _split_metrics(judged["val"], val_labels)
+    metrics = RunMetrics(
+        **vars(measured),
+        split=rows.measured,
+        used_for_selection=rows.measured == "val",
+        strategy=choice.strategy.name,
+        reason=choice.reason,
+        probe_curve=None if choice.curve is None else as_type(choice.curve.to_dict(), ProbeCurveMetrics, "probe curve"),
+        kept="head" if heads is not None else choice.strategy.name,
+        learned_from=learned,
+        highest_stage=prepared.backbone.highest,
+        head_reads=prepared.stages.last(classifier.network.head.in_features),
+        frozen_head_reads=prepared.stages.last(prepared.heads.kept.width),
+        baselines=_baselines(rows, prepared.heads),
+        train=_split_metrics(judged.pop("train"), rows.labels[some]),
+        val=ValidationMetrics(**vars(val)),
+        calibration=calibration_summary(classifier.temperature, (raw["val"], val_labels), test),
+        pictures=PictureCounts(**{split: len(rows.indices(split)) for split in SPLITS}),
+        unreadable=rows.folder.unreadable,
+        left_out=rows.folder.left_out,
+        notes=rows.folder.notes,
+    )
+    return Measured(_with_training(metrics, training), judged, learned)
 
 
-def _training_figures(training: TrainingResult) -> dict[str, Any]:
-    return {
-        "interrupted": training.interrupted,
-        "epochs": training.epochs,
-        "best_epoch": training.best_epoch,
-        "share_of_the_way": training.share,
-        "lr": training.lr,
-        "lr_sweep": training.sweep,
-    }
+def _with_training(metrics: RunMetrics, training: TrainingResult) -> RunMetrics:
+    """`metrics` with what is known of the training."""
+    return replace(
+        metrics,
+        interrupted=training.interrupted,
+        epochs=training.epochs,
+        best_epoch=training.best_epoch,
+        share_of_the_way=training.share,
+        lr=training.lr,
+        lr_sweep=None if training.sweep is None else as_type(training.sweep, SweepMetrics, "learning-rate sweep"),
+    )
 
 
 def _judged(
@@ -135,22 +147,23 @@ def log_probabilities(classifier: Classifier, rows: FeatureTable, indices: Seque
     return found
 
 
-def _baselines(rows: FeatureTable, heads: Heads) -> dict[str, Any]:
+def _baselines(rows: FeatureTable, heads: Heads) -> Baselines:
     pooled, labels = rows.of_split(rows.measured)
     train_pooled, train_labels = rows.of_split("train")
     majority = torch.full_like(labels, int(train_labels.bincount().argmax()))
     means = nearest_mean(train_pooled[:, -rows.width :], train_labels, pooled[:, -rows.width :])
     answers = heads.kept(pooled) if rows.measured == "test" else heads.val_logits
-    return {
-        "majority_class": accuracy_of(majority, labels),
-        "nearest_class_mean": accuracy_of(means, labels),
-        "head": accuracy_of(answers.argmax(1), labels),
-    }
+    return Baselines(
+        majority_class=accuracy_of(majority, labels),
+        nearest_class_mean=accuracy_of(means, labels),
+        head=accuracy_of(answers.argmax(1), labels),
+    )
 
 
-def _brief(log_probabilities: Tensor, labels: Tensor) -> dict[str, Any]:
-    loss = torch.nn.functional.nll_loss(log_probabilities.double(), labels)
-    return {**accuracy_of(log_probabilities.argmax(1), labels), "loss": float(loss), "n": len(labels)}
+def _split_metrics(log_probabilities: Tensor, labels: Tensor) -> SplitMetrics:
+    loss = float(torch.nn.functional.nll_loss(log_probabilities.double(), labels))
+    found = accuracy_of(log_probabilities.argmax(1), labels)
+    return SplitMetrics(accuracy=found.accuracy, interval=found.interval, loss=loss, n=len(labels))
 
 
 def write_run(
@@ -167,14 +180,14 @@ def write_run(
     write_csv(run.path / PREDICTIONS_FILE, PREDICTIONS_HEADER, prediction_rows(classifier.classes, predictions))
     write_tensors(run.path / PROBABILITIES_FILE, measured.judged)
     write_csv(run.path / PICTURES_FILE, PICTURES_HEADER, _picture_rows(rows, measured.learned))
-    write_json(run.path / METRICS_FILE, classifier.metrics)
+    write_metrics(run.path, measured.metrics)
     classifier.save(
         run.path,
         {
             "folder": str(rows.listing.root.resolve()),
             **({} if rows.listing.table is None else {"table": rows.listing.table}),
-            "strategy": classifier.metrics["strategy"],
-            "kept": classifier.metrics["kept"],
+            "strategy": measured.metrics.strategy,
+            "kept": measured.metrics.kept,
             "made_with": describe(classifier.fabric),
         },
     )

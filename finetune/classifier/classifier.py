@@ -14,6 +14,8 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from finetune.classifier.run_config import CONFIG_FILE, FORMAT, RunConfig, read_run_config
+from finetune.classifier.run_metrics import METRICS_FILE, RunMetrics, read_run_metrics
 from finetune.classifier.temperature import calibrated
 from finetune.config import Config
 from finetune.data.images import Content, Picture
@@ -21,16 +23,13 @@ from finetune.data.loader import Pictures
 from finetune.data.transforms import Preprocessing, evaluation_view
 from finetune.errors import InputError, UnreadablePicture
 from finetune.features.forward import run_frozen
-from finetune.files import read_json, read_tensors, write_json, write_tensors
+from finetune.files import read_tensors, write_json, write_tensors
 from finetune.models.backbone import Backbone, Network
 from finetune.models.device import open_engine
 from finetune.models.pooled import PooledStages
 from finetune.progress import Display
 
-FORMAT = 1
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-METRICS_FILE = "metrics.json"
 # Where a run that is being replaced waits in its folder until the new one is saved.
 REPLACED = ".replaced"
 
@@ -74,10 +73,15 @@ class Classifier:
         self.config = config
         self.fabric = fabric
         self.temperature = temperature
-        # The metrics.json of its run; empty for a classifier without a run.
-        self.metrics: dict[str, Any] = {}
+        # Figures of its run; None for a classifier without a run.
+        self.run_metrics: RunMetrics | None = None
         # The run folder that it was saved in or loaded from; None for one that was kept in memory.
         self.folder: Path | None = None
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The content of metrics.json of its run; empty for a classifier without a run."""
+        return {} if self.run_metrics is None else self.run_metrics.to_dict()
 
     def __repr__(self) -> str:
         names = ", ".join(self.classes[:_NAMED]) + (", …" if len(self.classes) > _NAMED else "")
@@ -86,10 +90,10 @@ class Classifier:
             f"{len(self.classes)} classes ({names})",
             f"backbone {self.config.backbone}" + ("" if highest is None else f" up to {highest}"),
         ]
-        if self.metrics:
-            found = self.metrics
-            parts.append(f"strategy {found.get('kept') or found['strategy']}")
-            parts.append(f"accuracy {found['accuracy']:.1%} on {found['n']} {found['split']} pictures")
+        if self.run_metrics is not None:
+            found = self.run_metrics
+            parts.append(f"strategy {found.kept or found.strategy}")
+            parts.append(f"accuracy {found.accuracy:.1%} on {found.n} {found.split} pictures")
         if self.folder is not None:
             parts.append(f"folder {self.folder}")
         return f"<Classifier: {'; '.join(parts)}>"
@@ -100,7 +104,8 @@ class Classifier:
         device = "cpu" if self.fabric.device.type == "cpu" else "auto"
         precision = "bfloat16" if str(self.fabric._precision.precision).startswith("bf16") else "float32"
         config, weights = json.dumps(self._saved()).encode(), save(self._tensors())
-        return _unpickled, (config, weights, self.metrics, self.folder, device, precision)
+        metrics = None if self.run_metrics is None else self.run_metrics.to_dict()
+        return _unpickled, (config, weights, metrics, self.folder, device, precision)
 
     @overload
     def predict(self, picture: Picture, *, top: int = 5, min_probability: float = 0.0) -> Prediction: ...
@@ -218,111 +223,60 @@ def load(folder: str | Path, *, device: str = "auto", precision: str | None = No
     InputError when `folder` holds no finished run, or its files do not belong together.
     """
     folder = Path(folder)
-    saved = read_config(folder)
-    if "classes" not in saved:
+    saved = read_run_config(folder)
+    if saved.classes is None:
         replaced = folder / REPLACED
         older = f", or use the run that it replaces: {replaced}" if (replaced / WEIGHTS_FILE).exists() else ""
         raise InputError(
             f"{folder} holds a run that has not finished; continue it with: finetune fit … --resume{older}"
         )
     names = str(folder / CONFIG_FILE), str(folder / WEIGHTS_FILE)
-    description = _described(saved, names[0])
-    classifier = _restored(description, read_tensors(folder / WEIGHTS_FILE), names, device, precision)
+    classifier = _restored(saved, read_tensors(folder / WEIGHTS_FILE), names, device, precision)
     if (folder / METRICS_FILE).exists():
-        classifier.metrics = read_json(folder / METRICS_FILE)
+        classifier.run_metrics = read_run_metrics(folder)
     classifier.folder = folder
     return classifier
 
 
-@dataclass(frozen=True)
-class _Description:
-    """What config.json says of a classifier."""
-
-    config: Config
-    preprocessing: Preprocessing
-    classes: list[str]
-    temperature: float
-    highest_stage: str | None
-
-
-def _described(saved: dict[str, Any], config_file: str) -> _Description:
-    """config_file: its name, for errors."""
-    if saved.get("format") != FORMAT:
-        raise InputError(f"{config_file} has format {saved.get('format')}, this version reads {FORMAT}")
-    highest = saved.get("highest_stage")
-    try:
-        preprocessing = Preprocessing(**{name: _tuple(value) for name, value in saved["preprocessing"].items()})
-        evaluation_view(preprocessing)
-        return _Description(
-            config=Config.from_dict(saved["config"]),
-            preprocessing=preprocessing,
-            classes=[str(name) for name in saved["classes"]],
-            temperature=_temperature(saved),
-            highest_stage=None if highest is None else str(highest),
-        )
-    except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{config_file} is not as a run leaves it: {error}") from error
-
-
 def _restored(
-    description: _Description,
-    tensors: Mapping[str, Tensor],
-    names: tuple[str, str],
-    device: str,
-    precision: str | None,
+    saved: RunConfig, tensors: Mapping[str, Tensor], names: tuple[str, str], device: str, precision: str | None
 ) -> Classifier:
-    """The classifier that its two files hold. names: those of the files, for errors."""
+    """The classifier that its two files describe. names: of the files, for errors."""
     config_file, weights_file = names
-    config = description.config
+    if saved.classes is None or saved.preprocessing is None:
+        raise InputError(f"{config_file} may be damaged: classes or preprocessing is missing")
+    try:
+        config = Config.from_dict(saved.config)
+    except InputError as error:
+        raise InputError(f"{config_file} may be damaged: {error}") from error
     backbone = Backbone(config.backbone, image_size=config.image_size)
-    if description.highest_stage is not None:
-        backbone.drop_above(description.highest_stage)
+    if saved.highest_stage is not None:
+        backbone.drop_above(saved.highest_stage)
     tensors = {name.replace("backbone.", "backbone.model.", 1): value for name, value in tensors.items()}
     read = tensors["head.weight"].shape[1] if "head.weight" in tensors else backbone.width
     hooks = None if read == backbone.width else PooledStages(backbone).hooks
-    network = Network(backbone, nn.Linear(read, len(description.classes)), hooks)
+    network = Network(backbone, nn.Linear(read, len(saved.classes)), hooks)
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:200]
         raise InputError(f"{weights_file} does not fit {config_file}: {detail}") from error
     fabric = open_engine(device, precision or config.precision)
-    return Classifier(network, description.classes, description.preprocessing, config, fabric, description.temperature)
+    return Classifier(network, saved.classes, saved.preprocessing, config, fabric, saved.temperature)
 
 
 def _unpickled(
-    config: bytes, weights: bytes, metrics: dict[str, Any], folder: Path | None, device: str, precision: str
+    config: bytes, weights: bytes, metrics: dict[str, Any] | None, folder: Path | None, device: str, precision: str
 ) -> Classifier:
     """The classifier that `Classifier.__reduce__` wrote down."""
     names = ("the configuration of the pickled classifier", "its weights")
-    description = _described(json.loads(config), names[0])
-    classifier = _restored(description, from_bytes(weights), names, device, precision)
-    classifier.metrics, classifier.folder = metrics, folder
+    saved = RunConfig.from_dict(json.loads(config), names[0])
+    classifier = _restored(saved, from_bytes(weights), names, device, precision)
+    classifier.run_metrics = None if metrics is None else RunMetrics.from_dict(metrics)
+    classifier.folder = folder
     return classifier
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a run folder. InputError when there is none."""
-    if not (folder / CONFIG_FILE).is_file():
-        raise InputError(f"{folder} is not a run folder: it has no {CONFIG_FILE}")
-    value = read_json(folder / CONFIG_FILE)
-    if not isinstance(value, dict):
-        raise InputError(f"{folder / CONFIG_FILE} is not a run's configuration; it may be damaged")
-    return value
 
 
 def averaged(logits: Tensor) -> Tensor:
     """Log of the probabilities averaged over views: (n, views, classes) to (n, classes)."""
     return logits.log_softmax(-1).logsumexp(1) - math.log(max(1, logits.shape[1]))
-
-
-def _temperature(saved: dict[str, Any]) -> float:
-    """That of a run's config.json; 1 for a run from before there was one."""
-    value = float(saved.get("temperature", 1.0))
-    if not (value > 0 and math.isfinite(value)):
-        raise InputError(f"temperature is {value}, which is not a number over 0")
-    return value
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

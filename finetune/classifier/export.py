@@ -28,7 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune.classifier.classifier import Classifier, averaged, load, read_config
+from finetune.classifier.classifier import Classifier, averaged, load
+from finetune.classifier.run_config import RunConfig, read_run_config
 from finetune.classifier.run_folder import PICTURES_FILE
 from finetune.classifier.temperature import calibrated
 from finetune.data.folder import list_unlabelled
@@ -89,7 +90,7 @@ def export(
         raise InputError(f"--format must be one of {', '.join(ENDINGS)}, not {format!r}{meant}")
     if not (tolerance > 0 and math.isfinite(tolerance)):
         raise InputError(f"--tolerance must be a number over 0, not {tolerance}")
-    saved = read_config(run)
+    saved = read_run_config(run)
     file = _place(run, None if out is None else Path(out), format)
     classifier = load(run, device="cpu", precision="float32")
     sources = _validation_pictures(run, saved) if pictures is None else list_unlabelled([Path(pictures)])
@@ -143,17 +144,17 @@ def _beside(file: Path) -> Path:
     return file.with_name(file.name + ".json")
 
 
-def _validation_pictures(run: Path, saved: dict[str, Any]) -> list[Path]:
+def _validation_pictures(run: Path, saved: RunConfig) -> list[Path]:
     """Those of the run, all of them there. InputError, telling of --pictures, when they are not."""
     instead = "give --pictures FOLDER with pictures to check the export on"
     table = run / PICTURES_FILE
-    if "folder" not in saved or not table.exists():
+    if saved.folder is None or not table.exists():
         raise InputError(f"{run} does not say what pictures it was validated on; {instead}")
     try:
         rows = read_csv(table, ("path", "split"))
     except InputError as error:
         raise InputError(f"{error}; {instead}") from error
-    paths = [Path(saved["folder"]) / row["path"] for row in rows if row["split"] == "val"]
+    paths = [Path(saved.folder) / row["path"] for row in rows if row["split"] == "val"]
     gone = [path for path in paths if not path.exists()]
     if gone or not paths:
         what = f"{gone[0]} is gone, and {len(gone) - 1} more" if gone else f"{table} names no validation picture"

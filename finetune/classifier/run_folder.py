@@ -12,7 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from finetune.classifier.classifier import CONFIG_FILE, FORMAT, METRICS_FILE, REPLACED, WEIGHTS_FILE, read_config
+from finetune.classifier.classifier import REPLACED, WEIGHTS_FILE
+from finetune.classifier.run_config import CONFIG_FILE, FORMAT, RunConfig, read_run_config
+from finetune.classifier.run_metrics import METRICS_FILE
 from finetune.config import Config
 from finetune.data.folder import Listing, Sample
 from finetune.data.images import Content
@@ -21,9 +23,6 @@ from finetune.errors import InputError
 from finetune.features.forward import Outputs
 from finetune.files import alone_in, read_tensors_and_metadata, write_json, write_tensors
 from finetune.options.fields import flag
-
-# Key of metrics.json under which an evaluation says what it is of.
-EVALUATED = "evaluated"
 
 PREDICTIONS_FILE = "predictions.csv"
 # Log-probabilities of every class, (n, classes) for each split, in the order of the predictions.
@@ -110,10 +109,12 @@ class RunFolder:
             if self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
                 raise InputError(f"{self.path} (--out) is not empty and holds no run; choose another folder")
             return False
-        found = read_config(self.path)
+        try:
+            found = read_run_config(self.path)
+        except InputError as error:
+            what = f"{self.path} (--out) holds no run that can be continued or replaced"
+            raise InputError(f"{what}; choose another folder ({error})") from error
         if overwrite:
-            if "config" not in found or "format" not in found:
-                raise InputError(f"{self.path} (--out) holds no run of finetune; choose another folder")
             self._overwrites = True
             return False
         if not resume:
@@ -123,7 +124,7 @@ class RunFolder:
             )
         _same_request(self.path, found, self._request)
         finished = all((self.path / name).exists() for name in (WEIGHTS_FILE, METRICS_FILE))
-        return "classes" in found and finished and not (self.path / "state").exists()
+        return found.classes is not None and finished and not (self.path / "state").exists()
 
     def started(self) -> None:
         """Say that every option and picture was accepted: from now on a failure leaves what --resume needs."""
@@ -208,11 +209,11 @@ class RunFolder:
             leftover.unlink(missing_ok=True)
 
 
-def _same_request(path: Path, found: dict[str, Any], request: dict[str, Any]) -> None:
-    before, now = (each.get("table", each.get("folder")) for each in (found, request))
+def _same_request(path: Path, found: RunConfig, request: dict[str, Any]) -> None:
+    before, now = found.table or found.folder, request.get("table", request["folder"])
     if before != now:
         raise InputError(f"{path} (--out) holds a run on {before}, not on {now}")
-    options = Config.from_dict(found["config"]).to_dict()
+    options = Config.from_dict(found.config).to_dict()
     for name, value in options.items():
         if value != request["config"][name]:
             raise InputError(
@@ -225,7 +226,7 @@ def _saved(path: Path) -> bool:
     """Whether there is a classifier in `path` that can be loaded."""
     if not all((path / name).exists() for name in (CONFIG_FILE, WEIGHTS_FILE)):
         return False
-    return "classes" in read_config(path)
+    return read_run_config(path).classes is not None
 
 
 def _delete(path: Path) -> None:

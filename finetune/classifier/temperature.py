@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from finetune.classifier.run_metrics import CalibrationMetrics
 from finetune.metrics import expected_calibration_error
 
 # What is tried, 5 % apart. Validation pictures that are all told apart would ask for a temperature of 0, which turns
@@ -57,21 +57,24 @@ def calibration_summary(
     temperature: float,
     val: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor] | None,
-) -> dict[str, Any]:
-    """What metrics.json says of a temperature that was fitted on `val`, as JSON values.
+) -> CalibrationMetrics:
+    """Expected calibration errors before and after a temperature that was fitted on `val`.
 
-    val, test: log-probabilities (n, classes) before it, and labels (n,). The expected calibration errors are of test,
-    which did not fit the temperature; where there is none, of val by cross-validation.
+    Args:
+        temperature: As `fit_temperature` found it.
+        val: Log-probabilities (n, classes) before the temperature, and labels (n,).
+        test: The same of pictures that did not fit the temperature. The errors are measured on these; where there are
+            none, on `val` by cross-validation.
     """
     log_probabilities, labels = val if test is None else test
     after = cross_calibrated(*val) if test is None else calibrated(log_probabilities, temperature)
-    return {
-        "temperature": temperature,
-        "ece_before": expected_calibration_error(log_probabilities, labels),
-        "ece_after": expected_calibration_error(after, labels),
-        "n": len(labels),
-        "split": "val" if test is None else "test",
-    }
+    return CalibrationMetrics(
+        temperature=temperature,
+        ece_before=expected_calibration_error(log_probabilities, labels),
+        ece_after=expected_calibration_error(after, labels),
+        n=len(labels),
+        split="val" if test is None else "test",
+    )
 
 
 class _Trials:

@@ -211,8 +211,7 @@ def _print_result(metrics: dict[str, Any], kept_in: str | None) -> None:
     out.print(f"[bold]accuracy {metrics['accuracy']:.1%}[/bold]  ({low:.1%} to {high:.1%} with 95 % confidence)")
     out.print(f"         on {metrics['n']} {where}")
     for key, name in BASELINES.items():
-        if key in metrics.get("baselines", {}):
-            baseline = metrics["baselines"][key]
+        if baseline := metrics.get("baselines", {}).get(key):
             out.print(f"         {baseline['accuracy']:.1%}  {name}")
     if metrics.get("kept") not in (None, metrics["strategy"]):
         why = "did no better than the head on validation" if metrics["epochs"] else "finished no epoch"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ class FeatureTable:
         return cls(listing, folder, labels, pooled, width, hashes)
 
     @property
-    def measured(self) -> str:
+    def measured(self) -> Literal["val", "test"]:
         """The split whose figures are the run's result: test, or val where there is no test."""
         return "test" if self.folder.test else "val"
 

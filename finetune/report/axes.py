@@ -19,8 +19,11 @@ class Axis:
         low, high = ends
         if log and low <= 0:
             raise ValueError("a logarithmic axis needs numbers above 0")
-        if low == high:
-            low, high = (low / 2, high * 2) if log else (low - 0.5, high + 0.5)
+        if not log and high - low <= max(1e-12, 1e-9 * abs(low)):
+            room = max(0.5, 0.05 * abs(low))
+            low, high = low - room, high + room
+        elif low == high:
+            low, high = low / 2, high * 2
         elif padded and not log:
             room = 0.06 * (high - low)
             low, high = (0.0 if 0 <= low < 0.3 * high else low - room), high + room

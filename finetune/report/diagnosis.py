@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from finetune.classifier.run_metrics import RunMetrics
+from finetune.config import Config
 from finetune.metrics import wilson_interval
 
 # An error is high beyond this share of the pictures.
@@ -51,9 +52,7 @@ class Diagnosis:
         return NAMES[self.kind]
 
 
-def diagnose(
-    metrics: Mapping[str, Any], history: Sequence[Mapping[str, float]], config: Mapping[str, Any], classes: int
-) -> Diagnosis:
+def diagnose(metrics: RunMetrics, history: Sequence[Mapping[str, float]], config: Config, classes: int) -> Diagnosis:
     """Diagnose a run. Test pictures are not used.
 
     Args:
@@ -63,21 +62,20 @@ def diagnose(
         classes: Number of classes.
 
     Returns:
-        The diagnosis. The training error is metrics["train"], measured without augmentation; where that is missing,
-        the training loss is used, which augmentation and label smoothing raise.
+        The diagnosis. The training error is that of `metrics.train`, measured without augmentation; where it is
+        missing, the training loss is used, which augmentation and label smoothing raise.
     """
-    val = metrics.get("val")
-    if not val:
+    val, train = metrics.val, metrics.train
+    if val is None:
         return _unknown([], "the run has no accuracy on validation pictures")
-    error = 1 - val["accuracy"]
-    low, high = (1 - share for share in reversed(val.get("interval") or _interval(val["accuracy"], val["n"])))
+    error = 1 - val.accuracy
+    low, high = (1 - share for share in reversed(val.interval or _interval(val.accuracy, val.n)))
     evidence = [
-        f"validation error {_share(error)} (95% interval {_share(low)} to {_share(high)}) on {val['n']:,} pictures"
+        f"validation error {_share(error)} (95% interval {_share(low)} to {_share(high)}) on {val.n:,} pictures"
     ]
-    train = metrics.get("train")
-    if train:
-        train_error = 1 - train["accuracy"]
-        on = f" on {train['n']:,} pictures" if "n" in train else ""
+    if train is not None:
+        train_error = 1 - train.accuracy
+        on = "" if train.n is None else f" on {train.n:,} pictures"
         evidence.insert(0, f"training error {_share(train_error)}{on}, measured without augmentation")
         if train_error > HIGH and (error - train_error <= train_error or low - train_error <= GAP):
             later = _fitted_later(history, config, classes)
@@ -89,7 +87,7 @@ def diagnose(
         return _unknown(evidence, "there are too few validation pictures to say whether the model is good")
     if high <= DONE:
         return _done(evidence)
-    left = _loss_left(history, metrics.get("best_epoch", 0), config, classes)
+    left = _loss_left(history, metrics.best_epoch, config, classes)
     if left is None:
         return _unknown(evidence, "the error on training pictures was not measured")
     evidence.append(
@@ -103,26 +101,26 @@ def diagnose(
     return _unknown(evidence, "with so few validation pictures, training and validation error do not differ clearly")
 
 
-def _underfit(evidence: Sequence[str], metrics: Mapping[str, Any], config: Mapping[str, Any]) -> Diagnosis:
+def _underfit(evidence: Sequence[str], metrics: RunMetrics, config: Config) -> Diagnosis:
     advice = []
-    strategy = metrics.get("strategy")
-    larger = {"head": "partial", "partial": "full"}.get(str(metrics.get("kept") or strategy))
+    strategy = metrics.strategy
+    larger = {"head": "partial", "partial": "full"}.get(metrics.kept or strategy)
     if strategy == "scratch":
         advice.append("--strategy auto: start from pretrained weights")
     elif larger and larger != strategy:
         advice.append(f"--strategy {larger}: train more layers")
-    epochs = metrics.get("epochs", 0)
-    if metrics.get("interrupted"):
+    epochs = metrics.epochs
+    if metrics.interrupted:
         advice.insert(0, "--resume: finish the run, which was interrupted")
     elif epochs:
         longer = f"--epochs {2 * epochs}: train longer"
-        at_the_end = metrics.get("best_epoch", 0) >= 0.8 * epochs
+        at_the_end = metrics.best_epoch >= 0.8 * epochs
         advice.insert(
             0 if at_the_end else len(advice),
             longer + (", since the last epochs still improved the result" if at_the_end else ""),
         )
-    advice.append(f"--backbone NAME: use a larger backbone than {config.get('backbone', 'this one')}")
-    if epochs and config.get("mixup"):
+    advice.append(f"--backbone NAME: use a larger backbone than {config.backbone}")
+    if epochs and config.mixup:
         advice.append("--mixup 0: weaken the augmentation")
     return Diagnosis(
         "underfit",
@@ -133,23 +131,23 @@ def _underfit(evidence: Sequence[str], metrics: Mapping[str, Any], config: Mappi
     )
 
 
-def _overfit(evidence: Sequence[str], metrics: Mapping[str, Any], config: Mapping[str, Any]) -> Diagnosis:
+def _overfit(evidence: Sequence[str], metrics: RunMetrics, config: Config) -> Diagnosis:
     advice = []
-    strategy = metrics.get("strategy")
-    kept = metrics.get("kept") or strategy
-    trained = bool(metrics.get("epochs", 0)) and strategy != "head"
+    strategy = metrics.strategy
+    kept = metrics.kept or strategy
+    trained = metrics.epochs > 0 and strategy != "head"
     if strategy == "scratch":
         advice.append("--strategy auto: start from pretrained weights, which need far fewer pictures than random ones")
     elif trained and kept not in ("head", "partial"):
         # After partial, fewer layers would be the head alone, which this run has tried: it was not better.
         advice.append("--strategy partial: train fewer layers")
     if trained:
-        stronger = max(0.08, round((config.get("crop_scale") or 0.35) / 2, 2))
-        if not config.get("trivial_augment", True):
+        stronger = max(0.08, round(config.crop_scale / 2, 2))
+        if not config.trivial_augment:
             advice.append("--trivial-augment: use stronger augmentation")
-        advice.append(f"--mixup {0.4 if config.get('mixup') else 0.2}: use stronger augmentation")
+        advice.append(f"--mixup {0.4 if config.mixup else 0.2}: use stronger augmentation")
         advice.append(f"--crop-scale {stronger:g}: use stronger augmentation")
-        advice.append(f"--weight-decay {5 * (config.get('weight_decay') or 0.02):g}: use more regularisation")
+        advice.append(f"--weight-decay {5 * (config.weight_decay or 0.02):g}: use more regularisation")
     elif kept == "head":
         advice.append(
             "--strategy partial: train the top layers on augmented pictures, which a head on frozen features cannot use"
@@ -183,7 +181,7 @@ def _unknown(evidence: Sequence[str], why: str) -> Diagnosis:
     )
 
 
-def _fitted_later(history: Sequence[Mapping[str, float]], config: Mapping[str, Any], classes: int) -> list[str]:
+def _fitted_later(history: Sequence[Mapping[str, float]], config: Config, classes: int) -> list[str]:
     """Evidence that training fitted its pictures after the kept epoch, while the validation loss rose.
 
     The kept weights then have a high training error because training was stopped early, not because they underfit.
@@ -195,21 +193,20 @@ def _fitted_later(history: Sequence[Mapping[str, float]], config: Mapping[str, A
     return [*turned, f"at the last epoch, training loss {_share(left)} of the way from a perfect fit to guessing"]
 
 
-def _loss_left(
-    history: Sequence[Mapping[str, float]], epoch: float, config: Mapping[str, Any], classes: int
-) -> float | None:
+def _loss_left(history: Sequence[Mapping[str, float]], epoch: float, config: Config, classes: int) -> float | None:
     """Training loss of `epoch`, rescaled: 0 is the minimum under label smoothing, 1 the loss of guessing.
 
     None where there was no such epoch.
     """
-    smoothing: float = config.get("label_smoothing", 0.0)
+    smoothing = config.label_smoothing
     row = next((row for row in history if row["epoch"] == epoch), None)
     if row is None or classes < 2 or not math.isfinite(row["train_loss"]):
         return None
     spread = smoothing / classes
     target = 1 - smoothing + spread
     floor = -target * math.log(target) - ((classes - 1) * spread * math.log(spread) if spread else 0.0)
-    return max(0.0, (row["train_loss"] - floor) / (math.log(classes) - floor))
+    room = math.log(classes) - floor
+    return max(0.0, (row["train_loss"] - floor) / room) if room > 0 else None
 
 
 def _turned(history: Sequence[Mapping[str, float]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The charts of a report, each from the findings; None where there is nothing to draw it from."""
+"""The charts of a report, each from the results; None where there is nothing to draw it from."""
 
 from __future__ import annotations
 
@@ -11,10 +11,17 @@ import torch
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from finetune.classifier.run_metrics import (
+    EvaluationMetrics,
+    ProbeCurveMetrics,
+    ProbeMetrics,
+    RunMetrics,
+    SweepMetrics,
+)
 from finetune.metrics import expected_calibration_error, reliability, wilson_interval
 from finetune.report.charts import Band, Bar, Line, Mark, bar_chart, line_chart
 from finetune.report.results import RunResults
-from finetune.strategies import BASELINES, STRATEGIES
+from finetune.strategies import STRATEGIES
 
 # So many classes have a curve of their own; of more, those with the least area.
 _CURVES = 5
@@ -23,71 +30,73 @@ _BINS = 10
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
-def result_chart(metrics: Mapping[str, Any]) -> Markup:
+def result_chart(metrics: RunMetrics | EvaluationMetrics) -> Markup:
     """Accuracy with its interval beside the baselines."""
-    low, high = metrics["interval"]
-    bars = [Bar("this model", metrics["accuracy"], low, high, highlighted=True)]
-    for key, name in BASELINES.items():
-        if key in metrics.get("baselines", {}):
-            baseline = metrics["baselines"][key]
-            bars.append(Bar(name, baseline["accuracy"], *baseline["interval"]))
+    bars = [Bar("this model", metrics.accuracy, *metrics.interval, highlighted=True)]
+    if isinstance(metrics, RunMetrics):
+        bars += [Bar(name, baseline.accuracy, *baseline.interval) for name, baseline in metrics.baselines.named()]
     return bar_chart(bars, title="Accuracy, with 95% confidence intervals", value_label="Accuracy", percent=True)
 
 
-def probe_chart(curve: Mapping[str, Any] | None) -> Markup | None:
+def probe_chart(curve: ProbeCurveMetrics | None) -> Markup | None:
     """Accuracy of a linear probe at every depth of the backbone, and on all depths together."""
-    if not curve:
+    if curve is None:
         return None
-    probes, together = curve["probes"], curve["together"]
-    last = len(probes)
+    last = len(curve.probes)
     lines = [
-        Line("one depth", range(last), [probe["accuracy"] for probe in probes]),
-        Line("all depths together", [last], [together["accuracy"]]),
+        Line("one depth", range(last), [probe.accuracy for probe in curve.probes]),
+        Line("all depths together", [last], [curve.together.accuracy]),
     ]
-    bands = [_whiskers("one depth", 0, probes), _whiskers("all depths together", last, [together])]
+    bands = [_whiskers("one depth", 0, curve.probes), _whiskers("all depths together", last, [curve.together])]
     return line_chart(
         lines,
         title="Linear probe at every depth of the backbone",
         x_label="depth of the backbone, from input to output",
         y_label="cross-validated accuracy",
         percent=True,
-        x_names=[*(probe["depth"] for probe in probes), "all"],
+        x_names=[*(probe.depth for probe in curve.probes), "all"],
         bands=bands,
     )
 
 
-def _whiskers(name: str, first: int, probes: Sequence[Mapping[str, Any]]) -> Band:
+def squared_errors(curve: ProbeCurveMetrics | None) -> list[ProbeMetrics]:
+    """The probes, that on all depths last; none where one lacks its squared error, as in older runs."""
+    probes = [] if curve is None else [*curve.probes, curve.together]
+    complete = all(None not in (probe.error, probe.less_error, probe.less_error_interval) for probe in probes)
+    return probes if complete else []
+
+
+def _whiskers(name: str, first: int, probes: Sequence[ProbeMetrics]) -> Band:
     places = range(first, first + len(probes))
-    return Band(name, places, [probe["interval"][0] for probe in probes], [probe["interval"][1] for probe in probes])
+    return Band(name, places, [probe.interval[0] for probe in probes], [probe.interval[1] for probe in probes])
 
 
-def sweep_chart(sweep: Mapping[str, Any] | None) -> Markup | None:
-    """The smoothed loss of the sweep of learning rates, as far as its shape can be read, and the rate it suggests."""
-    points = [point for point in (sweep or {}).get("points", []) if point["smoothed"] is not None]
-    if not points:
+def sweep_chart(sweep: SweepMetrics | None) -> Markup | None:
+    """The smoothed loss of the learning-rate sweep up to where it diverges, and the rate that was used."""
+    points = [(point.lr, point.smoothed) for point in sweep.points if point.smoothed is not None] if sweep else []
+    if not points or sweep is None:
         return None
-    losses = [point["smoothed"] for point in points]
+    rates, losses = [rate for rate, _ in points], [loss for _, loss in points]
     best = losses.index(min(losses))
     # Where a sweep ends the loss grows without bound, which would flatten the rest: only its first steps are drawn.
     low, high = losses[best], max(losses[: best + 1])
     room = 0.08 * (high - low) or 0.1
     end = next((place for place in range(best, len(losses)) if losses[place] > high + 2 * room), len(losses)) + 1
-    suggestion = (sweep or {}).get("suggestion")
     return line_chart(
-        [Line("loss", [point["lr"] for point in points[:end]], losses[:end])],
+        [Line("loss", rates[:end], losses[:end])],
         title="Sweep of learning rates",
         x_label="learning rate of the head",
         y_label="smoothed loss, nats",
         log_x=True,
         y_range=(low - room, high + 2 * room),
-        marks=[] if suggestion is None else [Mark(suggestion, f"used: {suggestion:.2g}")],
+        marks=[] if sweep.suggestion is None else [Mark(sweep.suggestion, f"used: {sweep.suggestion:.2g}")],
         dots=False,
     )
 
 
-def training_charts(findings: RunResults) -> list[Markup]:
+def training_charts(results: RunResults) -> list[Markup]:
     """Loss and accuracy over the epochs, the kept one marked."""
-    history, best = findings.history, findings.metrics.get("best_epoch", 0)
+    history, best = results.history, 0 if results.run is None else results.run.best_epoch
     if not history:
         return []
     epochs = [row["epoch"] for row in history]
@@ -105,21 +114,21 @@ def training_charts(findings: RunResults) -> list[Markup]:
     ]
 
 
-def kept_told(metrics: Mapping[str, Any]) -> str | None:
+def kept_told(metrics: RunMetrics) -> str | None:
     """Which weights of a training were kept, in words; None where nothing was trained."""
-    best, strategy = metrics.get("best_epoch", 0), STRATEGIES.get(str(metrics.get("strategy")))
-    if not metrics.get("epochs"):
+    best, strategy = metrics.best_epoch, STRATEGIES.get(metrics.strategy)
+    if not metrics.epochs:
         return None
     stopped = ""
-    if metrics.get("interrupted"):
-        stopped = f" Training was interrupted after epoch {metrics['epochs']}; --resume continues it."
+    if metrics.interrupted:
+        stopped = f" Training was interrupted after epoch {metrics.epochs}; --resume continues it."
     if not best:
         return (
             "No epoch was kept: none was better on the validation pictures than the linear head on frozen features."
             + stopped
         )
     told = f"The weights of epoch {best} were kept."
-    way = metrics.get("share_of_the_way")
+    way = metrics.share_of_the_way
     tried = strategy is not None and strategy.start == "pretrained"
     if tried and way is not None and way < 1:
         told += (
@@ -131,14 +140,13 @@ def kept_told(metrics: Mapping[str, Any]) -> str | None:
     return told + stopped
 
 
-def head_inputs(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the head of the classifier reads, and what the baseline head reads where that is another head."""
-    kept, reads, frozen = metrics.get("kept"), metrics.get("head_reads"), metrics.get("frozen_head_reads")
-    if not reads:
+def head_inputs(metrics: RunMetrics) -> list[tuple[str, str]]:
+    """The depths that the classifier's head reads, and those of the baseline head where that is another head."""
+    if not metrics.head_reads:
         return []
-    found = [("input of the head", _depths(reads))]
-    if frozen and kept != "head":
-        found.append(("input of the baseline head", f"{_depths(frozen)}, frozen"))
+    found = [("input of the head", _depths(metrics.head_reads))]
+    if metrics.frozen_head_reads and metrics.kept != "head":
+        found.append(("input of the baseline head", f"{_depths(metrics.frozen_head_reads)}, frozen"))
     return found
 
 
@@ -168,22 +176,22 @@ class Areas:
         return sum(self.precision_recall.values()) / len(self.precision_recall)
 
 
-def areas(findings: RunResults) -> Areas | None:
+def areas(results: RunResults) -> Areas | None:
     """One class against the rest, and the mean over classes (macro average)."""
     from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
-    if findings.log_probabilities is None:
+    if results.log_probabilities is None:
         return None
-    shares = findings.log_probabilities.double().exp().numpy()
-    labels = _labels(findings).numpy()
-    measured = [index for index in range(len(findings.classes)) if 0 < (labels == index).sum() < len(labels)]
+    shares = results.log_probabilities.double().exp().numpy()
+    labels = _labels(results).numpy()
+    measured = [index for index in range(len(results.classes)) if 0 < (labels == index).sum() < len(labels)]
     if not measured:
         return None
     roc, precision = {}, {}
     roc_curves: dict[str, Curve] = {}
     precision_curves: dict[str, Curve] = {}
     for index in measured:
-        name, truth, score = findings.classes[index], labels == index, shares[:, index]
+        name, truth, score = results.classes[index], labels == index, shares[:, index]
         roc_curves[name] = roc_curve(truth, score)[:2]
         roc[name] = float(auc(*roc_curves[name]))
         found, recall, _ = precision_recall_curve(truth, score)
@@ -225,16 +233,16 @@ def _curves(curves: Mapping[str, Curve], area: Mapping[str, float], *, title: st
     )
 
 
-def reliability_chart(findings: RunResults) -> Markup | None:
+def reliability_chart(results: RunResults) -> Markup | None:
     """How often predictions of each probability are right, with intervals."""
-    if findings.log_probabilities is None or not findings.answers:
+    if results.log_probabilities is None or not results.answers:
         return None
-    labels = _labels(findings)
-    bins = reliability(findings.log_probabilities, labels, _BINS)
-    places = [row["probability"] for row in bins]
-    ends = [wilson_interval(round(row["accuracy"] * row["n"]), row["n"]) for row in bins]
+    labels = _labels(results)
+    bins = reliability(results.log_probabilities, labels, _BINS)
+    places = [row.probability for row in bins]
+    ends = [wilson_interval(round(row.accuracy * row.n), row.n) for row in bins]
     return line_chart(
-        [Line("correct", places, [row["accuracy"] for row in bins])],
+        [Line("correct", places, [row.accuracy for row in bins])],
         title="Reliability: how often a prediction of this probability is correct",
         x_label="probability of the prediction",
         y_label="share of correct predictions",
@@ -247,13 +255,13 @@ def reliability_chart(findings: RunResults) -> Markup | None:
     )
 
 
-def calibration_error(findings: RunResults) -> float | None:
+def calibration_error(results: RunResults) -> float | None:
     """The expected calibration error of the probabilities as the run gives them, where it has kept them."""
-    if findings.log_probabilities is None:
+    if results.log_probabilities is None:
         return None
-    return expected_calibration_error(findings.log_probabilities, _labels(findings))
+    return expected_calibration_error(results.log_probabilities, _labels(results))
 
 
-def _labels(findings: RunResults) -> torch.Tensor:
-    position = {name: index for index, name in enumerate(findings.classes)}
-    return torch.tensor([position[answer.label] for answer in findings.answers], dtype=torch.int64)
+def _labels(results: RunResults) -> torch.Tensor:
+    position = {name: index for index, name in enumerate(results.classes)}
+    return torch.tensor([position[answer.label] for answer in results.answers], dtype=torch.int64)

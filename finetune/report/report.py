@@ -8,12 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import UndefinedError
-
-from finetune.classifier.classifier import CONFIG_FILE, METRICS_FILE
 from finetune.config import Config
 from finetune.data.folder import IN_MEMORY
-from finetune.errors import InputError
 from finetune.files import write_text
 from finetune.options.fields import flag
 from finetune.report.confusion import Explain, confusion_of, galleries, open_album, shown_in
@@ -26,11 +22,12 @@ from finetune.report.figures import (
     probe_chart,
     reliability_chart,
     result_chart,
+    squared_errors,
     sweep_chart,
     training_charts,
 )
 from finetune.report.page import render
-from finetune.report.results import RunResults, read_findings
+from finetune.report.results import RunResults, read_results
 
 REPORT_FILE = "report.html"
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
@@ -51,76 +48,72 @@ def write_report(run: str | Path, *, explain: Explain | None = None) -> Path:
     Raises:
         InputError: If `run` holds no finished run, or a damaged one.
     """
-    findings = read_findings(Path(run))
-    path = findings.path / REPORT_FILE
-    try:
-        page = render("report.html.j2", **_values(findings, explain))
-    # metrics.json and config.json are not validated in full: a wrong value raises where it is rendered.
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, UndefinedError) as error:
-        files = f"{findings.path / METRICS_FILE} or {CONFIG_FILE} beside it"
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{files} is not as a run leaves it ({type(error).__name__}: {reason})") from error
-    write_text(path, page)
+    results = read_results(Path(run))
+    path = results.path / REPORT_FILE
+    write_text(path, render("report.html.j2", **_values(results, explain)))
     return path
 
 
-def _values(findings: RunResults, explain: Explain | None) -> dict[str, Any]:
+def _values(results: RunResults, explain: Explain | None) -> dict[str, Any]:
     """Everything that the template shows."""
-    metrics, config = findings.metrics, findings.made["config"]
-    confusion = confusion_of(findings.answers, findings.classes)
-    shown = galleries(findings.answers, explained=explain is not None)
-    album = open_album(findings.pictures, shown, confusion.cells, len(findings.answers))
+    metrics, run = results.metrics, results.run
+    confusion = confusion_of(results.answers, results.classes)
+    shown = galleries(results.answers, explained=explain is not None)
+    album = open_album(results.pictures, shown, confusion.cells, len(results.answers))
     if explain is not None:
         album.explain([answer.path for gallery in shown if gallery.explained for answer in gallery.answers], explain)
-    splits = [split for split in SPLITS if any(split == of for of, _ in findings.per_split)]
+    splits = [split for split in SPLITS if any(split == of for of, _ in results.per_split)]
+    strategy = metrics.strategy or results.config.strategy
     return {
-        "findings": findings,
+        "results": results,
         "metrics": metrics,
-        "name": findings.pictures.name,
-        "strategy": metrics.get("strategy") or findings.made.get("strategy"),
-        "measured": SPLITS[metrics["split"]],
+        "run": run,
+        "name": results.pictures.name,
+        "strategy": strategy,
+        "kept": None if run is None or run.kept == strategy else run.kept,
+        "measured": SPLITS[metrics.split],
         "result_chart": result_chart(metrics),
-        "diagnosis": None if findings.evaluated else _diagnosis(findings),
-        "training_charts": training_charts(findings),
-        "kept_told": kept_told(metrics),
-        "head_inputs": head_inputs(metrics),
-        "sweep_chart": sweep_chart(metrics.get("lr_sweep")),
-        "probe_chart": probe_chart(metrics.get("probe_curve")),
+        "diagnosis": None
+        if run is None
+        else diagnose(run, results.history, results.config.options(), len(results.classes)),
+        "training_charts": training_charts(results),
+        "kept_told": None if run is None else kept_told(run),
+        "head_inputs": [] if run is None else head_inputs(run),
+        "sweep_chart": None if run is None else sweep_chart(run.lr_sweep),
+        "probe_chart": None if run is None else probe_chart(run.probe_curve),
+        "squared_errors": [] if run is None else squared_errors(run.probe_curve),
         "confusion": confusion,
         "behind": [(cell, *shown_in(cell, album)) for cell in confusion.cells],
         "galleries": shown,
         "album": album,
-        "areas": areas(findings),
-        "reliability_chart": reliability_chart(findings),
-        "calibration_error": calibration_error(findings),
+        "areas": areas(results),
+        "reliability_chart": reliability_chart(results),
+        "calibration_error": calibration_error(results),
+        "calibration": None if run is None else run.calibration,
         "splits": {split: SPLITS[split] for split in splits},
-        "totals": {split: sum(n for (of, _), n in findings.per_split.items() if of == split) for split in splits},
+        "totals": {split: sum(n for (of, _), n in results.per_split.items() if of == split) for split in splits},
         "ledger": _LEDGER,
-        "command": command(findings),
-        "changed": changed(config),
+        "command": command(results),
+        "changed": changed(results.config.config),
     }
 
 
-def _diagnosis(findings: RunResults) -> Any:
-    return diagnose(findings.metrics, findings.history, findings.made["config"], len(findings.classes))
-
-
-def command(findings: RunResults) -> str:
+def command(results: RunResults) -> str:
     """The command line that repeats this run, or this evaluation."""
-    if findings.evaluated:
-        split = findings.evaluated.get("asked")
-        words = ["finetune", "evaluate", findings.evaluated["run"], _pictures(findings.evaluated)]
-        return shlex.join([*words, *(["--split", split] if split else []), "--out", str(findings.path)])
-    words = ["finetune", "fit", _pictures(findings.made), "--out", str(findings.path)]
-    for name, value in changed(findings.made["config"]).items():
+    evaluated, config = results.evaluated, results.config
+    if evaluated is not None:
+        words = ["finetune", "evaluate", evaluated.run, _pictures(evaluated.table, evaluated.folder)]
+        asked = ["--split", evaluated.asked] if evaluated.asked else []
+        return shlex.join([*words, *asked, "--out", str(results.path)])
+    words = ["finetune", "fit", _pictures(config.table, str(config.folder)), "--out", str(results.path)]
+    for name, value in changed(config.config).items():
         words += [flag(name if value else f"no_{name}")] if isinstance(value, bool) else [flag(name), str(value)]
     return shlex.join(words)
 
 
-def _pictures(made: Mapping[str, Any]) -> str:
-    """The folder or the table that a run or an evaluation was made of; TABLE.csv for a list or a data frame."""
-    table = made.get("table", made["folder"])
-    return "TABLE.csv" if table == IN_MEMORY else str(table)
+def _pictures(table: str | None, folder: str) -> str:
+    """The folder or the table of pictures; TABLE.csv for a list or a data frame."""
+    return "TABLE.csv" if table == IN_MEMORY else table or folder
 
 
 def changed(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from finetune.classifier.classifier import CONFIG_FILE, METRICS_FILE, read_config
+from finetune.classifier.run_config import CONFIG_FILE, RunConfig, read_run_config
 from finetune.classifier.run_folder import (
-    EVALUATED,
     HISTORY_FILE,
     PICTURES_FILE,
     PREDICTIONS_FILE,
     PREDICTIONS_HEADER,
     PROBABILITIES_FILE,
 )
+from finetune.classifier.run_metrics import (
+    METRICS_FILE,
+    EvaluationMetrics,
+    EvaluationSource,
+    RunMetrics,
+    read_metrics,
+)
 from finetune.errors import InputError
-from finetune.files import read_csv, read_json, read_tensors
+from finetune.files import read_csv, read_tensors
 
 # A log-probability is at most 0, and rounding does not add more than this.
 _LARGEST = 1e-3
+# Beyond this size a number of an epoch cannot be drawn.
+_LARGEST_NUMBER = 1e100
 # What is read of each epoch.
 _OF_AN_EPOCH = ("epoch", "train_loss", "val_loss", "val_accuracy")
 
@@ -47,62 +53,80 @@ class Answer:
 
 @dataclass(frozen=True)
 class RunResults:
-    """A run, or an evaluation of one, as its files tell it.
+    """A run, or an evaluation of one, as its files describe it.
 
-    made: config.json of the run. answers: the predictions on the pictures that the figures are of. log_probabilities:
-    a row (classes,) for each of these, None where a run has not kept them. pictures: where `answers` are from.
-    per_split: how many pictures of each (split, class) there are. evaluated: the evaluation, where it is one.
+    config: config.json of the run. answers: the predictions on the pictures that the figures are of. log_probabilities:
+    a row (classes,) for each of these, None where a run has not kept them. pictures: the folder of `answers`.
+    per_split: how many pictures of each (split, class) there are.
     """
 
     path: Path
-    metrics: dict[str, Any]
-    made: dict[str, Any]
+    metrics: RunMetrics | EvaluationMetrics
+    config: RunConfig
     classes: tuple[str, ...]
     answers: tuple[Answer, ...]
     log_probabilities: Tensor | None
     history: tuple[dict[str, float], ...]
     pictures: Path
     per_split: Counter[tuple[str, str]]
-    evaluated: dict[str, Any] | None
+
+    @property
+    def run(self) -> RunMetrics | None:
+        """The metrics where they are of a run."""
+        return self.metrics if isinstance(self.metrics, RunMetrics) else None
+
+    @property
+    def evaluated(self) -> EvaluationSource | None:
+        """What was evaluated, where the metrics are of an evaluation."""
+        return self.metrics.evaluated if isinstance(self.metrics, EvaluationMetrics) else None
 
 
-def read_findings(path: Path) -> RunResults:
-    """What `path`, a run folder or one that `evaluate` left, holds. InputError where it is neither, or is damaged."""
-    metrics = read_json(path / METRICS_FILE) if (path / METRICS_FILE).exists() else None
-    if metrics is not None and not (isinstance(metrics, dict) and metrics.get("split") in ("val", "test")):
-        raise InputError(f"{path / METRICS_FILE} is not as a run leaves it; it may be damaged")
-    evaluated = None if metrics is None else metrics.get(EVALUATED)
-    if not (evaluated is None or (isinstance(evaluated, dict) and isinstance(evaluated.get("config"), dict))):
-        raise InputError(f"{path / METRICS_FILE} is not as an evaluation leaves it; it may be damaged")
-    made = read_config(path) if evaluated is None else evaluated["config"]
-    if metrics is None or "classes" not in made:
+def read_results(path: Path) -> RunResults:
+    """Read the files of a run folder, or of a folder that `evaluate` wrote.
+
+    Raises:
+        InputError: If `path` is neither, or a file in it is damaged; the message names the file.
+    """
+    metrics = read_metrics(path) if (path / METRICS_FILE).exists() else None
+    evaluated = metrics.evaluated if isinstance(metrics, EvaluationMetrics) else None
+    if evaluated is None:
+        source = path / CONFIG_FILE
+        config = read_run_config(path)
+        folder = config.folder
+    else:
+        source = path / METRICS_FILE
+        config = RunConfig.from_dict(evaluated.config, str(source))
+        folder = evaluated.folder
+    if metrics is None:
         raise InputError(f"{path} holds no finished run: it has no {METRICS_FILE}")
-    told_in = path / (CONFIG_FILE if evaluated is None else METRICS_FILE)
-    classes, options = made["classes"], made.get("config")
-    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-    if not (named and isinstance(options, dict) and {"backbone", "seed"} <= options.keys()):
-        raise InputError(f"{told_in} is not as a run leaves it; it may be damaged")
-    folder = (made if evaluated is None else evaluated).get("folder")
-    if not isinstance(folder, str):
-        raise InputError(f"{told_in} names no folder of pictures: it is no run's")
-    split = str(metrics["split"])
+    if config.classes is None:
+        raise InputError(f"{path} holds no finished run: {source} has no classes")
+    if folder is None:
+        raise InputError(f"{source} names no folder of pictures: it is no run's")
+    if not {"backbone", "seed"} <= config.config.keys():
+        raise InputError(f"{source} may be damaged: backbone or seed is missing")
+    missing = [name for name in config.classes if name not in metrics.per_class]
+    if missing:
+        raise InputError(
+            f"{path / METRICS_FILE} does not belong to {path / CONFIG_FILE}: it lacks class {missing[0]!r}"
+        )
     rows = _table(path / PREDICTIONS_FILE, PREDICTIONS_HEADER)
     per_split: Counter[tuple[str, str]] = Counter()
     if (path / PICTURES_FILE).exists():
         per_split.update((row["split"], row["label"]) for row in _table(path / PICTURES_FILE, ("split", "label")))
     else:
         per_split.update((row["split"], row["label"]) for row in rows)
+    measured = [row for row in rows if row["split"] == metrics.split]
     return RunResults(
         path=path,
         metrics=metrics,
-        made=made,
-        classes=tuple(classes),
-        answers=_answers([row for row in rows if row["split"] == split], classes, path),
-        log_probabilities=_log_probabilities(path, split, sum(row["split"] == split for row in rows), len(classes)),
+        config=config,
+        classes=config.classes,
+        answers=_answers(measured, config.classes, path),
+        log_probabilities=_log_probabilities(path, metrics.split, len(measured), len(config.classes)),
         history=_history(path / HISTORY_FILE),
         pictures=Path(folder),
         per_split=per_split,
-        evaluated=evaluated,
     )
 
 
@@ -146,7 +170,7 @@ def _history(path: Path) -> tuple[dict[str, float], ...]:
         return ()
     try:
         rows = tuple({name: float(row[name]) for name in _OF_AN_EPOCH} for row in _table(path, _OF_AN_EPOCH))
-        if not all(math.isfinite(value) for row in rows for value in row.values()):
+        if not all(abs(value) <= _LARGEST_NUMBER for row in rows for value in row.values()):
             raise ValueError("a number in it is not finite")
         return rows
     except (KeyError, TypeError, ValueError) as error:

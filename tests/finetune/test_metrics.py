@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.metrics import confusion, summary, wilson_interval
+from finetune.metrics import ClassMetrics, confusion, measure_predictions, wilson_interval
 
 
 @given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -32,13 +32,13 @@ def test_confusion_has_truth_in_rows() -> None:
     assert confusion(torch.tensor([1, 1, 0]), torch.tensor([0, 1, 0]), 2).tolist() == [[1, 1], [0, 1]]
 
 
-def test_summary_counts_precision_recall_and_loss() -> None:
+def test_measure_predictions_counts_precision_recall_and_loss() -> None:
     probabilities = torch.tensor([[0.9, 0.1, 0.0], [0.4, 0.6, 0.0], [0.2, 0.8, 0.0], [0.7, 0.3, 0.0]]).clamp_min(1e-12)
-    result = summary(probabilities.log(), torch.tensor([0, 0, 1, 1]), ["a", "b", "never seen"])
-    assert result["accuracy"] == 0.5
-    assert result["n"] == 4
-    assert result["per_class"]["a"] == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2}
-    assert result["per_class"]["never seen"] == {"precision": None, "recall": None, "f1": None, "support": 0}
-    assert result["balanced_accuracy"] == 0.5
-    assert result["loss"] == pytest.approx(-sum(map(math.log, (0.9, 0.4, 0.8, 0.3))) / 4)
-    assert result["confusion"] == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
+    result = measure_predictions(probabilities.log(), torch.tensor([0, 0, 1, 1]), ["a", "b", "never seen"])
+    assert result.accuracy == 0.5
+    assert result.n == 4
+    assert result.per_class["a"] == ClassMetrics(precision=0.5, recall=0.5, f1=0.5, support=2)
+    assert result.per_class["never seen"] == ClassMetrics(precision=None, recall=None, f1=None, support=0)
+    assert result.balanced_accuracy == 0.5
+    assert result.loss == pytest.approx(-sum(map(math.log, (0.9, 0.4, 0.8, 0.3))) / 4)
+    assert result.confusion == ((1, 1, 0), (1, 1, 0), (0, 0, 0))

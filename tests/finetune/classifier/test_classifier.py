@@ -16,6 +16,8 @@ from torch import nn
 import finetune
 from finetune import Config
 from finetune.classifier.classifier import Classifier
+from finetune.classifier.run_metrics import RunMetrics
+from finetune.metrics import ClassMetrics
 from finetune.models.backbone import Backbone, Network
 from finetune.models.device import open_engine
 from finetune.models.pooled import PooledStages
@@ -35,7 +37,9 @@ def classifier() -> Classifier:
 
 
 def test_a_pickled_classifier_predicts_the_same(classifier: Classifier) -> None:
-    classifier.metrics = {"accuracy": 0.5, "n": 4, "split": "test", "strategy": "head"}
+    each = dict.fromkeys("abcd", ClassMetrics(precision=None, recall=None, f1=None, support=1))
+    figures = {"accuracy": 0.5, "interval": (0.1, 0.9), "balanced_accuracy": 0.5, "loss": 1.0, "n": 4}
+    classifier.run_metrics = RunMetrics(**figures, per_class=each, split="test", strategy="head")
     picture = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
     for same in (pickle.loads(pickle.dumps(classifier)), copy.deepcopy(classifier)):
         assert same.predict(picture) == classifier.predict(picture)

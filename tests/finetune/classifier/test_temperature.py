@@ -68,10 +68,10 @@ def test_calibration_error_falls_on_pictures_that_did_not_fit_the_temperature(se
     val, test = (wrong[:1000], labels[:1000]), (wrong[1000:], labels[1000:])
     temperature = fit_temperature(*val)
     for told in (calibration_summary(temperature, val, test), calibration_summary(temperature, val, None)):
-        assert told["ece_after"] < told["ece_before"] / 2
-        assert told["n"] == 1000
-    assert calibration_summary(temperature, val, test)["split"] == "test"
-    assert told["split"] == "val"
+        assert told.ece_after < told.ece_before / 2
+        assert told.n == 1000
+    assert calibration_summary(temperature, val, test).split == "test"
+    assert told.split == "val"
 
 
 @given(SEEDS, st.integers(0, 60))
@@ -132,10 +132,9 @@ def test_calibration_error_of_one_bin_is_the_difference_of_its_means() -> None:
     found = torch.tensor([[0.9, 0.1]] * 10, dtype=torch.float64).log()
     labels = torch.tensor([0] * 6 + [1] * 4)
     assert expected_calibration_error(found, labels) == pytest.approx(0.3)
-    assert reliability(found, labels) == [
-        {"low": pytest.approx(13 / 15), "high": pytest.approx(14 / 15), "n": 10, "probability": pytest.approx(0.9)}
-        | {"accuracy": pytest.approx(0.6)}
-    ]
+    (row,) = reliability(found, labels)
+    assert row.n == 10
+    assert (row.low, row.high, row.probability, row.accuracy) == pytest.approx((13 / 15, 14 / 15, 0.9, 0.6))
 
 
 @given(SEEDS, st.integers(1, 200))
@@ -143,8 +142,8 @@ def test_calibration_error_of_one_bin_is_the_difference_of_its_means() -> None:
 def test_every_prediction_is_in_one_bin_that_holds_its_probability(seed: int, n: int) -> None:
     found, labels = honest(n, seed)
     rows = reliability(found, labels)
-    assert sum(row["n"] for row in rows) == n
-    assert all(row["low"] <= row["probability"] <= row["high"] for row in rows)
+    assert sum(row.n for row in rows) == n
+    assert all(row.low <= row.probability <= row.high for row in rows)
     assert 0 <= expected_calibration_error(found, labels) <= 1
 
 

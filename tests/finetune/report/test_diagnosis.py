@@ -11,25 +11,32 @@ from PIL import Image
 
 import finetune
 from finetune import Config
+from finetune.classifier.run_metrics import RunMetrics
 from finetune.metrics import wilson_interval
 from finetune.report.diagnosis import Diagnosis, diagnose
-from finetune.report.results import read_findings
+from finetune.report.results import read_results
 
-CONFIG = Config().to_dict()
+CONFIG = Config()
+# What metrics.json says of the pictures that a run is measured on, which a diagnosis does not use.
+MEASURED = {
+    "accuracy": 0.5, "interval": [0.1, 0.9], "balanced_accuracy": 0.5, "loss": 1.0, "n": 2, "per_class": {},
+    "split": "test",
+}  # fmt: skip
 
 
 def diagnosed(
     val: float, n: int = 500, train: float | None = None, history: list[dict[str, float]] | None = None, **more: Any
 ) -> Diagnosis:
-    metrics = {
+    values = {
+        **MEASURED,
         "strategy": "full",
         "kept": "full",
         "epochs": len(history or []),
-        "val": {"accuracy": val, "interval": list(wilson_interval(round(val * n), n)), "n": n},
+        "val": {"accuracy": val, "interval": list(wilson_interval(round(val * n), n)), "n": n, "loss": 1.0},
         **({} if train is None else {"train": {"accuracy": train, "loss": 1.0, "n": 1000}}),
         **more,
     }
-    return diagnose(metrics, history or [], CONFIG, 10)
+    return diagnose(RunMetrics.from_dict(values), history or [], CONFIG, 10)
 
 
 def epochs(train: list[float], val: list[float]) -> list[dict[str, float]]:
@@ -83,8 +90,9 @@ def test_a_true_run_that_was_made_to_go_wrong_is_told_so_by_its_own_files(
         Image.fromarray(pixels).save(tmp_path / "pictures" / ("blue", "red")[label] / f"{number:03d}.png")
     small = {"backbone": "fewtune_conv4", "image_size": 32, "device": "cpu", "workers": 0}
     finetune.fit(tmp_path / "pictures", tmp_path / "run", val_fraction=0.4, test_fraction=0.0, **small, **options)
-    found = read_findings(tmp_path / "run")
-    told = diagnose(found.metrics, found.history, found.made["config"], len(found.classes))
+    found = read_results(tmp_path / "run")
+    assert found.run is not None
+    told = diagnose(found.run, found.history, found.config.options(), len(found.classes))
     assert told.kind == kind, told.evidence
     assert f">{told.name}</span>" in (tmp_path / "run" / "report.html").read_text()
 
@@ -108,7 +116,7 @@ def test_without_training_accuracy_the_history_decides() -> None:
 
 def test_too_little_known_is_said() -> None:
     assert diagnosed(0.7).kind == "unknown"
-    assert diagnose({}, [], CONFIG, 10).kind == "unknown"
+    assert diagnose(RunMetrics.from_dict({**MEASURED, "strategy": "head"}), [], CONFIG, 10).kind == "unknown"
 
 
 def test_advice_names_flags_that_exist_and_fits_the_run() -> None:
@@ -141,4 +149,4 @@ def test_every_diagnosis_has_its_numbers_and_options_that_can_be_given(
     assert found.sentence
     for line in found.advice:
         if line.startswith("--"):
-            assert line.split()[0].rstrip(":").removeprefix("--").replace("-", "_") in CONFIG
+            assert line.split()[0].rstrip(":").removeprefix("--").replace("-", "_") in CONFIG.to_dict()

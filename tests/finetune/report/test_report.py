@@ -25,7 +25,7 @@ from finetune.cli import main as cli
 from finetune.files import read_csv, write_tensors
 from finetune.report.confusion import by_confusion
 from finetune.report.report import command, write_report
-from finetune.report.results import read_findings
+from finetune.report.results import read_results
 
 FEW = ["cats", "dogs"]
 SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0}
@@ -177,7 +177,7 @@ def test_the_command_in_a_report_asks_for_the_very_options_of_the_run(tmp_path: 
     config = Config(strategy="partial", unfreeze="blocks.5", **options)
     made = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(made | {"config": config.to_dict()}))
-    program, name, *words = shlex.split(command(read_findings(run)))
+    program, name, *words = shlex.split(command(read_results(run)))
     asked = cli.cli.commands[name].make_context(name, words).params
     assert program == "finetune"
     assert (asked.pop("folder"), asked.pop("out")) == (tmp_path / "pictures", run)

@@ -1,0 +1,66 @@
+"""config.json of a run as a dataclass: which options, pictures and software made it, and what its classifier needs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from msgspec import Meta
+
+from finetune.config import Config
+from finetune.data.transforms import Preprocessing, evaluation_view
+from finetune.errors import InputError
+from finetune.files import as_type, read_json
+
+FORMAT = 1
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """config.json of a run. A run that has not finished lacks what describes its classifier: classes is then None.
+
+    config: the options, by name; see `options`. folder, table: of the pictures. made_with: device, precision, versions.
+    """
+
+    format: int
+    config: dict[str, str | int | float | bool | None]
+    folder: str | None = None
+    table: str | None = None
+    classes: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None
+    preprocessing: Preprocessing | None = None
+    temperature: Annotated[float, Meta(gt=0, le=1e100)] = 1.0
+    highest_stage: str | None = None
+    strategy: str | None = None
+    kept: str | None = None
+    made_with: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: Any, source: str = CONFIG_FILE) -> Self:
+        """The content of config.json, checked. InputError, naming `source` and the field, for anything else."""
+        if isinstance(values, Mapping) and values.get("format") != FORMAT:
+            raise InputError(f"{source} has format {values.get('format')}, this version reads {FORMAT}")
+        found = as_type(values, cls, source)
+        try:
+            found.options()
+            if found.preprocessing is not None:
+                evaluation_view(found.preprocessing)
+        except (InputError, ValueError, ArithmeticError) as error:
+            raise InputError(f"{source} may be damaged: {error}") from error
+        return found
+
+    def options(self) -> Config:
+        """The options that this version knows. InputError for one that has a wrong value."""
+        known = {option.name for option in dataclasses.fields(Config)}
+        return Config.from_dict({name: value for name, value in self.config.items() if name in known})
+
+
+def read_run_config(folder: Path) -> RunConfig:
+    """config.json of a run folder. InputError where there is none, or it is damaged."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise InputError(f"{folder} is not a run folder: it has no {CONFIG_FILE}")
+    return RunConfig.from_dict(read_json(path), str(path))
