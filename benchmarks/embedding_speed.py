@@ -50,6 +50,7 @@ from finetune.features.acceleration import CPU_BATCH, TOLERANCE, WORTH_CONVERTIN
 from finetune.features.forward import in_memory, run_over
 from finetune.files import write_json
 from finetune.models.backbone import Backbone
+from finetune.processes import keep_freed_memory
 from finetune.progress import Display
 
 NETWORK = "tf_efficientnet_lite0"
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--obvious", type=int, default=2, help="in how many repeats the obvious loop takes part")
     args = parser.parse_args()
+    keep_freed_memory()  # as the commands do
     paths = list_unlabelled([args.data / "cats-dogs"])
     if args.pictures:
         paths = paths[:: max(1, len(paths) // args.pictures)][: args.pictures]

@@ -44,6 +44,7 @@ from finetune.files import write_json
 from finetune.models.backbone import Backbone
 from finetune.models.device import open_engine
 from finetune.models.pretrained import load_pretrained
+from finetune.processes import keep_freed_memory
 from finetune.progress import Display
 
 BACKBONE = "tf_efficientnet_lite0"
@@ -114,6 +115,7 @@ def obvious(folder: Path, weights: Path) -> dict[str, float]:
 
 
 def one_pass(folder: Path, weights: Path) -> dict[str, int]:
+    keep_freed_memory()  # as the commands do
     fabric = open_engine("cpu")
     backbone = Backbone(BACKBONE)
     load_pretrained(backbone, str(weights), Display())

@@ -1,14 +1,30 @@
-"""Several processes on one job, as torchrun starts them: not supported yet, and refused before anything is written."""
+"""The process that a job runs in: its memory, and other processes beside it."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 
 from finetune.errors import InputError
 
 
+def keep_freed_memory() -> None:
+    """Let glibc reuse large blocks of memory instead of returning each to the system.
+
+    A forward pass on a CPU spends much of its time on fresh, zeroed pages otherwise. glibc cannot report its settings,
+    so they cannot be restored: the commands call this, and a library call never does.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        mmap_max, trim_threshold, arena_max = -4, -1, -8  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX of malloc.h
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 1 << 30)
+        # A thread's own arena would be trimmed all the same.
+        libc.mallopt(arena_max, 1)
+
+
 class SeveralProcesses(InputError):
-    """The job was started as several processes. rank: the number of this process, from 0."""
+    """The job was started as several processes. `rank` is the number of this process, from 0."""
 
     def __init__(self, command: str, rank: int, world_size: int):
         super().__init__(
@@ -19,9 +35,13 @@ class SeveralProcesses(InputError):
 
 
 def require_one_process(command: str) -> None:
-    """SeveralProcesses where a launcher such as torchrun started this process as one of several.
+    """Refuse to run as one of several processes, which a launcher such as torchrun starts.
 
-    command: what the user ran, for the message.
+    Args:
+        command: The user's command, for the message.
+
+    Raises:
+        SeveralProcesses: If this is one of several processes.
     """
     world_size, rank = _number("WORLD_SIZE"), _number("RANK")
     rank = _number("LOCAL_RANK") if rank is None else rank

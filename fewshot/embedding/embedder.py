@@ -46,8 +46,9 @@ from finetune.features.acceleration import (
 )
 from finetune.features.forward import run_over
 from finetune.files import write_json, write_tensors
-from finetune.models.device import open_engine
+from finetune.models.device import open_engine, reproducible_numerics
 from finetune.progress import Advance, Display
+from finetune.random_state import restored_random_state
 
 _DRAWINGS_AT_ONCE = 512
 
@@ -119,6 +120,7 @@ class Embedder:
         self._accelerated: dict[int, Acceleration] = {}  # by batch size
 
     @classmethod
+    @restored_random_state()
     def load(
         cls,
         source: str | Path,
@@ -326,13 +328,11 @@ class Embedder:
     def embed_framed(self, framed: FramedPictures) -> Tensor:
         """Unit vectors (n, d) of framed pictures, on the encoder's device."""
         parts = []
-        for at in range(0, len(framed), _DRAWINGS_AT_ONCE):
-            part = framed[slice(at, at + _DRAWINGS_AT_ONCE)].to(self.fabric.device)
-            parts.append(
-                self._mean(
-                    [self.network(render_view(part, self.spec.side, view)).float() for view in range(self.views)]
-                )
-            )
+        with reproducible_numerics(self.fabric.device):
+            for at in range(0, len(framed), _DRAWINGS_AT_ONCE):
+                part = framed[slice(at, at + _DRAWINGS_AT_ONCE)].to(self.fabric.device)
+                views = [render_view(part, self.spec.side, view) for view in range(self.views)]
+                parts.append(self._mean([self.network(pixels).float() for pixels in views]))
         return torch.cat(parts)
 
     @staticmethod

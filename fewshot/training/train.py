@@ -26,10 +26,11 @@ from fewshot.training.losses import siamese
 from fewshot.training.training_data import TRAINED, HeldOut, SiameseData, folder_material, omniglot_material
 from finetune.errors import InputError
 from finetune.files import alone_in, read_json, write_csv, write_json
-from finetune.models.device import describe, open_engine
+from finetune.models.device import describe, open_engine, reproducible_numerics
 from finetune.options.fields import flag
 from finetune.processes import require_one_process
 from finetune.progress import Display, Stopwatch
+from finetune.random_state import restored_random_state
 from finetune.training.expected_time import in_words
 
 METRICS_FILE, HISTORY_FILE = "metrics.json", "history.csv"
@@ -114,6 +115,7 @@ def learn_folder(
     return _learn(out, request, "whole", material, recipe, resume, display)
 
 
+@restored_random_state()
 def _learn(
     out: Path,
     request: dict[str, Any],
@@ -171,7 +173,7 @@ def _trained(
         steps=1,
     )
     fabric = open_engine(recipe.device, recipe.precision)
-    with parts.part("timing a step"):
+    with parts.part("timing a step"), reproducible_numerics(fabric.device):
         steps = _steps(fabric, study) if kept is None else int(kept["steps"])
         study = replace(study, steps=steps)
         announced = _announced(fabric, study) if kept is None and display.console is not None else ""
@@ -185,9 +187,10 @@ def _trained(
     )
     if announced:
         display.say(announced)
-    encoder, course = train(
-        fabric, study, checkpoint=out / STATE / "checkpoint.safetensors", resume=kept is not None, display=display
-    )
+    with reproducible_numerics(fabric.device):
+        encoder, course = train(
+            fabric, study, checkpoint=out / STATE / "checkpoint.safetensors", resume=kept is not None, display=display
+        )
     return _finish(out, request, spec, material, study, encoder, course, fabric, parts, display)
 
 

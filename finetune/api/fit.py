@@ -21,8 +21,10 @@ from finetune.data.table import Source, list_pictures
 from finetune.errors import InputError, TrainingDiverged
 from finetune.linear.head import Heads
 from finetune.models.backbone import Network
+from finetune.models.device import reproducible_numerics
 from finetune.processes import require_one_process
 from finetune.progress import Display
+from finetune.random_state import restored_random_state
 from finetune.report.report import REPORT_FILE, write_report
 from finetune.training.expected_time import expected_seconds, in_words
 from finetune.training.loggers import Log, check_log, open_log
@@ -31,6 +33,7 @@ from finetune.training.plan import TrainingTask
 from finetune.training.step import weights_on_cpu
 
 
+@restored_random_state()
 def fit(
     folder: Source,
     out: str | Path | None = None,
@@ -239,6 +242,7 @@ class _Job:
                 f"training {prepared.choice.strategy.name}: {in_words(expected_seconds(task))} at most; "
                 f"Ctrl-C stops it and keeps {kept}."
             )
+<<<<<<< HEAD
         return train(
             task,
             start_logits=start_logits,
@@ -247,6 +251,22 @@ class _Job:
             log=log,
             on_epoch=self.on_epoch,
         )
+=======
+        with reproducible_numerics(prepared.fabric.device):
+            return train(
+                prepared.fabric,
+                network,
+                plan,
+                config,
+                material,
+                start=start,
+                checkpoint=None if self.run is None else self.run.checkpoint,
+                resume=resume,
+                display=self.display,
+                log=log,
+                on_epoch=on_epoch,
+            )
+>>>>>>> 1da431d (A library call leaves the process as it was, and shows nothing unless a display is given)
 
     def _measured(
         self, network: Network, prepared: Prepared, heads: Heads | None, training: TrainingResult

@@ -31,6 +31,7 @@ from finetune.models.hub import WeightsUnavailable
 from finetune.models.pooled import PooledStages
 from finetune.models.pretrained import WITHOUT_A_NETWORK, load_pretrained
 from finetune.progress import Display
+from finetune.random_state import restored_random_state
 
 # The longer side over the shorter beyond which most of a picture is cut off before a network sees it.
 ODD_ASPECT = 3.0
@@ -111,6 +112,7 @@ class Inspection:
         return {**asdict(self), "root": str(self.root), "balance": self.balance}
 
 
+@restored_random_state()
 def inspect_folder(folder: Source, *, config: Config | None = None, display: Display | None = None) -> Inspection:
     """Read every picture of `folder` once, as a run with `config` would, and tell what is worth knowing before one.
 

@@ -12,10 +12,11 @@ from finetune.features.extraction import read_pictures
 from finetune.features.table import FeatureTable
 from finetune.linear.probe import ProbeCurve
 from finetune.models.backbone import Backbone
-from finetune.models.device import open_engine
+from finetune.models.device import open_engine, reproducible_numerics
 from finetune.models.pooled import PooledStages
 from finetune.models.pretrained import load_pretrained
 from finetune.progress import Display
+from finetune.random_state import restored_random_state
 from finetune.training.cached_inputs import inputs_for
 from finetune.training.lr_finder import STEPS, Sweep, sweep_rates
 from finetune.training.plan import TrainingTask
@@ -23,6 +24,7 @@ from finetune.training.plan import TrainingTask
 _NO_RATE = "strategy head solves its head at once and has no learning rate; choose another one (--strategy partial)"
 
 
+@restored_random_state()
 def probe_folder(folder: Source, *, config: Config | None = None, display: Display | None = None) -> ProbeCurve:
     """The curve of the pictures that a run on `folder` would learn from; those that judge it are left alone.
 
@@ -44,6 +46,7 @@ def probe_folder(folder: Source, *, config: Config | None = None, display: Displ
     return curve
 
 
+@restored_random_state()
 def find_rate(folder: Source, *, config: Config | None = None, display: Display | None = None) -> Sweep:
     """The sweep of the training that a run on `folder` would make, with the batches that it would learn from.
 
@@ -63,4 +66,9 @@ def find_rate(folder: Source, *, config: Config | None = None, display: Display 
     # No more views than the sweep shows: it takes few steps.
     epochs = min(plan.epochs, math.ceil(STEPS / plan.steps_per_epoch))
     inputs = inputs_for(prepared.fabric, network, config, material, lowest=plan.lowest, epochs=epochs, display=display)
+<<<<<<< HEAD
     return sweep_rates(TrainingTask(prepared.fabric, network, plan, config, material), inputs, display)
+=======
+    with reproducible_numerics(prepared.fabric.device):
+        return sweep_rates(prepared.fabric, network, inputs, plan, config, material, display)
+>>>>>>> 1da431d (A library call leaves the process as it was, and shows nothing unless a display is given)

@@ -28,6 +28,7 @@ from finetune.models.backbone import Backbone, Network
 from finetune.models.device import open_engine
 from finetune.models.pooled import PooledStages
 from finetune.progress import Display
+from finetune.random_state import restored_random_state
 
 WEIGHTS_FILE = "model.safetensors"
 # Where a run that is being replaced waits in its folder until the new one is saved.
@@ -217,6 +218,7 @@ class Classifier:
         }
 
 
+@restored_random_state()
 def load(folder: str | Path, *, device: str = "auto", precision: str | None = None) -> Classifier:
     """The classifier saved in the run folder. precision: that of the run when None.
 
@@ -265,6 +267,7 @@ def _restored(
     return Classifier(network, saved.classes, saved.preprocessing, config, fabric, saved.temperature)
 
 
+@restored_random_state()
 def _unpickled(
     config: bytes, weights: bytes, metrics: dict[str, Any] | None, folder: Path | None, device: str, precision: str
 ) -> Classifier:

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from finetune.data.loader import Pictures, check_unchanged, cores
 from finetune.data.transforms import Normalized
 from finetune.errors import reason_of
+from finetune.models.device import reproducible_numerics
 from finetune.models.onnx_graph import onnx_program
 from finetune.progress import Display
 
@@ -146,10 +147,11 @@ def accelerated(
     expected = exact.run(example)
     candidates = _on_cpu if device.type == "cpu" else _on_gpu
     try:
-        for name, run in candidates(network, example, batch_size, pictures):
-            closeness = _closeness(run(filled(example, batch_size))[: len(example)], expected)
-            if closeness >= 1 - (1 - tolerance) / _CAUTION:
-                return Acceleration(run, name, closeness)
+        with reproducible_numerics(device):
+            for name, run in candidates(network, example, batch_size, pictures):
+                closeness = _closeness(run(filled(example, batch_size))[: len(example)], expected)
+                if closeness >= 1 - (1 - tolerance) / _CAUTION:
+                    return Acceleration(run, name, closeness)
     # Converters raise arbitrary errors; fall back to eager.
     except Exception as error:
         display.say(f"The network runs in plain PyTorch, more slowly: it cannot be converted ({reason_of(error)}).")

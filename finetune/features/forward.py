@@ -16,6 +16,7 @@ from finetune.data.images import Content
 from finetune.data.loader import Batch, Pictures, cores, in_order, worker_count
 from finetune.data.transforms import Preprocessing
 from finetune.features.acceleration import CPU_BATCH, GPU_BATCH, Forward, plain
+from finetune.models.device import reproducible_numerics
 from finetune.progress import Advance
 
 # A batch and the network's outputs for its readable pictures; None where there are no such pictures or no network.
@@ -104,13 +105,14 @@ def run_over(
         advance: Called with the number of pictures that are done.
     """
     values, indices, contents = [], [], {}
-    for batch, outputs in _on_each(device, network, pictures, batch_size, workers):
-        contents.update(batch.contents)
-        if outputs is not None:
-            values.append(outputs)
-            indices.append(batch.index)
-        if advance is not None:
-            advance(len(batch), "")
+    with reproducible_numerics(device):
+        for batch, outputs in _on_each(device, network, pictures, batch_size, workers):
+            contents.update(batch.contents)
+            if outputs is not None:
+                values.append(outputs)
+                indices.append(batch.index)
+            if advance is not None:
+                advance(len(batch), "")
     empty = torch.empty(0, 1, 0), torch.empty(0, dtype=torch.int64)
     found = (torch.cat(values), torch.cat(indices)) if values else empty
     return Outputs(*found, contents)

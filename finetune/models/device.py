@@ -1,11 +1,12 @@
-"""Where and in which precision the network runs: one Lightning Fabric, set up from two options."""
+"""The device and the precision of a network: one Lightning Fabric, made from two options."""
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
-import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from lightning_fabric import Fabric
@@ -16,10 +17,14 @@ from finetune.options.suggestions import CHOICES, did_you_mean
 
 
 def open_engine(device: str = "auto", precision: str = "auto") -> Fabric:
-    """A Fabric on one device. device: "auto", "cpu" or "cuda"; precision: "auto", "float32" or "bfloat16".
+    """A Fabric on one device.
 
-    "auto" takes a GPU when there is one, and bfloat16 where the processor computes in it. InputError when a GPU is
-    asked for and there is none.
+    Args:
+        device: "cpu" or "cuda". "auto" takes a GPU where there is one.
+        precision: "float32" or "bfloat16". "auto" takes bfloat16 where the processor computes in it.
+
+    Raises:
+        InputError: For a GPU that does not exist, and for another value.
     """
     if device not in ("auto", "cpu", "cuda"):
         meant = did_you_mean(str(device), ("auto", "cpu", "cuda"), CHOICES)
@@ -31,27 +36,80 @@ def open_engine(device: str = "auto", precision: str = "auto") -> Fabric:
         raise InputError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        # As near to the same numbers for the same seed as speed allows: cuBLAS and cuDNN keep to one order of adding.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.benchmark = False
-    else:
-        _keep_freed_memory()
     if precision == "auto":
         precision = "bfloat16" if device == "cuda" or _cpu_has_bfloat16() else "float32"
-    # Fabric logs its precision plugin each time; config.json says it.
-    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
-    fabric = Fabric(accelerator=device, devices=1, precision="bf16-mixed" if precision == "bfloat16" else "32-true")
-    fabric.launch()
+    with _fabric_warnings_only():
+        fabric = Fabric(accelerator=device, devices=1, precision="bf16-mixed" if precision == "bfloat16" else "32-true")
+        fabric.launch()
     return fabric
 
 
-def engine_to_train(fabric: Fabric, network: nn.Module, precision: str) -> Fabric:
-    """`fabric`, or one in float32 where training in bfloat16 would be slower, when `precision` is "auto".
+@contextmanager
+def _fabric_warnings_only() -> Iterator[None]:
+    """Fabric logs its precision plugin each time; config.json contains the precision."""
+    log = logging.getLogger("lightning_fabric.utilities.rank_zero")
+    before = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
-    On CPUs the backward pass of grouped and depthwise convolutions has no fast kernel in bfloat16, while plain
-    convolutions gain.
+
+class _ReproducibleNumerics:
+    """cuBLAS and cuDNN add in one order while a job runs. Their settings are restored at the end.
+
+    As far as speed allows, the same seed then gives the same numbers. Nothing changes on a CPU. The settings belong to
+    the process, so jobs in several threads share them: the first job makes the change, and the last one undoes it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._jobs = 0
+        self._undo = ExitStack()
+
+    @contextmanager
+    def __call__(self, device: torch.device) -> Iterator[None]:
+        if device.type != "cuda":
+            yield
+            return
+        with self._lock:
+            if self._jobs == 0:
+                self._set()
+            self._jobs += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._jobs -= 1
+                if self._jobs == 0:
+                    self._undo.close()
+
+    def _set(self) -> None:
+        cudnn = torch.backends.cudnn
+        self._undo.callback(setattr, cudnn, "deterministic", cudnn.deterministic)
+        self._undo.callback(setattr, cudnn, "benchmark", cudnn.benchmark)
+        cudnn.deterministic, cudnn.benchmark = True, False
+        if _CUBLAS not in os.environ:
+            self._undo.callback(os.environ.pop, _CUBLAS, None)
+            os.environ[_CUBLAS] = ":4096:8"
+
+
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+reproducible_numerics = _ReproducibleNumerics()
+
+
+def engine_to_train(fabric: Fabric, network: nn.Module, precision: str) -> Fabric:
+    """The Fabric for training a network.
+
+    Args:
+        fabric: The Fabric of the forward pass.
+        network: The network that is trained.
+        precision: As for `open_engine`.
+
+    Returns:
+        `fabric`; or one in float32 where the precision is "auto" and training in bfloat16 would be slower: on a CPU,
+        the backward pass of grouped and depthwise convolutions has no fast kernel in bfloat16.
     """
     grouped = any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules())
     if precision == "auto" and fabric.device.type == "cpu" and grouped:
@@ -68,13 +126,3 @@ def describe(fabric: Fabric) -> dict[str, str]:
 def _cpu_has_bfloat16() -> bool:
     found = torch.cpu.get_capabilities()
     return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc reuse large blocks rather than give each back: fresh, zeroed pages cost a pass much of its time."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        mmap_max, trim_threshold, arena_max = -4, -1, -8  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX of malloc.h
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, 1 << 30)
-        # An arena of a thread's own is trimmed all the same.
-        libc.mallopt(arena_max, 1)

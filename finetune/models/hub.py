@@ -7,13 +7,15 @@ import ssl
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import timm
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from finetune.data.folder import some
 from finetune.errors import InputError
@@ -53,7 +55,8 @@ def weights_from_hub(
     if reason is None:
         display.say(f"the weights of {name} are not in the cache; downloading them from {address}")
         try:
-            return Path(hf_hub_download(repository, file))
+            with _without_bars(display):
+                return Path(hf_hub_download(repository, file))
         except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
             reason = f"the download failed ({type(error).__name__})"
     cached = cached_models()
@@ -63,6 +66,19 @@ def weights_from_hub(
         f"the weights of {name} are not in the cache, and the hub cannot be reached: {reason}. "
         f"What works here: {', '.join((*ways, *instead))}"
     )
+
+
+@contextmanager
+def _without_bars(display: Display) -> Iterator[None]:
+    """The hub's client shows no progress bar where `display` shows nothing."""
+    hidden = display.console is None and not are_progress_bars_disabled()
+    if hidden:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hidden:
+            enable_progress_bars()
 
 
 def cached_models() -> list[str]:
