@@ -242,31 +242,15 @@ class _Job:
                 f"training {prepared.choice.strategy.name}: {in_words(expected_seconds(task))} at most; "
                 f"Ctrl-C stops it and keeps {kept}."
             )
-<<<<<<< HEAD
-        return train(
-            task,
-            start_logits=start_logits,
-            checkpoint=None if self.run is None else self.run.checkpoint,
-            display=self.display,
-            log=log,
-            on_epoch=self.on_epoch,
-        )
-=======
         with reproducible_numerics(prepared.fabric.device):
             return train(
-                prepared.fabric,
-                network,
-                plan,
-                config,
-                material,
-                start=start,
+                task,
+                start_logits=start_logits,
                 checkpoint=None if self.run is None else self.run.checkpoint,
-                resume=resume,
                 display=self.display,
                 log=log,
-                on_epoch=on_epoch,
+                on_epoch=self.on_epoch,
             )
->>>>>>> 1da431d (A library call leaves the process as it was, and shows nothing unless a display is given)
 
     def _measured(
         self, network: Network, prepared: Prepared, heads: Heads | None, training: TrainingResult

@@ -66,9 +66,5 @@ def find_rate(folder: Source, *, config: Config | None = None, display: Display 
     # No more views than the sweep shows: it takes few steps.
     epochs = min(plan.epochs, math.ceil(STEPS / plan.steps_per_epoch))
     inputs = inputs_for(prepared.fabric, network, config, material, lowest=plan.lowest, epochs=epochs, display=display)
-<<<<<<< HEAD
-    return sweep_rates(TrainingTask(prepared.fabric, network, plan, config, material), inputs, display)
-=======
     with reproducible_numerics(prepared.fabric.device):
-        return sweep_rates(prepared.fabric, network, inputs, plan, config, material, display)
->>>>>>> 1da431d (A library call leaves the process as it was, and shows nothing unless a display is given)
+        return sweep_rates(TrainingTask(prepared.fabric, network, plan, config, material), inputs, display)
