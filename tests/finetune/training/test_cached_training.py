@@ -111,12 +111,12 @@ def _settle(backbone: Backbone) -> None:
     generator = torch.Generator().manual_seed(0)
     backbone.model.train()
     with torch.no_grad():
-        for _ in range(30):
+        for _ in range(10):
             backbone.model(torch.randn(16, 3, size, size, generator=generator))
     backbone.eval()
 
 
-@pytest.fixture(params=[("fewtune_conv4", None), ("tf_efficientnet_lite0", 64)], ids=["conv4", "lite0"])
+@pytest.fixture(params=[("fewtune_conv4", None), ("test_efficientnet", 64)], ids=["conv4", "efficientnet"])
 def job(request: pytest.FixtureRequest, make_folder: MakeFolder, empty_cache: Path) -> Callable[..., Job]:
     folder = make_folder(classes={"a": 12, "b": 12, "c": 12}, noise=80)
     name, size = request.param
@@ -206,7 +206,7 @@ def test_a_second_run_decodes_no_picture_and_runs_no_frozen_stage(
         module.register_forward_hook(lambda module, given, found: runs.append(len(given[0])))
     assert_equal(second.train(), expected)
     assert set(runs) == {1, 2}
-    assert len(runs) <= 3 * len(frozen)
+    assert len(runs) <= 4 * len(frozen)
 
 
 @pytest.mark.parametrize("kept_in", ["memory", "files"])
