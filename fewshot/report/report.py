@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from fewshot.report.map import draw_map
 from fewshot.report.page import EncoderFindings, page_of
 from fewshot.report.run import Trained, read_run
 from finetune.errors import InputError
-from finetune.files import write_text
+from finetune.files import check_writable, write_text
 from finetune.progress import Display
 from finetune.training.expected_time import in_words
 
@@ -78,7 +77,7 @@ def report(
     display = display or Display()
     trained = read_run(run)
     path = out or (Path(f"{run}.html") if run in SHIPPED else trained.folder / REPORT_FILE)
-    _writable(path)
+    check_writable(path, "--out", is_folder=False)
     embedder = Embedder.load(run, device=device)
     embed = remembering(embedder.embed_drawings)
     model = by_embedding(run, embed, embedder.trained_on, embedder.fingerprint)
@@ -131,13 +130,6 @@ def report(
         findings.pairs,
         findings.wrong[:2] if findings.wrong else None,
     )
-
-
-def _writable(path: Path) -> None:
-    """InputError, before minutes are spent, where the page could not be written."""
-    nearest = next(folder for folder in path.absolute().parents if folder.exists())
-    if path.is_dir() or not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise InputError(f"{path} cannot be written; name a file in a folder that can be, with --out")
 
 
 def _omniglot(trained: Trained, data: Path | None) -> tuple[Path | None, list[str]]:

@@ -34,7 +34,7 @@ from finetune.data.folder import Listing, Sample
 from finetune.data.splits import Unreadable, contradictory_labels
 from finetune.data.table import Source, list_pictures
 from finetune.errors import InputError
-from finetune.files import read_csv, read_json, write_csv, write_tensors
+from finetune.files import check_free, check_writable, read_csv, read_json, write_csv, write_tensors
 from finetune.metrics import measure_predictions
 from finetune.progress import Display
 from finetune.report.report import write_report
@@ -147,17 +147,11 @@ def _evaluated(place: Path) -> str | None:
 
 
 def _check_out(out: Path, run: Path, folder: Path | None) -> None:
-    """Before an hour of reading: InputError where `out` cannot be written to, holds anything but an evaluation, or lies
-    with the pictures and not in the run."""
-    place, own = Path(os.path.realpath(out)), Path(os.path.realpath(run))
-    inside = folder is not None and place.is_relative_to(os.path.realpath(folder))
-    if inside and not place.is_relative_to(own):
-        raise InputError(f"{out} (--out) lies in {folder}, where nothing is changed; choose another folder")
-    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise InputError(f"{out} (--out) cannot be written to")
-    if out.is_dir() and not _evaluated(out) and any(not path.name.startswith(".") for path in out.iterdir()):
-        raise InputError(f"{out} (--out) is not empty and holds no evaluation; choose another folder")
+    """InputError, before an hour of reading, where an evaluation cannot be written to `out`. folder: the pictures'."""
+    in_run = Path(os.path.realpath(out)).is_relative_to(os.path.realpath(run))
+    check_writable(out, "--out", is_folder=True, untouched=[] if folder is None or in_run else [folder])
+    if not _evaluated(out):
+        check_free(out, "--out", "evaluation")
 
 
 def _write(

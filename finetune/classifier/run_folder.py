@@ -13,8 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from finetune.classifier.classifier import REPLACED, WEIGHTS_FILE
-from finetune.classifier.run_config import CONFIG_FILE, FORMAT, RunConfig, read_run_config
+from finetune.classifier.run_config import CONFIG_FILE, FORMAT, read_run_config
 from finetune.classifier.run_metrics import METRICS_FILE
+from finetune.classifier.run_state import STATE, check_same_options, continues_run, has_finished, remove_state
 from finetune.config import Config
 from finetune.data.folder import Listing, Sample
 from finetune.data.images import Content
@@ -22,7 +23,6 @@ from finetune.data.split_record import recorded_splits
 from finetune.errors import InputError
 from finetune.features.forward import Outputs
 from finetune.files import alone_in, read_tensors_and_metadata, write_json, write_tensors
-from finetune.options.fields import flag
 
 PREDICTIONS_FILE = "predictions.csv"
 # Log-probabilities of every class, (n, classes) for each split, in the order of the predictions.
@@ -48,7 +48,7 @@ RUN_FILES = (
     "evaluations",
     "tensorboard",
     "wandb",
-    "state",
+    STATE,
 )
 
 
@@ -62,8 +62,8 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
-        self.checkpoint = path / "state" / "checkpoint.safetensors"
-        self._features = path / "state" / "features.safetensors"
+        self.checkpoint = path / STATE / "checkpoint.safetensors"
+        self._features = path / STATE / "features.safetensors"
         self._replaced = path / REPLACED
 
         # Splits that earlier runs on the folder recorded, by sha256; None until this run has read them.
@@ -104,10 +104,7 @@ class RunFolder:
         return finished
 
     def _may_begin(self, resume: bool, overwrite: bool) -> bool:
-        if not (self.path / CONFIG_FILE).exists():
-            # What a write that was killed leaves behind begins with a dot and is nobody's.
-            if self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
-                raise InputError(f"{self.path} (--out) is not empty and holds no run; choose another folder")
+        if not continues_run(self.path, resume=resume or overwrite, overwritable=True):
             return False
         try:
             found = read_run_config(self.path)
@@ -117,14 +114,12 @@ class RunFolder:
         if overwrite:
             self._overwrites = True
             return False
-        if not resume:
-            raise InputError(
-                f"{self.path} (--out) already holds a run; continue it with --resume, replace it with --overwrite, "
-                "or choose another folder"
-            )
-        _same_request(self.path, found, self._request)
-        finished = all((self.path / name).exists() for name in (WEIGHTS_FILE, METRICS_FILE))
-        return found.classes is not None and finished and not (self.path / "state").exists()
+        before, now = found.table or found.folder, self._request.get("table", self._request["folder"])
+        if before != now:
+            raise InputError(f"{self.path} (--out) holds a run on {before}, not on {now}")
+        options, asked = Config.from_dict(found.config).to_dict(), self._request["config"]
+        check_same_options(self.path, options, asked, ", and --overwrite starts anew")
+        return found.classes is not None and has_finished(self.path, (WEIGHTS_FILE, METRICS_FILE))
 
     def started(self) -> None:
         """Say that every option and picture was accepted: from now on a failure leaves what --resume needs."""
@@ -201,25 +196,8 @@ class RunFolder:
         return _saved(self.path)
 
     def finish(self) -> None:
-        """Remove what only a continuation needs."""
-        gone = self.path / ".state"
-        (self.path / "state").rename(gone)  # in one step: half a state would be taken for a whole one
-        shutil.rmtree(gone, ignore_errors=True)
-        for leftover in self.path.glob(".*.[0-9]*"):
-            leftover.unlink(missing_ok=True)
-
-
-def _same_request(path: Path, found: RunConfig, request: dict[str, Any]) -> None:
-    before, now = found.table or found.folder, request.get("table", request["folder"])
-    if before != now:
-        raise InputError(f"{path} (--out) holds a run on {before}, not on {now}")
-    options = Config.from_dict(found.config).to_dict()
-    for name, value in options.items():
-        if value != request["config"][name]:
-            raise InputError(
-                f"the run in {path} was started with {flag(name)} {value}, not {request['config'][name]}; "
-                "--resume goes on with the same options only, and --overwrite starts anew"
-            )
+        """Delete what only a continuation needs."""
+        remove_state(self.path)
 
 
 def _saved(path: Path) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from finetune.classifier.classifier import Prediction
 from finetune.errors import InputError
+from finetune.files import check_writable
 
 UNSURE = "unsure"
 # Not allowed in a file name by some system, or a sign of an escape.
@@ -19,15 +20,9 @@ _UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]|^\.|^ |[. ]$|%(?=[0-9A-F]{2})')
 
 
 def check_target(target: Path, sources: Collection[Path]) -> None:
-    """InputError where `target` is no folder, or lies in one of the folders among `sources`, which stay as they are."""
-    place = Path(os.path.realpath(target))
-    if place.exists() and not place.is_dir():
-        raise InputError(f"{target} (--sort-into) is not a folder")
-    for source in sources:
-        if source.is_dir() and place.is_relative_to(os.path.realpath(source)):
-            raise InputError(
-                f"{target} (--sort-into) lies in {source}, where nothing is changed; choose another folder"
-            )
+    """InputError where `target` is no folder to write to, or lies in one of the folders among `sources`."""
+    untouched = [source for source in sources if source.is_dir()]
+    check_writable(target, "--sort-into", is_folder=True, untouched=untouched)
 
 
 def sort_pictures(target: Path, answers: Sequence[Prediction], classes: Sequence[str], *, link: bool) -> int:

@@ -82,15 +82,12 @@ def explain(run: Path, pictures: tuple[Path, ...], out: Path, label: str | None,
 
 
 def _check_out(out: Path, pictures: Sequence[Path]) -> None:
-    """InputError where `out` is no folder to write to, or lies where the pictures do: it might replace one of them."""
-    place = Path(os.path.realpath(out))
-    nearest = next(above for above in (place, *place.parents) if above.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise InputError(f"{out} (--out) cannot be written to; choose another folder")
-    for given in pictures:
-        folder = Path(os.path.realpath(given if given.is_dir() else given.parent))
-        if place == folder or (given.is_dir() and place.is_relative_to(folder)):
-            raise InputError(f"{out} (--out) holds the pictures, where nothing is changed; choose another folder")
+    """InputError where `out` cannot be written, or might replace a picture."""
+    from finetune.files import check_writable
+
+    check_writable(out, "--out", is_folder=True, untouched=[given for given in pictures if given.is_dir()])
+    if any(os.path.realpath(out) == os.path.realpath(given.parent) for given in pictures):
+        raise InputError(f"{out} (--out) holds the pictures, where nothing is changed; choose another folder")
 
 
 def _free_name(stem: str, taken: set[str]) -> str:

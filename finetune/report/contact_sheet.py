@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 import unicodedata
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from finetune.data.images import read_image
 from finetune.errors import InputError, UnreadablePicture
-from finetune.files import replacing
+from finetune.files import check_writable, replacing
 
 # What a sheet may have: pixels, of 3 bytes in memory, and pixels on a side, which is what viewers open.
 MAX_PIXELS = 50_000_000
@@ -86,14 +85,9 @@ def check_name(path: Path) -> None:
 
 
 def check_place(path: Path, pictures: Path) -> None:
-    """Before an hour of reading: InputError where no sheet can be written to `path`, or where it lies in the folder
-    `pictures`, in which it might replace one."""
+    """InputError, before an hour of reading, where no sheet can be written to `path`, or it lies in `pictures`."""
     check_name(path)
-    if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(pictures)):
-        raise InputError(f"{path} (--sheet) lies in {pictures}, where nothing is changed; choose another place")
-    nearest = next(above for above in path.absolute().parents if above.exists())
-    if path.is_dir() or not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise InputError(f"{path} (--sheet) cannot be written to; choose another place")
+    check_writable(path, "--sheet", is_folder=False, untouched=[pictures])
 
 
 def blank(width: int, height: int, what: str) -> Image.Image:

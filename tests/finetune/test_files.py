@@ -8,6 +8,8 @@ import torch
 
 from finetune.errors import InputError
 from finetune.files import (
+    check_free,
+    check_writable,
     read_csv,
     read_json,
     read_tensors,
@@ -62,3 +64,27 @@ def test_a_damaged_table_is_named(text: str, what: str, tmp_path: Path) -> None:
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError, match=rf"table\.csv .*{what}"):
         read_csv(path, ("name", "n"))
+
+
+def test_a_place_is_checked_before_it_is_written_to(tmp_path: Path) -> None:
+    pictures, file = tmp_path / "pictures", tmp_path / "file"
+    pictures.mkdir()
+    file.touch()
+    (tmp_path / "link").symlink_to(pictures)
+    check_writable(tmp_path / "new" / "run", "--out", is_folder=True, untouched=[pictures])
+    check_writable(file, "--out", is_folder=False)
+    for place in (pictures, pictures / "new", tmp_path / "link" / "new"):
+        with pytest.raises(InputError, match=r"\(--out\) lies in .*, where nothing is changed"):
+            check_writable(place, "--out", is_folder=True, untouched=[pictures])
+    for place, is_folder in ((file, True), (file / "below", True), (file / "below", False), (pictures, False)):
+        with pytest.raises(InputError, match=r"\(--sheet\) cannot be written"):
+            check_writable(place, "--sheet", is_folder=is_folder)
+
+
+def test_a_folder_that_holds_something_else_is_not_free(tmp_path: Path) -> None:
+    (tmp_path / ".left").touch()
+    check_free(tmp_path, "--out", "run")
+    check_free(tmp_path / "missing", "--out", "run")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match=r"\(--out\) is not empty and holds no evaluation"):
+        check_free(tmp_path, "--out", "evaluation")

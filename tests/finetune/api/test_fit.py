@@ -16,6 +16,7 @@ from PIL import Image
 
 import finetune
 from finetune import Config, InputError
+from finetune.classifier.run_folder import RUN_FILES
 from finetune.files import read_csv
 
 SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0, "trivial_augment": False, "batch_size": 8}
@@ -53,6 +54,7 @@ def test_a_run_folder_tells_what_was_done(make_folder: MakeFolder, tmp_path: Pat
     run = tmp_path / "run"
     metrics = finetune.fit(folder, run, strategy="full", epochs=2, **SMALL).metrics
     assert json.loads((run / "metrics.json").read_text()) == metrics
+    assert {path.name for path in run.iterdir()} <= set(RUN_FILES)
     saved = json.loads((run / "config.json").read_text())
     assert saved["classes"] == ["blue", "green", "red"]
     assert Config.from_dict(saved["config"]) == Config(strategy="full", epochs=2, **SMALL)

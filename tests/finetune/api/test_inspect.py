@@ -144,7 +144,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_read(run, folder: Pat
         ((folder, "--sheet", folder / "red" / "copy.png"), "nothing is changed"),
         ((folder, "--sheet", tmp_path / "link" / "new.png"), "nothing is changed"),
         ((folder, "--sheet", folder / "red" / "copy.png" / "sheet.png"), "--sheet"),
-        ((folder, "--sheet", tmp_path / "folder.png"), "(--sheet) cannot be written to"),
+        ((folder, "--sheet", tmp_path / "folder.png"), "(--sheet) cannot be written, because it is a folder"),
         ((tmp_path, "--val-fraction", "0.9"), "--val-fraction"),
         ((tmp_path / "blue",), "blue"),
         ((folder, "--epochs", "3"), "--epochs"),

@@ -10,9 +10,12 @@ import pytest
 from conftest import MakeFolder
 
 import finetune
-from finetune.classifier.run_folder import RunFolder
+from finetune.api.evaluate import place_for
+from finetune.classifier.run_folder import RUN_FILES, RunFolder
 from finetune.config import Config
 from finetune.errors import InputError
+from finetune.report.report import REPORT_FILE
+from finetune.training.loggers import LINES_FILE, TRACKERS
 
 COMMAND = (sys.executable, "-c", "from finetune.cli.main import main; main()")
 SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "strategy": "head"}
@@ -40,6 +43,11 @@ def test_a_run_is_for_one_process_which_may_be_killed(make_folder: MakeFolder, t
     ]
     assert finetune.fit(folder, run, resume=True, **options).metrics["split"] == "test"
     assert not (run / "state").exists()
+
+
+def test_run_files_names_the_files_of_rooms_that_it_cannot_import() -> None:
+    run = Path("run")
+    assert {REPORT_FILE, LINES_FILE, *TRACKERS, place_for(run, Path("pictures")).parent.name} <= set(RUN_FILES)
 
 
 def test_a_run_that_failed_stands_in_no_ones_way_and_leaves_no_empty_folder(tmp_path: Path) -> None:
