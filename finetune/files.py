@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import platformdirs
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -264,13 +265,7 @@ def alone_in(path: Path) -> Iterator[None]:
 
 
 def default_folder() -> Path:
-    """activations/ in $FEWTUNE_CACHE, or else in fewtune/ where the platform keeps what can be computed again."""
-    if told := os.environ.get("FEWTUNE_CACHE"):
-        return Path(told) / "activations"
-    if sys.platform == "win32":
-        user = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        user = Path.home() / "Library" / "Caches"
-    else:
-        user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return user / "fewtune" / "activations"
+    """The folder of the activation cache: $FEWTUNE_CACHE/activations, or else the platform's folder for caches."""
+    if folder := os.environ.get("FEWTUNE_CACHE"):
+        return Path(folder) / "activations"
+    return Path(platformdirs.user_cache_dir("fewtune", appauthor=False, opinion=False)) / "activations"
