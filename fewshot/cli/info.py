@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from fewshot.embedding.embedder import Embedder
+from fewshot.recognition.gallery_files import GALLERY_FILE
 from fewshot.recognition.operating_point import Share
-from fewshot.recognition.recognizer import GALLERY_FILE, Recognizer
+from fewshot.recognition.recognizer import Recognizer
 from fewshot.search.index import Index
 from fewshot.search.index_files import ABOUT_FILE
 

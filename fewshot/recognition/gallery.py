@@ -1,4 +1,4 @@
-"""Enrolled classes as vectors: how similar a vector is to each, and from which similarity on that means something."""
+"""The gallery: enrolled classes as vectors, similarity to each class, and the threshold of acceptance."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from finetune.errors import InputError
 Vectors = NDArray[np.float32]
 Floats = NDArray[np.float64]
 
-# Cosine from which on two pictures are one and the same, but for rounding.
+# Two pictures with this cosine or more are identical, apart from rounding.
 SAME = 1 - 1e-5
 _LENGTH_WITHIN = 1e-3
-_AT_ONCE = 1 << 24  # similarities
+_AT_ONCE = 1 << 24  # similarities computed at once
 
 
 class GallerySimilarities(NamedTuple):
-    """Two enrolled classes whose pictures are as similar to the other class as what is accepted.
+    """Two enrolled classes that are too similar.
 
-    similarity: Mean similarity of the one's examples to the other, the higher of both ways.
+    similarity: Mean similarity of the examples of one class to the other, the higher of both directions.
     """
 
     label: str
@@ -36,11 +36,12 @@ class GallerySimilarities(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Likeness:
-    """How similar n pictures are to each class.
+    """Similarity of n pictures to each class.
 
-    similarity: Shape (n, classes), in the order of the gallery's labels.
-    score: Shape (n, classes), float64: the share of unknown pictures that are less similar to their nearest class, from
-        0 to 1; NaN where nothing is known of unknown pictures.
+    Attributes:
+        similarity: Shape (n, classes), in the order of the gallery's labels.
+        score: Shape (n, classes), float64: share of unknown pictures that are less similar to their nearest class, from
+            0 to 1; NaN if nothing is known about unknown pictures.
     """
 
     similarity: Vectors
@@ -48,20 +49,21 @@ class Likeness:
 
 
 class Gallery:
-    """Classes with one example or more each, as unit vectors.
+    """Classes with one or more examples each, as unit vectors.
 
-    A picture is as similar to a class as its cosine with the mean of the class's examples.
+    The similarity of a picture to a class is its cosine with the mean of the class's examples.
 
     Args:
-        width: Numbers in a vector.
-        false_accept_rate: Share of pictures of no enrolled class that may be taken for one, between 0 and 1; None for
+        width: Length of a vector.
+        false_accept_rate: Share of pictures of no enrolled class that may be given one, between 0 and 1; None for
             equal errors (`fewshot.recognition.operating_point`).
-        calibration: What cosines are worth on pairs of pictures, where the encoder carries that.
+        calibration: Of the encoder, for pairs of pictures; None without.
 
     Raises:
         InputError: If the rate is not between 0 and 1.
 
     Example:
+        >>> from fewshot.recognition.gallery import Gallery
         >>> gallery = Gallery(2, false_accept_rate=0.1)
         >>> gallery.enrol("east", [[1.0, 0.0]])
         >>> gallery.enrol("north", [[0.0, 1.0]])
@@ -83,74 +85,78 @@ class Gallery:
         self.calibration = calibration
         self._labels: list[str] = []
         self._counts: list[int] = []
-        self._examples = np.empty((0, width), np.float32)  # class by class
+        self._examples = np.empty((0, width), np.float32)  # sorted by class
         self._background = np.empty((0, width), np.float32)
         self._trials = np.empty((0, width), np.float32)
         self._trial_labels: list[str] = []
-        self._forget_what_follows()
+        self._invalidate()
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """In the order in which they were first enrolled."""
+        """The classes, in the order of enrolment."""
         return tuple(self._labels)
 
     @property
     def counts(self) -> dict[str, int]:
-        """Examples of each label."""
+        """Number of examples of each label."""
         return dict(zip(self._labels, self._counts, strict=True))
 
     @property
     def examples(self) -> Vectors:
-        """(n, width), label by label."""
+        """Shape (n, width), sorted by label."""
         return self._examples
 
     @property
     def background(self) -> Vectors:
-        """(n, width), pictures of classes that are not enrolled."""
+        """Shape (n, width): pictures of classes that are not enrolled."""
         return self._background
 
     @property
     def trials(self) -> tuple[tuple[str, ...], Vectors]:
-        """Labels and vectors (n, width) of labelled pictures that are no examples but measure the refusals."""
+        """Labels and vectors (n, width) of pictures that are not examples but measure the refusals."""
         return tuple(self._trial_labels), self._trials
 
     def enrol(self, label: str, vectors: ArrayLike) -> None:
         """Add examples (n, width) to a new or an enrolled class.
 
         Raises:
-            InputError: If the label is no text, or vectors are missing or not of length 1; nothing is changed.
+            InputError: If the label is no text, or vectors are missing or not of length 1; nothing changes.
         """
         _check_label(label)
         new = self._checked(vectors)
         if not len(new):
-            raise InputError(f"{label}: at least one example is needed")
+            raise InputError(f"{label} needs at least one example")
         if label not in self._labels:
             self._labels.append(label)
             self._counts.append(0)
         at = self._labels.index(label)
         self._examples = np.insert(self._examples, self._rows(at).stop, new, axis=0)
         self._counts[at] += len(new)
-        self._forget_what_follows()
+        self._invalidate()
 
     def fill(self, counts: Mapping[str, int], examples: ArrayLike) -> None:
-        """Enrol, in an empty gallery, classes with so many examples each, of (n, width), label by label.
+        """Enrol several classes in an empty gallery.
+
+        Args:
+            counts: Number of examples of each label.
+            examples: Shape (n, width), sorted by label.
 
         Raises:
             InputError: If the gallery is not empty, a label is no text, or counts and vectors do not match.
         """
         checked = self._checked(examples)
         if self._labels:
-            raise InputError("a gallery is filled once, while it is empty")
+            raise InputError("only an empty gallery can be filled")
         for label in counts:
             _check_label(label)
         whole = all(type(count) is int and count >= 1 for count in counts.values())
         if not whole or sum(counts.values()) != len(checked):
-            raise InputError(f"{len(checked)} examples do not go with classes of {list(counts.values())[:10]} each")
+            raise InputError(f"{len(checked)} examples do not match the counts {list(counts.values())[:10]}")
         self._labels, self._counts, self._examples = list(counts), list(counts.values()), checked.copy()
-        self._forget_what_follows()
+        self._invalidate()
 
     def forget(self, label: str) -> None:
-        """Take a class out, with its trials.
+        """Remove a class with its trials.
 
         Raises:
             InputError: If it is not enrolled.
@@ -163,19 +169,19 @@ class Gallery:
         others = np.array([other != label for other in self._trial_labels], bool)
         self._trials = self._trials[others]
         self._trial_labels = [other for other in self._trial_labels if other != label]
-        self._forget_what_follows()
+        self._invalidate()
 
     def add_background(self, vectors: ArrayLike) -> None:
-        """Add pictures (n, width) of classes that are not enrolled; they show how similar unknown pictures are.
+        """Add pictures (n, width) of classes that are not enrolled, to estimate the similarity of unknown pictures.
 
         Raises:
             InputError: If vectors are not of length 1.
         """
         self._background = np.concatenate([self._background, self._checked(vectors)])
-        self._forget_what_follows()
+        self._invalidate()
 
     def add_trials(self, label: str, vectors: ArrayLike) -> None:
-        """Add pictures (n, width) of an enrolled class that measure how many of its pictures are refused.
+        """Add pictures (n, width) of an enrolled class, to measure how many of its pictures are refused.
 
         Raises:
             InputError: If the class is not enrolled, or vectors are not of length 1.
@@ -184,10 +190,10 @@ class Gallery:
         new = self._checked(vectors)
         self._trials = np.concatenate([self._trials, new])
         self._trial_labels += [label] * len(new)
-        self._forget_what_follows()
+        self._invalidate()
 
     def holders(self, vectors: ArrayLike) -> list[str | None]:
-        """Of each of (n, width), the label that the very same picture is enrolled under; None where it is not."""
+        """For each of (n, width), the label under which the same picture is enrolled; None if it is not."""
         checked = self._checked(vectors)
         if not len(self._examples) or not len(checked):
             return [None] * len(checked)
@@ -196,7 +202,7 @@ class Gallery:
         return [label if same else None for label, same in zip(of, cosines.max(1) >= SAME, strict=True)]
 
     def similarity(self, vectors: ArrayLike) -> Vectors:
-        """(n, classes): how similar each of (n, width) is to each class.
+        """Similarity (n, classes) of vectors (n, width) to each class.
 
         Raises:
             InputError: If vectors are not of length 1.
@@ -204,7 +210,7 @@ class Gallery:
         return self._similarity(self._checked(vectors))
 
     def likeness(self, vectors: ArrayLike) -> Likeness:
-        """The same, with what it means.
+        """Similarity of vectors (n, width) to each class, with scores.
 
         Raises:
             InputError: If nothing is enrolled, or vectors are not of length 1.
@@ -215,10 +221,10 @@ class Gallery:
         return Likeness(similarity, score)
 
     def threshold_for(self, rate: float | None = None) -> Threshold | None:
-        """The threshold for a rate of false accepts; for the gallery's own where that is None.
+        """The threshold for a rate of false accepts; for the gallery's own rate when None.
 
         Returns:
-            None where nothing is known of unknown pictures: one class, no background, no calibration.
+            None if nothing is known about unknown pictures: one class, no background, no calibration.
 
         Raises:
             InputError: If nothing is enrolled, or the rate is not between 0 and 1.
@@ -232,7 +238,7 @@ class Gallery:
         return self._thresholds[wanted]
 
     def threshold_at(self, similarity: float) -> Threshold:
-        """What to expect from a given threshold.
+        """The expected errors at a given similarity as threshold.
 
         Raises:
             InputError: If nothing is enrolled.
@@ -241,7 +247,7 @@ class Gallery:
 
     @property
     def threshold(self) -> float | None:
-        """The similarity from which on a picture is taken to show a class; None where nothing is known to set it by.
+        """The smallest similarity that is accepted; None if nothing is known to choose it by.
 
         Raises:
             InputError: If nothing is enrolled.
@@ -250,7 +256,7 @@ class Gallery:
         return None if found is None else found.value
 
     def alike(self, threshold: float) -> list[GallerySimilarities]:
-        """Pairs of classes whose examples are, on average, at least so similar to the other class; the most first."""
+        """Pairs of classes whose mean similarity is at least `threshold`, the most similar first."""
         counts = np.array(self._counts)
         if len(counts) < 2:
             return []
@@ -271,8 +277,8 @@ class Gallery:
 
     # --- examples -----------------------------------------------------------------------------------------------------
 
-    def _forget_what_follows(self) -> None:
-        """What is computed from the contents, once it is asked for."""
+    def _invalidate(self) -> None:
+        """Reset all that is computed on demand from the contents."""
         self._class_means: Vectors | None = None
         self._unknown_scores: UnknownScores | None = None
         self._known_scores: KnownScores | None = None
@@ -282,15 +288,15 @@ class Gallery:
     def _checked(self, vectors: ArrayLike) -> Vectors:
         found = np.asarray(vectors, np.float32)
         if found.ndim != 2 or found.shape[1] != self.width:
-            raise InputError(f"vectors of shape {found.shape}; (n, {self.width}) is needed")
+            raise InputError(f"vectors must have shape (n, {self.width}), not {found.shape}")
         lengths = np.linalg.norm(found, axis=1)
         wrong = (~(np.abs(lengths - 1) <= _LENGTH_WITHIN)).nonzero()[0]
         if len(wrong):
-            raise InputError(f"vector {wrong[0]} is of length {lengths[wrong[0]]:g}; unit vectors are needed")
+            raise InputError(f"vector {wrong[0]} has length {lengths[wrong[0]]:g}; the length must be 1")
         return found
 
     def _means(self) -> Vectors:
-        """(classes, width), unit length."""
+        """Means of the classes, (classes, width), unit length."""
         if self._class_means is None:
             if not self._labels:
                 return np.empty((0, self.width), np.float32)
@@ -301,13 +307,12 @@ class Gallery:
         return self._class_means
 
     def _similarity(self, vectors: Vectors) -> Vectors:
-        """(n, classes) of (n, width)."""
-        # Which rounding may leave a little above 1.
+        """Similarity (n, classes) of vectors (n, width), at most 1 despite rounding."""
         return np.asarray(np.minimum(vectors @ self._means().T, 1), np.float32)
 
     @property
     def _classes(self) -> NDArray[np.int64]:
-        """(n,): the position of the class of each example."""
+        """(n,): position of the class of each example."""
         return np.repeat(np.arange(len(self._counts)), self._counts)
 
     def _rows(self, at: int) -> slice:
@@ -319,11 +324,11 @@ class Gallery:
             raise InputError(f"{label!r} is not enrolled")
         return self._labels.index(label)
 
-    # --- what unknown and known pictures are like ---------------------------------------------------------------------
+    # --- similarity of unknown and known pictures ---------------------------------------------------------------------
 
     def _unknown(self) -> UnknownScores | None:
         if not self._labels:
-            raise InputError("nothing is enrolled yet; enrol at least one class")
+            raise InputError("nothing is enrolled; enrol at least one class")
         self._measure()
         return self._unknown_scores
 
@@ -340,7 +345,7 @@ class Gallery:
         self._measured = True
 
     def _nearest(self, vectors: Vectors) -> Floats:
-        """(n,): similarity to the nearest class."""
+        """Similarity (n,) to the nearest class."""
         if not len(vectors):
             return np.empty(0)
         step = max(1, _AT_ONCE // len(self._labels))
@@ -348,7 +353,7 @@ class Gallery:
         return np.concatenate(parts).astype(np.float64)
 
     def _rivals(self) -> Samples | None:
-        """Every example as a picture that is unknown to all classes but its own; None for a single class."""
+        """Similarity of every example to its nearest other class; None for a single class."""
         if len(self._labels) < 2:
             return None
         classes = self._classes
@@ -361,8 +366,7 @@ class Gallery:
         return Samples(found, classes, len(self._labels) - 1)
 
     def _own(self) -> Samples | None:
-        """Every example of a class with several, and every trial, compared with the examples of its class, itself left
-        out; None where there is none."""
+        """Similarity to its own class of every trial, and of every example to the other examples; None without any."""
         counts, classes = np.array(self._counts), self._classes
         several = counts[classes] > 1
         examples = self._examples[several].astype(np.float64)
@@ -379,11 +383,11 @@ class Gallery:
 
 
 def check_rate(rate: float) -> None:
-    """InputError for a rate that is not between 0 and 1."""
+    """InputError unless the rate is between 0 and 1."""
     if not 0 < rate < 1:
         raise InputError(f"a false-accept rate must be between 0 and 1, not {rate}")
 
 
 def _check_label(label: object) -> None:
     if not isinstance(label, str) or not label:
-        raise InputError(f"a label is a text of at least one character, not {label!r}")
+        raise InputError(f"a label must be a text that is not empty, not {label!r}")

@@ -1,4 +1,4 @@
-"""The threshold of a recogniser: which one, why, and how many mistakes of either kind to expect there."""
+"""The threshold of a recogniser: how it is chosen, and the expected shares of both kinds of error."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fewshot.recognition.unknowns import (
     Floats,
     Samples,
     UnknownScores,
-    falling_to,
+    invert_falling,
     share_interval,
 )
 
-# Without a rate that was asked for, no more than this share of unknown pictures is accepted: where equal errors are
-# larger, the classes cannot be told from unknown ones well, and where equal errors are not known, this is the rate.
+# Largest share of unknown pictures that is accepted without a given rate: the limit for equal errors, and the rate if
+# equal errors are not known.
 MOST_FALSE_ACCEPTS = 0.2
 
 
@@ -35,18 +35,18 @@ class Share(NamedTuple):
 
 @dataclass(frozen=True)
 class Threshold:
-    """From which similarity on a picture is taken to show its nearest class, and what that leads to.
+    """A threshold and its expected errors.
 
     Attributes:
-        value: The similarity.
-        chosen_by: "equal error": as many unknown pictures are accepted as pictures of enrolled classes are refused, but
-            no more than MOST_FALSE_ACCEPTS; "rate": asked for, or MOST_FALSE_ACCEPTS where equal errors are not known;
-            "similarity": given as it is.
-        false_accepts: Expected share of pictures of unknown classes that are accepted; None where nothing is known.
-        refusals: Expected share of pictures of enrolled classes that are refused or named wrongly; None where no class
-            has two examples and the encoder carries no calibration.
-        refusals_measured: Whether pictures of the gallery's own classes say so; if not, they are those of other
-            pictures, which the encoder was calibrated on.
+        value: The smallest similarity that is accepted.
+        chosen_by: "equal error": as many unknown pictures are accepted as pictures of enrolled classes are refused, at
+            most MOST_FALSE_ACCEPTS. "rate": for a given rate, or for MOST_FALSE_ACCEPTS if equal errors are not known.
+            "similarity": given directly.
+        false_accepts: Expected share of pictures of unknown classes that are accepted; None if nothing is known.
+        refusals: Expected share of pictures of enrolled classes that are refused or named wrongly; None if no class has
+            two examples and the encoder carries no calibration.
+        refusals_measured: Whether `refusals` comes from pictures of the gallery's classes. If not, it comes from the
+            pictures that the encoder was calibrated on.
     """
 
     value: float
@@ -58,11 +58,12 @@ class Threshold:
 
 @dataclass(frozen=True, eq=False)
 class KnownScores:
-    """The share of pictures of enrolled classes that are less similar to their own class.
+    """Distribution of the similarity of pictures of enrolled classes to their own class.
 
-    tail: What is expected beside the samples: FittedTail, or the calibration that the encoder carries.
-    samples: Similarities (n,), ascending, of pictures to the examples of their class without themselves.
-    weights: (n,), as how many independent pictures each counts.
+    Attributes:
+        tail: Prior distribution: fitted, or the calibration that the encoder carries.
+        samples: Similarities (n,), ascending, of pictures to the other examples of their class.
+        weights: Shape (n,): number of independent pictures that each counts as.
     """
 
     tail: FittedTail | Calibration
@@ -70,7 +71,7 @@ class KnownScores:
     weights: Floats
 
     def below(self, similarity: NDArray[np.floating]) -> Floats:
-        """In the shape of `similarity`, rising from 0 to 1."""
+        """Share of pictures that are less similar, in the shape of `similarity`."""
         wanted = np.asarray(similarity, np.float64)
         if isinstance(self.tail, Calibration):
             rejected = np.interp(wanted, self.tail.thresholds, self.tail.false_reject, left=0.0, right=1.0)
@@ -83,20 +84,20 @@ class KnownScores:
 
     @property
     def independent(self) -> float:
-        """As how many independent pictures it counts."""
+        """Number of independent pictures that the distribution counts as."""
         carried = CARRIED_PICTURES if isinstance(self.tail, Calibration) else 0
         return carried + float(self.weights.sum())
 
 
 def known_scores(calibration: Calibration | None, samples: Samples | None) -> KnownScores | None:
-    """How similar pictures of enrolled classes are to their own class.
+    """Estimate the similarity of pictures of enrolled classes to their own class.
 
     Args:
-        calibration: What the encoder carries, None without.
-        samples: Similarities of pictures to the other examples of their class; None where no class has two.
+        calibration: Of the encoder; None without.
+        samples: Similarities of pictures to the other examples of their class; None if no class has two.
 
     Returns:
-        None where nothing is known.
+        None if nothing is known.
     """
     if samples is None:
         return None if calibration is None else KnownScores(calibration, np.empty(0), np.empty(0))
@@ -110,23 +111,23 @@ def known_scores(calibration: Calibration | None, samples: Samples | None) -> Kn
 
 
 def choose(unknown: UnknownScores | None, known: KnownScores | None, rate: float | None) -> Threshold | None:
-    """The threshold for a rate of false accepts, or for equal errors where `rate` is None.
+    """Choose the threshold for a rate of false accepts, or for equal errors when `rate` is None.
 
     Returns:
-        None where nothing is known of unknown pictures.
+        None if nothing is known about unknown pictures.
     """
     if unknown is None:
         return None
     if rate is not None or known is None:
         value = unknown.threshold(MOST_FALSE_ACCEPTS if rate is None else rate)
         return expected(value, "rate", unknown, known)
-    # Both shares are equal where their difference, which falls, is 0.
-    equal = falling_to(lambda at: unknown.at(at) - known.below(at), 0.0)
+    # The difference of the two shares falls; they are equal where it is 0.
+    equal = invert_falling(lambda at: unknown.at(at) - known.below(at), 0.0)
     return expected(max(equal, unknown.threshold(MOST_FALSE_ACCEPTS)), "equal error", unknown, known)
 
 
 def expected(value: float, chosen_by: str, unknown: UnknownScores | None, known: KnownScores | None) -> Threshold:
-    """What the threshold `value` leads to."""
+    """The threshold `value` with its expected errors."""
     accepted = refused = None
     at = np.array(value)
     if unknown is not None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -20,36 +16,32 @@ from torch import Tensor
 from fewshot.embedding.embedder import Embedder
 from fewshot.evaluation.threshold import Calibration
 from fewshot.recognition.gallery import SAME, Gallery, GallerySimilarities, check_rate
+from fewshot.recognition.gallery_files import GALLERY_FILE, check_folder, read_gallery, write_gallery
 from fewshot.recognition.operating_point import Threshold
 from finetune.data.folder import list_folder, list_unlabelled
 from finetune.data.images import Picture
 from finetune.errors import InputError, UnreadablePicture
-from finetune.files import locked, read_tensors_and_metadata, write_tensors
+from finetune.files import locked
 from finetune.progress import Display
 
-FORMAT = 2
-READ = (1, 2)  # formats; before 2 there were no trials, and no rate was not an option
-GALLERY_FILE = "gallery.safetensors"
+DEFAULT_ENCODER = "omniglot"
 
 Pictures = Picture | Tensor | Sequence[Picture | Tensor]
 
 
-SHIPPED = "omniglot"
-
-
 @dataclass(frozen=True)
 class Recognition:
-    """What a picture was taken for.
+    """Answer of a recogniser for one picture.
 
     Attributes:
-        label: Its class; None for unknown, or where no threshold is known.
-        nearest: The most similar class, whether it was accepted or not.
-        similarity: To that class: the cosine with the mean of its examples, 1 at most.
-        score: The share of pictures of no enrolled class that are less similar to their nearest class, from 0 to 1;
-            None where nothing is known of such pictures.
-        threshold: The similarity from which on a class is accepted; None where none is known, or `nearest` was asked.
+        label: The class; None for unknown, or if no threshold is known.
+        nearest: The most similar class, accepted or not.
+        similarity: To `nearest`: the cosine with the mean of its examples.
+        score: Share of pictures of no enrolled class that are less similar to their nearest class, from 0 to 1; None if
+            nothing is known about such pictures.
+        threshold: The smallest similarity that is accepted; None if none is known, or `nearest` was requested.
         similarities: Of every class, the most similar first.
-        scores: Of every class, in the same order; empty where nothing is known.
+        scores: Of every class, in the same order; empty if nothing is known.
     """
 
     label: str | None
@@ -63,12 +55,14 @@ class Recognition:
 
 @dataclass(frozen=True)
 class Trial:
-    """What a recogniser did with labelled pictures.
+    """Results of a recogniser on labelled pictures.
 
     Attributes:
-        known: Pictures of enrolled classes; right, refused and misnamed of them are shares.
-        unknown: Pictures of classes that are not enrolled; accepted of them is a share.
-        threshold: The threshold that follows from these pictures and from all that was known before.
+        known: Number of pictures of enrolled classes.
+        right, refused, misnamed: Shares of these that are named correctly, called unknown and named wrongly.
+        unknown: Number of pictures of other classes.
+        accepted: Share of these that are given a class.
+        threshold: The threshold that follows from these pictures and all earlier ones.
     """
 
     known: int
@@ -83,14 +77,12 @@ class Trial:
 class Recognizer:
     """Classes learned from one picture each, or a few, by an encoder that is not trained further.
 
-    Enrolling and forgetting take milliseconds. Many threads may recognise at once; a change may not run beside anything
-    else.
+    Enrolling and forgetting take milliseconds. Several threads may recognise at once; a change must run alone.
 
     Args:
         embedder: The encoder.
-        false_accept_rate: Share of pictures of no enrolled class that may be taken for one, between 0 and 1. None for
-            equal errors: as many unknown pictures are accepted as known ones are refused, a fifth at most
-            (`fewshot.recognition.operating_point`).
+        false_accept_rate: Share of pictures of no enrolled class that may be given one, between 0 and 1. None for
+            equal errors: as many unknown pictures are accepted as known ones are refused, at most a fifth.
 
     Raises:
         InputError: If the rate is not between 0 and 1.
@@ -116,12 +108,12 @@ class Recognizer:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """In the order in which they were enrolled."""
+        """The enrolled classes, in the order of enrolment."""
         return self.gallery.labels
 
     @property
     def threshold(self) -> float | None:
-        """The similarity from which on a picture is no longer unknown; None where nothing is known to set it by.
+        """The smallest similarity that is accepted; None if nothing is known to choose it by.
 
         Raises:
             InputError: If nothing is enrolled.
@@ -129,14 +121,14 @@ class Recognizer:
         return self.gallery.threshold
 
     def expect(self, false_accept_rate: float | None = None) -> Threshold | None:
-        """The threshold, why it is that one, and the shares of mistakes to expect there, with intervals.
+        """The threshold, how it was chosen, and the expected shares of errors with intervals.
 
         Args:
-            false_accept_rate: Another rate than the recogniser's own.
+            false_accept_rate: In place of the recogniser's own rate.
 
         Returns:
-            None where nothing is known of unknown pictures: a single class, no background pictures, and an encoder that
-            carries no calibration.
+            None if nothing is known about unknown pictures: a single class, no background pictures, and an encoder
+            without calibration.
 
         Raises:
             InputError: If nothing is enrolled, or the rate is not between 0 and 1.
@@ -144,34 +136,34 @@ class Recognizer:
         return self.gallery.threshold_for(false_accept_rate)
 
     def alike(self) -> list[GallerySimilarities]:
-        """Pairs of enrolled classes that are too alike: the examples of one would be accepted as the other."""
+        """Pairs of enrolled classes that are too similar: examples of one would be accepted as the other."""
         threshold = self.threshold if self.labels else None
         return [] if threshold is None else self.gallery.alike(threshold)
 
     def enrol(self, label: str, pictures: Pictures) -> Recognizer:
-        """Learn a class, or more of one, from one picture or several.
-
-        A picture that the class has already is not counted twice.
+        """Enrol one or more pictures of a new or an enrolled class. A picture of the class counts once.
 
         Returns:
             This recogniser.
 
         Raises:
-            InputError: If a picture is enrolled under another label; nothing is changed.
-            UnreadablePicture: If one cannot be read; nothing is changed.
+            InputError: If a picture is enrolled under another label; nothing changes.
+            UnreadablePicture: If one cannot be read; nothing changes.
         """
         vectors = self.embedder.embed(_several(pictures))
         holders = self.gallery.holders(vectors)
         for number, holder in enumerate(holders):
             if holder not in (None, label):
-                raise InputError(f"picture {number} of {label!r} is enrolled as {holder!r} already; forget that first")
+                raise InputError(
+                    f"picture {number} of {label!r} is already enrolled as {holder!r}; forget that class first"
+                )
         new = _different(vectors[[holder is None for holder in holders]])
         if len(new) or not len(vectors):
             self.gallery.enrol(label, new)
         return self
 
     def forget(self, label: str) -> Recognizer:
-        """Take a class out.
+        """Remove a class.
 
         Returns:
             This recogniser.
@@ -183,13 +175,13 @@ class Recognizer:
         return self
 
     def add_background(self, pictures: Pictures) -> Recognizer:
-        """Learn how similar unknown pictures are, from pictures of classes that are not enrolled.
+        """Add pictures of classes that are not enrolled; they show how similar unknown pictures are.
 
         Returns:
             This recogniser.
 
         Raises:
-            UnreadablePicture: If one cannot be read; nothing is changed.
+            UnreadablePicture: If one cannot be read; nothing changes.
         """
         self.gallery.add_background(self.embedder.embed(_several(pictures)))
         return self
@@ -197,19 +189,18 @@ class Recognizer:
     def calibrate(
         self, folder: str | Path, *, false_accept_rate: float | None = None, display: Display | None = None
     ) -> Trial:
-        """Measure on labelled pictures of one's own, and keep what they show of similarities.
+        """Measure on your own labelled pictures, and keep their vectors for choosing the threshold.
 
-        The pictures become no examples. Those of a class that is not enrolled show from now on how similar unknown
-        pictures are, those of an enrolled one how many pictures are refused. A picture that is kept already, or is an
-        example, is not counted again.
+        The pictures do not become examples. Those of enrolled classes show how many pictures are refused, all others
+        how similar unknown pictures are. A picture that is already kept or is an example does not count again.
 
         Args:
-            folder: One sub-folder for each class; those named as an enrolled class hold pictures of it.
-            false_accept_rate: The recogniser's rate from now on; None leaves it.
+            folder: One sub-folder for each class; its name says whether the class is enrolled.
+            false_accept_rate: New rate of the recogniser; None keeps it.
             display: Shows a bar.
 
         Returns:
-            What the recogniser does with these pictures, at the threshold that it has afterwards.
+            Results on these pictures, at the new threshold.
 
         Raises:
             InputError: If nothing is enrolled, or no picture of the folder can be read.
@@ -222,13 +213,13 @@ class Recognizer:
         found = self.embedder.embed_all([listing.root / sample.path for sample in listing.samples], display=display)
         good = [row for row in range(len(listing.samples)) if row not in found.unreadable]
         if not good:
-            raise InputError(f"{folder}: none of its {len(listing.samples)} pictures can be read")
+            raise InputError(f"{folder}: none of the {len(listing.samples)} pictures can be read")
         labels = np.array([listing.samples[row].label for row in good])
         vectors = found.vectors[good]
         if false_accept_rate is not None:
             self.gallery.false_accept_rate = false_accept_rate
         self._keep_trials(labels, vectors)
-        return self._tried(labels, vectors)
+        return self._trial(labels, vectors)
 
     def recognize(
         self,
@@ -238,17 +229,17 @@ class Recognizer:
         threshold: float | None = None,
         nearest: bool = False,
     ) -> Recognition:
-        """What a picture shows.
+        """Recognise one picture.
 
         Args:
             picture: A path, the contents of a file, an array, a tensor or a PIL image.
-            false_accept_rate: Another rate than the recogniser's own, for this picture.
-            threshold: The similarity from which on a class is accepted, instead of a rate.
-            nearest: Name the nearest class in any case; nothing is unknown.
+            false_accept_rate: For this picture, in place of the recogniser's own rate.
+            threshold: The smallest similarity that is accepted, in place of a rate.
+            nearest: Always name the nearest class.
 
         Raises:
             UnreadablePicture: If it cannot be read.
-            InputError: If nothing is enrolled, or more than one of the three says what is accepted.
+            InputError: If nothing is enrolled, or more than one of the three options is given.
         """
         found = self.recognize_all(
             [picture], false_accept_rate=false_accept_rate, threshold=threshold, nearest=nearest
@@ -266,9 +257,10 @@ class Recognizer:
         threshold: float | None = None,
         nearest: bool = False,
     ) -> list[Recognition | UnreadablePicture]:
-        """One answer for each picture, in order: what it shows, or the error that says why it cannot be read.
+        """Recognise pictures, or all pictures below a folder. The options are those of `recognize`.
 
-        The arguments are those of `recognize`; a folder stands for the pictures below it.
+        Returns:
+            For each picture, in order, the answer or the error that says why it cannot be read.
         """
         accepted_from = self._accepted_from(false_accept_rate, threshold, nearest)
         if isinstance(pictures, (str, Path)) and Path(pictures).is_dir():
@@ -284,59 +276,39 @@ class Recognizer:
         ]
 
     def save(self, folder: str | Path) -> None:
-        """Everything but the encoder's weights, in one file in `folder`, which is replaced whole or not at all."""
-        folder = Path(folder)
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"{folder} is a file; name a folder for the gallery")
-        about = {
-            "format": FORMAT,
-            "fingerprint": self.embedder.fingerprint,
-            "origin": self.embedder.origin,
-            "false_accept_rate": self.gallery.false_accept_rate,
-            "counts": self.gallery.counts,
-            "trials": self.gallery.trials[0],
-        }
-        vectors = {
-            "examples": self.gallery.examples,
-            "background": self.gallery.background,
-            "trials": self.gallery.trials[1],
-        }
-        write_tensors(
-            folder / GALLERY_FILE,
-            {name: torch.from_numpy(values) for name, values in vectors.items()},
-            {"gallery": json.dumps(about, allow_nan=False)},
-        )
+        """Save all but the encoder's weights to one file in `folder`, which is replaced as a whole."""
+        write_gallery(Path(folder), self.gallery, fingerprint=self.embedder.fingerprint, origin=self.embedder.origin)
 
     @classmethod
     def load(cls, folder: str | Path, *, embedder: Embedder | None = None, device: str = "auto") -> Recognizer:
-        """What was saved in `folder`, with the embedder that it was made with, or `embedder`.
+        """Load a saved recogniser.
 
-        InputError when there is none, it is damaged, or the embedder is another.
+        Args:
+            folder: Where it was saved.
+            embedder: Its embedder; loaded from its origin when None.
+            device: "auto", "cpu" or "cuda", for an embedder that is loaded.
+
+        Raises:
+            InputError: If there is none, it is damaged, or `embedder` is a different one.
         """
-        path = Path(folder) / GALLERY_FILE
-        about, tensors = read_gallery(Path(folder))
-        embedder = embedder or Embedder.of_origin(about.get("origin"), device=device)
-        if embedder.fingerprint != about.get("fingerprint"):
+        stored = read_gallery(Path(folder))
+        embedder = embedder or Embedder.of_origin(stored.about.get("origin"), device=device)
+        if embedder.fingerprint != stored.about.get("fingerprint"):
             raise InputError(
-                f"{folder} was made with the embedder {about.get('fingerprint')}, not with {embedder.fingerprint}: "
-                "give that one, or enrol anew"
+                f"{folder} was made with the embedder {stored.about.get('fingerprint')}, not {embedder.fingerprint}: "
+                "give its own embedder, or enrol again"
             )
         try:
-            recognizer = cls(embedder, false_accept_rate=about["false_accept_rate"])
-            recognizer.gallery.fill(about["counts"], tensors["examples"].numpy())
-            recognizer.gallery.add_background(tensors["background"].numpy())
-            if about["format"] > 1:
-                pairs = zip(about["trials"], tensors["trials"].numpy(), strict=True)
-                for label, group in groupby(pairs, key=itemgetter(0)):
-                    recognizer.gallery.add_trials(label, [vector for _, vector in group])
+            recognizer = cls(embedder, false_accept_rate=stored.false_accept_rate)
+            stored.fill(recognizer.gallery)
         except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
-            raise InputError(f"{path} is not as it was saved ({error}); it may be damaged") from error
+            raise InputError(f"{Path(folder) / GALLERY_FILE} is damaged: {error}") from error
         return recognizer
 
     def _accepted_from(self, rate: float | None, threshold: float | None, nearest: bool) -> float | None:
-        """The similarity from which on a class is accepted; None where none is known."""
+        """The smallest similarity that is accepted; None if none is known."""
         if (rate is not None) + (threshold is not None) + nearest > 1:
-            raise InputError("false_accept_rate, threshold and nearest each say what is accepted; give one of them")
+            raise InputError("give only one of false_accept_rate, threshold and nearest")
         if nearest:
             return -np.inf
         if threshold is not None:
@@ -373,7 +345,7 @@ class Recognizer:
         for label in np.unique(labels[new & enrolled]):
             gallery.add_trials(str(label), vectors[new & (labels == label)])
 
-    def _tried(self, labels: NDArray[np.str_], vectors: NDArray[np.float32]) -> Trial:
+    def _trial(self, labels: NDArray[np.str_], vectors: NDArray[np.float32]) -> Trial:
         similarity = self.gallery.similarity(vectors)
         nearest = np.array(self.labels)[similarity.argmax(1)]
         expectation = self.expect()
@@ -391,23 +363,47 @@ class Recognizer:
         )
 
 
-def read_gallery(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What a saved gallery tells of itself, and its vectors. InputError when there is none, or it is damaged."""
-    path = folder / GALLERY_FILE
-    if not path.is_file():
-        raise InputError(f"{folder} holds no gallery: it has no {GALLERY_FILE}; fewshot enrol makes one")
-    tensors, metadata = read_tensors_and_metadata(path)
-    try:
-        about = json.loads(metadata["gallery"])
-    except (KeyError, ValueError) as error:
-        raise InputError(f"{path} is not a gallery; it may be damaged") from error
-    if not isinstance(about, dict) or about.get("format") not in READ:
-        raise InputError(f"{path} is of another version; this one reads formats {READ[0]} to {READ[-1]}")
-    return about, tensors
+@contextmanager
+def change_gallery(
+    folder: Path,
+    embedder: Embedder | None,
+    *,
+    false_accept_rate: float | None = None,
+    device: str = "auto",
+) -> Iterator[Recognizer]:
+    """Open the recogniser saved in `folder`, or a new one, and save it at the end of the block unless that fails.
+
+    One process at a time changes a gallery.
+
+    Args:
+        folder: Of the gallery; created if missing.
+        embedder: Of a new recogniser, the encoder that ships when None; of a saved one it must be its own.
+        false_accept_rate: New rate of the recogniser; None keeps it.
+        device: "auto", "cpu" or "cuda", for an embedder that is loaded.
+
+    Raises:
+        InputError: If the folder holds something else.
+    """
+    check_folder(folder)
+    saved = (folder / GALLERY_FILE).exists()
+    if not saved and folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise InputError(f"{folder} is not empty and holds no gallery; choose another folder")
+    if embedder is None and not saved:
+        embedder = Embedder.load(DEFAULT_ENCODER, device=device)  # before the folder is created
+    with locked(folder):
+        # Another process may have created the gallery in the meantime.
+        if embedder is None or (folder / GALLERY_FILE).exists():
+            recognizer = Recognizer.load(folder, embedder=embedder, device=device)
+        else:
+            recognizer = Recognizer(embedder)
+        if false_accept_rate is not None:
+            recognizer.gallery.false_accept_rate = false_accept_rate
+        yield recognizer
+        recognizer.save(folder)
 
 
 def _several(pictures: Pictures) -> Any:
-    """A list of one picture, or several as the embedder takes them."""
+    """Pictures as the embedder takes them; a single one becomes a list."""
     if isinstance(pictures, (str, Path)):
         return pictures if Path(pictures).is_dir() else [pictures]
     single = isinstance(pictures, (bytes, Image.Image)) or (
@@ -421,7 +417,7 @@ def _share(true: NDArray[np.bool_]) -> float | None:
 
 
 def _different(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Those that are not of the very same picture as one before them."""
+    """The vectors without repeated pictures."""
     cosines = np.tril(vectors @ vectors.T, -1)
     return vectors[~(cosines >= SAME).any(1)]
 
@@ -430,35 +426,3 @@ def _name(pictures: Any, number: int) -> str:
     if isinstance(pictures, Sequence) and isinstance(pictures[number], (str, Path)):
         return str(pictures[number])
     return f"picture {number}"
-
-
-@contextmanager
-def change_gallery(
-    folder: Path,
-    embedder: Embedder | None,
-    *,
-    false_accept_rate: float | None = None,
-    device: str = "auto",
-) -> Iterator[Recognizer]:
-    """The recognizer saved in `folder`, or a new one, to be changed; it is saved at the end unless that failed.
-
-    embedder: of a new one, the encoder that ships when None; of a saved one it must be the one that it was made with.
-    false_accept_rate: as saved, or as usual for a new one, when None. InputError where the folder holds something else.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; name a folder for the gallery")
-    saved = (folder / GALLERY_FILE).exists()
-    if not saved and folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise InputError(f"{folder} is not empty and holds no gallery; name another folder")
-    if embedder is None and not saved:
-        embedder = Embedder.load(SHIPPED, device=device)  # before a folder is made for it
-    with locked(folder):
-        # Another process may have made the gallery meanwhile.
-        if embedder is None or (folder / GALLERY_FILE).exists():
-            recognizer = Recognizer.load(folder, embedder=embedder, device=device)
-        else:
-            recognizer = Recognizer(embedder)
-        if false_accept_rate is not None:
-            recognizer.gallery.false_accept_rate = false_accept_rate
-        yield recognizer
-        recognizer.save(folder)

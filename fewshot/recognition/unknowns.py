@@ -1,4 +1,4 @@
-"""How similar pictures of unknown classes are to their nearest enrolled class: estimated, with its uncertainty."""
+"""Estimates how similar pictures of unknown classes are to their nearest enrolled class."""
 
 from __future__ import annotations
 
@@ -13,30 +13,33 @@ from fewshot.evaluation.threshold import Calibration
 
 Floats = NDArray[np.float64]
 
-# A carried calibration counts as so many enrolled classes when the number of confusable classes is estimated, and as so
-# many pictures beside pictures of the gallery: it is of other pictures. The distribution that follows from it, or is
-# fitted, counts as so many enrolled classes, and with these as so many background pictures. Chosen on validation
-# alphabets, with calibrations of the same encoder and of another one, and on digits.
+# Weights of prior knowledge. A calibration carried by the encoder comes from other pictures: it counts as PRIOR_CLASSES
+# enrolled classes in the estimate of the number of confusable classes, and as CARRIED_PICTURES pictures. The
+# distribution that follows from it, or is fitted, counts as TAIL_CLASSES enrolled classes, and together with these as
+# PRIOR_PICTURES background pictures. Chosen on validation alphabets, with calibrations of the same and of another
+# encoder, and on digits.
 PRIOR_CLASSES, CARRIED_PICTURES = 1, 3
 TAIL_CLASSES = 30
 PRIOR_PICTURES = 10
-# Without a calibration: the standard deviation of such similarities, as a share of what their mean leaves up to 1, and
-# as how many samples it counts; the skewness; the correlation of two examples of one class; and by how many standard
-# deviations the highest of e times as many similarities lies higher. Chosen on steel surfaces, and on flowers and
-# textures as another network sees them; see benchmarks/recognizer.py.
+# The fitted distribution: prior standard deviation, as a share of 1 - mean, and the samples that it counts as;
+# skewness; correlation of two examples of one class; and the shift of the maximum of e times as many similarities, in
+# standard deviations. Chosen on steel surfaces, flowers and textures; see benchmarks/recognizer.py.
 DEVIATION_SHARE, PRIOR_SAMPLES, SKEWNESS, CORRELATION, RISE = 0.13, 4, 0.3, 0.15, 0.75
 
-# As how many independent unknown pictures an enrolled class counts in an interval: galleries of one size whose examples
-# differ had rates that lie so far apart.
+# Number of independent unknown pictures that an enrolled class counts as in an interval. Chosen so that the intervals
+# cover the rates of galleries of one size with different examples.
 PICTURES_OF_CLASS = 2
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Similarities of pictures to the nearest class that is not their own, (n,), and the class of each, (n,) from 0.
+    """Similarities of pictures to a class.
 
-    classes: How many classes each was compared with.
+    Attributes:
+        similarity: Shape (n,).
+        of_class: Shape (n,): class of each picture, from 0.
+        classes: Number of classes that each picture was compared with.
     """
 
     similarity: Floats
@@ -45,23 +48,23 @@ class Samples:
 
     @property
     def weights(self) -> Floats:
-        """(n,): every class counts the same in sum, however many pictures it has."""
+        """Shape (n,): the weights of every class sum to 1."""
         counts = np.bincount(self.of_class)
         return np.asarray(1 / counts[self.of_class])
 
     @property
     def independent(self) -> float:
-        """As how many independent pictures they count: those of one class are alike."""
+        """Number of independent pictures that these count as; pictures of one class are correlated."""
         counts = np.bincount(self.of_class)
         return float((counts[counts > 0] / (1 + (counts[counts > 0] - 1) * CORRELATION)).sum())
 
 
 @dataclass(frozen=True, eq=False)
 class CarriedTail:
-    """The share of unknown pictures at or above a similarity, by what an encoder carries.
+    """Share of unknown pictures at or above a similarity, from the calibration that an encoder carries.
 
-    A pair of different classes reaches a similarity by the share that the calibration measured; a picture has `chances`
-    to reach it, one for each class that it can be confused with.
+    A pair of different classes reaches a similarity with the measured rate. A picture has `chances` to reach it, one
+    for each class that it can be confused with.
     """
 
     calibration: Calibration
@@ -69,10 +72,10 @@ class CarriedTail:
 
     @classmethod
     def of(cls, calibration: Calibration, classes: int, samples: Samples | None) -> CarriedTail:
-        """`chances` begins as the number of enrolled classes and follows what the samples show.
+        """Estimate `chances` from the number of enrolled classes and the samples.
 
-        Each sample is an exponential variable whose rate is the ratio of confusable classes to classes; the prior of
-        that rate is the gamma distribution of mean 1 that counts as PRIOR_CLASSES samples.
+        Each sample is an exponential variable whose rate is the share of confusable classes. The prior of that rate is
+        a gamma distribution with mean 1 that counts as PRIOR_CLASSES samples.
         """
         shown, count = 0.0, 0.0
         if samples is not None:
@@ -83,17 +86,19 @@ class CarriedTail:
         return cls(calibration, classes * ratio)
 
     def at(self, similarity: NDArray[np.floating]) -> Floats:
-        """In the shape of `similarity`, falling from 1 to 0."""
+        """Share at or above, in the shape of `similarity`, falling from 1 to 0."""
         pairs = _pair_share(self.calibration, np.asarray(similarity, np.float64))
         return np.asarray(-np.expm1(self.chances * np.log1p(-np.minimum(pairs, 1 - 1e-12))))
 
 
 @dataclass(frozen=True)
 class FittedTail:
-    """The same by a skewed t distribution that was fitted to samples.
+    """Share of pictures at or above a similarity, by a skewed t distribution fitted to samples.
 
-    location, deviation: Of the similarities. independent: As how many independent samples they count; the uncertainty
-    of the location and of the deviation widens the distribution.
+    Attributes:
+        location, deviation: Mean and standard deviation of the similarities.
+        independent: Number of independent samples; the uncertainty of mean and deviation widens the distribution.
+        skewness: Of the distribution.
     """
 
     location: float
@@ -103,7 +108,7 @@ class FittedTail:
 
     @classmethod
     def of(cls, similarity: Floats, weights: Floats, independent: float, *, skewness: float = SKEWNESS) -> FittedTail:
-        """Of samples (n,) with weights (n,) that count as so many independent ones."""
+        """Fit to samples (n,) with weights (n,) that count as `independent` samples."""
         mean = float(np.average(similarity, weights=weights))
         variance = float(np.average((similarity - mean) ** 2, weights=weights))
         prior = (DEVIATION_SHARE * max(1 - mean, 1e-3)) ** 2
@@ -112,12 +117,12 @@ class FittedTail:
         return cls(mean, deviation, independent, skewness)
 
     def at(self, similarity: NDArray[np.floating]) -> Floats:
-        """In the shape of `similarity`, falling from 1 to 0."""
+        """Share at or above, in the shape of `similarity`, falling from 1 to 0."""
         spread = self.deviation * np.sqrt(1 + 1 / self.independent)
         return self._beyond((np.asarray(similarity, np.float64) - self.location) / spread)
 
     def _beyond(self, deviates: Floats) -> Floats:
-        """The share beyond standard deviates: the Cornish-Fisher expansion z + skewness (z² - 1) / 6, inverted."""
+        """Share beyond standard deviates, by inverting the Cornish-Fisher expansion z + skewness (z² - 1) / 6."""
         curve = self.skewness / 6
         if curve > 0:
             inside = np.maximum(1 + 4 * curve * (deviates + curve), 0)
@@ -130,14 +135,15 @@ Tail = CarriedTail | FittedTail
 
 @dataclass(frozen=True, eq=False)
 class UnknownScores:
-    """The share of unknown pictures that are so similar to their nearest enrolled class, or more.
+    """Share of unknown pictures that reach a similarity to their nearest enrolled class.
 
-    tail: What is expected of a few classes.
-    samples: The enrolled examples as unknown pictures; they outweigh the tail once there are more than TAIL_CLASSES
-        classes. None for a single class.
-    background: Similarities (n,) of pictures that the user gave as unknown; they outweigh the rest once there are more
-        than PRIOR_PICTURES of them.
-    independent: As how many independent pictures all of this counts.
+    Attributes:
+        tail: Prior distribution, for few classes.
+        samples: Enrolled examples as unknown pictures; they outweigh `tail` with more than TAIL_CLASSES classes. None
+            for a single class.
+        background: Similarities (n,) of pictures given as unknown; they outweigh the rest with more than
+            PRIOR_PICTURES pictures.
+        independent: Number of independent pictures that all of this counts as.
     """
 
     tail: Tail
@@ -146,7 +152,7 @@ class UnknownScores:
     independent: float
 
     def at(self, similarity: NDArray[np.floating]) -> Floats:
-        """In the shape of `similarity`, falling from 1 to 0."""
+        """Share at or above, in the shape of `similarity`, falling from 1 to 0."""
         wanted = np.asarray(similarity, np.float64)
         share = self.tail.at(wanted)
         if self.samples is not None:
@@ -160,10 +166,10 @@ class UnknownScores:
 
     def threshold(self, rate: float) -> float:
         """The lowest similarity that at most this share of unknown pictures reaches."""
-        return falling_to(self.at, rate)
+        return invert_falling(self.at, rate)
 
     def interval(self, similarity: float) -> tuple[float, float]:
-        """95 % interval of the share at or above `similarity`: it knows few classes or few background pictures."""
+        """95 % interval of the share at or above `similarity`."""
         share = float(self.at(np.array(similarity)))
         return share_interval(share, self.independent)
 
@@ -171,16 +177,16 @@ class UnknownScores:
 def estimate(
     calibration: Calibration | None, classes: int, samples: Samples | None, background: Floats
 ) -> UnknownScores | None:
-    """How similar unknown pictures are to the nearest of so many enrolled classes.
+    """Estimate the similarity of unknown pictures to the nearest enrolled class.
 
     Args:
-        calibration: What the encoder carries, None without.
+        calibration: Of the encoder; None without.
         classes: Number of enrolled classes.
-        samples: The enrolled examples, each compared with all classes but its own; None for a single class.
+        samples: The enrolled examples, each compared with all other classes; None for a single class.
         background: Similarities (n,) of background pictures to their nearest class.
 
     Returns:
-        None where nothing is known: one class, no calibration, no background.
+        None if nothing is known: one class, no calibration, no background.
     """
     known = np.asarray(background, np.float64)
     if calibration is None and samples is None and not len(known):
@@ -191,14 +197,14 @@ def estimate(
         return UnknownScores(tail, samples, known, CARRIED_PICTURES + independent)
     if samples is None:
         return UnknownScores(FittedTail.of(known, np.ones(len(known)), len(known)), None, known, independent)
-    # Every example was compared with one class fewer than an unknown picture is.
+    # An example is compared with one class fewer than an unknown picture.
     own = FittedTail.of(samples.similarity, samples.weights, samples.independent)
     moved = replace(samples, similarity=samples.similarity + RISE * own.deviation * np.log(classes / samples.classes))
     return UnknownScores(_fitted(moved, known), moved, known, independent)
 
 
 def _fitted(samples: Samples, background: Floats) -> FittedTail:
-    """To the samples and to the background together."""
+    """The distribution fitted to samples and background together."""
     scale = samples.independent / samples.weights.sum()
     return FittedTail.of(
         np.concatenate([samples.similarity, background]),
@@ -208,24 +214,24 @@ def _fitted(samples: Samples, background: Floats) -> FittedTail:
 
 
 def _weight_above(values: Floats, weights: Floats, wanted: Floats) -> Floats:
-    """Sum of the weights of `values` (n,) at or above each of `wanted`, in its shape."""
+    """Sum of the weights of the `values` (n,) at or above each of `wanted`, in its shape."""
     order = np.argsort(values)
     above = np.concatenate([weights[order][::-1].cumsum()[::-1], [0.0]])
     return np.asarray(above[np.searchsorted(values[order], wanted, side="left")])
 
 
-def falling_to(
+def invert_falling(
     share: Callable[[Floats], NDArray[np.floating]], rate: float, low: float = -64.0, high: float = 64.0
 ) -> float:
-    """The lowest number from which on `share`, a function that falls, is at most `rate`."""
-    for _ in range(60):  # halved until two neighbouring numbers are left
+    """The lowest number between `low` and `high` at which a falling function is at most `rate`, by bisection."""
+    for _ in range(60):  # until two adjacent floats are left
         middle = (low + high) / 2
         low, high = (low, middle) if float(share(np.array(middle))) <= rate else (middle, high)
     return high
 
 
 def share_interval(share: float, independent: float) -> tuple[float, float]:
-    """95 % interval of a share that was measured on so many independent pictures, by Jeffreys' prior."""
+    """95 % interval of a share measured on `independent` pictures, with Jeffreys' prior."""
     tail = (1 - CONFIDENCE) / 2
     a, b = share * independent + 0.5, (1 - share) * independent + 0.5
     low = 0.0 if share <= 0 else float(betaincinv(a, b, tail))

@@ -1,4 +1,4 @@
-"""Same or different: two pictures compared, with what the answer is worth."""
+"""Verification of two pictures: do they show one class?"""
 
 from __future__ import annotations
 
@@ -21,10 +21,14 @@ from finetune.progress import Display
 
 @dataclass(frozen=True)
 class Verification:
-    """same: whether two pictures show one class. similarity: their cosine; it is compared with threshold.
+    """Answer of a verifier for two pictures.
 
-    false_accept_rate, false_reject_rate: of that threshold, on the pairs that it was chosen on. score: the share of
-    different pairs there that are less alike, from 0 to 1.
+    Attributes:
+        same: Whether they show one class: `similarity` is at least `threshold`.
+        similarity: Their cosine.
+        threshold: The smallest similarity of "same".
+        false_accept_rate, false_reject_rate: Of the threshold, on the pairs that it was chosen on.
+        score: Share of different pairs there that are less similar, from 0 to 1.
     """
 
     same: bool
@@ -36,9 +40,19 @@ class Verification:
 
 
 class Verifier:
-    """An embedder with a threshold. calibration: the one that the embedder carries when None.
+    """Compares two pictures by an embedder and a threshold.
 
-    A threshold holds for pictures like those that it was chosen on: `calibrate` it on your own.
+    A threshold holds for pictures like those that it was chosen on; calibrate it on your own.
+
+    Args:
+        embedder: Makes the vectors.
+        calibration: The threshold; that of the embedder when None.
+
+    Example:
+        >>> from fewshot import Embedder, Verifier
+        >>> verifier = Verifier(Embedder.load("omniglot"))  # doctest: +SKIP
+        >>> verifier.verify("one.png", "other.png").same  # doctest: +SKIP
+        True
     """
 
     def __init__(self, embedder: Embedder, calibration: Calibration | None = None):
@@ -46,14 +60,20 @@ class Verifier:
         if calibration is None and embedder.verification is not None:
             calibration = Calibration.from_dict(embedder.verification)
         self.calibration = calibration
-        self._point: OperatingPoint | None = None  # where it is not the one that was calibrated
+        self._point: OperatingPoint | None = None  # if `accept` moved the threshold
 
     def calibrate(
         self, pairs: Sequence[tuple[Picture | Tensor, Picture | Tensor, bool]], *, false_accept_rate: float = 0.01
     ) -> Calibration:
-        """Choose the threshold on `pairs`: two pictures, and whether they show one class.
+        """Choose the threshold on pairs.
 
-        InputError for pairs of one kind alone; UnreadablePicture for a picture that cannot be read.
+        Args:
+            pairs: Two pictures, and whether they show one class.
+            false_accept_rate: Largest share of different pairs to accept, in (0, 1).
+
+        Raises:
+            InputError: For pairs of one kind alone.
+            UnreadablePicture: If a picture cannot be read.
         """
         vectors = torch.from_numpy(
             self.embedder.embed([picture for one, other, _ in pairs for picture in (one, other)])
@@ -65,8 +85,17 @@ class Verifier:
     def calibrate_on(
         self, folder: str | Path, *, false_accept_rate: float = 0.01, seed: int = 0, display: Display | None = None
     ) -> Calibration:
-        """Choose the threshold on a folder of pictures, one sub-folder a class: on all pairs, or, of many, some drawn
-        by `seed`. InputError where no class has two pictures or there is one class alone."""
+        """Choose the threshold on a folder of pictures.
+
+        Args:
+            folder: One sub-folder for each class.
+            false_accept_rate: Largest share of different pairs to accept, in (0, 1).
+            seed: Of the sample of pairs, if there are many.
+            display: Shows a bar.
+
+        Raises:
+            InputError: If no class has two pictures, or there is a single class.
+        """
         listing = list_folder(Path(folder))
         found = self.embedder.embed_all([listing.root / sample.path for sample in listing.samples], display=display)
         good = [row for row in range(len(listing.samples)) if row not in found.unreadable]
@@ -75,15 +104,16 @@ class Verifier:
         return self._keep(calibrate(scores, same, false_accept_rate=false_accept_rate))
 
     def accept(self, false_accept_rate: float) -> OperatingPoint:
-        """Move the threshold to another rate of false accepts, by the curve that was measured. InputError where none
-        was."""
+        """Move the threshold to another rate of false accepts on the measured curve. InputError without a curve."""
         self._point = self._known().at(false_accept_rate)
         return self._point
 
     def verify(self, one: Picture | Tensor, other: Picture | Tensor) -> Verification:
-        """Whether two pictures show one class.
+        """Compare two pictures.
 
-        InputError where no threshold is known; UnreadablePicture for a picture that cannot be read.
+        Raises:
+            InputError: If no threshold is known.
+            UnreadablePicture: If a picture cannot be read.
         """
         by = self._known()
         threshold, accepted, rejected = self._point or (by.threshold, by.false_accept_rate, by.false_reject_rate)
@@ -99,7 +129,7 @@ class Verifier:
     def _known(self) -> Calibration:
         if self.calibration is None:
             raise InputError(
-                "nothing says from which similarity on two pictures show the same: this encoder carries no threshold; "
-                "calibrate it on a folder of pictures, one sub-folder a class (--calibrate FOLDER)"
+                "the encoder carries no threshold of similarity: calibrate it on a folder of pictures with one "
+                "sub-folder for each class (--calibrate FOLDER)"
             )
         return self.calibration

@@ -77,11 +77,11 @@ def blobs(seed: int = 0, classes: int = 4, each: int = 12, noise: float = 0.3) -
 
 
 @parametrize_with_checks([RecognizerClassifier(), RecognizerClassifier(temperature=0.1)])
-def test_the_classifier_keeps_scikit_learn_s_contract(estimator: Any, check: Any) -> None:
+def test_the_classifier_passes_scikit_learn_s_checks(estimator: Any, check: Any) -> None:
     check(estimator)
 
 
-def test_the_transformer_keeps_scikit_learn_s_contract(small: Path) -> None:
+def test_the_transformer_passes_scikit_learn_s_checks(small: Path) -> None:
     results = check_estimator(EmbeddingTransformer(small, workers=1, device="cpu"), on_skip=None)
     assert len(results) > 40
     assert {result["status"] for result in results} <= {"passed", "skipped"}
@@ -90,7 +90,7 @@ def test_the_transformer_keeps_scikit_learn_s_contract(small: Path) -> None:
 # --- pictures to vectors ----------------------------------------------------------------------------------------------
 
 
-def test_pictures_may_come_as_files_arrays_or_images(small: Path, tmp_path: Path) -> None:
+def test_pictures_can_be_files_arrays_or_images(small: Path, tmp_path: Path) -> None:
     pictures = paper(3)
     files = [tmp_path / f"{number}.png" for number in range(3)]
     for file, picture in zip(files, pictures, strict=True):
@@ -108,7 +108,7 @@ def test_pictures_may_come_as_files_arrays_or_images(small: Path, tmp_path: Path
         np.testing.assert_allclose(transformer.fit(given).transform(given), vectors, atol=1e-5)
 
 
-def test_the_vectors_are_the_embedder_s(small: Path) -> None:
+def test_transform_gives_the_vectors_of_the_embedder(small: Path) -> None:
     embedder = Embedder.load(small, views=2, device="cpu")
     transformer = EmbeddingTransformer(small, views=2, batch_size=2, workers=1, device="cpu").fit(paper(2))
     np.testing.assert_allclose(transformer.transform(paper(5)), embedder.embed(paper(5)), atol=1e-5)
@@ -140,7 +140,7 @@ def test_only_rows_of_numbers_have_a_number_of_features(small: Path) -> None:
 
 
 @pytest.mark.parametrize("given", ["a.png", [], np.zeros((2, 5, 5)), [None, None], np.zeros((2, 4)) * np.nan])
-def test_what_is_no_pictures_is_refused(given: Any, small: Path) -> None:
+def test_other_inputs_than_pictures_are_refused(given: Any, small: Path) -> None:
     with pytest.raises((ValueError, TypeError)):
         EmbeddingTransformer(small, device="cpu").fit(given)
 
@@ -152,7 +152,7 @@ def test_a_picture_that_cannot_be_read_is_named(small: Path, tmp_path: Path) -> 
         transformer.transform([tmp_path / "text.png"])
 
 
-def test_an_encoder_that_is_none_is_told_by_fit_alone(tmp_path: Path) -> None:
+def test_fit_refuses_an_unknown_encoder(tmp_path: Path) -> None:
     transformer = EmbeddingTransformer(tmp_path / "missing")
     with pytest.raises(NotFittedError):
         transformer.transform(paper(1))
@@ -160,7 +160,7 @@ def test_an_encoder_that_is_none_is_told_by_fit_alone(tmp_path: Path) -> None:
         transformer.fit(paper(1))
 
 
-def test_a_pickle_gives_the_same_vectors_and_carries_no_network(shipped: EmbeddingTransformer) -> None:
+def test_a_pickle_holds_no_network_and_gives_the_same_vectors(shipped: EmbeddingTransformer) -> None:
     pickled = pickle.dumps(shipped)
     assert len(pickled) < 2000
     again = pickle.loads(pickled)
@@ -169,14 +169,14 @@ def test_a_pickle_gives_the_same_vectors_and_carries_no_network(shipped: Embeddi
     assert len(pickle.loads(pickle.dumps(EmbeddingTransformer())).get_params()) == 8
 
 
-def test_a_pickle_notices_that_its_encoder_is_another(tmp_path: Path) -> None:
+def test_a_pickle_refuses_a_changed_encoder(tmp_path: Path) -> None:
     pickled = pickle.dumps(EmbeddingTransformer(encoder_in(tmp_path), device="cpu").fit(paper(1)))
     encoder_in(tmp_path, seed=1)
     with pytest.raises(InputError, match=r"is the encoder [0-9a-f]{12}; this was fitted with [0-9a-f]{12}"):
         pickle.loads(pickled).transform(paper(1))
 
 
-def test_a_clone_has_the_arguments_and_nothing_learned(small: Path) -> None:
+def test_a_clone_keeps_the_arguments_alone(small: Path) -> None:
     fitted = EmbeddingTransformer(small, views=2, device="cpu", picture_shape=(5, 5)).fit(np.zeros((1, 25)))
     cloned = clone(fitted)
     assert cloned.get_params() == fitted.get_params()
@@ -188,7 +188,7 @@ def test_a_clone_has_the_arguments_and_nothing_learned(small: Path) -> None:
 # --- vectors to classes -----------------------------------------------------------------------------------------------
 
 
-def test_one_class_at_a_time_is_as_all_at_once() -> None:
+def test_partial_fit_equals_fit() -> None:
     vectors, labels = blobs()
     at_once = RecognizerClassifier(false_accept_rate=0.1, unknown_label=-1).fit(vectors, labels)
     one_by_one = clone(at_once)
@@ -203,7 +203,7 @@ def test_one_class_at_a_time_is_as_all_at_once() -> None:
     np.testing.assert_allclose(one_by_one.decision_function(queries), at_once.decision_function(queries), atol=1e-5)
 
 
-def test_a_class_joins_the_others_in_their_order() -> None:
+def test_new_classes_are_inserted_in_sorted_order() -> None:
     vectors, _ = blobs()
     classifier = RecognizerClassifier().partial_fit(vectors[:2], ["pear", "fig"])
     assert list(classifier.classes_) == ["fig", "pear"]
@@ -215,7 +215,7 @@ def test_a_class_joins_the_others_in_their_order() -> None:
     assert list(classifier.fit(vectors[:2], [1.0, 2.0]).classes_) == [1, 2]
 
 
-def test_a_class_that_was_announced_has_its_column_and_is_never_predicted() -> None:
+def test_a_class_without_examples_has_a_column_and_is_never_predicted() -> None:
     vectors, labels = blobs(classes=2)
     classifier = RecognizerClassifier().partial_fit(vectors, labels + 1, classes=[0, 1, 2, 3])
     assert list(classifier.classes_) == [0, 1, 2, 3]
@@ -234,7 +234,7 @@ def test_labels_may_be_of_any_type(kind: Any) -> None:
     assert classifier.score(vectors, labels) > 0.95
 
 
-def test_probabilities_add_up_and_go_with_the_prediction() -> None:
+def test_probabilities_sum_to_1_and_match_the_prediction() -> None:
     queries = blobs(1, noise=1)[0]
     for temperature in (None, 0.01, 0.1, 5.0):
         classifier = RecognizerClassifier(temperature=temperature).fit(*blobs(noise=1))
@@ -244,7 +244,7 @@ def test_probabilities_add_up_and_go_with_the_prediction() -> None:
         assert np.array_equal(shares.argmax(1), classifier.decision_function(queries).argmax(1))
 
 
-def test_of_two_classes_the_decision_is_the_second_s_lead() -> None:
+def test_the_decision_for_two_classes_is_a_difference() -> None:
     vectors, labels = blobs(classes=2, noise=1)
     classifier = RecognizerClassifier().fit(vectors, labels)
     decision = classifier.decision_function(blobs(1, classes=2, noise=1)[0])
@@ -252,14 +252,14 @@ def test_of_two_classes_the_decision_is_the_second_s_lead() -> None:
     assert np.array_equal((decision > 0).astype(int), classifier.predict(blobs(1, classes=2, noise=1)[0]))
 
 
-def test_probabilities_are_surer_where_classes_are_told_apart_better() -> None:
+def test_probabilities_are_sharper_for_separated_classes() -> None:
     easy, hard, hopeless = (RecognizerClassifier().fit(*blobs(noise=noise, each=30)) for noise in (0.1, 0.8, 100))
     assert LOWEST_TEMPERATURE < easy.temperature_ < hard.temperature_ < hopeless.temperature_ <= HIGHEST_TEMPERATURE
     np.testing.assert_allclose(hopeless.predict_proba(blobs(1)[0]), 0.25, atol=0.2)
 
 
 @pytest.mark.parametrize("noise", [0.5, 1.0])
-def test_the_chosen_temperature_is_about_the_best_on_new_examples(noise: float) -> None:
+def test_the_chosen_temperature_is_nearly_best_on_new_examples(noise: float) -> None:
     queries, truth = blobs(1, noise=noise, each=200)
     losses = {
         temperature: log_loss(
@@ -275,14 +275,14 @@ def test_the_chosen_temperature_is_about_the_best_on_new_examples(noise: float) 
     assert shares.max(1).mean() == pytest.approx(right.mean(), abs=0.12)
 
 
-def test_with_too_few_examples_the_temperature_is_the_stated_one() -> None:
+def test_with_too_few_examples_the_temperature_is_the_default() -> None:
     vectors, _ = blobs()
     for labels in ([0, 1, 2, 3], [0, 0, 1, 2], [0, 0, 0, 0]):
         assert RecognizerClassifier().fit(vectors[:4], labels).temperature_ == TEMPERATURE
     assert RecognizerClassifier().fit(vectors[:4], [0, 0, 1, 1]).temperature_ != TEMPERATURE
 
 
-def test_examples_left_out_are_compared_with_all_others() -> None:
+def test_a_left_out_example_is_compared_with_all_others() -> None:
     """By the definition: a gallery without the one example."""
     vectors, labels = blobs(each=3)
     classifier = RecognizerClassifier().fit(vectors, labels)
@@ -311,7 +311,7 @@ def test_unknown_vectors_are_rejected() -> None:
     assert stricter.threshold_ > rejecting.threshold_
 
 
-def test_the_unknown_may_be_called_anything() -> None:
+def test_the_unknown_label_can_be_anything() -> None:
     vectors, labels = blobs(noise=0.1)
     for named, unknown in ((labels, None), (labels.astype(str), "none of them"), (labels, "?")):
         classifier = RecognizerClassifier(false_accept_rate=0.05, unknown_label=unknown).fit(vectors, named)
@@ -320,14 +320,14 @@ def test_the_unknown_may_be_called_anything() -> None:
         assert (answers[:-1] == named).mean() > 0.8
 
 
-def test_the_length_of_a_vector_says_nothing() -> None:
+def test_the_length_of_vectors_is_ignored() -> None:
     vectors, labels = blobs()
     scale = np.exp(np.random.default_rng(0).uniform(-300, 300, (len(vectors), 1)))
     one, other = RecognizerClassifier().fit(vectors, labels), RecognizerClassifier().fit(vectors * scale, labels)
     np.testing.assert_allclose(other.predict_proba(vectors), one.predict_proba(vectors * scale), atol=1e-4)
 
 
-def test_rows_of_zeros_are_like_each_other_and_nothing_else() -> None:
+def test_vectors_of_zeros_are_similar_to_each_other_alone() -> None:
     vectors, labels = blobs()
     zero = np.zeros((1, 8))
     classifier = RecognizerClassifier(false_accept_rate=0.05, unknown_label=-1).fit(vectors, labels)
@@ -340,17 +340,17 @@ def test_rows_of_zeros_are_like_each_other_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": -1.0}, {"temperature": np.nan}])
-def test_options_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
+def test_invalid_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="one above 0 is wanted"):
         RecognizerClassifier(**options).fit(*blobs())
 
 
-def test_a_rate_that_is_no_share_is_refused() -> None:
+def test_a_rate_outside_0_to_1_is_refused() -> None:
     with pytest.raises(InputError, match="must be between 0 and 1"):
         RecognizerClassifier(false_accept_rate=1.5).fit(*blobs())
 
 
-def test_a_classifier_s_pickle_answers_as_it_does() -> None:
+def test_a_pickled_classifier_gives_the_same_answers() -> None:
     classifier = RecognizerClassifier(false_accept_rate=0.1, unknown_label=-1).fit(*blobs())
     again = pickle.loads(pickle.dumps(classifier))
     assert np.array_equal(again.predict_proba(blobs(1)[0]), classifier.predict_proba(blobs(1)[0]))
@@ -363,7 +363,7 @@ def test_a_classifier_s_pickle_answers_as_it_does() -> None:
 # --- both -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_pipeline_recognises_drawings_from_one_of_each() -> None:
+def test_a_pipeline_recognises_drawings_from_one_example_of_each() -> None:
     pipeline = make_pipeline(EmbeddingTransformer(device="cpu"), RecognizerClassifier())
     pipeline.fit(*by_hands(12, range(1)))
     assert pipeline.score(*by_hands(12, range(1, 3))) > 0.9
@@ -372,7 +372,7 @@ def test_a_pipeline_recognises_drawings_from_one_of_each() -> None:
     assert np.array_equal(again.predict_proba(pictures), pipeline.predict_proba(pictures))
 
 
-def test_parameters_are_searched_for() -> None:
+def test_a_grid_search_works() -> None:
     steps = [("embed", EmbeddingTransformer(device="cpu")), ("recognize", RecognizerClassifier())]
     grid = {"embed__views": [1, 2], "recognize__temperature": [0.01, 1.0]}
     search = GridSearchCV(Pipeline(steps), grid, cv=2, scoring="neg_log_loss").fit(*by_hands(6, range(4)))
@@ -380,13 +380,13 @@ def test_parameters_are_searched_for() -> None:
     assert search.score(*by_hands(6, range(4, 5))) > -0.5
 
 
-def test_vectors_go_to_any_other_classifier(shipped: EmbeddingTransformer) -> None:
+def test_vectors_work_with_other_classifiers(shipped: EmbeddingTransformer) -> None:
     pictures, labels = by_hands(4, range(6))
     scores = cross_val_score(make_pipeline(shipped, LogisticRegression(C=10)), pictures, labels, cv=2)
     assert scores.mean() > 0.9
 
 
-def test_a_column_of_paths_is_taken(small: Path, tmp_path: Path) -> None:
+def test_a_column_of_paths_is_accepted(small: Path, tmp_path: Path) -> None:
     for number, picture in enumerate(paper(3)):
         Image.fromarray(picture).save(tmp_path / f"{number}.png")
     table = np.array([[str(tmp_path / f"{number}.png"), number] for number in range(3)], object)
@@ -401,7 +401,7 @@ def test_scikit_learn_s_digits_are_recognised_from_a_few_rows() -> None:
     assert pipeline.score(rows[50:250], labels[50:250]) > 0.7
 
 
-def test_softmax_is_sharper_the_lower_the_temperature() -> None:
+def test_softmax_is_sharper_at_a_lower_temperature() -> None:
     similarity = [[0.9, 0.5, 0.1], [0.2, 0.2, 0.2]]
     cold, warm = softmax(similarity, 0.01), softmax(similarity, 1.0)
     np.testing.assert_allclose(np.concatenate([cold, warm]).sum(1), 1)

@@ -54,7 +54,7 @@ def test_a_failed_enrol_leaves_the_gallery_as_it_was(call: Call, model: Path, pi
     before = (gallery / "gallery.safetensors").read_bytes()
     bad.write_text("no picture")
     told(call("enrol", gallery, "one", pictures / "sign 1", bad), "bad.png")
-    told(call("enrol", gallery, "one", pictures / "sign 0" / "0.png"), "is enrolled as 'zero' already")
+    told(call("enrol", gallery, "one", pictures / "sign 0" / "0.png"), "is already enrolled as 'zero'")
     told(call("enrol", gallery, "one", pictures / "sign 1", "--model", "omniglot"), "was made with the embedder")
     told(call("enrol", pictures, "one", pictures / "sign 1"), "is not empty and holds no gallery")
     told(call("recognize", pictures, pictures), "holds no gallery")

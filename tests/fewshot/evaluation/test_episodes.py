@@ -129,9 +129,9 @@ def test_impossible_episodes_are_refused() -> None:
         sample(pool, 1, way=2, shot=0, generator=seeded())
     with pytest.raises(InputError, match="class 3 is in two groups"):
         arrange(labels, torch.tensor([0] * 11 + [1]))
-    with pytest.raises(InputError, match="2 groups for 12 labels"):
+    with pytest.raises(InputError, match="groups and labels must have one length, not 2 and 12"):
         arrange(labels, torch.tensor([0, 1]))
-    with pytest.raises(InputError, match="one for each vector"):
+    with pytest.raises(InputError, match="labels must have shape"):
         arrange(labels[:0])
 
 

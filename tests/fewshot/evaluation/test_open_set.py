@@ -88,12 +88,12 @@ def test_invalid_scores_are_refused() -> None:
         open_set(one, right, np.array([]))
     with pytest.raises(InputError, match="known scores must be numbers"):
         auroc(np.array([[0.5]]), one)
-    with pytest.raises(InputError, match="scores of the unknown: 1 of 1 are not finite"):
+    with pytest.raises(InputError, match="unknown scores: 1 of 1 numbers are not finite"):
         oscr(one, right, np.array([math.nan]))
-    with pytest.raises(InputError, match="2 scores of the known for 1 "):
+    with pytest.raises(InputError, match="known_scores and known_correct must have one length, not 2 and 1"):
         open_set(np.array([0.5, 0.6]), right, one)
-    with pytest.raises(InputError, match="known_correct: true or false"):
+    with pytest.raises(InputError, match="known_correct must be bool"):
         oscr(one, one, one)
     for share in (0, 1.5, math.nan):
-        with pytest.raises(InputError, match="share of"):
+        with pytest.raises(InputError, match="tpr must be above 0"):
             fpr_at_tpr(one, one, share)

@@ -30,23 +30,23 @@ def contents(gallery: Gallery) -> tuple[Any, ...]:
 # --- how similar ------------------------------------------------------------------------------------------------------
 
 
-def test_one_example_s_similarity_is_the_cosine() -> None:
+def test_the_similarity_to_one_example_is_the_cosine() -> None:
     examples, queries = population(0, 7)[:, 0], population(1, 9)[:, 0]
     np.testing.assert_allclose(filled(examples[:, None]).similarity(queries), queries @ examples.T, atol=1e-6)
 
 
-def test_of_several_examples_it_is_the_cosine_with_their_mean() -> None:
+def test_the_similarity_to_several_examples_is_the_cosine_with_their_mean() -> None:
     examples, queries = population(0, 5, 3), population(1, 9)[:, 0]
     np.testing.assert_allclose(filled(examples).similarity(queries), queries @ unit(examples.mean(1)).T, atol=1e-6)
 
 
-def test_nothing_is_more_similar_than_1() -> None:
+def test_similarities_are_at_most_1() -> None:
     examples = population(0, 300)
     assert filled(examples).similarity(examples[:, 0]).max() <= 1
     assert filled(examples).similarity(examples[:, 0] * np.float32(1.0009)).max() <= 1
 
 
-def test_more_at_once_than_the_memory_holds_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_similarities_in_blocks_equal_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     examples, queries = population(0, 6, 3), population(1, 50)[:, 0]
     at_once = filled(examples)
     similarity = at_once.similarity(queries)
@@ -57,7 +57,7 @@ def test_more_at_once_than_the_memory_holds_are_the_same(monkeypatch: pytest.Mon
     assert in_parts.alike(0.2) == at_once.alike(0.2)
 
 
-def test_the_very_same_picture_has_a_holder() -> None:
+def test_holders_finds_identical_pictures() -> None:
     examples = population(0, 6, 2)
     gallery = filled(examples)
     assert gallery.holders(examples[:, 1]) == list(gallery.labels)
@@ -65,7 +65,7 @@ def test_the_very_same_picture_has_a_holder() -> None:
     assert Gallery(WIDTH).holders(examples[0]) == [None, None]
 
 
-def test_what_is_given_stays_the_caller_s() -> None:
+def test_arguments_are_copied() -> None:
     examples, queries = population(0, 3), population(1, 3)[:, 0]
     gallery = filled(examples)
     before = gallery.similarity(queries)
@@ -142,27 +142,27 @@ ONE = POOL[:1]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda gallery: gallery.enrol("", ONE), "a label is a text of at least one character, not ''"),
-        (lambda gallery: gallery.enrol(7, ONE), "a label is a text of at least one character, not 7"),
-        (lambda gallery: gallery.enrol("a", ONE[:, :4]), r"vectors of shape \(1, 4\); \(n, 5\) is needed"),
-        (lambda gallery: gallery.enrol("a", ONE[0]), r"vectors of shape \(5,\)"),
-        (lambda gallery: gallery.enrol("a", ONE * 2), "vector 0 is of length 2; unit vectors are needed"),
-        (lambda gallery: gallery.enrol("a", np.concatenate([ONE, ONE * 0])), "vector 1 is of length 0"),
-        (lambda gallery: gallery.enrol("a", ONE * np.nan), "vector 0 is of length nan"),
-        (lambda gallery: gallery.enrol("new", ONE[:0]), "new: at least one example is needed"),
-        (lambda gallery: gallery.add_background(ONE * 2), "vector 0 is of length 2"),
-        (lambda gallery: gallery.add_background(ONE * np.inf), "vector 0 is of length inf"),
+        (lambda gallery: gallery.enrol("", ONE), "a label must be a text that is not empty, not ''"),
+        (lambda gallery: gallery.enrol(7, ONE), "a label must be a text that is not empty, not 7"),
+        (lambda gallery: gallery.enrol("a", ONE[:, :4]), r"vectors must have shape \(n, 5\), not \(1, 4\)"),
+        (lambda gallery: gallery.enrol("a", ONE[0]), r"vectors must have shape \(n, 5\), not \(5,\)"),
+        (lambda gallery: gallery.enrol("a", ONE * 2), "vector 0 has length 2; the length must be 1"),
+        (lambda gallery: gallery.enrol("a", np.concatenate([ONE, ONE * 0])), "vector 1 has length 0"),
+        (lambda gallery: gallery.enrol("a", ONE * np.nan), "vector 0 has length nan"),
+        (lambda gallery: gallery.enrol("new", ONE[:0]), "new needs at least one example"),
+        (lambda gallery: gallery.add_background(ONE * 2), "vector 0 has length 2"),
+        (lambda gallery: gallery.add_background(ONE * np.inf), "vector 0 has length inf"),
         (lambda gallery: gallery.forget("stranger"), "'stranger' is not enrolled"),
         (lambda gallery: gallery.add_trials("stranger", ONE), "'stranger' is not enrolled"),
-        (lambda gallery: gallery.add_trials("a", ONE * 2), "vector 0 is of length 2"),
+        (lambda gallery: gallery.add_trials("a", ONE * 2), "vector 0 has length 2"),
         (lambda gallery: gallery.threshold_for(1.5), "must be between 0 and 1, not 1.5"),
-        (lambda gallery: gallery.similarity(ONE * np.nan), "vector 0 is of length nan"),
-        (lambda gallery: gallery.likeness(ONE[:, :4]), "vectors of shape"),
-        (lambda gallery: gallery.holders(ONE * 2), "vector 0 is of length 2"),
-        (lambda gallery: gallery.fill({"c": 1}, ONE), "a gallery is filled once, while it is empty"),
+        (lambda gallery: gallery.similarity(ONE * np.nan), "vector 0 has length nan"),
+        (lambda gallery: gallery.likeness(ONE[:, :4]), "vectors must have shape"),
+        (lambda gallery: gallery.holders(ONE * 2), "vector 0 has length 2"),
+        (lambda gallery: gallery.fill({"c": 1}, ONE), "only an empty gallery can be filled"),
     ],
 )
-def test_what_cannot_be_is_refused_and_changes_nothing(change: Any, message: str) -> None:
+def test_invalid_changes_are_refused_and_change_nothing(change: Any, message: str) -> None:
     gallery = Gallery(5)
     gallery.fill({"a": 2, "b": 1}, POOL[:3])
     gallery.add_background(POOL[3:5])
@@ -176,26 +176,26 @@ def test_what_cannot_be_is_refused_and_changes_nothing(change: Any, message: str
 @pytest.mark.parametrize(
     "counts", [{"a": 1}, {"a": 3}, {"a": 2, "b": 0}, {"": 2}, {"a": 1.5, "b": 0.5}, {"a": 2.0}, {}]
 )
-def test_counts_that_do_not_go_with_the_examples_are_refused(counts: dict[str, int]) -> None:
+def test_counts_that_do_not_match_the_examples_are_refused(counts: dict[str, int]) -> None:
     gallery = Gallery(5)
     with pytest.raises(InputError):
         gallery.fill(counts, POOL[:2])
     assert contents(gallery) == contents(Gallery(5))
 
 
-def test_with_nothing_enrolled_there_is_no_answer() -> None:
+def test_an_empty_gallery_gives_no_answer() -> None:
     gallery = Gallery(5)
     for question in (lambda: gallery.likeness(ONE), lambda: gallery.threshold, lambda: gallery.threshold_at(0.5)):
-        with pytest.raises(InputError, match="nothing is enrolled yet"):
+        with pytest.raises(InputError, match="nothing is enrolled"):
             question()
     gallery.enrol("a", ONE)
     gallery.forget("a")
-    with pytest.raises(InputError, match="nothing is enrolled yet"):
+    with pytest.raises(InputError, match="nothing is enrolled"):
         gallery.likeness(ONE)
 
 
 @pytest.mark.parametrize("rate", [0, 1, -0.1, 5, float("nan")])
-def test_rates_that_are_no_shares_are_refused(rate: float) -> None:
+def test_rates_outside_0_to_1_are_refused(rate: float) -> None:
     with pytest.raises(InputError, match="must be between 0 and 1"):
         Gallery(5, false_accept_rate=rate)
 

@@ -56,16 +56,16 @@ def measured() -> Calibration:
 
 
 @pytest.mark.parametrize("classes", [1, 5, 20, 100])
-def test_as_many_unknown_are_accepted_as_was_asked(classes: int, measured: Calibration) -> None:
+def test_the_share_of_accepted_unknown_pictures_is_the_given_rate(classes: int, measured: Calibration) -> None:
     assert false_accepts(classes, 0.1, measured) == pytest.approx(0.1, abs=0.05)
 
 
 @pytest.mark.parametrize(("classes", "each"), [(3, 1), (3, 10), (20, 1), (100, 1), (100, 5)])
-def test_where_the_encoder_carries_nothing_the_examples_tell(classes: int, each: int) -> None:
+def test_without_a_calibration_the_examples_set_the_threshold(classes: int, each: int) -> None:
     assert false_accepts(classes, 0.1, None, each) == pytest.approx(0.1, abs=0.08)
 
 
-def test_scores_of_any_scale_are_measured() -> None:
+def test_the_estimate_adapts_to_any_scale_of_similarity() -> None:
     """Encoders whose cosines all lie near 1 are no exception."""
     shares = []
     for seed in range(10):
@@ -77,7 +77,7 @@ def test_scores_of_any_scale_are_measured() -> None:
 
 
 @pytest.mark.parametrize("each", [3, 10])
-def test_more_examples_never_make_it_accept_less(each: int) -> None:
+def test_more_examples_do_not_lower_acceptance(each: int) -> None:
     """Of what is enrolled, at the same rate."""
     accepted = []
     for examples in (1, each):
@@ -93,7 +93,7 @@ def test_more_examples_never_make_it_accept_less(each: int) -> None:
     assert accepted[1] > 0.5
 
 
-def test_one_class_alone_gives_no_threshold_and_still_the_nearest() -> None:
+def test_one_class_alone_has_no_threshold_but_a_nearest_class() -> None:
     gallery = filled(population(0, 1))
     likeness = gallery.likeness(population(1, 2)[:, 0])
     assert gallery.threshold is None
@@ -112,7 +112,7 @@ def test_one_class_and_background_give_a_threshold() -> None:
 
 @pytest.mark.parametrize("calibration", [None, pair_calibration(0.5)])
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.1, 0.2])
-def test_80_background_pictures_outweigh_what_was_thought_before(rate: float, calibration: Calibration | None) -> None:
+def test_80_background_pictures_outweigh_the_prior(rate: float, calibration: Calibration | None) -> None:
     gallery = filled(population(0, 5), false_accept_rate=rate, calibration=calibration)
     gallery.add_background(population(1, 80)[:, 0])
     assert gallery.threshold is not None
@@ -120,7 +120,7 @@ def test_80_background_pictures_outweigh_what_was_thought_before(rate: float, ca
     assert accepted.mean() == pytest.approx(rate, abs=0.07)
 
 
-def test_a_class_of_many_examples_says_as_much_as_another() -> None:
+def test_every_class_has_the_same_weight() -> None:
     examples = population(0, 5)
     one, other = filled(examples, false_accept_rate=0.2), filled(examples, false_accept_rate=0.2)
     one.enrol("class 1", examples[1].repeat(50, 0))
@@ -128,7 +128,7 @@ def test_a_class_of_many_examples_says_as_much_as_another() -> None:
     assert one.threshold == pytest.approx(other.threshold, abs=0.02)
 
 
-def test_what_is_known_before_matters_with_one_class_and_hardly_with_hundreds() -> None:
+def test_the_calibration_matters_with_one_class_and_hardly_with_hundreds() -> None:
     def apart(classes: int) -> float:
         low, high = (
             filled(population(0, classes), false_accept_rate=0.05, calibration=pair_calibration(mean)).threshold or 0.0
@@ -143,7 +143,7 @@ def test_what_is_known_before_matters_with_one_class_and_hardly_with_hundreds() 
 # --- equal errors, and what to expect ---------------------------------------------------------------------------------
 
 
-def test_without_a_rate_as_many_unknown_are_accepted_as_known_are_refused() -> None:
+def test_without_a_rate_the_two_errors_are_equal() -> None:
     refused, accepted = [], []
     for seed in range(20):
         classes = population([seed, 6], 60, 20)
@@ -158,7 +158,7 @@ def test_without_a_rate_as_many_unknown_are_accepted_as_known_are_refused() -> N
     assert np.mean(accepted) <= 0.2
 
 
-def test_the_refusals_that_are_expected_are_those_that_come() -> None:
+def test_expected_refusals_match_measured_ones() -> None:
     inside = []
     for seed in range(20):
         classes = population([seed, 7], 8, 40)
@@ -171,7 +171,7 @@ def test_the_refusals_that_are_expected_are_those_that_come() -> None:
     assert np.mean(inside) >= 0.8
 
 
-def test_where_no_class_has_two_examples_refusals_are_not_known_but_for_trials() -> None:
+def test_refusals_need_two_examples_of_a_class_or_trials() -> None:
     classes = population(0, 3, 20)
     gallery = filled(classes[:, :1])
     before = gallery.threshold_for()
@@ -188,7 +188,7 @@ def test_where_no_class_has_two_examples_refusals_are_not_known_but_for_trials()
     assert after.refusals.value == pytest.approx((own < after.value).mean(), abs=0.1)
 
 
-def test_a_given_similarity_is_told_what_it_leads_to() -> None:
+def test_threshold_at_gives_the_expected_errors() -> None:
     gallery = filled(population(0, 20, 3))
     rate = gallery.threshold_for(0.1)
     assert rate is not None
@@ -197,7 +197,7 @@ def test_a_given_similarity_is_told_what_it_leads_to() -> None:
     assert (given.false_accepts, given.refusals) == (rate.false_accepts, rate.refusals)
 
 
-def test_classes_that_are_too_alike_are_named_the_most_alike_first() -> None:
+def test_similar_classes_are_listed_the_most_similar_first() -> None:
     examples = population(0, 4)
     gallery = filled(examples)
     gallery.enrol("twin", unit(examples[1] + 0.1 * examples[3]))

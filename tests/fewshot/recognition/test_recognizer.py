@@ -18,7 +18,8 @@ from PIL import Image
 
 from fewshot.embedding.embedder import Embedder
 from fewshot.embedding.encoder import EncoderSpec, create, round_to_half
-from fewshot.recognition.recognizer import GALLERY_FILE, Recognition, Recognizer
+from fewshot.recognition.gallery_files import GALLERY_FILE
+from fewshot.recognition.recognizer import Recognition, Recognizer
 from finetune.errors import InputError, UnreadablePicture
 from finetune.files import read_tensors_and_metadata, write_tensors
 
@@ -65,19 +66,19 @@ def answers(recognizer: Recognizer) -> list[Recognition | UnreadablePicture]:
 # --- recognised -------------------------------------------------------------------------------------------------------
 
 
-def test_one_drawing_of_each_is_enough_to_recognise_another_hand_s(recognizer: Recognizer) -> None:
+def test_one_drawing_of_each_class_is_enough(recognizer: Recognizer) -> None:
     found = recognizer.recognize_all([drawn(number, drawer) for number in range(12) for drawer in (1, 2)])
     assert np.mean([each.nearest == NAMES[at // 2] for at, each in enumerate(found)]) >= 0.9  # type: ignore[union-attr]
     assert np.mean([each.label == NAMES[at // 2] for at, each in enumerate(found)]) >= 0.7  # type: ignore[union-attr]
 
 
-def test_unknown_drawings_are_told_as_such(recognizer: Recognizer) -> None:
+def test_unknown_drawings_are_answered_unknown(recognizer: Recognizer) -> None:
     found = [recognizer.recognize(drawn(number)) for number in range(100, 140)]
     assert np.mean([each.label is None for each in found]) >= 0.8
     assert all(each.nearest in NAMES for each in found)
 
 
-def test_an_answer_has_all_classes_the_most_similar_first(recognizer: Recognizer) -> None:
+def test_an_answer_lists_all_classes_by_similarity(recognizer: Recognizer) -> None:
     for number in (0, 5, 200):
         found = recognizer.recognize(drawn(number, 1))
         similarities, scores = list(found.similarities.values()), list(found.scores.values())
@@ -104,7 +105,7 @@ def test_one_class_is_enough(embedder: Embedder) -> None:
     assert recognizer.recognize(drawn(1)).label is None
 
 
-def test_answers_keep_their_order_around_pictures_that_cannot_be_read(recognizer: Recognizer, tmp_path: Path) -> None:
+def test_answers_keep_their_order_around_unreadable_pictures(recognizer: Recognizer, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
     given = [tmp_path / "text.png", drawn(0), np.zeros((0, 3), np.uint8), drawn(1), str(tmp_path / "missing.png")]
     broken, zero, empty, one, missing = recognizer.recognize_all(given)
@@ -124,9 +125,7 @@ def test_answers_keep_their_order_around_pictures_that_cannot_be_read(recognizer
 
 
 @pytest.mark.parametrize("kind", [str, Path])
-def test_a_folder_s_pictures_are_recognised_in_the_order_of_their_paths(
-    kind: type, recognizer: Recognizer, tmp_path: Path
-) -> None:
+def test_a_folder_is_recognised_in_the_order_of_paths(kind: type, recognizer: Recognizer, tmp_path: Path) -> None:
     for number in (2, 0, 1):
         Image.fromarray(drawn(number)).save(tmp_path / f"{number}.png")
     (tmp_path / "3.png").write_text("hello")
@@ -136,16 +135,16 @@ def test_a_folder_s_pictures_are_recognised_in_the_order_of_their_paths(
     assert broken.source == str(tmp_path / "3.png")
 
 
-def test_nothing_enrolled_has_no_answer(embedder: Embedder) -> None:
+def test_a_recogniser_without_classes_refuses_to_answer(embedder: Embedder) -> None:
     for question in (lambda it: it.recognize(drawn(0)), lambda it: it.recognize_all([]), lambda it: it.threshold):
-        with pytest.raises(InputError, match="nothing is enrolled yet"):
+        with pytest.raises(InputError, match="nothing is enrolled"):
             question(Recognizer(embedder))
 
 
 # --- enrolled and forgotten -------------------------------------------------------------------------------------------
 
 
-def test_classes_are_enrolled_and_forgotten_in_a_chain(recognizer: Recognizer) -> None:
+def test_enrol_and_forget_can_be_chained(recognizer: Recognizer) -> None:
     chained = recognizer.forget(NAMES[0]).enrol("zero", [drawn(0), drawn(0, 1)]).forget(NAMES[1])
     assert chained is recognizer
     assert recognizer.labels == (*NAMES[2:], "zero")
@@ -179,7 +178,7 @@ def test_the_same_picture_twice_counts_once(recognizer: Recognizer) -> None:
 
 def test_a_picture_of_another_class_is_refused_by_name(recognizer: Recognizer) -> None:
     before = contents(recognizer)
-    message = r"picture 1 of 'new' is enrolled as 'character 4' already; forget that first"
+    message = r"picture 1 of 'new' is already enrolled as 'character 4'; forget that class first"
     with pytest.raises(InputError, match=message):
         recognizer.enrol("new", [drawn(50), drawn(4)])
     assert contents(recognizer) == before
@@ -187,7 +186,7 @@ def test_a_picture_of_another_class_is_refused_by_name(recognizer: Recognizer) -
     assert recognizer.recognize(drawn(4)).label == "new"
 
 
-def test_what_cannot_be_enrolled_changes_nothing(recognizer: Recognizer, tmp_path: Path) -> None:
+def test_a_failed_enrol_changes_nothing(recognizer: Recognizer, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty").mkdir()
     before = contents(recognizer)
@@ -209,7 +208,7 @@ def test_what_cannot_be_enrolled_changes_nothing(recognizer: Recognizer, tmp_pat
     assert contents(recognizer) == before
 
 
-def test_background_makes_it_harder_to_be_taken_for_a_class(recognizer: Recognizer) -> None:
+def test_background_pictures_raise_the_threshold(recognizer: Recognizer) -> None:
     before = recognizer.threshold
     assert before is not None
     # The same by other hands: as like the enrolled ones as can be.
@@ -219,7 +218,7 @@ def test_background_makes_it_harder_to_be_taken_for_a_class(recognizer: Recogniz
     assert recognizer.threshold > before
 
 
-def test_a_lower_rate_of_false_accepts_is_a_higher_threshold(embedder: Embedder) -> None:
+def test_a_lower_rate_of_false_accepts_raises_the_threshold(embedder: Embedder) -> None:
     strict, lenient = (
         Recognizer(embedder, false_accept_rate=rate).enrol("a", drawn(0)).enrol("b", drawn(1)) for rate in (0.01, 0.3)
     )
@@ -232,7 +231,7 @@ def test_a_lower_rate_of_false_accepts_is_a_higher_threshold(embedder: Embedder)
 # --- what is accepted, told at recognition ----------------------------------------------------------------------------
 
 
-def test_a_rate_a_threshold_or_the_nearest_is_asked_for_picture_by_picture(recognizer: Recognizer) -> None:
+def test_rate_threshold_and_nearest_apply_to_one_call(recognizer: Recognizer) -> None:
     unknown = drawn(200)
     usual, strict = recognizer.recognize(unknown), recognizer.recognize(unknown, false_accept_rate=0.001)
     lenient = recognizer.recognize(unknown, false_accept_rate=0.9999)
@@ -251,19 +250,19 @@ def test_a_rate_a_threshold_or_the_nearest_is_asked_for_picture_by_picture(recog
 
 
 @pytest.mark.parametrize("options", [{"threshold": 1.0, "nearest": True}, {"false_accept_rate": 0.1, "threshold": 1.0}])
-def test_only_one_of_them_can_be_asked_for(options: dict[str, Any], recognizer: Recognizer) -> None:
-    with pytest.raises(InputError, match="give one of them"):
+def test_rate_threshold_and_nearest_exclude_each_other(options: dict[str, Any], recognizer: Recognizer) -> None:
+    with pytest.raises(InputError, match="give only one of"):
         recognizer.recognize(drawn(0), **options)
 
 
-def test_where_nothing_is_known_the_nearest_classes_are_the_answer() -> None:
+def test_without_a_threshold_the_nearest_classes_are_the_answer() -> None:
     """An encoder that carries no calibration, and one class."""
     found = Recognizer(other_embedder()).enrol("a", drawn(0)).recognize(drawn(0, 1))
     assert (found.label, found.nearest, found.threshold, found.score) == (None, "a", None, None)
     assert (list(found.similarities), found.scores) == (["a"], {})
 
 
-def test_what_is_expected_is_told_with_its_interval(recognizer: Recognizer) -> None:
+def test_expect_gives_intervals(recognizer: Recognizer) -> None:
     found = recognizer.expect()
     assert found is not None
     assert found.chosen_by == "equal error"
@@ -275,7 +274,7 @@ def test_what_is_expected_is_told_with_its_interval(recognizer: Recognizer) -> N
     assert found.refusals.value >= found.false_accepts.value - 0.01
 
 
-def test_classes_that_are_too_alike_are_named(recognizer: Recognizer) -> None:
+def test_too_similar_classes_are_listed(recognizer: Recognizer) -> None:
     before = recognizer.alike()
     recognizer.enrol("twin", drawn(0, 4))
     first, *others = recognizer.alike()
@@ -297,7 +296,7 @@ def labelled(tmp_path: Path) -> Path:
     return tmp_path / "labelled"
 
 
-def test_labelled_pictures_set_the_threshold_and_become_no_examples(recognizer: Recognizer, labelled: Path) -> None:
+def test_calibrate_sets_the_threshold_and_adds_no_examples(recognizer: Recognizer, labelled: Path) -> None:
     examples, before = recognizer.gallery.examples.tolist(), recognizer.expect(0.1)
     trial = recognizer.calibrate(labelled, false_accept_rate=0.1)
     assert (trial.known, trial.unknown) == (6, 20)
@@ -314,14 +313,14 @@ def test_labelled_pictures_set_the_threshold_and_become_no_examples(recognizer: 
     assert len(recognizer.gallery.trials[0]) == 6
 
 
-def test_the_same_labelled_pictures_again_change_nothing(recognizer: Recognizer, labelled: Path) -> None:
+def test_calibrating_twice_on_the_same_pictures_changes_nothing(recognizer: Recognizer, labelled: Path) -> None:
     first = recognizer.calibrate(labelled)
     before = contents(recognizer)
     assert recognizer.calibrate(labelled) == first
     assert contents(recognizer) == before
 
 
-def test_one_folder_of_unknown_pictures_is_enough(recognizer: Recognizer, tmp_path: Path) -> None:
+def test_calibrate_accepts_unknown_pictures_alone(recognizer: Recognizer, tmp_path: Path) -> None:
     (tmp_path / "labelled" / "others").mkdir(parents=True)
     for number in range(60, 64):
         Image.fromarray(drawn(number)).save(tmp_path / "labelled" / "others" / f"{number}.png")
@@ -330,9 +329,7 @@ def test_one_folder_of_unknown_pictures_is_enough(recognizer: Recognizer, tmp_pa
     assert len(recognizer.gallery.background) == 4
 
 
-def test_trials_are_saved_and_forgotten_with_their_class(
-    recognizer: Recognizer, labelled: Path, tmp_path: Path
-) -> None:
+def test_trials_are_saved_and_removed_with_their_class(recognizer: Recognizer, labelled: Path, tmp_path: Path) -> None:
     recognizer.calibrate(labelled)
     recognizer.save(tmp_path / "gallery")
     loaded = Recognizer.load(tmp_path / "gallery", embedder=recognizer.embedder)
@@ -347,9 +344,9 @@ def test_calibration_needs_classes_and_pictures(recognizer: Recognizer, embedder
         (tmp_path / "broken" / name).mkdir(parents=True)
         (tmp_path / "broken" / name / "0.png").write_text("no picture")
     before = contents(recognizer)
-    with pytest.raises(InputError, match="broken: none of its 2 pictures can be read"):
+    with pytest.raises(InputError, match="broken: none of the 2 pictures can be read"):
         recognizer.calibrate(tmp_path / "broken")
-    with pytest.raises(InputError, match="nothing is enrolled yet"):
+    with pytest.raises(InputError, match="nothing is enrolled"):
         Recognizer(embedder).calibrate(tmp_path / "broken")
     assert contents(recognizer) == before
 
@@ -359,7 +356,7 @@ def test_calibration_needs_classes_and_pictures(recognizer: Recognizer, embedder
 LABELS = ["Ä/ö", "漢字", "🦉", "a\nb\t\0", " ", "..", "\udce9\ud800", "e\u0301", "é", "counts"]
 
 
-def test_what_was_saved_gives_the_same_answers(recognizer: Recognizer, tmp_path: Path) -> None:
+def test_a_loaded_recogniser_gives_the_same_answers(recognizer: Recognizer, tmp_path: Path) -> None:
     recognizer.enrol(NAMES[0], drawn(0, 3)).add_background([drawn(90), drawn(91)])
     recognizer.save(tmp_path / "deep" / "gallery")
     for loaded in (
@@ -376,7 +373,7 @@ def test_what_was_saved_gives_the_same_answers(recognizer: Recognizer, tmp_path:
         assert loaded.threshold == pytest.approx(recognizer.threshold, abs=1e-5)
 
 
-def test_what_was_loaded_and_saved_again_is_the_same_bit_for_bit(recognizer: Recognizer, tmp_path: Path) -> None:
+def test_loading_and_saving_keeps_every_bit(recognizer: Recognizer, tmp_path: Path) -> None:
     recognizer.enrol(NAMES[0], drawn(0, 3)).add_background([drawn(90), drawn(91)]).save(tmp_path / "one")
     loaded = Recognizer.load(tmp_path / "one", embedder=recognizer.embedder)
     loaded.save(tmp_path / "other")
@@ -397,7 +394,7 @@ def test_labels_may_be_any_text(embedder: Embedder, tmp_path: Path) -> None:
     assert [loaded.recognize(drawn(number)).label for number in range(len(LABELS))] == LABELS
 
 
-def test_a_gallery_without_classes_comes_back(embedder: Embedder, tmp_path: Path) -> None:
+def test_an_empty_gallery_can_be_saved(embedder: Embedder, tmp_path: Path) -> None:
     Recognizer(embedder, false_accept_rate=0.2).save(tmp_path)
     loaded = Recognizer.load(tmp_path, embedder=embedder)
     assert loaded.labels == ()
@@ -422,11 +419,13 @@ def refused(folder: Path, message: str, **options: Any) -> None:
 def test_another_embedder_is_refused(recognizer: Recognizer, tmp_path: Path) -> None:
     recognizer.save(tmp_path)
     refused(
-        tmp_path, "was made with the embedder .*, not with .*: give that one, or enrol anew", embedder=other_embedder()
+        tmp_path,
+        "was made with the embedder .*, not .*: give its own embedder, or enrol again",
+        embedder=other_embedder(),
     )
 
 
-def test_an_embedder_that_came_from_nowhere_must_be_given(tmp_path: Path) -> None:
+def test_an_embedder_without_origin_must_be_given(tmp_path: Path) -> None:
     embedder = other_embedder()
     Recognizer(embedder).enrol("a", drawn(0)).save(tmp_path)
     refused(tmp_path, "it is not recorded which embedder this was made with")
@@ -444,26 +443,26 @@ def test_files_that_are_missing_or_damaged_are_named(recognizer: Recognizer, tmp
         path.write_bytes(damaged)
         refused(tmp_path, f"{GALLERY_FILE} is not a valid safetensors file", **given)
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="file is a file; name a folder for the gallery"):
+    with pytest.raises(InputError, match="file is a file; choose a folder for the gallery"):
         recognizer.save(tmp_path / "file")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 3}, "is of another version; this one reads formats 1 to 2"),
-        ({"counts": {"a": 13}}, "do not go with classes"),
-        ({"counts": {"": 12}}, "a label is a text"),
-        ({"counts": {"a": 12.0}}, "do not go with classes"),
-        ({"counts": [12]}, "is not as it was saved"),
-        ({"counts": None}, "is not as it was saved"),
+        ({"format": 3}, "has another format; this version reads 1 to 2"),
+        ({"counts": {"a": 13}}, "do not match the counts"),
+        ({"counts": {"": 12}}, "a label must be a text"),
+        ({"counts": {"a": 12.0}}, "do not match the counts"),
+        ({"counts": [12]}, "is damaged: "),
+        ({"counts": None}, "is damaged: "),
         ({"false_accept_rate": 2}, "between 0 and 1"),
-        ({"false_accept_rate": "x"}, "is not as it was saved"),
-        ({"trials": ["character 0"]}, "is not as it was saved"),
-        ({"trials": 5}, "is not as it was saved"),
+        ({"false_accept_rate": "x"}, "is damaged: "),
+        ({"trials": ["character 0"]}, "is damaged: "),
+        ({"trials": 5}, "is damaged: "),
     ],
 )
-def test_a_gallery_that_tells_what_cannot_be_is_refused(
+def test_a_gallery_with_invalid_entries_is_refused(
     change: dict[str, Any], message: str, recognizer: Recognizer, tmp_path: Path
 ) -> None:
     recognizer.save(tmp_path)
@@ -484,15 +483,15 @@ def test_a_gallery_of_an_earlier_version_is_read(recognizer: Recognizer, tmp_pat
     assert contents(Recognizer.load(tmp_path, embedder=recognizer.embedder)) == contents(recognizer)
 
 
-def test_vectors_that_cannot_be_are_refused(recognizer: Recognizer, tmp_path: Path) -> None:
+def test_damaged_vectors_are_refused(recognizer: Recognizer, tmp_path: Path) -> None:
     recognizer.save(tmp_path)
     tensors, metadata = read_tensors_and_metadata(tmp_path / GALLERY_FILE)
     examples = tensors["examples"]
     for damaged in (examples * 2, examples * torch.nan, examples[:, :5].clone(), examples[:3].clone(), examples[0]):
         write_tensors(tmp_path / GALLERY_FILE, tensors | {"examples": damaged}, metadata)
-        refused(tmp_path, "is not as it was saved", embedder=recognizer.embedder)
+        refused(tmp_path, "is damaged: ", embedder=recognizer.embedder)
     write_tensors(tmp_path / GALLERY_FILE, {"examples": examples}, metadata)
-    refused(tmp_path, "is not as it was saved", embedder=recognizer.embedder)
+    refused(tmp_path, "is damaged: ", embedder=recognizer.embedder)
     write_tensors(tmp_path / GALLERY_FILE, tensors, {"gallery": "{"})
     refused(tmp_path, "is not a gallery; it may be damaged", embedder=recognizer.embedder)
     write_tensors(tmp_path / GALLERY_FILE, tensors)
@@ -511,7 +510,7 @@ while True:
 """
 
 
-def test_killed_while_it_saves_the_old_gallery_or_the_new_is_there(recognizer: Recognizer, tmp_path: Path) -> None:
+def test_a_killed_save_leaves_the_old_or_the_new_gallery(recognizer: Recognizer, tmp_path: Path) -> None:
     recognizer.save(tmp_path)
     path = tmp_path / GALLERY_FILE
     before = path.stat().st_mtime_ns
