@@ -41,8 +41,8 @@ def small_splits() -> Iterator[None]:
         patch.setattr(fewshot.evaluation.measure, "GRID", ((5, 1), (20, 5)))
         patch.setattr(fewshot.evaluation.verification, "CURVES", 20)
         patch.setattr(fewshot.evaluation.intervals, "RESAMPLINGS", 500)
-        patch.setattr(fewshot.report.map, "_MOST", 60)
-        patch.setattr(fewshot.report.hardest, "_ASKED", 4_000)
+        patch.setattr(fewshot.report.map, "_MOST_PICTURES", 60)
+        patch.setattr(fewshot.report.hardest, "_QUESTIONS", 4_000)
         patch.setattr(fewshot.report.hardest, "_EPISODES_INSIDE", 200)
         yield
 

@@ -1,4 +1,4 @@
-"""Same or different, as curves: the ROC and the DET of pairs, thinned to what can be seen."""
+"""Verification curves of a report: ROC and DET of pairs, thinned for drawing."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from fewshot.evaluation.embedded import EmbeddedDrawings
 from fewshot.evaluation.verification import draw_pairs, labelled_pairs, roc, roc_summary, similarity
 
 PAIRS = 10_000
-# Points of a curve that is drawn.
+# Points of a drawn curve.
 _DRAWN = 240
 
 
 @dataclass(frozen=True)
-class SameOrDifferent:
-    """false_accept, false_reject: rates along the curve, at falling thresholds. auc, eer: as in verification.Curve.
+class VerificationCurves:
+    """Verification of pairs.
 
-    pairs: how many. own: what the encoder's own threshold gives on these pairs, (false accepts, false rejects); None
-    for an encoder without one. threshold: that threshold.
+    Attributes:
+        false_accept, false_reject: Rates along the curve, at falling thresholds.
+        auc, eer: Area under the ROC curve, and equal error rate.
+        pairs: Their number.
+        threshold: That of the encoder; None without one.
+        own: False accepts and false rejects at that threshold.
     """
 
     false_accept: tuple[float, ...]
@@ -35,21 +39,21 @@ class SameOrDifferent:
     own: tuple[float, float] | None = None
 
 
-def same_or_different(scores: Tensor, same: Tensor, verification: dict[str, Any] | None = None) -> SameOrDifferent:
-    """scores: (n,), larger for the same. same: (n,) bool. verification: the thresholds that the encoder carries."""
+def verification_curves(scores: Tensor, same: Tensor, verification: dict[str, Any] | None = None) -> VerificationCurves:
+    """Curves of scores (n,), larger for the same, and same (n,) bool; `verification`: the encoder's calibration."""
     false, true, _ = roc(scores, same)
-    shape = roc_summary(scores, same)
+    summary = roc_summary(scores, same)
     kept = _thinned(false, 1 - true)
     threshold = None if verification is None else float(verification["threshold"])
     own = None
     if threshold is not None:
         accepted = scores >= threshold
         own = float(accepted[~same].double().mean()), float((~accepted[same]).double().mean())
-    return SameOrDifferent(
+    return VerificationCurves(
         false_accept=tuple(false[kept].tolist()),
         false_reject=tuple((1 - true[kept]).tolist()),
-        auc=shape.auc,
-        eer=shape.eer,
+        auc=summary.auc,
+        eer=summary.eer,
         pairs=len(scores),
         threshold=threshold,
         own=own,
@@ -57,15 +61,15 @@ def same_or_different(scores: Tensor, same: Tensor, verification: dict[str, Any]
 
 
 def koch_pairs(validation: EmbeddedDrawings, test: EmbeddedDrawings, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Scores (n,) and whether the same (n,) of the test pairs that `protocols.koch` draws by this seed."""
+    """Scores (n,) and same (n,) of the test pairs that `protocols.koch` draws with this seed."""
     generator = torch.Generator().manual_seed(seed)
-    draw_pairs(validation, PAIRS, generator)  # what chooses its threshold is drawn first
+    draw_pairs(validation, PAIRS, generator)  # koch draws its validation pairs first
     drawn = draw_pairs(test, PAIRS, generator)
     return similarity(test.vectors, drawn.rows), drawn.same
 
 
 def pairs_of(embedded: EmbeddedDrawings, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Scores (n,) and whether the same (n,): pairs inside alphabets where there are several, else of all pictures."""
+    """Scores (n,) and same (n,) of pairs within alphabets if there are several, else of all pictures."""
     if len(embedded.alphabet.unique()) > 1:
         drawn = draw_pairs(embedded, PAIRS, torch.Generator().manual_seed(seed))
         return similarity(embedded.vectors, drawn.rows), drawn.same
@@ -74,7 +78,7 @@ def pairs_of(embedded: EmbeddedDrawings, seed: int = 0) -> tuple[Tensor, Tensor]
 
 
 def _thinned(false_accept: NDArray[np.float64], false_reject: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Positions of a curve's points that stand about evenly on it, both as it is and by the logarithms of its rates."""
+    """Points of a curve at even distances, in linear and in logarithmic scale."""
     least = 1 / PAIRS
     along = np.zeros(len(false_accept))
     for rates in (false_accept, false_reject):

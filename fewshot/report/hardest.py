@@ -1,5 +1,4 @@
-"""Where an encoder is right and where it errs: accuracy by the number of ways, hardest alphabets and characters, the
-pictures that have a wrong one nearer than any of their own."""
+"""Where an encoder errs: accuracy by number of ways, hardest alphabets and classes, nearest wrong neighbours."""
 
 from __future__ import annotations
 
@@ -17,23 +16,23 @@ from fewshot.evaluation.measure import Result
 from fewshot.evaluation.protocols import ProtocolResult, all_way, vinyals, within
 
 WAYS = (2, 3, 5, 10, 20, 50, 100, 200, 400)
-# The last point has all classes; those before it stand clear of it, by so many times.
+# The last point of a curve has all classes; a way before it is smaller by this factor at least.
 _CLEAR = 1.2
-# Questions asked for a point of a curve, about, and episodes at least.
-_ASKED, _LEAST = 100_000, 50
-# Examples of every class drawn anew so many times: where all classes are asked about, and inside one alphabet.
+# Approximate number of questions for a point of a curve, and smallest number of episodes.
+_QUESTIONS, _LEAST = 100_000, 50
+# Draws of the examples of every class: among all classes, and within an alphabet.
 _DRAWS, _DRAWS_INSIDE = 5, 20
 _EPISODES_INSIDE = 2_000
-# Drawings compared with all others at once, which bounds the memory.
+# Drawings compared with all others at once, to bound the memory.
 _BLOCK = 1024
 
 
-# --- by the number of ways --------------------------------------------------------------------------------------------
+# --- number of ways ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class WayCurve:
-    """Accuracies of `shot` examples a class, by rising way. inside: classes of one alphabet at a time."""
+    """Accuracies with `shot` examples a class, by rising way; `inside`: classes of one alphabet at a time."""
 
     shot: int
     inside: bool
@@ -41,10 +40,9 @@ class WayCurve:
 
 
 def way_curves(embedded: EmbeddedDrawings, seed: int = 0, known: Sequence[Result] = ()) -> list[WayCurve]:
-    """One for a single example of each class and one for five, from two ways to the whole set; and, where there are
-    alphabets, one for a single example inside of each.
+    """Curves for one and for five examples a class, and, with several alphabets, one within alphabets.
 
-    known: results on the same vectors, of which those with all classes at once are not measured again.
+    known: Results on the same vectors; those with all classes are not measured again.
     """
     sizes = embedded.label.bincount()
     classes, fewest = len(sizes), int(sizes.min())
@@ -52,7 +50,7 @@ def way_curves(embedded: EmbeddedDrawings, seed: int = 0, known: Sequence[Result
     for shot in (1, 5):
         if fewest > shot:
             points = [
-                vinyals(embedded, way=way, shot=shot, episodes=max(_LEAST, _ASKED // way // shot), seed=seed)
+                vinyals(embedded, way=way, shot=shot, episodes=max(_LEAST, _QUESTIONS // way // shot), seed=seed)
                 for way in WAYS
                 if way * _CLEAR <= classes
             ]
@@ -74,12 +72,12 @@ def _whole(embedded: EmbeddedDrawings, shot: int, seed: int, known: Sequence[Res
     return all_way(embedded, shot=shot, draws=_DRAWS, seed=seed)
 
 
-# --- what is hard -----------------------------------------------------------------------------------------------------
+# --- hardest alphabets and classes ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class HardAlphabet:
-    """group: its number. accuracy: of `way`-way one-shot questions inside it. classes: its characters."""
+    """An alphabet by its number: accuracy of `way`-way one-shot questions within it, and its number of characters."""
 
     group: int
     accuracy: float
@@ -90,8 +88,14 @@ class HardAlphabet:
 
 @dataclass(frozen=True)
 class HardClass:
-    """accuracy: of one-shot questions among the `way` classes of its alphabet. taken_for: the class that its pictures
-    were most often taken for, in the share `taken` of all questions about it."""
+    """A class that is often confused.
+
+    Attributes:
+        label: The class.
+        accuracy: Of one-shot questions among the `way` classes of its alphabet.
+        taken_for: The class that it is most often confused with.
+        taken: Share of its questions with that answer.
+    """
 
     label: int
     accuracy: float
@@ -101,7 +105,7 @@ class HardClass:
 
 
 def hardest_alphabets(embedded: EmbeddedDrawings, *, way: int = 20, seed: int = 0) -> list[HardAlphabet]:
-    """All alphabets with so many characters, or as many as the largest has, the hardest first."""
+    """Alphabets with at least `way` characters, or as many as the largest has; the hardest first."""
     sizes = arrange(embedded.label, embedded.alphabet).member_sizes
     way = min(way, int(sizes.max()))
     if way < 2:
@@ -117,9 +121,9 @@ def hardest_alphabets(embedded: EmbeddedDrawings, *, way: int = 20, seed: int = 
 
 
 def hardest_classes(embedded: EmbeddedDrawings, *, most: int = 8, seed: int = 0) -> list[HardClass]:
-    """Those that the pictures of one example of each class of their alphabet most often mistake, the hardest first.
+    """Classes that are most often confused in one-shot questions within their alphabet, the hardest first.
 
-    Classes that are never mistaken are not among them.
+    Classes that are never confused are left out.
     """
     found: list[HardClass] = []
     for group in embedded.alphabet.unique().tolist():
@@ -129,13 +133,13 @@ def hardest_classes(embedded: EmbeddedDrawings, *, most: int = 8, seed: int = 0)
             found += [
                 replace(hard, label=int(embedded.label[rows[pool.rows[hard.label, 0]]]),
                         taken_for=int(embedded.label[rows[pool.rows[hard.taken_for, 0]]]))
-                for hard in _mistaken(part, pool, seed)
+                for hard in _confused(part, pool, seed)
             ]  # fmt: skip
     return sorted(found, key=lambda hard: (hard.accuracy, -hard.taken))[:most]
 
 
-def _mistaken(part: EmbeddedDrawings, pool: Pool, seed: int) -> list[HardClass]:
-    """Of one alphabet, classes as positions in its pool."""
+def _confused(part: EmbeddedDrawings, pool: Pool, seed: int) -> list[HardClass]:
+    """The confused classes of one alphabet, as positions in its pool."""
     classes = len(pool.labels)
     drawn = episodes_of_classes(
         pool,
@@ -160,7 +164,7 @@ def _mistaken(part: EmbeddedDrawings, pool: Pool, seed: int) -> list[HardClass]:
 
 
 def _inside(embedded: EmbeddedDrawings, group: int) -> tuple[EmbeddedDrawings, Tensor]:
-    """What lies in one alphabet, and the rows that it is."""
+    """The drawings of one alphabet, and their rows."""
     rows = (embedded.alphabet == group).nonzero()[:, 0]
     part = replace(
         embedded,
@@ -181,7 +185,7 @@ def _generator(seed: int) -> torch.Generator:
 
 @dataclass(frozen=True)
 class WrongNeighbour:
-    """Rows: a picture, the nearest other one of its class, and one of another class that is nearer; and cosines."""
+    """Rows of a picture, of the nearest other one of its class and of a nearer wrong one; and their cosines."""
 
     row: int
     own: int
@@ -191,8 +195,13 @@ class WrongNeighbour:
 
 
 def wrong_neighbours(embedded: EmbeddedDrawings, most: int = 24) -> tuple[int, int, list[WrongNeighbour]]:
-    """How many pictures have one of another class nearer than all of their own, of how many; and the worst of them, at
-    most one for two classes. Pictures that are alone in their class are not counted."""
+    """Pictures that have a picture of another class nearer than all of their own.
+
+    Pictures that are alone in their class do not count.
+
+    Returns:
+        Their number; the number of pictures compared; and the worst ones, at most one for two classes.
+    """
     unit = F.normalize(embedded.vectors.float(), dim=1).cpu()
     label = embedded.label
     parts = []

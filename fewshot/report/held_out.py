@@ -1,4 +1,4 @@
-"""What a report asks an encoder about: pictures that it has not learned from, each embedded once, with their names."""
+"""The pictures of a report: held out from training, embedded once, with names and thumbnails."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import hashlib
 import io
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,36 +30,50 @@ from finetune.progress import Display
 from finetune.report.page import thumbnail
 from finetune.training.expected_time import in_words
 
-# Splits that are tested on, the first that nothing was learned from being the one that a report asks about.
+# Splits for testing; a report uses the first one without training characters.
 FAIR = ("evaluation", "vinyals-test", "koch-like-test")
-# Pictures of a folder that are timed, to say how long all will take.
+# Pictures of a folder that are embedded to estimate the time for all.
 TIMED = 8
-# How far the area under the ROC may be from what a run wrote down of the same pictures, which it saw in float32.
+# Largest difference of the area under the ROC curve to that recorded by the run, which computed in float32.
 _SAME_AREA = 0.002
 
 
 @dataclass(frozen=True, eq=False)
-class Tested:
-    """embedded: upright, the classes of an own folder standing as characters of one nameless alphabet.
+class HeldOutPictures:
+    """Embedded pictures that the encoder was not trained on.
 
-    what: in words. names: of the classes, by `embedded.character`. groups: of the alphabets, by `embedded.alphabet`.
-    picture: a row as a data URI, made once. described: a row in words.
+    Attributes:
+        embedded: Upright drawings; the classes of a folder stand as characters of one nameless alphabet.
+        what: The pictures in words.
+        names: Of the classes, by `embedded.character`.
+        groups: Of the alphabets, by `embedded.alphabet`.
+        captions: One for each row.
+        sources: Drawings (n, 105, 105), or a path for each row.
     """
 
     embedded: EmbeddedDrawings
     what: str
     names: tuple[str, ...]
     groups: tuple[str, ...]
-    picture: Callable[[int], str]
-    described: Callable[[int], str]
+    captions: tuple[str, ...]
+    sources: Tensor | Sequence[Path]
+    _uris: dict[int, str] = field(default_factory=dict)
+
+    def picture(self, row: int) -> str:
+        """The picture of a row as a data URI."""
+        if row not in self._uris:
+            source = self.sources[row]
+            self._uris[row] = drawing_uri(source) if isinstance(source, Tensor) else thumbnail(read_image(source))
+        return self._uris[row]
 
     @property
     def grouped(self) -> bool:
+        """Whether there are several alphabets."""
         return len(self.groups) > 1
 
 
-def remembering(embed: Embed) -> Embed:
-    """`embed`, asked but once about each drawing: splits overlap, and Lake's runs show what the evaluation set has."""
+def cached_embedding(embed: Embed) -> Embed:
+    """`embed` with a cache, since splits overlap and Lake's runs show drawings of the evaluation set."""
     known: dict[bytes, Tensor] = {}
 
     def vectors(drawings: Tensor) -> Tensor:
@@ -77,36 +90,33 @@ def remembering(embed: Embed) -> Embed:
 
 
 def fair_split(trained_on: Collection[Character]) -> str | None:
-    """The name of a split that shares no character with what was learned from; None where there is none."""
+    """The name of a split that shares no character with `trained_on`; None if there is none."""
     return next((name for name in FAIR if not leaks(trained_on, SPLITS[name].characters)), None)
 
 
-def tested_drawings(omniglot: Omniglot, split: str, embed: Embed) -> Tested:
-    """All drawers' drawings of the characters of `split`."""
+def held_out_drawings(omniglot: Omniglot, split: str, embed: Embed) -> HeldOutPictures:
+    """The drawings of all drawers for the characters of `split`."""
     drawn = select(omniglot, Split(SPLITS[split].characters))
     embedded = embed_once(drawn, embed)
     names = tuple(f"{readable(character.alphabet)} {character.number}" for character in drawn.characters)
-
-    def described(row: int) -> str:
-        return f"{names[int(drawn.character[row])]}, drawer {int(drawn.drawer[row]) + 1}"
-
-    return Tested(
+    shown = zip(drawn.character.tolist(), drawn.drawer.tolist(), strict=True)
+    return HeldOutPictures(
         embedded=embedded,
         what=f"{len(names)} characters by {len(embedded.drawer.unique())} drawers, the split {split}",
         names=names,
         groups=tuple(readable(name) for name in drawn.alphabets),
-        picture=cache(lambda row: drawing_uri(drawn.pictures[row])),
-        described=described,
+        captions=tuple(f"{names[character]}, drawer {drawer + 1}" for character, drawer in shown),
+        sources=drawn.pictures,
     )
 
 
 def readable(alphabet: str) -> str:
-    """The name of an alphabet without the archive's underscores."""
+    """The name of an alphabet without underscores."""
     return alphabet.replace("_", " ")
 
 
 def drawing_uri(drawing: Tensor) -> str:
-    """(105, 105) uint8, ink 255 on 0, as a data URI of black on white in one bit a pixel."""
+    """A drawing (105, 105) uint8, ink 255 on 0, as a data URI: black on white, one bit a pixel."""
     file = io.BytesIO()
     Image.fromarray(drawing.numpy() < 128).save(file, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
@@ -115,16 +125,16 @@ def drawing_uri(drawing: Tensor) -> str:
 # --- a folder ---------------------------------------------------------------------------------------------------------
 
 
-def tested_folder(embedder: Embedder, folder: Path, display: Display) -> Tested:
-    """The classes of `folder` that a run on it held out, as `fewshot.training.training_data.folder_material` does.
+def held_out_folder(embedder: Embedder, folder: Path, display: Display) -> HeldOutPictures:
+    """The classes of `folder` that the run held out, as `fewshot.training.training_data` chooses them.
 
-    InputError where no class was held out, and where the pictures are not those that the run chose its threshold by:
-    then some of them may have been learned from.
+    InputError if no class was held out, and if the pictures are not those of the run's calibration: then some of them
+    may have been trained on.
     """
     if embedder.verification is None:
-        raise InputError("this run held no classes out, so that there is nothing of its own to measure it on")
+        raise InputError("this run held out no classes, so its folder has no pictures to measure it on")
     if not folder.is_dir():
-        raise InputError(f"{folder}, which this run learned from, is not there any more")
+        raise InputError(f"{folder}, the folder that this run was trained on, does not exist any more")
     samples = [sample for sample in list_folder(folder).samples if sample.split in (None, "train")]
     known = sorted({sample.label for sample in samples})
     apart = held_out(known)
@@ -135,7 +145,7 @@ def tested_folder(embedder: Embedder, folder: Path, display: Display) -> Tested:
         embedder.embed_all(some, display=Display())
         seconds = (time.monotonic() - started) / len(some) * len(samples)
         display.say(
-            f"{len(samples):,} pictures of {len(apart)} classes that were held out: at most {in_words(seconds)}"
+            f"{len(samples):,} pictures of {len(apart)} held-out classes; expected time: at most {in_words(seconds)}"
         )
     found = embedder.embed_all([folder / sample.path for sample in samples], display=display)
     samples = [sample for row, sample in enumerate(samples) if row not in found.unreadable]
@@ -146,30 +156,30 @@ def tested_folder(embedder: Embedder, folder: Path, display: Display) -> Tested:
     names = tuple(sorted({sample.label for sample in samples}))
     number = {name: position for position, name in enumerate(names)}
     label = torch.tensor([number[sample.label] for sample in samples], dtype=torch.int64)
-    if len(names) < 2 or not _as_it_was(embedder, vectors, label):
+    if len(names) < 2 or not _matches_calibration(embedder, vectors, label):
         raise InputError(
-            f"{folder} does not hold the pictures any more that this run held out; nothing is measured on others, "
-            "which it may have learned from"
+            f"the pictures of {folder} have changed since this run; they are not used, since it may have been trained "
+            "on them"
         )
     embedded = EmbeddedDrawings(
         vectors=vectors,
         character=label,
-        drawer=(torch.arange(len(label)) - torch.searchsorted(label, label)),  # samples come class by class
+        drawer=(torch.arange(len(label)) - torch.searchsorted(label, label)),  # samples are sorted by class
         turn=torch.zeros_like(label),
         characters=tuple(Character("", position) for position in range(len(names))),
     )
-    return Tested(
+    return HeldOutPictures(
         embedded=embedded,
-        what=f"{len(names)} classes of {folder.name} that were held out, {len(samples):,} pictures",
+        what=f"{len(names)} held-out classes of {folder.name}, {len(samples):,} pictures",
         names=names,
         groups=("",),
-        picture=cache(lambda row: thumbnail(read_image(folder / samples[row].path))),
-        described=lambda row: f"{samples[row].label}, {Path(samples[row].path).name}",
+        captions=tuple(f"{sample.label}, {Path(sample.path).name}" for sample in samples),
+        sources=[folder / sample.path for sample in samples],
     )
 
 
-def _as_it_was(embedder: Embedder, vectors: Tensor, label: Tensor) -> bool:
-    """Whether pairs of these give what the run wrote down of its own."""
+def _matches_calibration(embedder: Embedder, vectors: Tensor, label: Tensor) -> bool:
+    """Whether the pairs of these pictures give the calibration that the run recorded."""
     before = embedder.verification or {}
     rows, same = labelled_pairs(label)
     now = calibrate(similarity(vectors, rows), same).to_dict()

@@ -1,4 +1,4 @@
-"""What was found out about an encoder, made into the page that shows it."""
+"""The page of a report, as HTML."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from markupsafe import Markup
 from fewshot.evaluation.benchmark import BenchmarkReport, published_for, task_name
 from fewshot.evaluation.measure import Result
 from fewshot.evaluation.protocols import VerificationResult
-from fewshot.report.curves import SameOrDifferent
+from fewshot.report.curves import VerificationCurves
 from fewshot.report.hardest import HardAlphabet, HardClass, WayCurve, WrongNeighbour
-from fewshot.report.held_out import Tested
+from fewshot.report.held_out import HeldOutPictures
 from fewshot.report.map import Map
-from fewshot.report.run import Trained, course, facts
+from fewshot.report.run import TrainedRun, facts, training_charts
 from finetune.report.charts import Band, Bar, Line, Mark, bar_chart, line_chart
 from finetune.report.page import render
 
-# Drawings of a class that is often mistaken, and of what it is taken for; of a colour of the map.
+# Pictures of a hard class and of the class that it is confused with; pictures of a group of the map.
 _SHOWN, _SHOWN_OF_GROUP = 3, 7
 
-# What each protocol measures, in words.
-ASKS = {
+# The question of each protocol.
+QUESTIONS = {
     "lake": "20 runs: which of 20 characters of one alphabet does a drawing show? One example of each is known.",
     "lake-minimal": "the same, for an encoder trained on five alphabets only",
     "within": "the same, with random alphabets, characters and drawers",
     "koch": "do two drawings show the same character, or two characters of one alphabet?",
-    "vinyals": "characters of mixed alphabets; each of the four rotations counts as a character of its own",
+    "vinyals": "characters of mixed alphabets; each of the four rotations counts as a separate character",
     "vinyals-upright": "the same, without rotations",
     "all-way": "one question about all characters at once",
 }
@@ -38,23 +38,26 @@ ASKS = {
 
 @dataclass(frozen=True, eq=False)
 class EncoderFindings:
-    """notes: what could not be measured, and why. The rest is there where something was tested."""
+    """Contents of a report.
 
-    trained: Trained
+    notes: What could not be measured, and why. The fields after `seed` are filled if there were pictures to test on.
+    """
+
+    trained: TrainedRun
     report: BenchmarkReport
     notes: tuple[str, ...]
     seed: int
-    tested: Tested | None = None
+    tested: HeldOutPictures | None = None
     curves: Sequence[WayCurve] = ()
     alphabets: Sequence[HardAlphabet] = ()
     classes: Sequence[HardClass] = ()
     wrong: tuple[int, int, list[WrongNeighbour]] | None = None
-    pairs: SameOrDifferent | None = None
+    pairs: VerificationCurves | None = None
     map: Map | None = None
 
 
 def page_of(found: EncoderFindings) -> str:
-    """The page, as HTML."""
+    """Render the page."""
     recipe = found.trained.config["recipe"]
     return render(
         "omniglot.html.j2",
@@ -66,7 +69,7 @@ def page_of(found: EncoderFindings) -> str:
         kinds=("character", "characters", "drawing") if _drawn(found) else ("class", "classes", "picture"),
         headline=_headline(found),
         protocols=[_protocol(result) for result in found.report.results],
-        asks=_asks(found.report.results),
+        questions=_questions(found.report.results),
         lake=_lake(found.report.results),
         skipped=[f"{name}: {reason.removeprefix(f'{name}: ')}" for name, reason in found.report.skipped.items()],
         curves=_curves(found.curves),
@@ -78,7 +81,7 @@ def page_of(found: EncoderFindings) -> str:
         map=found.map,
         colours=_colours(found),
         facts=facts(found.trained),
-        course=course(found.trained),
+        training_charts=training_charts(found.trained),
         command=found.trained.command,
         recipe=[(option, "chosen by the run" if value is None else value) for option, value in recipe.items()],
         seed=found.seed,
@@ -91,7 +94,7 @@ def _drawn(found: EncoderFindings) -> bool:
 
 
 def _headline(found: EncoderFindings) -> dict[str, Any] | None:
-    """The first figure that a reader wants: 20-way one-shot of the protocol that leads the table, or of the curve."""
+    """The headline: 20-way one-shot accuracy of the first protocol, or of the curve."""
     results = found.report.results
     if results:
         leading = [result for result in results if result.protocol == results[0].protocol]
@@ -127,15 +130,15 @@ def _protocol(result: Result) -> dict[str, Any]:
     return shown
 
 
-def _asks(results: Sequence[Result]) -> list[tuple[str, str]]:
-    """What the measured protocols ask, once for each kind, as (name, words)."""
+def _questions(results: Sequence[Result]) -> list[tuple[str, str]]:
+    """The questions of the measured protocols, one for each kind, as (name, question)."""
     measured = dict.fromkeys(result.protocol for result in results)
     kinds = dict.fromkeys("all-way" if name.startswith("all-way") else name for name in measured)
-    return [(kind, ASKS[kind]) for kind in kinds]
+    return [(kind, QUESTIONS[kind]) for kind in kinds]
 
 
 def _lake(results: Sequence[Result]) -> dict[str, Any] | None:
-    """The 20 runs that most papers are compared by, as bars, and what was published of them."""
+    """Lake's runs as a bar chart with the published accuracies."""
     measured = next((result for result in results if result.protocol in ("lake", "lake-minimal")), None)
     if measured is None:
         return None
@@ -152,7 +155,7 @@ def _curves(curves: Sequence[WayCurve]) -> Markup | None:
     if not curves:
         return None
     lines, bands = [], []
-    # One step from each way to the next: they are about evenly spaced by their logarithms, and all have their names.
+    # Equal steps between ways, which are about evenly spaced in logarithms.
     ways = sorted({point.way for curve in curves for point in curve.points})
     for curve in curves:
         examples = "1 example of each" if curve.shot == 1 else f"{curve.shot} examples of each"
@@ -183,7 +186,7 @@ def _alphabets(found: EncoderFindings) -> Markup | None:
     return bar_chart(bars, title=title, value_label="accuracy", percent=True)
 
 
-def _hard(tested: Tested, hard: HardClass) -> dict[str, Any]:
+def _hard(tested: HeldOutPictures, hard: HardClass) -> dict[str, Any]:
     return {
         "name": tested.names[hard.label],
         "taken_for": tested.names[hard.taken_for],
@@ -195,7 +198,7 @@ def _hard(tested: Tested, hard: HardClass) -> dict[str, Any]:
     }
 
 
-def _examples(tested: Tested, label: int) -> list[str]:
+def _examples(tested: HeldOutPictures, label: int) -> list[str]:
     return [tested.picture(row) for row in (tested.embedded.label == label).nonzero()[:_SHOWN, 0].tolist()]
 
 
@@ -207,9 +210,9 @@ def _wrong(found: EncoderFindings) -> dict[str, Any] | None:
     label = tested.embedded.label
     rows = [
         {
-            "query": (tested.picture(wrong.row), tested.described(wrong.row)),
-            "own": (tested.picture(wrong.own), tested.described(wrong.own)),
-            "other": (tested.picture(wrong.other), tested.described(wrong.other)),
+            "query": (tested.picture(wrong.row), tested.captions[wrong.row]),
+            "own": (tested.picture(wrong.own), tested.captions[wrong.own]),
+            "other": (tested.picture(wrong.other), tested.captions[wrong.other]),
             "name": names[int(label[wrong.row])],
             "taken_for": names[int(label[wrong.other])],
             "own_similarity": wrong.own_similarity,
@@ -221,7 +224,7 @@ def _wrong(found: EncoderFindings) -> dict[str, Any] | None:
 
 
 def _colours(found: EncoderFindings) -> list[dict[str, Any]]:
-    """The groups of the map, in the order of their colours: how hard each is, and what its classes look like."""
+    """The groups of the map in the order of their colours, with accuracy and examples."""
     if found.map is None or found.tested is None:
         return []
     tested, shown = found.tested, found.map.rows
@@ -234,7 +237,7 @@ def _colours(found: EncoderFindings) -> list[dict[str, Any]]:
     for name in found.map.groups:
         rows = shown[group == names.index(name)]
         spaced = torch.linspace(0, len(rows) - 1, min(_SHOWN_OF_GROUP, len(rows))).round().long()
-        examples = [(tested.picture(row), tested.described(row)) for row in rows[spaced].tolist()]
+        examples = [(tested.picture(row), tested.captions[row]) for row in rows[spaced].tolist()]
         colours.append({"name": name, "accuracy": accuracy.get(name), "examples": examples})
     return colours
 
@@ -243,7 +246,7 @@ def _verification(found: EncoderFindings) -> list[Markup]:
     pairs = found.pairs
     if pairs is None:
         return []
-    # Both axes in per cent, so that a reader need not go from one unit to another.
+    # Both axes are in per cent.
     marks = [Mark(100 * pairs.eer, f"equal error rate {100 * pairs.eer:.1f}%")]
     roc = line_chart(
         [Line("ROC", [100 * rate for rate in pairs.false_accept], [100 - 100 * rate for rate in pairs.false_reject])],

@@ -1,4 +1,4 @@
-"""`fewshot report`: what an encoder learned and where it errs, as one page that stands alone; reading as the recipe."""
+"""The job of `fewshot report`: measures an encoder and writes a page."""
 
 from __future__ import annotations
 
@@ -15,38 +15,43 @@ from fewshot.evaluation.measure import NEEDED, Result, measure, refusal, seconds
 from fewshot.evaluation.models import Model, by_embedding
 from fewshot.omniglot.dataset import Omniglot, lake_runs, locate, read_omniglot
 from fewshot.omniglot.splits import EVALUATION, SPLITS, select
-from fewshot.report.curves import SameOrDifferent, koch_pairs, pairs_of, same_or_different
+from fewshot.report.curves import VerificationCurves, koch_pairs, pairs_of, verification_curves
 from fewshot.report.hardest import hardest_alphabets, hardest_classes, way_curves, wrong_neighbours
-from fewshot.report.held_out import Tested, fair_split, remembering, tested_drawings, tested_folder
+from fewshot.report.held_out import HeldOutPictures, cached_embedding, fair_split, held_out_drawings, held_out_folder
 from fewshot.report.map import draw_map
 from fewshot.report.page import EncoderFindings, page_of
-from fewshot.report.run import Trained, read_run
+from fewshot.report.run import TrainedRun, read_run
 from finetune.errors import InputError
 from finetune.files import check_writable, write_text
 from finetune.progress import Display
 from finetune.training.expected_time import in_words
 
 REPORT_FILE = "report.html"
-# Protocols that take as long as all others together and have nothing published to stand beside.
+# Protocols that take as long as all others together and have no published accuracy.
 SLOW = ("all-way-1692",)
 
 
 @dataclass(frozen=True)
-class Written:
-    """path: the page. tested: what the encoder was asked about, None where there was nothing that it may be asked.
+class WrittenReport:
+    """A report that was written.
 
-    report: the published protocols. wrong: pictures that have one of another class nearer than all of their own, of so
-    many.
+    Attributes:
+        path: Of the page.
+        tested: The test pictures in words; None without any.
+        report: Results by the published protocols.
+        pairs: Verification of the test pictures.
+        wrong: Number of pictures with a wrong nearest neighbour, and number of pictures compared.
     """
 
     path: Path
     tested: str | None
     report: BenchmarkReport
-    same_or_different: SameOrDifferent | None
+    pairs: VerificationCurves | None
     wrong: tuple[int, int] | None
 
     def to_dict(self) -> dict[str, Any]:
-        pairs = self.same_or_different
+        """The results as JSON values."""
+        pairs = self.pairs
         return {
             "path": str(self.path),
             "tested": self.tested,
@@ -64,22 +69,29 @@ def report(
     seed: int = 0,
     device: str = "auto",
     display: Display | None = None,
-) -> Written:
-    """Measure the encoder of `run` on what it has not learned from, and write it all down as a page.
+) -> WrittenReport:
+    """Measure an encoder on pictures that it was not trained on, and write a page.
 
-    run: "omniglot", the encoder that ships, or the folder of a finished run of `fewshot train`. out: the file; by
-    default report.html in the run's folder, and of the encoder that ships omniglot.html here. data: as in
-    `dataset.locate`; a run on Omniglot that finds none is reported without any figure, unless data is given. A run on a
-    folder is measured on the classes that it held out, and on Omniglot only where `data` is given.
+    A run on a folder is measured on the classes that it held out, and on Omniglot only if `data` is given. A run on
+    Omniglot is reported without any accuracy if Omniglot is not found and `data` is not given.
 
-    InputError for what cannot be used, before anything is computed.
+    Args:
+        run: "omniglot", the encoder that ships, or the folder of a finished run of `fewshot train`.
+        out: The file; by default report.html in the run's folder, or omniglot.html for the encoder that ships.
+        data: Folder of Omniglot, as `dataset.locate` takes it.
+        seed: Of all random numbers.
+        device: "auto", "cpu" or "cuda".
+        display: Shows progress and the expected time.
+
+    Raises:
+        InputError: For unusable arguments, before anything is computed.
     """
     display = display or Display()
     trained = read_run(run)
     path = out or (Path(f"{run}.html") if run in SHIPPED else trained.folder / REPORT_FILE)
     check_writable(path, "--out", is_folder=False)
     embedder = Embedder.load(run, device=device)
-    embed = remembering(embedder.embed_drawings)
+    embed = cached_embedding(embedder.embed_drawings)
     model = by_embedding(run, embed, embedder.trained_on, embedder.fingerprint)
     place, notes = _omniglot(trained, data)
     names, skipped = _allowed(model) if place is not None else ([], {})
@@ -90,7 +102,7 @@ def report(
     tested = None
     if not trained.on_omniglot:
         try:
-            tested = tested_folder(embedder, Path(str(trained.config["source"])), display)
+            tested = held_out_folder(embedder, Path(str(trained.config["source"])), display)
         except InputError as error:
             notes.append(str(error))
     explored = split if tested is None and omniglot is not None else None
@@ -99,8 +111,8 @@ def report(
         seconds = seconds_to_measure([plain], names, omniglot, runs, explored=explored)
         display.say(f"making the report; expected time: {in_words(seconds)}")
     if explored is not None and omniglot is not None and split is not None:
-        display.say(f"{split}: {len(SPLITS[split].characters):,} characters that were not trained on")
-        tested = tested_drawings(omniglot, split, embed)
+        display.say(f"split {split}: {len(SPLITS[split].characters):,} characters that were not trained on")
+        tested = held_out_drawings(omniglot, split, embed)
 
     results: list[Result] = []
     if names:
@@ -110,7 +122,7 @@ def report(
 
     findings = EncoderFindings(trained, benchmarked, tuple(notes), seed)
     if tested is not None:
-        display.say("looking for the hardest classes and the nearest wrong neighbours")
+        display.say("finding the hardest classes and the nearest wrong neighbours")
         alphabets = hardest_alphabets(tested.embedded, seed=seed) if tested.grouped else []
         findings = replace(
             findings,
@@ -123,7 +135,7 @@ def report(
             map=draw_map(tested, alphabets, seed),
         )
     write_text(path, page_of(findings))
-    return Written(
+    return WrittenReport(
         path,
         tested.what if tested else None,
         benchmarked,
@@ -132,8 +144,8 @@ def report(
     )
 
 
-def _omniglot(trained: Trained, data: Path | None) -> tuple[Path | None, list[str]]:
-    """Where Omniglot is, where it is wanted; and what to tell where it is not found."""
+def _omniglot(trained: TrainedRun, data: Path | None) -> tuple[Path | None, list[str]]:
+    """The folder of Omniglot if it is needed, and notes if it is not found."""
     if data is not None:
         return locate(data), []
     if not trained.on_omniglot:
@@ -145,15 +157,15 @@ def _omniglot(trained: Trained, data: Path | None) -> tuple[Path | None, list[st
 
 
 def _allowed(model: Model) -> tuple[list[str], dict[str, str]]:
-    """The protocols that the model is measured by, and why it is not by the others."""
+    """The protocols to use, and why the others are not used."""
     reasons = {name: refusal(model, name) for name in NEEDED}
-    reasons |= {name: f"{name}: takes long; fewshot benchmark measures it" for name in SLOW if reasons[name] is None}
+    reasons |= {name: f"{name}: takes long; use fewshot benchmark" for name in SLOW if reasons[name] is None}
     names = [name for name, reason in reasons.items() if reason is None]
     return names, {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def _read(place: Path, model: Model, names: Sequence[str]) -> Omniglot | None:
-    """What the protocols and the questions need of Omniglot: to read both sets takes twice as long."""
+    """The sets of Omniglot that are needed; reading both takes twice as long."""
     split = fair_split(model.trained_on)
     needed = {each for name in names for each in NEEDED[name]} | ({split} if split else set())
     if not needed:
@@ -163,17 +175,17 @@ def _read(place: Path, model: Model, names: Sequence[str]) -> Omniglot | None:
 
 
 def _pairs(
-    tested: Tested,
+    tested: HeldOutPictures,
     embed: Embed,
     omniglot: Omniglot | None,
     published: bool,
     verification: dict[str, Any] | None,
     seed: int,
-) -> SameOrDifferent:
-    """The very pairs of the published protocol where it may be used, so that the curves are of the table's figures."""
+) -> VerificationCurves:
+    """Verification on the pairs of the published protocol if it is used, so that curves and table agree."""
     if published and tested.grouped and omniglot is not None:
         validation, test = (
             embed_once(select(omniglot, SPLITS[split]), embed, turns=UPRIGHT) for split in NEEDED["koch"]
         )
-        return same_or_different(*koch_pairs(validation, test, seed), verification)
-    return same_or_different(*pairs_of(tested.embedded, seed), verification)
+        return verification_curves(*koch_pairs(validation, test, seed), verification)
+    return verification_curves(*pairs_of(tested.embedded, seed), verification)

@@ -1,4 +1,4 @@
-"""What a run's folder tells of how its encoder came about: recipe, time, machine, the course of the training."""
+"""A finished training run as a report shows it: options, time, machine and training curves."""
 
 from __future__ import annotations
 
@@ -17,13 +17,19 @@ from finetune.files import read_csv, read_json
 from finetune.options.fields import flag
 from finetune.report.charts import Line, Mark, line_chart
 
-_NOT_REPEATED = ("device",)  # of a recipe: where it runs is no part of what it is
+_NOT_REPEATED = ("device",)  # option that does not affect the result
 
 
 @dataclass(frozen=True)
-class Trained:
-    """folder: of the run. config, metrics: as the run left them; metrics None where there are none, as for the encoder
-    that ships. history: rows of numbers by column, a column without a number left out."""
+class TrainedRun:
+    """A finished run.
+
+    Attributes:
+        name: As given.
+        folder: Of the run.
+        config, metrics: As the run wrote them; metrics is None for the encoder that ships.
+        history: Rows of numbers by column; empty cells are absent.
+    """
 
     name: str
     folder: Path
@@ -37,7 +43,7 @@ class Trained:
 
     @property
     def command(self) -> str:
-        """What would train it again."""
+        """The command that trains it again."""
         words = ["fewshot", "train", str(self.config["source"])]
         for name in ("split", "examples"):
             if self.config.get(name) is not None:
@@ -51,10 +57,10 @@ class Trained:
         return shlex.join([*words, "--out", "RUN"])
 
 
-def read_run(run: str) -> Trained:
-    """`run`: the folder of a finished run of `fewshot train`, or the name of an encoder that ships.
+def read_run(run: str) -> TrainedRun:
+    """Read the folder of a finished run of `fewshot train`, or an encoder that ships.
 
-    InputError for anything else, and for files that are damaged.
+    InputError for anything else, and for damaged files.
     """
     folder = SHIPPED.get(run, Path(run))
     if not (folder / CONFIG_FILE).is_file():
@@ -65,21 +71,20 @@ def read_run(run: str) -> Trained:
     if "spec" not in config:
         raise InputError(f"the run in {folder} has not finished; continue it with --resume")
     metrics = read_json(folder / METRICS_FILE) if (folder / METRICS_FILE).is_file() else None
-    # What was made by the API alone says nothing of where it came from.
-    return Trained(run, folder, {"source": "made by the API"} | config, metrics, _history(folder / HISTORY_FILE))
+    # A run made by the API has no source.
+    return TrainedRun(run, folder, {"source": "made by the API"} | config, metrics, _history(folder / HISTORY_FILE))
 
 
-def facts(trained: Trained) -> list[tuple[str, str]]:
-    """What a reader wants to know first, as (name, value)."""
+def facts(trained: TrainedRun) -> list[tuple[str, str]]:
+    """The main facts about a run, as (name, value)."""
     config, recipe, metrics = trained.config, trained.config["recipe"], trained.metrics or {}
-    found = [("trained on", _learned_from(trained))]
+    found = [("trained on", _training_data(trained))]
     if config.get("trained_on"):
         alphabets = config["trained_on"]
         found.append(
             (
-                "has seen",
-                f"{sum(map(len, alphabets.values())):,} characters of {len(alphabets)} alphabets, in training or "
-                "validation",
+                "training characters",
+                f"{sum(map(len, alphabets.values())):,} of {len(alphabets)} alphabets, for training or validation",
             )
         )
     spec = config["spec"]
@@ -92,7 +97,7 @@ def facts(trained: Trained) -> list[tuple[str, str]]:
     if "seconds" in metrics:
         found.append(("time", _time(metrics["seconds"])))
     elif recipe.get("minutes") is not None:
-        found.append(("time asked for", f"{recipe['minutes']:g} minutes"))
+        found.append(("requested time", f"{recipe['minutes']:g} minutes"))
     if "engine" in config:
         engine = config["engine"]
         found.append(("machine", f"{engine['device']}, {engine['precision']}, torch {engine['torch']}"))
@@ -104,8 +109,8 @@ def facts(trained: Trained) -> list[tuple[str, str]]:
     return [*found, ("seed", str(recipe.get("seed"))), ("fingerprint", str(config.get("fingerprint")))]
 
 
-def course(trained: Trained) -> list[Markup]:
-    """Charts of the loss, and of the accuracy on validation where it was measured, with the step that was kept."""
+def training_charts(trained: TrainedRun) -> list[Markup]:
+    """Charts of the loss and, if measured, of the validation accuracy; the kept step is marked."""
     rows = trained.history
     kept = (trained.metrics or {}).get("kept_step")
     last = rows[-1]["step"] if rows else None
@@ -125,16 +130,16 @@ def _history(path: Path) -> list[dict[str, float]]:
     try:
         return [{name: float(value) for name, value in row.items() if value} for row in read_csv(path, ("step",))]
     except (ValueError, TypeError) as error:
-        raise InputError(f"{path} is no history of a training ({error}); it may be damaged") from error
+        raise InputError(f"{path} is no training history ({error}); it may be damaged") from error
 
 
-def _learned_from(trained: Trained) -> str:
+def _training_data(trained: TrainedRun) -> str:
     config = trained.config
     if not trained.on_omniglot:
         return str(config["source"]) + (", without labels" if config.get("self_supervised") else "")
     parts = [f"Omniglot, split {config.get('split')}"]
     if config.get("everything"):
-        parts.append("the validation alphabets included, the last weights kept")
+        parts.append("with the validation alphabets; last weights kept")
     if config.get("examples") is not None:
         parts.append(f"{config['examples']} drawing(s) of each character")
     if config.get("self_supervised"):

@@ -70,7 +70,7 @@ def test_two_models_are_compared_on_the_same_questions(call, data: Path) -> None
     assert "difference, p = " in call("benchmark", *words).out
 
 
-def test_all_leaves_out_what_a_model_may_not_be_measured_by_and_says_why(data: Path, tmp_path: Path) -> None:
+def test_all_leaves_out_unsuitable_protocols_with_reasons(data: Path, tmp_path: Path) -> None:
     report = benchmark("hausdorff", data=data)
     assert [result.protocol for result in report.results] == ["lake"]
     assert "not an embedding" in report.skipped["vinyals"]
@@ -91,7 +91,7 @@ def _everything(place: Path) -> Path:
     return folder
 
 
-def test_a_leak_is_refused_unless_allowed_and_then_it_is_labelled(call, data: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_an_allowed_leak_is_labelled(call, data: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     run = encoder(tmp_path / "run", "evaluation")
     words = ("--model", run, "--protocol", "lake", "--data", data)
     refused = call("benchmark", *words)
@@ -122,7 +122,7 @@ def test_a_leak_is_refused_unless_allowed_and_then_it_is_labelled(call, data: Pa
         (["--views", "0"], "--views"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line_and_exit_code_2(  # type: ignore[no-untyped-def]
+def test_errors_of_the_benchmark_are_one_line_with_exit_code_2(  # type: ignore[no-untyped-def]
     words: list[str], named: str, call, tmp_path: Path
 ) -> None:
     answer = call("benchmark", *(word.format(empty=tmp_path) for word in words))
@@ -132,7 +132,7 @@ def test_what_cannot_be_measured_is_one_line_and_exit_code_2(  # type: ignore[no
     assert answer.out == ""
 
 
-def test_the_demo_tells_digits_apart_from_one_example_better_than_pixels_do(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_demo_is_more_accurate_than_pixels(call, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     answer = call("demo", "--out", tmp_path, "--json")
     assert answer.code == 0, answer.err
     one_shot = {row["vectors"].split()[0]: row for row in json.loads(answer.out) if row["shots"] == 1}

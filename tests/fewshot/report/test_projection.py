@@ -17,7 +17,7 @@ def clusters(count: int = 4, each: int = 12, width: int = 8) -> tuple[np.ndarray
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_heaps_that_lie_apart_stay_apart_on_the_map(method: str) -> None:
+def test_separate_clusters_stay_separate(method: str) -> None:
     vectors, heap = clusters(3)
     found = project(vectors, method)  # type: ignore[arg-type]
     distance = np.linalg.norm(found.places[:, None] - found.places, axis=2)
@@ -31,7 +31,7 @@ def test_heaps_that_lie_apart_stay_apart_on_the_map(method: str) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(rows=st.integers(1, 40), width=st.integers(1, 6), seed=st.integers(0, 9))
-def test_places_lie_in_the_unit_square_whatever_is_projected(rows: int, width: int, seed: int) -> None:
+def test_places_lie_in_the_unit_square(rows: int, width: int, seed: int) -> None:
     vectors = np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32)
     found = project(vectors, "pca")
     assert found.places.shape == (rows, 2)
@@ -41,19 +41,19 @@ def test_places_lie_in_the_unit_square_whatever_is_projected(rows: int, width: i
 
 
 @pytest.mark.parametrize("rows", [4, 5, 9])
-def test_few_vectors_are_laid_out_by_t_sne_too(rows: int) -> None:
+def test_few_vectors_are_projected_by_t_sne(rows: int) -> None:
     found = project(np.random.default_rng(0).normal(size=(rows, 5)).astype(np.float32))
     assert found.method == "t-sne"
     assert np.isfinite(found.places).all()
 
 
-def test_vectors_that_are_all_the_same_lie_in_the_middle() -> None:
+def test_equal_vectors_are_placed_in_the_centre() -> None:
     found = project(np.full((30, 4), 0.3, np.float32))
     assert (found.places == 0.5).all()
     assert (found.method, found.trust) == ("pca", None)
 
 
-def test_a_seed_stands_for_one_map() -> None:
+def test_a_seed_determines_the_map() -> None:
     vectors, _ = clusters()
     assert (project(vectors, seed=3).places == project(vectors, seed=3).places).all()
 
@@ -67,11 +67,11 @@ def test_a_seed_stands_for_one_map() -> None:
         np.full((5, 2), np.nan, np.float32),
     ],
 )
-def test_what_makes_no_map_is_refused(vectors: np.ndarray) -> None:
-    with pytest.raises(InputError, match="a map of vectors"):
+def test_invalid_vectors_are_refused(vectors: np.ndarray) -> None:
+    with pytest.raises(InputError, match="the vectors of a map must"):
         project(vectors)
 
 
-def test_a_method_that_is_not_there_is_refused() -> None:
-    with pytest.raises(InputError, match="there are t-sne and pca"):
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(InputError, match="method must be t-sne or pca"):
         project(np.zeros((5, 2), np.float32), "umap")  # type: ignore[arg-type]

@@ -17,10 +17,10 @@ from fewshot.evaluation.embedded import EmbeddedDrawings, embed_once
 from fewshot.evaluation.verification import roc_summary
 from fewshot.omniglot.dataset import Character, read_omniglot
 from fewshot.omniglot.splits import LAKE, SPLITS, characters_of, select
-from fewshot.report.curves import same_or_different
+from fewshot.report.curves import verification_curves
 from fewshot.report.hardest import hardest_alphabets, hardest_classes, way_curves, wrong_neighbours
-from fewshot.report.held_out import remembering
-from fewshot.report.report import Written, report
+from fewshot.report.held_out import cached_embedding
+from fewshot.report.report import WrittenReport, report
 from fewshot.report.run import read_run
 from fewshot.training.train import learn_folder, learn_omniglot
 from finetune.errors import InputError
@@ -45,12 +45,12 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def written(run: Path, data: Path) -> Written:
+def written(run: Path, data: Path) -> WrittenReport:
     return report(str(run), data=data, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def page(written: Written) -> str:
+def page(written: WrittenReport) -> str:
     return written.path.read_text(encoding="utf-8")
 
 
@@ -61,7 +61,7 @@ def own_folder(folder: Path, classes: int = 20) -> Path:
 # --- Omniglot ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_report_lies_in_the_run_and_holds_all_that_it_shows(written: Written, run: Path, page: str) -> None:
+def test_the_report_is_one_file_in_the_run_folder(written: WrittenReport, run: Path, page: str) -> None:
     assert written.path == run / "report.html"
     assert len(page.encode()) < 5_000_000
     shown = re.findall(r'(?:src|href)="([^"]*)"', page)
@@ -70,24 +70,24 @@ def test_the_report_lies_in_the_run_and_holds_all_that_it_shows(written: Written
     assert "http" not in re.sub(r"data:[^\"]*|http-equiv", "", page)
 
 
-def test_only_protocols_that_may_measure_the_run_are_shown_and_the_others_say_why(written: Written, page: str) -> None:
+def test_unsuitable_protocols_are_listed_with_reasons(written: WrittenReport, page: str) -> None:
     assert {result.protocol for result in written.report.results} == {"lake", "within", "koch", "all-way-659"}
     assert "17 of 17 characters to test on were trained on" in written.report.skipped["vinyals"]
     assert "17 of 17 characters to test on were trained on" in page
     assert written.tested == "45 characters by 6 drawers, the split evaluation"
 
 
-def test_published_rows_stand_beside_what_was_measured(page: str) -> None:
+def test_published_accuracies_are_shown_beside_measured_ones(page: str) -> None:
     assert "lake 20-way 1-shot" in page
     assert "Bayesian program learning" in page
     assert "Lake et al. 2015" in page
     assert "matching networks" not in page
 
 
-def test_measures_have_the_names_of_the_field(page: str) -> None:
+def test_metrics_have_their_usual_names(page: str) -> None:
     text = " ".join(page.split())
     for words in (
-        "N-way K-shot: a question chooses among N characters, and K examples of each are known.",
+        "N-way K-shot: each question has N characters to choose from, with K examples of each.",
         "false accept rate (different pairs accepted), %",
         "true accept rate (same pairs accepted), %",
         "number of classes to choose among (way)",
@@ -96,7 +96,7 @@ def test_measures_have_the_names_of_the_field(page: str) -> None:
         assert words in text
 
 
-def test_what_the_run_was_trained_with_is_told(page: str, run: Path) -> None:
+def test_the_training_options_are_shown(page: str, run: Path) -> None:
     trained = read_run(str(run))
     assert trained.history
     assert trained.command.startswith("fewshot train omniglot --split lake")
@@ -105,14 +105,14 @@ def test_what_the_run_was_trained_with_is_told(page: str, run: Path) -> None:
     assert str(trained.config["fingerprint"]) in page
 
 
-def test_the_curves_of_verification_are_of_the_pairs_in_the_table(written: Written) -> None:
+def test_curves_and_table_use_the_same_pairs(written: WrittenReport) -> None:
     koch = next(result for result in written.report.results if result.protocol == "koch")
-    assert written.same_or_different is not None
-    assert written.same_or_different.eer == pytest.approx(koch.eer)  # type: ignore[union-attr]
-    assert written.same_or_different.auc == pytest.approx(koch.auc)  # type: ignore[union-attr]
+    assert written.pairs is not None
+    assert written.pairs.eer == pytest.approx(koch.eer)  # type: ignore[union-attr]
+    assert written.pairs.auc == pytest.approx(koch.auc)  # type: ignore[union-attr]
 
 
-def test_an_encoder_that_saw_everything_is_shown_without_figures(run: Path, data: Path, tmp_path: Path) -> None:
+def test_an_encoder_trained_on_everything_is_shown_without_accuracy(run: Path, data: Path, tmp_path: Path) -> None:
     embedder = Embedder.load(run, device="cpu")
     every = characters_of([*LAKE, *SMALL["evaluation"], "Tagalog"])
     config = json.loads((run / "config.json").read_text())
@@ -124,7 +124,7 @@ def test_an_encoder_that_saw_everything_is_shown_without_figures(run: Path, data
     assert "were trained on" in found.path.read_text()
 
 
-def test_without_omniglot_the_training_is_shown_and_what_is_missing_said(
+def test_without_omniglot_only_the_training_is_shown(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FEWTUNE_DATA", raising=False)
@@ -138,7 +138,7 @@ def test_without_omniglot_the_training_is_shown_and_what_is_missing_said(
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_writes_the_page_and_prints_the_figures(call, run: Path, data: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_command_writes_the_page_and_prints_the_results(call, run: Path, data: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     answer = call("report", own_run(tmp_path), "--json", "--out", tmp_path / "deep" / "page.html")
     assert answer.code == 0, answer.err
     figures = json.loads(answer.out)
@@ -164,7 +164,7 @@ def own_run(place: Path, classes: int = 20, **options: object) -> Path:
         (["{other}"], "not of a run of fewshot train"),
     ],
 )
-def test_what_cannot_be_reported_is_one_line_and_exit_code_2(  # type: ignore[no-untyped-def]
+def test_errors_of_the_report_are_one_line_with_exit_code_2(  # type: ignore[no-untyped-def]
     words: list[str], named: str, call, run: Path, tmp_path: Path
 ) -> None:
     for name, content in (
@@ -186,17 +186,17 @@ def test_what_cannot_be_reported_is_one_line_and_exit_code_2(  # type: ignore[no
 # --- a folder of one's own --------------------------------------------------------------------------------------------
 
 
-def test_a_run_on_a_folder_is_asked_about_the_classes_that_it_held_out(tmp_path: Path) -> None:
+def test_a_run_on_a_folder_is_measured_on_its_held_out_classes(tmp_path: Path) -> None:
     found = report(str(own_run(tmp_path)), device="cpu")
     text = found.path.read_text()
-    assert found.tested == "4 classes of pictures that were held out, 24 pictures"
+    assert found.tested == "4 held-out classes of pictures, 24 pictures"
     assert found.report.results == ()
     assert "class00" in text
     assert "class05" in text
     assert ">class01" not in text
 
 
-def test_names_of_classes_are_text_and_not_markup(tmp_path: Path) -> None:
+def test_names_of_classes_are_escaped(tmp_path: Path) -> None:
     folder = own_folder(tmp_path / "pictures")
     (folder / "class00").rename(folder / "a<script>alert(1)<")
     learn_folder(folder, tmp_path / "own", recipe=small())
@@ -205,18 +205,18 @@ def test_names_of_classes_are_text_and_not_markup(tmp_path: Path) -> None:
     assert "<script>alert" not in text
 
 
-def test_pictures_that_are_not_those_held_out_are_not_measured_on(tmp_path: Path) -> None:
+def test_changed_pictures_are_not_measured_on(tmp_path: Path) -> None:
     run = own_run(tmp_path)
     (tmp_path / "pictures" / "class00").rename(tmp_path / "pictures" / "class99")
     found = report(str(run), device="cpu")
     assert found.tested is None
-    assert "does not hold the pictures any more that this run held out" in found.path.read_text()
+    assert "have changed since this run" in found.path.read_text()
 
 
-def test_a_run_that_held_nothing_out_is_shown_without_figures(tmp_path: Path) -> None:
+def test_a_run_without_held_out_classes_is_shown_without_accuracy(tmp_path: Path) -> None:
     found = report(str(own_run(tmp_path, classes=4)), device="cpu")
     assert found.tested is None
-    assert "held no classes out" in found.path.read_text()
+    assert "held out no classes" in found.path.read_text()
 
 
 # --- what is asked ----------------------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ def embedded_of(label: list[int], alphabet: list[int], vectors: torch.Tensor) ->
 
 @settings(max_examples=40, deadline=None)
 @given(labels=st.lists(st.integers(0, 4), min_size=2, max_size=25), seed=st.integers(0, 99))
-def test_wrong_neighbours_are_those_that_a_plain_search_finds(labels: list[int], seed: int) -> None:
+def test_wrong_neighbours_match_a_plain_search(labels: list[int], seed: int) -> None:
     vectors = torch.nn.functional.normalize(torch.randn(len(labels), 3, generator=torch.Generator().manual_seed(seed)))
     count, asked, worst = wrong_neighbours(embedded_of(labels, [0] * 5, vectors), most=99)
     similar = (vectors @ vectors.T).tolist()
@@ -255,7 +255,7 @@ def test_wrong_neighbours_are_those_that_a_plain_search_finds(labels: list[int],
         assert found.row != found.own
 
 
-def test_the_hardest_come_first_and_say_what_they_are_taken_for() -> None:
+def test_hardest_classes_come_first_with_their_confusion() -> None:
     """Alphabet 1 has two classes in one place; all else lies apart."""
     label = [number for number in range(8) for _ in range(4)]
     places = torch.eye(8)
@@ -285,7 +285,7 @@ def test_curves_reach_from_two_ways_to_the_whole_set(data: Path) -> None:
         assert point.interval[0] <= point.accuracy <= point.interval[1]
 
 
-def test_a_drawing_is_embedded_once_however_often_it_is_asked_about() -> None:
+def test_a_drawing_is_embedded_once() -> None:
     asked = []
 
     def embed(drawings: torch.Tensor) -> torch.Tensor:
@@ -293,7 +293,7 @@ def test_a_drawing_is_embedded_once_however_often_it_is_asked_about() -> None:
         return drawings.flatten(1).float()
 
     drawings = torch.arange(3 * 4, dtype=torch.uint8).view(3, 2, 2)
-    once = remembering(embed)
+    once = cached_embedding(embed)
     again = drawings[[2, 0, 2, 1, 0]]
     assert (once(drawings[:2]) == embed(drawings[:2])).all()
     assert (once(again) == embed(again)).all()
@@ -307,7 +307,7 @@ def test_a_thinned_curve_keeps_its_ends_and_its_rates_are_monotone(seed: int, sh
     random = torch.Generator().manual_seed(seed)
     same = torch.rand(900, generator=random) < 0.4
     scores = torch.randn(900, generator=random).double() + shift * same
-    found = same_or_different(scores, same)
+    found = verification_curves(scores, same)
     assert (found.false_accept[0], found.false_reject[0]) == (0, 1)
     assert (found.false_accept[-1], found.false_reject[-1]) == (1, 0)
     assert list(found.false_accept) == sorted(found.false_accept)
@@ -316,10 +316,10 @@ def test_a_thinned_curve_keeps_its_ends_and_its_rates_are_monotone(seed: int, sh
     assert found.eer == roc_summary(scores, same).eer
 
 
-def test_the_encoders_own_threshold_is_measured_on_these_pairs() -> None:
+def test_the_threshold_of_the_encoder_is_measured() -> None:
     scores, same = torch.tensor([0.9, 0.8, 0.7, 0.2]).double(), torch.tensor([True, False, True, False])
-    assert same_or_different(scores, same, {"threshold": 0.75}).own == (0.5, 0.5)
-    assert same_or_different(scores, same).own is None
+    assert verification_curves(scores, same, {"threshold": 0.75}).own == (0.5, 0.5)
+    assert verification_curves(scores, same).own is None
 
 
 @pytest.mark.parametrize("history", ["step,loss\n1,what\n", "step,loss\n1,2,3\n"])

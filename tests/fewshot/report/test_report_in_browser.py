@@ -30,7 +30,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (390, "dark"), (1440, "light"), (1440, "dark")])
-def test_the_page_is_whole_accessible_and_fits(browser: Browser, page: Path, width: int, scheme: str) -> None:
+def test_the_page_is_complete_accessible_and_fits(browser: Browser, page: Path, width: int, scheme: str) -> None:
     opened = Opened(browser, page, width=width, scheme=scheme)
     assert opened.overflow() <= 0
     shown = opened.pictures()
@@ -42,7 +42,7 @@ def test_the_page_is_whole_accessible_and_fits(browser: Browser, page: Path, wid
     opened.close()
 
 
-def test_every_section_that_the_page_names_is_there(browser: Browser, page: Path) -> None:
+def test_every_linked_section_exists(browser: Browser, page: Path) -> None:
     opened = Opened(browser, page, width=1440)
     links = opened.page.eval_on_selector_all("nav a", "links => links.map(link => link.getAttribute('href'))")
     assert links == ["#figures", "#ways", "#hard", "#wrong", "#same", "#map", "#training"]
@@ -50,7 +50,7 @@ def test_every_section_that_the_page_names_is_there(browser: Browser, page: Path
     opened.close()
 
 
-def test_a_point_of_the_map_shows_its_picture_to_pointer_and_keyboard(browser: Browser, page: Path) -> None:
+def test_a_point_of_the_map_shows_its_picture(browser: Browser, page: Path) -> None:
     opened = Opened(browser, page, width=1440)
     tip = opened.page.locator("svg.map + .tip")
     assert not tip.is_visible()
