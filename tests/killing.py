@@ -12,9 +12,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from called import Answer
 
+import finetune
+from finetune import EpochResult
 from finetune.files import read_tensors
 
 # A shell starts jobs in the background with SIGINT ignored, and every process that they start inherits that.
@@ -63,6 +66,20 @@ def fit_until_killed(folder: Path, run: Path, options: dict[str, Any]) -> None:
         wait_for(run / "state" / "checkpoint.safetensors", process)
         process.kill()
         assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+
+
+class Stopped(Exception):
+    """What a test ends a training by."""
+
+
+def fit_until_stopped(folder: Path, run: Path, options: dict[str, Any]) -> None:
+    """A fit that ends after its first epoch is saved, in this process: a kill without the seconds of imports."""
+
+    def stop(result: EpochResult) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        finetune.fit(folder, run, on_epoch=stop, **options)
 
 
 def assert_same_weights(run: Path, other: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from killing import assert_same_weights, fit_until_killed
+from killing import assert_same_weights, fit_until_stopped
 
 import finetune
 from finetune import Config
@@ -34,6 +34,13 @@ def options(real_data: Path) -> dict[str, object]:
     return {"backbone": "tf_efficientnet_lite0", "weights": str(weights), "device": "cpu"}
 
 
+@pytest.fixture(scope="module")
+def small(real_data: Path) -> dict[str, object]:
+    """A network several times faster, for what trains."""
+    weights = real_data / "weights" / "tf_mobilenetv3_small_100.safetensors"
+    return {"backbone": "tf_mobilenetv3_small_100", "weights": str(weights), "device": "cpu"}
+
+
 def test_forty_cats_and_dogs_are_told_apart(cats_dogs: Path, options: dict[str, object], tmp_path: Path) -> None:
     metrics = finetune.fit(cats_dogs, tmp_path / "run", strategy="head", **options).metrics
     assert metrics["val"]["accuracy"] >= 0.95
@@ -48,19 +55,18 @@ def test_forty_cats_and_dogs_are_told_apart(cats_dogs: Path, options: dict[str, 
     }
 
 
-def test_partial_never_ends_below_the_head(cats_dogs: Path, options: dict[str, object]) -> None:
-    config = Config(strategy="partial", epochs=1, **options)  # type: ignore[arg-type]
-    metrics = finetune.fit(cats_dogs, config=config).metrics
-    head = finetune.fit(cats_dogs, strategy="head", **options).metrics
+def test_partial_never_ends_below_the_head(cats_dogs: Path, small: dict[str, object]) -> None:
+    metrics = finetune.fit(cats_dogs, strategy="partial", epochs=1, **small).metrics
+    head = finetune.fit(cats_dogs, strategy="head", **small).metrics
     assert metrics["val"]["accuracy"] >= head["val"]["accuracy"]
 
 
 def test_full_killed_and_resumed_ends_with_the_same_weights(
-    cats_dogs: Path, options: dict[str, object], tmp_path: Path
+    cats_dogs: Path, small: dict[str, object], tmp_path: Path
 ) -> None:
-    choices = {**options, "strategy": "full", "epochs": 2, "patience": 2, "workers": 1, "image_size": 64}
+    choices = {**small, "strategy": "full", "epochs": 2, "patience": 2, "workers": 1, "image_size": 64}
     finetune.fit(cats_dogs, tmp_path / "whole", **choices)
-    fit_until_killed(cats_dogs, tmp_path / "killed", choices)
+    fit_until_stopped(cats_dogs, tmp_path / "killed", choices)
     finetune.fit(cats_dogs, tmp_path / "killed", resume=True, **choices)
     assert_same_weights(tmp_path / "whole", tmp_path / "killed")
     assert (tmp_path / "whole" / "history.csv").read_text() == (tmp_path / "killed" / "history.csv").read_text()
@@ -77,7 +83,6 @@ def test_what_was_learned_fast_holds_in_plain_float32(
     torch.testing.assert_close(fast, plain, atol=0.1, rtol=0)
 
 
-def test_weights_with_an_imagenet_classifier_are_taken(cats_dogs: Path, real_data: Path) -> None:
-    weights = real_data / "weights" / "tf_mobilenetv3_small_100.safetensors"
-    config = Config(backbone="tf_mobilenetv3_small_100", weights=str(weights), strategy="head", device="cpu")
+def test_weights_with_an_imagenet_classifier_are_taken(cats_dogs: Path, small: dict[str, object]) -> None:
+    config = Config(strategy="head", **small)  # type: ignore[arg-type]
     assert finetune.fit(cats_dogs, config=config).metrics["val"]["accuracy"] >= 0.85

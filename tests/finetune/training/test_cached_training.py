@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import MakeFolder
-from killing import assert_same_weights, fit_until_killed
+from killing import assert_same_weights, fit_until_stopped
 from told import Told
 from torch import Tensor, nn
 
@@ -221,10 +221,10 @@ def test_memory_and_files_give_the_same_weights(
 
 def test_a_killed_run_resumes_to_the_same_weights(make_folder: MakeFolder, tmp_path: Path, empty_cache: Path) -> None:
     folder = make_folder(classes=THREE)
-    options = {"strategy": "partial", "epochs": 25, "patience": 25, **SMALL}
+    options = {"strategy": "partial", "epochs": 6, "patience": 6, **SMALL}
     finetune.fit(folder, tmp_path / "whole", **options)
     shutil.rmtree(empty_cache)
-    fit_until_killed(folder, tmp_path / "killed", options)
+    fit_until_stopped(folder, tmp_path / "killed", options)
     finetune.fit(folder, tmp_path / "killed", resume=True, **options)
     assert_same_weights(tmp_path / "whole", tmp_path / "killed")
     assert (tmp_path / "whole" / "history.csv").read_text() == (tmp_path / "killed" / "history.csv").read_text()
@@ -234,10 +234,10 @@ def test_a_run_goes_on_with_what_it_began_with_or_not_at_all(
     make_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_folder(classes=THREE)
-    options = {"strategy": "partial", "epochs": 25, "patience": 25, **SMALL}
-    fit_until_killed(folder, tmp_path / "run", options)
+    options = {"strategy": "partial", "epochs": 6, "patience": 6, **SMALL}
+    fit_until_stopped(folder, tmp_path / "run", options)
     monkeypatch.setattr(ActivationCache, "has_room", lambda self, size: False)
-    with pytest.raises(InputError, match=r"12 views of each picture.*make room"):
+    with pytest.raises(InputError, match=r"6 views of each picture.*make room"):
         finetune.fit(folder, tmp_path / "run", resume=True, **options)
 
 
