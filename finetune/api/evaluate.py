@@ -118,9 +118,7 @@ def evaluate(
     )
     judged = [samples[position] for position in index[fair].tolist()]
     _write(Path(out), replace(metrics, evaluated=source), judged, found[fair], classifier.classes)
-    from finetune.classifier.explain import explanation  # with a drawing library, which nothing else needs
-
-    report = write_report(out, explain=explanation(classifier))
+    report = write_report(out, classifier=classifier)
     return metrics.to_dict() | {"evaluated": source.to_dict(), "report": str(report)}
 
 

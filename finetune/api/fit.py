@@ -1,4 +1,4 @@
-"""The main job: a folder of pictures in, the best classifier that it gives out, and how good it is."""
+"""`fit`: from a folder of pictures to a measured classifier."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Unpack
 from torch import Tensor
 
 from finetune.api.fit_options import FitOptions
-from finetune.api.outcome import Measured, measure, write_run
+from finetune.api.outcome import Outcome, measure, write_run
 from finetune.api.prepare import Prepared, prepare
 from finetune.classifier.classifier import Classifier, load
 from finetune.classifier.run_folder import RunFolder
@@ -135,22 +135,9 @@ def fit(
             display.say(f"{out} holds this run, finished")
             classifier = load(run.path, device=config.device)
             if not (run.path / REPORT_FILE).exists():  # killed when all else was written
-                _report(run, classifier)
+                write_report(run.path, classifier=classifier)
             return classifier
         return _Job(config, run, display, started, on_epoch).classifier(listing)
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """A classifier, its figures, and the training behind it."""
-
-    classifier: Classifier
-    measured: Measured
-    training: TrainingResult
-
-    def after(self, training: TrainingResult) -> _Outcome:
-        """The same classifier after a training that did not improve on it."""
-        return _Outcome(self.classifier, self.measured.after(training), training)
 
 
 @dataclass(frozen=True)
@@ -181,23 +168,24 @@ class _Job:
                 outcome = self._trained(prepared, outcome, log)
             assert outcome is not None
             self._save(outcome, prepared)
-            log.result(outcome.classifier.metrics)
+            metrics = outcome.metrics
+            log.result({f"{metrics.split}_accuracy": metrics.accuracy, "best_epoch": metrics.best_epoch})
         if run is not None:
             if not outcome.training.interrupted:
                 run.finish()
-            _report(run, outcome.classifier)
+            write_report(run.path, classifier=outcome.classifier)
         return outcome.classifier
 
-    def _head(self, prepared: Prepared) -> _Outcome:
+    def _head(self, prepared: Prepared) -> Outcome:
         """The solved head on the frozen backbone, as a classifier."""
         heads, backbone = prepared.heads, prepared.backbone
         hooks = None if heads.kept.width == backbone.width else prepared.stages.hooks
         network = Network(backbone, heads.kept.as_layer(), hooks).to(prepared.fabric.device)
         return self._measured(network, prepared, heads, TrainingResult())
 
-    def _save_first(self, head: _Outcome, prepared: Prepared) -> None:
+    def _save_first(self, head: Outcome, prepared: Prepared) -> None:
         """Show the head's result and save it, so that it can be used while training goes on."""
-        figures, run = head.measured.metrics, self.run
+        figures, run = head.metrics, self.run
         low, high = figures.interval
         pictures = {"test": "test", "val": "validation"}[figures.split]
         where = ""
@@ -210,9 +198,9 @@ class _Job:
             f"on {figures.n} {pictures} pictures{where}."
         )
 
-    def _trained(self, prepared: Prepared, head: _Outcome | None, log: Log) -> _Outcome:
+    def _trained(self, prepared: Prepared, head: Outcome | None, log: Log) -> Outcome:
         """The network trained by gradient; `head` where that is not better. head: None from random weights."""
-        network, start_logits = prepared.beginning(self.config)
+        network, start_logits = prepared.starting_network(self.config)
         start = weights_on_cpu(network)
         try:
             training = self._training(network, start_logits, prepared, log)
@@ -233,7 +221,7 @@ class _Job:
         return head.after(training)
 
     def _training(self, network: Network, start_logits: Tensor | None, prepared: Prepared, log: Log) -> TrainingResult:
-        plan, data = prepared.plan(network, self.config), prepared.material(self.config)
+        plan, data = prepared.plan(network, self.config), prepared.training_data(self.config)
         task = TrainingTask(prepared.fabric, network, plan, self.config, data)
         network.backbone.freeze_below(plan.lowest, batch_norm_trains=plan.batch_norm_trains)
         if self.display.console is not None:
@@ -252,30 +240,21 @@ class _Job:
                 on_epoch=self.on_epoch,
             )
 
-    def _measured(
-        self, network: Network, prepared: Prepared, heads: Heads | None, training: TrainingResult
-    ) -> _Outcome:
+    def _measured(self, network: Network, prepared: Prepared, heads: Heads | None, training: TrainingResult) -> Outcome:
         """`network` as a classifier. heads: where it is one of them."""
         classes, preprocessing = prepared.rows.folder.classes, prepared.backbone.preprocessing
         classifier = Classifier(network, classes, preprocessing, self.config, prepared.fabric)
-        return _Outcome(classifier, measure(classifier, prepared, heads, training, self.display), training)
+        return measure(classifier, prepared, heads, training, self.display)
 
-    def _save(self, outcome: _Outcome, prepared: Prepared) -> None:
+    def _save(self, outcome: Outcome, prepared: Prepared) -> None:
         """Give the classifier its figures, and write it where there is a run folder."""
-        metrics = replace(outcome.measured.metrics, seconds=round(time.monotonic() - self.started, 2))
+        metrics = replace(outcome.metrics, seconds=round(time.monotonic() - self.started, 2))
         outcome.classifier.run_metrics = metrics
         if self.run is not None:
-            measured = replace(outcome.measured, metrics=metrics)
-            write_run(self.run, outcome.classifier, prepared.rows, measured, outcome.training)
+            write_run(self.run, replace(outcome, metrics=metrics), prepared.rows)
             outcome.classifier.folder = self.run.path
 
 
 def _restore(network: Network, weights: dict[str, Tensor]) -> None:
     network.load_state_dict(weights)
     network.eval()
-
-
-def _report(run: RunFolder, classifier: Classifier) -> None:
-    from finetune.classifier.explain import explanation  # with a drawing library, which nothing else needs
-
-    write_report(run.path, explain=explanation(classifier))

@@ -1,4 +1,4 @@
-"""What a run is worth: the contents of metrics.json, and the probabilities behind them."""
+"""Measures the classifier of a run, and writes the files of its run folder."""
 
 from __future__ import annotations
 
@@ -45,32 +45,38 @@ MOST_OF_TRAIN = 300
 
 
 @dataclass(frozen=True)
-class Measured:
-    """metrics: the contents of metrics.json. judged: calibrated log-probabilities (n, classes) of val and of test.
+class Outcome:
+    """A measured classifier, and the training behind it.
 
-    learned: which splits the classifier that is kept has learned from.
+    Attributes:
+        classifier: Its probabilities are calibrated.
+        metrics: Contents of metrics.json.
+        log_probabilities: Of the val and test pictures by split, (n, classes), calibrated.
+        training: How the weights were trained; empty for a head that was solved.
     """
 
+    classifier: Classifier
     metrics: RunMetrics
-    judged: dict[str, Tensor]
-    learned: tuple[str, ...]
+    log_probabilities: dict[str, Tensor]
+    training: TrainingResult
 
-    def after(self, training: TrainingResult) -> Measured:
-        """The same figures, with those of another training."""
-        return replace(self, metrics=_with_training(self.metrics, training))
+    def after(self, training: TrainingResult) -> Outcome:
+        """The same classifier after a training that did not improve on it."""
+        return replace(self, metrics=_with_training(self.metrics, training), training=training)
 
 
 def measure(
-    classifier: Classifier,
-    prepared: Prepared,
-    heads: Heads | None,
-    training: TrainingResult,
-    display: Display,
-) -> Measured:
-    """Measure the classifier, which then gives calibrated probabilities.
+    classifier: Classifier, prepared: Prepared, heads: Heads | None, training: TrainingResult, display: Display
+) -> Outcome:
+    """Fit the temperature of the classifier, and measure it.
 
-    heads: those of `prepared` where the classifier is the one of them that is kept, None where it was trained. Figures
-    of validation pictures come from a head that has not learned from them.
+    Args:
+        classifier: Gets its temperature here.
+        prepared: The pictures, and the heads that are baselines.
+        heads: Those of `prepared` where the classifier is `heads.kept`; None where it was trained by gradient. Figures
+            of validation pictures are then of a head that has not learned from them.
+        training: The training of the classifier.
+        display: Shows progress.
     """
     rows, choice = prepared.rows, prepared.choice
     some = rows.indices("train")[:: max(1, -(-len(rows.folder.train) // MOST_OF_TRAIN))]
@@ -105,7 +111,7 @@ def measure(
         left_out=rows.folder.left_out,
         notes=rows.folder.notes,
     )
-    return Measured(_with_training(metrics, training), judged, learned)
+    return Outcome(classifier, _with_training(metrics, training), judged, training)
 
 
 def _with_training(metrics: RunMetrics, training: TrainingResult) -> RunMetrics:
@@ -166,28 +172,27 @@ def _split_metrics(log_probabilities: Tensor, labels: Tensor) -> SplitMetrics:
     return SplitMetrics(accuracy=found.accuracy, interval=found.interval, loss=loss, n=len(labels))
 
 
-def write_run(
-    run: RunFolder, classifier: Classifier, rows: FeatureTable, measured: Measured, training: TrainingResult
-) -> None:
+def write_run(run: RunFolder, outcome: Outcome, rows: FeatureTable) -> None:
     """Fill the run folder; config.json goes last, because a run with class names in it can be loaded."""
-    if training.history:
-        write_csv(run.path / HISTORY_FILE, list(training.history[0]), [list(row.values()) for row in training.history])
+    classifier, metrics, history = outcome.classifier, outcome.metrics, outcome.training.history
+    if history:
+        write_csv(run.path / HISTORY_FILE, list(history[0]), [list(row.values()) for row in history])
     predictions = [
         (sample, split, row)
-        for split, log_probabilities in measured.judged.items()
+        for split, log_probabilities in outcome.log_probabilities.items()
         for sample, row in zip(rows.samples(split), log_probabilities, strict=True)
     ]
     write_csv(run.path / PREDICTIONS_FILE, PREDICTIONS_HEADER, prediction_rows(classifier.classes, predictions))
-    write_tensors(run.path / PROBABILITIES_FILE, measured.judged)
-    write_csv(run.path / PICTURES_FILE, PICTURES_HEADER, _picture_rows(rows, measured.learned))
-    write_metrics(run.path, measured.metrics)
+    write_tensors(run.path / PROBABILITIES_FILE, outcome.log_probabilities)
+    write_csv(run.path / PICTURES_FILE, PICTURES_HEADER, _picture_rows(rows, metrics.learned_from or ()))
+    write_metrics(run.path, metrics)
     classifier.save(
         run.path,
         {
             "folder": str(rows.listing.root.resolve()),
             **({} if rows.listing.table is None else {"table": rows.listing.table}),
-            "strategy": measured.metrics.strategy,
-            "kept": measured.metrics.kept,
+            "strategy": metrics.strategy,
+            "kept": metrics.kept,
             "made_with": describe(classifier.fabric),
         },
     )

@@ -1,4 +1,4 @@
-"""Everything before the first step of training: pictures read, strategy chosen, head solved, network ready to learn."""
+"""Everything before training by gradient: pictures read, strategy chosen, stages dropped, heads solved."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from finetune.api.drop_stages import drop_above
 from finetune.classifier.run_folder import RunFolder
 from finetune.config import BEST, Config
 from finetune.data.folder import Listing
@@ -31,18 +31,25 @@ from finetune.training.choice import StrategyChoice, choose, head_unless_trainin
 from finetune.training.inputs import TrainingData
 from finetune.training.plan import Plan, plan_for
 
-# "auto" weighs classes once the largest has more than so many times the pictures of the smallest.
+# "auto" weighs classes where the largest has more than this many times the pictures of the smallest.
 UNBALANCED = 3
 
-
-# Training pictures that a curve is made of, at most: it grows more slowly than the time that it takes.
+# Most training pictures of a probe curve: beyond them its time grows, and the curve hardly changes.
 MOST = 3000
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What training starts from. heads: the best that is known without it. class_weights: (classes,), or None where all
-    pictures count the same."""
+    """A run before training by gradient.
+
+    Attributes:
+        fabric: Device and precision.
+        stages: The frozen backbone, with its pooled activations at every depth.
+        rows: The pictures: their splits, labels and activations.
+        choice: The strategy, and why it was chosen.
+        heads: Linear heads on the frozen backbone.
+        class_weights: Shape (classes,), or None where all pictures count the same.
+    """
 
     fabric: Fabric
     stages: PooledStages
@@ -55,9 +62,9 @@ class Prepared:
     def backbone(self) -> Backbone:
         return self.stages.backbone
 
-    def beginning(self, config: Config) -> tuple[Network, Tensor | None]:
-        """The network as training by gradient starts, and the logits (m, classes) of the validation pictures that it
-        must beat to be kept, None from random weights: the baseline is told as it is."""
+    def starting_network(self, config: Config) -> tuple[Network, Tensor | None]:
+        """The network before training by gradient, and its logits (m, classes) of the validation pictures, which
+        training must improve on. From random weights the logits are None: whatever was trained is kept."""
         if self.choice.strategy.start == "pretrained":
             network = Network(self.backbone, self.heads.features.as_layer())
             return network.to(self.fabric.device), self.heads.val_logits
@@ -66,10 +73,11 @@ class Prepared:
         return Network(self.backbone, layer).to(self.fabric.device), None
 
     def plan(self, network: Network, config: Config) -> Plan:
+        """Epochs, learning rates and patience of the training."""
         return plan_for(self.choice.strategy, config, network, len(self.rows.folder.train))
 
-    def material(self, config: Config) -> TrainingData:
-        """The training pictures, and the validation pictures that judge the result."""
+    def training_data(self, config: Config) -> TrainingData:
+        """The training and the validation pictures."""
         rows, preprocessing = self.rows, self.backbone.preprocessing
         paths, train, val = rows.paths(), rows.indices("train"), rows.indices("val")
         return TrainingData(
@@ -97,70 +105,87 @@ class Prepared:
 
 
 def prepare(listing: Listing, config: Config, run: RunFolder | None, display: Display) -> Prepared:
-    """Read `listing` and choose how to learn from it. run: where what was read is kept for --resume.
+    """Read the pictures, choose the strategy and solve the heads.
 
-    InputError for a folder, file or option that cannot be used.
+    Args:
+        listing: The pictures.
+        config: The options of the run.
+        run: Keeps what was read for --resume; None for a run in memory.
+        display: Shows progress.
+
+    Raises:
+        InputError: For a folder, file or option that cannot be used.
     """
     fabric = open_engine(config.device, config.precision)
+    stages = PooledStages(_backbone(config, display).to(fabric.device))
+    outputs = _activations(fabric, stages, listing, config, run, display)
+    recorded = None if run is None else run.recorded
+    rows = FeatureTable.audited(listing, outputs, stages.backbone.width, config, recorded)
+    for line in rows.told():
+        display.say(line)
+    with one_thread_if_small(rows.pooled.numel()):
+        return _with_heads(fabric, stages, rows, config, display)
+
+
+def _backbone(config: Config, display: Display) -> Backbone:
+    """The backbone, with pretrained weights where the strategy begins from them."""
     torch.manual_seed(config.seed)
     backbone = Backbone(config.backbone, image_size=config.image_size)
+    # Unknown names are refused here, before an hour of reading.
     if config.unfreeze is not None:
-        backbone.stage_index(config.unfreeze)  # wrong names are told before an hour of reading, not after
+        backbone.stage_index(config.unfreeze)
     if config.drop_above not in (None, BEST):
         backbone.stage_index(config.drop_above)
     if config.strategy == "auto" or STRATEGIES[config.strategy].start == "pretrained":
         load_pretrained(backbone, config.weights, display)
-    backbone.to(fabric.device)
-
-    stages = PooledStages(backbone)
-    outputs = _read_every_picture(fabric, stages, listing, config, run, display)
-    recorded = None if run is None else run.recorded
-    rows = FeatureTable.audited(listing, outputs, backbone.width, config, recorded)
-    for line in rows.told():
-        display.say(line)
-    with one_thread_if_small(rows.pooled.numel()):
-        return _chosen_and_solved(fabric, stages, rows, config, display)
+    return backbone
 
 
-def _chosen_and_solved(
-    fabric: Fabric, stages: PooledStages, rows: FeatureTable, config: Config, display: Display
-) -> Prepared:
-    """The strategy chosen and the heads solved, on what reading gave."""
-    backbone, classes = stages.backbone, len(rows.folder.classes)
+def _with_heads(fabric: Fabric, stages: PooledStages, rows: FeatureTable, config: Config, display: Display) -> Prepared:
+    """Choose the strategy, drop stages where asked for, and solve the heads."""
+    classes, per_class = len(rows.folder.classes), len(rows.folder.train) / len(rows.folder.classes)
     curve = training_curve(stages, rows) if config.strategy == "auto" or config.drop_above == BEST else None
-    choice = choose(config.strategy, len(rows.folder.train) / classes, curve)
+    choice = choose(config.strategy, per_class, curve)
     if config.drop_above is not None:
         stages, rows = drop_above(stages, rows, config.drop_above, curve, display)
-        if config.unfreeze is not None and all(stage.name != config.unfreeze for stage in backbone.stages):
-            left = ", ".join(stage.name for stage in backbone.stages)
-            raise InputError(f"--unfreeze {config.unfreeze} is no stage that --drop-above leaves; these are {left}")
-        if all(stage.name != choice.strategy.lowest for stage in backbone.stages):
-            choice = replace(choice, strategy=replace(choice.strategy, lowest=None))
+        choice = _within(stages.backbone, choice, config)
     class_weights = _class_weights(config.class_weights, rows.of_split("train")[1], classes)
     heads = solve_heads(
         rows.of_split("train"),
         rows.of_split("val"),
         stages.widths,
         class_weights,
-        # Pictures set aside here only to choose by are learned from in the end. Seen in several views they are not:
-        # what they are worth to choose by would have to be found anew.
+        # Validation pictures that were split off here may train the final head. Not with several views of a picture:
+        # the features here are of one view, and the validation figures must come from the head that is kept.
         learn_from_val=rows.val_was_made and config.test_time == "plain",
     )
     if heads.best is not heads.features and choice.strategy.start == "pretrained":
         by = "cross-validation" if heads.cross_validated else "validation"
         display.say(f"head: on {', '.join(stages.last(heads.best.width))} side by side, chosen by {by}.")
-    # Options of a training ask for one.
+    # Whoever gives options of the training wants one.
     if config.strategy == "auto" and (config.unfreeze, config.epochs, config.lr) == (None, None, None):
         pictures = len(rows.folder.train) + len(rows.folder.val)
-        choice = head_unless_training_pays(choice, heads.error, pictures, len(rows.folder.train) / classes)
+        choice = head_unless_training_pays(choice, heads.error, pictures, per_class)
     display.say(choice.reason)
     return Prepared(fabric, stages, rows, choice, heads, class_weights)
 
 
-def _read_every_picture(
+def _within(backbone: Backbone, choice: StrategyChoice, config: Config) -> StrategyChoice:
+    """`choice` for a backbone without its upper stages. InputError where --unfreeze names one of these."""
+    left = [stage.name for stage in backbone.stages]
+    if config.unfreeze is not None and config.unfreeze not in left:
+        raise InputError(
+            f"--drop-above removes stage {config.unfreeze}, which --unfreeze names; left are {', '.join(left)}"
+        )
+    if choice.strategy.lowest in left:
+        return choice
+    return replace(choice, strategy=replace(choice.strategy, lowest=None))
+
+
+def _activations(
     fabric: Fabric, stages: PooledStages, listing: Listing, config: Config, run: RunFolder | None, display: Display
 ) -> Outputs:
-    """Pooled activations of every stage; what this run has kept already is not read again."""
+    """Pooled activations of every stage: what an interrupted run has kept, or a pass over the pictures."""
     kept = None if run is None else run.kept_features(listing)
     if kept is not None:
         return kept
@@ -171,58 +196,15 @@ def _read_every_picture(
 
 
 def _class_weights(requested: str, labels: Tensor, classes: int) -> Tensor | None:
-    """Weights, (classes,), that make every class count the same in sum; None where all pictures count the same."""
+    """Weights, shape (classes,), that give every class the same total; None where all pictures count the same."""
     counts = torch.bincount(labels, minlength=classes)
     if requested == "none" or (requested == "auto" and counts.max() <= UNBALANCED * counts.min()):
         return None
     return len(labels) / (classes * counts.float())
 
 
-def drop_above(
-    stages: PooledStages, rows: FeatureTable, asked: str, curve: ProbeCurve | None, display: Display
-) -> tuple[PooledStages, FeatureTable]:
-    """What `stages` and `rows` are without the stages above the one called `asked`, or with BEST above the depth that
-    errs least on the curve. How much smaller that is, is told.
-
-    InputError for a stage that there is not, where there is no curve to go by, and for a model that cannot be cut.
-    """
-    backbone = stages.backbone
-    if asked == BEST:
-        if curve is None:
-            raise InputError(f"--drop-above {BEST} needs two training pictures of each class; name a stage instead")
-        if curve.best is curve.last:
-            display.say("no stage is dropped: none below the last errs less.")
-            return stages, rows
-        asked = curve.best.depth
-    position = backbone.stage_index(asked)
-    if position == len(backbone.stages) - 1:
-        display.say(f"no stage is dropped: {asked} is the last.")
-        return stages, rows
-    if asked not in stages.depths:
-        raise InputError(f"{backbone.name} cannot be cut above {asked}: the stage above it is not called as a module")
-    # Where nothing was read it is not yet in evaluation mode, and a look at it would move its batch norms.
-    backbone.eval()
-    before = _size(backbone)
-    backbone.drop_above(asked)
-    after = _size(backbone)
-    display.say(
-        f"stages above {asked} dropped: {after[0] / 1e6:.2f} of {before[0] / 1e6:.2f} million parameters and "
-        f"{after[1] / before[1]:.0%} of the multiplications are left."
-    )
-    widths = stages.widths[: stages.depths.index(asked) + 1]
-    return PooledStages(backbone), replace(rows, pooled=rows.pooled[:, : sum(widths)], width=widths[-1])
-
-
-def _size(backbone: Backbone) -> tuple[int, int]:
-    """Parameters, and multiplications for one picture."""
-    side, device = backbone.preprocessing.size, next(backbone.parameters()).device
-    with torch.no_grad(), FlopCounterMode(display=False) as counted:
-        backbone(torch.zeros(1, 3, side, side, device=device))
-    return sum(parameter.numel() for parameter in backbone.parameters()), counted.get_total_flops() // 2
-
-
 def training_curve(stages: PooledStages, rows: FeatureTable) -> ProbeCurve | None:
-    """The curve of the training pictures, of many some of each class; None where a class has fewer than two."""
+    """The probe curve of the training pictures, of at most about MOST; None where a class has fewer than two."""
     indices = torch.tensor(rows.indices("train"))
     if int(torch.bincount(rows.labels[indices], minlength=len(rows.folder.classes)).min()) < 2:
         return None
@@ -232,7 +214,7 @@ def training_curve(stages: PooledStages, rows: FeatureTable) -> ProbeCurve | Non
 
 
 def _every_class(labels: torch.Tensor, most: int) -> torch.Tensor:
-    """`most` or a few more positions in (n,) labels, the same share of every class and two of each at least."""
+    """About `most` positions in (n,) labels: the same share of every class, and at least two of each."""
     chosen = []
     for label in labels.unique():
         rows = (labels == label).nonzero()[:, 0]

@@ -60,8 +60,8 @@ def find_rate(folder: Source, *, config: Config | None = None, display: Display 
     strategy = prepared.choice.strategy
     if strategy.trains == "head":
         raise InputError(_NO_RATE)
-    network, _ = prepared.beginning(config)
-    plan, material = prepared.plan(network, config), prepared.material(config)
+    network, _ = prepared.starting_network(config)
+    plan, material = prepared.plan(network, config), prepared.training_data(config)
     network.backbone.freeze_below(plan.lowest, batch_norm_trains=plan.batch_norm_trains)
     # No more views than the sweep shows: it takes few steps.
     epochs = min(plan.epochs, math.ceil(STEPS / plan.steps_per_epoch))

@@ -1,13 +1,12 @@
-"""Heat maps of what in a picture speaks for a class: Grad-CAM on the last feature map of a convolutional backbone."""
+"""Heat maps of which parts of a picture raise the score of a class: Grad-CAM at the last feature map."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,20 +21,27 @@ from finetune.data.transforms import evaluation_view
 from finetune.errors import InputError, UnreadablePicture
 from finetune.models.backbone import Backbone
 
-# Equal steps of heat look equally large in it, and its lightness alone tells them, for eyes that see colours otherwise.
-COLOURS = "inferno"
-# Share of the colour where the heat is 1; and the power of the heat that fades it in.
+# matplotlib's "inferno" at 17 equal steps of heat: perceptually uniform, and readable by its lightness alone.
+_INFERNO = """
+000004 0b0724 210c4a 3d0965 57106e 71196e 8a226a a32c61 bc3754 d04545 e35933 f1711f f98c0a fcaa0f f9c932 f2e865 fcffa4
+"""
+_CHANNELS = np.frombuffer(bytes.fromhex(_INFERNO), dtype=np.uint8).reshape(-1, 3).T / 255
+# Opacity of the colour where the heat is 1; exponent of the heat by which it fades in.
 STRONGEST, FADE = 0.75, 0.7
 
-# Pictures at once.
+# Pictures in each pass.
 BATCH = 16
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """heat: (size, size) float32 in [0, 1], how much each place speaks for `label`; 0 all over where none does.
+    """How much each place of a picture raises the score of a class.
 
-    picture: as the network saw it, RGB, the same size. probability: of `label`, in [0, 1].
+    Attributes:
+        picture: The view that the network saw, RGB, (size, size).
+        heat: Shape (size, size), float32 in [0, 1]; 0 everywhere where no place raises the score.
+        label: The class.
+        probability: Of the class, in [0, 1].
     """
 
     picture: Image.Image
@@ -44,10 +50,11 @@ class HeatMap:
     probability: float
 
     def overlay(self) -> Image.Image:
-        """The picture, coloured where it is hot."""
-        colours = matplotlib.colormaps[COLOURS](self.heat)[..., :3]
+        """The picture in dimmed grey, coloured by heat."""
+        steps = np.linspace(0, 1, _CHANNELS.shape[1])
+        colours = np.stack([np.interp(self.heat, steps, channel) for channel in _CHANNELS], axis=-1)
         share = (STRONGEST * self.heat**FADE)[..., None]
-        # What is cold is shown in grey tones, dimmed, so that no colour of the picture passes for heat.
+        # Grey, because a colour of the picture would look like heat.
         grey = np.asarray(self.picture.convert("L"), dtype=np.float32)[..., None] / 255
         mixed = 0.8 * grey * (1 - share) + colours * share
         return Image.fromarray((mixed * 255).round().astype(np.uint8))
@@ -56,11 +63,20 @@ class HeatMap:
 def heat_maps(
     classifier: Classifier, pictures: Sequence[Picture], labels: Sequence[str] | None = None
 ) -> list[HeatMap | UnreadablePicture]:
-    """A heat map for each picture, in order, or the error that says why it cannot be read.
+    """Compute Grad-CAM at the last feature map of the backbone, on the centre crop of each picture.
 
-    Grad-CAM (Selvaraju et al. 2017, section 3) at the last feature map of the backbone, of the class in `labels`, one
-    for each picture, or of the predicted one. It sees the centre crop that a plain prediction is made on. InputError
-    for a backbone without such a map, and for a label that the classifier does not know.
+    Args:
+        classifier: With a convolutional backbone.
+        pictures: Paths, bytes, arrays or PIL images.
+        labels: The class to explain, one for each picture; by default the predicted one.
+
+    Returns:
+        A heat map for each picture, in order, or the error that says why it cannot be read.
+
+    Raises:
+        InputError: For a backbone without such a map, and for a label that the classifier does not know.
+
+    Source: Selvaraju et al. (2017), section 3.
     """
     known = {name: position for position, name in enumerate(classifier.classes)}
     for label in labels or ():
@@ -78,24 +94,20 @@ def heat_maps(
     return answers
 
 
-def explanation(classifier: Classifier) -> Callable[[Sequence[Path]], dict[Path, Image.Image]]:
-    """What gives the overlays of pictures by path, for the report; of those that cannot be read, and of all for a
-    backbone without feature maps, none."""
-
-    def explain(paths: Sequence[Path]) -> dict[Path, Image.Image]:
-        try:
-            found = heat_maps(classifier, paths)
-        except InputError:
-            return {}
-        return {path: one.overlay() for path, one in zip(paths, found, strict=True) if isinstance(one, HeatMap)}
-
-    return explain
+def overlays(classifier: Classifier, paths: Sequence[Path]) -> dict[Path, Image.Image]:
+    """Overlays by path, without pictures that cannot be read; none at all for a backbone without feature maps."""
+    try:
+        found = heat_maps(classifier, paths)
+    except InputError:
+        return {}
+    return {path: one.overlay() for path, one in zip(paths, found, strict=True) if isinstance(one, HeatMap)}
 
 
 def last_feature_map(backbone: Backbone) -> nn.Module:
-    """The module whose output is the last that the backbone makes for each place of a picture, (n, width, h, w).
+    """The last module of the backbone whose output has places, (n, width, h, w).
 
-    InputError when that is something else than such maps: a transformer makes rows of tokens, or has the width last.
+    Raises:
+        InputError: If that output is no such map: transformers give (n, tokens, width), or have the width last.
     """
     found: tuple[nn.Module, bool] | None = None
 
@@ -121,7 +133,7 @@ def last_feature_map(backbone: Backbone) -> nn.Module:
 
 
 def _tells_places(output: Tensor) -> bool:
-    """Whether it is (n, width, h, w), (n, h, w, width) or (n, tokens, width), of more than one place."""
+    """Whether `output` is (n, width, h, w), (n, h, w, width) or (n, tokens, width), with more than one place."""
     if output.ndim == 4:
         return output.shape[2] > 1
     return output.ndim == 3 and output.shape[1] > 1
@@ -163,7 +175,7 @@ def _batch(
 
 @contextmanager
 def _begins_at(layer: nn.Module, network: nn.Module) -> Iterator[None]:
-    """Gradients reach down to what `layer` gives and no further: nothing that lies below is kept in memory for them."""
+    """Inside, gradients stop at the output of `layer`, so that no memory is spent below it."""
     learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
     hook = layer.register_forward_hook(lambda module, arguments, output: output.detach().requires_grad_())
     try:

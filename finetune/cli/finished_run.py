@@ -153,12 +153,11 @@ def report(run: Path, as_json: bool) -> None:
     """
     import finetune
     from finetune.classifier.classifier import WEIGHTS_FILE
-    from finetune.classifier.explain import explanation
     from finetune.report.report import write_report
 
-    # What `evaluate` left has no classifier of its own.
-    explain = explanation(finetune.load(run)) if (run / WEIGHTS_FILE).is_file() else None
-    path = write_report(run, explain=explain)
+    # The folder of an evaluation holds no classifier.
+    classifier = finetune.load(run) if (run / WEIGHTS_FILE).is_file() else None
+    path = write_report(run, classifier=classifier)
     if as_json:
         print_json({"report": str(path), "bytes": path.stat().st_size})
     else:

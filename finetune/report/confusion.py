@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice, zip_longest
@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from finetune.classifier.classifier import Classifier
+from finetune.classifier.explain import overlays
 from finetune.config import MAX_PIXELS
 from finetune.data.images import read_image
 from finetune.data.loader import cores
@@ -34,8 +35,6 @@ SIDE = 128
 GALLERY = 12
 # Of the pictures behind a cell, so many are shown and so many more named.
 _OF_CELL, NAMED = 12, 12
-
-Explain = Callable[[Sequence[Path]], Mapping[Path, Image.Image]]
 
 
 @dataclass(frozen=True)
@@ -183,10 +182,11 @@ class Album:
                     self._pictures[path] = small
                     spent += len(small)
 
-    def explain(self, paths: Sequence[str], explain: Explain) -> None:
-        """Keep what `explain` makes of these pictures, those that are there."""
+    def add_heat_maps(self, paths: Sequence[str], classifier: Classifier) -> None:
+        """Add heat maps of the predicted classes of those pictures that are in the album."""
         there = {self.root / path: path for path in paths if path in self._pictures}
-        self.heat_maps |= {there[path]: thumbnail(heat, SIDE) for path, heat in explain(list(there)).items()}
+        heat_maps = overlays(classifier, list(there))
+        self.heat_maps |= {there[path]: thumbnail(heat_map, SIDE) for path, heat_map in heat_maps.items()}
 
     def _read(self, path: str) -> str | None:
         try:

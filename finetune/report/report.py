@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from finetune.classifier.classifier import Classifier
 from finetune.config import Config
 from finetune.data.folder import IN_MEMORY
 from finetune.files import write_text
 from finetune.options.fields import flag
-from finetune.report.confusion import Explain, confusion_of, galleries, open_album, shown_in
+from finetune.report.confusion import confusion_of, galleries, open_album, shown_in
 from finetune.report.diagnosis import diagnose
 from finetune.report.figures import (
     areas,
@@ -35,12 +36,12 @@ SPLITS = {"train": "training", "val": "validation", "test": "test"}
 _LEDGER = 200
 
 
-def write_report(run: str | Path, *, explain: Explain | None = None) -> Path:
+def write_report(run: str | Path, *, classifier: Classifier | None = None) -> Path:
     """Write report.html from the files of a run.
 
     Args:
         run: A run folder, or a folder that `evaluate` wrote.
-        explain: Makes heat maps of the pictures whose paths it is given, for the confidently wrong predictions.
+        classifier: Of the run, for heat maps of the confidently wrong predictions. None leaves them out.
 
     Returns:
         The path of the page. Thumbnails are made from the run's folder of pictures; the page says where some are gone.
@@ -50,18 +51,19 @@ def write_report(run: str | Path, *, explain: Explain | None = None) -> Path:
     """
     results = read_results(Path(run))
     path = results.path / REPORT_FILE
-    write_text(path, render("report.html.j2", **_values(results, explain)))
+    write_text(path, render("report.html.j2", **_values(results, classifier)))
     return path
 
 
-def _values(results: RunResults, explain: Explain | None) -> dict[str, Any]:
+def _values(results: RunResults, classifier: Classifier | None) -> dict[str, Any]:
     """Everything that the template shows."""
     metrics, run = results.metrics, results.run
     confusion = confusion_of(results.answers, results.classes)
-    shown = galleries(results.answers, explained=explain is not None)
+    shown = galleries(results.answers, explained=classifier is not None)
     album = open_album(results.pictures, shown, confusion.cells, len(results.answers))
-    if explain is not None:
-        album.explain([answer.path for gallery in shown if gallery.explained for answer in gallery.answers], explain)
+    if classifier is not None:
+        explained = [answer.path for gallery in shown if gallery.explained for answer in gallery.answers]
+        album.add_heat_maps(explained, classifier)
     splits = [split for split in SPLITS if any(split == of for of, _ in results.per_split)]
     strategy = metrics.strategy or results.config.strategy
     return {

@@ -42,7 +42,7 @@ class Log:
     def epoch(self, row: Row) -> None:
         """One more epoch is done."""
 
-    def result(self, metrics: Mapping[str, Any]) -> None:
+    def result(self, figures: Row) -> None:
         """What the run is worth, as in its metrics.json."""
 
 
@@ -71,11 +71,10 @@ class RunLog(Log):
         if self._tracker is not None:
             self._tracker.epoch(line)
 
-    def result(self, metrics: Mapping[str, Any]) -> None:
+    def result(self, figures: Row) -> None:
         tracker = self._tracking(0)
         if tracker is not None:
-            named = {f"{metrics['split']}_accuracy": metrics["accuracy"], "best_epoch": metrics["best_epoch"]}
-            tracker.result({name: float(value) for name, value in named.items()})
+            tracker.result({name: float(value) for name, value in figures.items()})
 
     def close(self, failed: bool) -> None:
         if self._tracker is not None:

@@ -20,7 +20,7 @@ from made_run import made_run
 from PIL import Image
 
 import finetune
-from finetune import Config, InputError
+from finetune import Classifier, Config, InputError
 from finetune.cli import main as cli
 from finetune.files import read_csv, write_tensors
 from finetune.report.confusion import by_confusion
@@ -244,14 +244,18 @@ def test_two_thousand_large_pictures_stay_under_five_megabytes(tmp_path: Path) -
     assert path.stat().st_size < 5_000_000
 
 
-def test_heat_maps_stand_beside_the_pictures_that_are_confidently_wrong(tmp_path: Path) -> None:
+def test_heat_maps_stand_beside_the_pictures_that_are_confidently_wrong(
+    tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[Path] = []
 
-    def explain(paths: Sequence[Path]) -> Mapping[Path, Image.Image]:
+    def overlays(classifier: Classifier, paths: Sequence[Path]) -> Mapping[Path, Image.Image]:
         asked.extend(paths)
         return {path: Image.new("RGB", (32, 32), "red") for path in paths[1:]}
 
-    page = write_report(made_run(tmp_path, FEW, 30, certainty=0.5), explain=explain).read_text()
+    monkeypatch.setattr("finetune.report.confusion.overlays", overlays)
+    classifier = finetune.load(trained, device="cpu")
+    page = write_report(made_run(tmp_path / "made", FEW, 30, certainty=0.5), classifier=classifier).read_text()
     assert len(asked) == 12
     assert all(path.is_file() for path in asked)
     assert page.count("what spoke for") == 11

@@ -24,8 +24,8 @@ def prepared_for(folder: Path, strategy: str) -> tuple[Prepared, Config]:
 @pytest.mark.parametrize("strategy", ["partial", "full", "scratch"])
 def test_the_estimate_leaves_weights_and_random_state_as_they_are(strategy: str, make_folder: MakeFolder) -> None:
     prepared, config = prepared_for(make_folder(classes={"green": 20, "red": 20}), strategy)
-    network, _ = prepared.beginning(config)
-    plan, material = prepared.plan(network, config), prepared.material(config)
+    network, _ = prepared.starting_network(config)
+    plan, material = prepared.plan(network, config), prepared.training_data(config)
     network.backbone.freeze_below(plan.lowest, batch_norm_trains=plan.batch_norm_trains)
     before, random = weights_on_cpu(network), torch.get_rng_state()
     assert 0 < expected_seconds(TrainingTask(prepared.fabric, network, plan, config, material)) < 600
@@ -37,8 +37,8 @@ def test_the_estimate_leaves_weights_and_random_state_as_they_are(strategy: str,
 def test_a_picture_that_changed_is_named(make_folder: MakeFolder) -> None:
     folder = make_folder(classes={"green": 20, "red": 20})
     prepared, config = prepared_for(folder, "full")
-    network, _ = prepared.beginning(config)
-    material = prepared.material(config)
+    network, _ = prepared.starting_network(config)
+    material = prepared.training_data(config)
     path = Path(str(material.pictures.sources[material.indices[0]]))
     path.write_bytes(b"something else")
     task = TrainingTask(prepared.fabric, network, prepared.plan(network, config), config, material)

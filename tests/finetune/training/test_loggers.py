@@ -15,7 +15,7 @@ from finetune import Config, InputError
 from finetune.training.loggers import LINES_FILE, open_log
 
 ROWS = [{"epoch": epoch, "train_loss": 1 / epoch, "val_accuracy": 0.5, "lr": 0.1} for epoch in (1, 2, 3)]
-METRICS = {"split": "test", "accuracy": 0.75, "best_epoch": 2}
+RESULT = {"test_accuracy": 0.75, "best_epoch": 2.0}
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
@@ -70,7 +70,7 @@ def test_tensorboard_reads_back_what_was_logged(tmp_path: Path) -> None:
         log.begin(ROWS[:1])
         for row in ROWS[1:]:
             log.epoch(row)
-        log.result(METRICS)
+        log.result(RESULT)
     found = scalars(tmp_path)
     assert found["train_loss"] == [(row["epoch"], pytest.approx(row["train_loss"])) for row in ROWS]
     assert found["result/test_accuracy"] == [(3, 0.75)]
@@ -111,7 +111,7 @@ def test_weights_and_biases_keeps_a_run_offline(tmp_path: Path, monkeypatch: pyt
             log.begin(history)
             for row in ROWS[len(history) :]:
                 log.epoch(row)
-            log.result(METRICS)
+            log.result(RESULT)
     name = (tmp_path / "wandb" / "run-id").read_text()
     assert len(list((tmp_path / "wandb").glob(f"offline-run-*/run-{name}.wandb"))) >= 1
     assert [line["epoch"] for line in lines_of(tmp_path)] == [1, 2, 3]
@@ -123,7 +123,7 @@ def test_no_tracker_is_imported_unless_it_is_asked_for(tmp_path: Path, monkeypat
     with open_log(Config(), tmp_path) as log:
         log.begin([])
         log.epoch(ROWS[0])
-        log.result(METRICS)
+        log.result(RESULT)
     assert len(lines_of(tmp_path)) == 1
 
 

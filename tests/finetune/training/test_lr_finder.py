@@ -49,8 +49,10 @@ def train_once(
     folder: Path, config: Config, checkpoint: Path | None, log: Log | None = None
 ) -> tuple[TrainingResult, Network]:
     prepared = prepare(list_folder(folder), config, None, Display())
-    network, start = prepared.beginning(config)
-    task = TrainingTask(prepared.fabric, network, prepared.plan(network, config), config, prepared.material(config))
+    network, start = prepared.starting_network(config)
+    task = TrainingTask(
+        prepared.fabric, network, prepared.plan(network, config), config, prepared.training_data(config)
+    )
     result = train(task, start_logits=start, checkpoint=checkpoint, display=Display(), log=log)
     return result, network
 
