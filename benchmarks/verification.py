@@ -27,7 +27,7 @@ from fewshot.evaluation.verification import labelled_pairs, similarity
 from fewshot.omniglot.dataset import read_omniglot
 from fewshot.training.config import SiameseConfig
 from fewshot.training.train import learn_omniglot
-from fewshot.training.training_data import omniglot_material
+from fewshot.training.training_data import OmniglotSource, omniglot_data
 from finetune.files import read_json, write_json
 from finetune.progress import Display
 
@@ -67,7 +67,7 @@ def main() -> None:
 
 def calibrated(embedder: Embedder, data: Path | None, rate: float) -> Calibration:
     """On the alphabets that the encoder's training held out."""
-    material = omniglot_material(read_omniglot(data, ("background",)), "lake", embedder.spec.side)
+    material = omniglot_data(read_omniglot(data, ("background",)), OmniglotSource("lake"), embedder.spec.side)
     assert material.held_out is not None, "this split holds alphabets out"
     rows, same = labelled_pairs(material.held_out.classes)
     vectors = embedder.embed_framed(material.held_out.pictures)

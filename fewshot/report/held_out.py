@@ -22,7 +22,7 @@ from fewshot.evaluation.threshold import calibrate
 from fewshot.evaluation.verification import labelled_pairs, similarity
 from fewshot.omniglot.dataset import Character, Omniglot
 from fewshot.omniglot.splits import SPLITS, Split, leaks, select
-from fewshot.training.training_data import held_out
+from fewshot.training.training_data import held_out_classes
 from finetune.data.folder import list_folder
 from finetune.data.images import read_image
 from finetune.errors import InputError
@@ -126,7 +126,7 @@ def drawing_uri(drawing: Tensor) -> str:
 
 
 def held_out_folder(embedder: Embedder, folder: Path, display: Display) -> HeldOutPictures:
-    """The classes of `folder` that the run held out, as `fewshot.training.training_data` chooses them.
+    """The classes of `folder` that the run held out, as `fewshot.training.training_data.FolderSource` chooses them.
 
     InputError if no class was held out, and if the pictures are not those of the run's calibration: then some of them
     may have been trained on.
@@ -137,7 +137,7 @@ def held_out_folder(embedder: Embedder, folder: Path, display: Display) -> HeldO
         raise InputError(f"{folder}, the folder that this run was trained on, does not exist any more")
     samples = [sample for sample in list_folder(folder).samples if sample.split in (None, "train")]
     known = sorted({sample.label for sample in samples})
-    apart = held_out(known)
+    apart = held_out_classes(known)
     samples = [sample for sample in samples if sample.label in apart]
     if display.console is not None and samples:
         started = time.monotonic()

@@ -1,4 +1,4 @@
-"""What a Siamese network learns by: the contrastive loss, and those of pytorch-metric-learning by name."""
+"""Losses of a Siamese network: the contrastive loss, and those of pytorch-metric-learning by name."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewshot.training.config import SiameseConfig
 from finetune.errors import InputError
 
 # Added under the root: the slope of a distance is infinite where it is 0.
@@ -15,12 +16,17 @@ _TINY = 1e-6
 
 
 class Contrastive(nn.Module):
-    """The contrastive loss of Hadsell, Chopra & LeCun 2006 (equation 4) over the pairs of a batch, on unit vectors.
+    """Contrastive loss over the pairs of a batch, on unit vectors.
 
-    Half the squared Euclidean distance D of a pair of one class, half of max(0, margin - D) squared of a pair of two.
-    Each kind is averaged by itself. Of the pairs of two classes each picture's `hardest` nearest count: nearly all
-    others are further apart than the margin early on, and would only dilute the rest. With 0 all count that are nearer
-    than the margin.
+    A pair of one class costs D**2 / 2, where D is its Euclidean distance; a pair of different classes costs
+    max(0, margin - D)**2 / 2. Same and different pairs are averaged separately. Only the `hardest` nearest pictures of
+    other classes count for each picture: most others are already beyond the margin and would dilute the mean.
+
+    Args:
+        margin: Distance beyond which a different pair costs nothing, in (0, 2].
+        hardest: Number of different pairs per picture. 0 counts all that are nearer than the margin.
+
+    Source: Hadsell, Chopra & LeCun (2006), eq. 4.
     """
 
     def __init__(self, margin: float = 1.0, hardest: int = 8):
@@ -28,87 +34,104 @@ class Contrastive(nn.Module):
         self.margin, self.hardest = margin, hardest
 
     def forward(self, vectors: Tensor, labels: Tensor, pairs: tuple[Tensor, ...] | None = None) -> Tensor:
-        """vectors: (n, d), of any length. labels: (n,). pairs: positions of the pairs that count, as a miner gives them
-        (one, other of the same class; one, other of two), in place of those of the batch."""
+        """Compute the loss.
+
+        Args:
+            vectors: Embeddings, shape (n, d), of any length.
+            labels: Shape (n,), int64.
+            pairs: Pairs that a miner selects, instead of all pairs of the batch: positions of the first and second
+                pictures of same pairs, then of different pairs.
+
+        Returns:
+            Scalar tensor.
+        """
         unit = F.normalize(vectors, dim=1)
         distance = (2 - 2 * unit @ unit.T).clamp_min(_TINY).sqrt()
-        alike = labels[:, None] == labels
+        same_class = labels[:, None] == labels
         if pairs is not None:
             same, different = distance[pairs[0], pairs[1]], distance[pairs[2], pairs[3]]
         else:
-            same = distance[alike.triu(1)]
+            same = distance[same_class.triu(1)]
             if self.hardest:
-                fewest = min(self.hardest, len(labels))
-                different = distance.masked_fill(alike, torch.inf).topk(fewest, largest=False).values
+                count = min(self.hardest, len(labels))
+                different = distance.masked_fill(same_class, torch.inf).topk(count, largest=False).values
             else:
-                different = distance[(~alike).triu(1)]
+                different = distance[(~same_class).triu(1)]
         short = (self.margin - different).clamp_min(0)
-        # Of the hardest all count that there are; of all pairs, those that are pushed.
+        # The mean is over all hardest pairs that exist, or over those of all pairs that cost something.
         counted = different.isfinite() if self.hardest and pairs is None else short > 0
         return (same.square().sum() / max(1, len(same)) + short.square().sum() / counted.sum().clamp_min(1)) / 2
 
 
 class Siamese(nn.Module):
-    """An encoder and the loss on its vectors: pictures (n, channels, h, w) and labels (n,) in, the loss out."""
+    """An encoder and the loss of its embeddings.
 
-    def __init__(self, encoder: nn.Module, loss: nn.Module, miner: Any = None):
+    Args:
+        encoder: Maps pictures (n, channels, h, w) to embeddings (n, d).
+        loss: Maps embeddings, labels (n,) and pairs to a scalar.
+        miner: Maps embeddings and labels to pairs. None for all pairs.
+    """
+
+    def __init__(self, encoder: nn.Module, loss: nn.Module, miner: nn.Module | None = None):
         super().__init__()
         self.encoder, self.loss, self.miner = encoder, loss, miner
 
     def forward(self, pictures: Tensor, labels: Tensor) -> Tensor:
+        """Loss of pictures (n, channels, h, w) with labels (n,), in float32."""
         vectors = self.encoder(pictures)
         with torch.autocast(vectors.device.type, enabled=False):
             vectors = vectors.float()
             pairs = None if self.miner is None else self.miner(vectors, labels)
-            return self.loss(vectors, labels, pairs)  # type: ignore[no-any-return]
+            loss: Tensor = self.loss(vectors, labels, pairs)
+            return loss
 
 
-def siamese(
-    encoder: nn.Module,
-    width: int,
-    classes: int,
-    *,
-    loss: str,
-    margin: float,
-    hardest: int,
-    miner: str,
-    distance: str | None,
-) -> Siamese:
-    """`encoder`, which gives `width` numbers, with a loss, a miner and a distance by their names.
+def siamese(encoder: nn.Module, width: int, classes: int, config: SiameseConfig) -> Siamese:
+    """`encoder` with the loss, miner and distance that `config` names.
 
-    classes: how many labels there are, which the losses with a weight for each class need. InputError for names that do
-    not go together.
+    Args:
+        encoder: Maps pictures to embeddings (n, width).
+        width: Size of an embedding.
+        classes: Number of labels, for losses with weights of each class.
+        config: The run's options.
+
+    Raises:
+        InputError: If loss, miner and distance do not go together.
     """
-    # Here, because importing it takes a second that training alone has.
+    # Imported here: it takes a second that only training needs.
     from pytorch_metric_learning import distances, losses, miners
 
-    made: dict[str, Any] = {
+    by_name: dict[str, Any] = {
         "euclidean": distances.LpDistance,
         "cosine": distances.CosineSimilarity,
         "signal-to-noise": distances.SNRDistance,
     }
-    options: dict[str, Any] = {} if distance is None else {"distance": made[distance]()}
+    distance: dict[str, Any] = {} if config.distance is None else {"distance": by_name[config.distance]()}
+    loss: nn.Module
+    miner: nn.Module | None
     try:
-        chosen: nn.Module
-        if loss == "contrastive":
-            chosen = Contrastive(margin, hardest)
-        elif loss == "triplet":
-            chosen = losses.TripletMarginLoss(**options)
-        elif loss == "multi-similarity":
-            chosen = losses.MultiSimilarityLoss(**options)
-        elif loss == "supcon":
-            chosen = losses.SupConLoss(**options)
-        else:
-            chosen = losses.ArcFaceLoss(classes, width, **options)
-        mined = {
-            "none": None,
-            "batch-hard": miners.BatchHardMiner,
-            "multi-similarity": miners.MultiSimilarityMiner,
-            "pair-margin": miners.PairMarginMiner,
-        }[miner]
-        chosen_miner = None if mined is None else mined(**({} if miner == "multi-similarity" else options))
+        match config.loss:
+            case "contrastive":
+                loss = Contrastive(config.margin, config.hardest)
+            case "triplet":
+                loss = losses.TripletMarginLoss(**distance)
+            case "multi-similarity":
+                loss = losses.MultiSimilarityLoss(**distance)
+            case "supcon":
+                loss = losses.SupConLoss(**distance)
+            case _:
+                loss = losses.ArcFaceLoss(classes, width, **distance)
+        match config.miner:
+            case "none":
+                miner = None
+            case "batch-hard":
+                miner = miners.BatchHardMiner(**distance)
+            case "multi-similarity":
+                miner = miners.MultiSimilarityMiner()
+            case _:
+                miner = miners.PairMarginMiner(**distance)
     except AssertionError as error:
-        raise InputError(f"--loss {loss} does not go with --distance {distance} ({error})") from error
-    if loss == "contrastive" and miner == "batch-hard":
-        raise InputError("--miner batch-hard gives triplets, the contrastive loss is one of pairs: take another miner")
-    return Siamese(encoder, chosen, chosen_miner)
+        raise InputError(f"--loss {config.loss} cannot be used with --distance {config.distance} ({error})") from error
+    if config.loss == "contrastive" and config.miner == "batch-hard":
+        raise InputError("--miner batch-hard gives triplets, but --loss contrastive needs pairs: use another miner")
+    return Siamese(encoder, loss, miner)

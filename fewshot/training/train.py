@@ -1,16 +1,15 @@
-"""The main job of training: what is learned from, the network, so many steps, and the run folder that remains."""
+"""Siamese training as a run: training data, network, number of steps, loop, and the run folder."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import timm
 import torch
-from lightning_fabric import Fabric
+from torch import nn
 
 from fewshot.embedding.distortions import SYMMETRIES
 from fewshot.embedding.embedder import Embedder
@@ -18,13 +17,18 @@ from fewshot.embedding.encoder import EncoderSpec, create, embedding_width, roun
 from fewshot.embedding.encoder_files import CONFIG_FILE, FORMAT, WEIGHTS_FILE
 from fewshot.evaluation.threshold import calibrate
 from fewshot.evaluation.verification import labelled_pairs, pairs_within, similarity
-from fewshot.omniglot.dataset import read_omniglot
-from fewshot.omniglot.splits import BACKGROUND, SPLITS
 from fewshot.training.config import SiameseConfig
-from fewshot.training.loop import SiameseState, Study, seconds_per_step, seconds_per_validation, train, validations
+from fewshot.training.loop import (
+    SiameseState,
+    SiameseTask,
+    seconds_per_step,
+    seconds_per_validation,
+    train,
+    validation_steps,
+)
 from fewshot.training.losses import siamese
-from fewshot.training.training_data import TRAINED, HeldOut, SiameseData, folder_material, omniglot_material
-from finetune.errors import InputError
+from fewshot.training.training_data import FolderSource, HeldOut, OmniglotSource
+from finetune.errors import InputError, TrainingDiverged
 from finetune.files import alone_in, read_json, write_csv, write_json
 from finetune.models.device import describe, open_engine, reproducible_numerics
 from finetune.options.fields import flag
@@ -35,7 +39,8 @@ from finetune.training.expected_time import in_words
 
 METRICS_FILE, HISTORY_FILE = "metrics.json", "history.csv"
 STATE = "state"  # what only a continuation needs
-MINUTES = 10.0  # of training, where neither minutes nor epochs are given
+MINUTES = 10.0  # default duration of the training steps
+FOLDER_SIDE = 64  # default side of fewtune_drawing on a folder: photographs have more detail than drawings
 
 
 def learn_omniglot(
@@ -50,32 +55,28 @@ def learn_omniglot(
     resume: bool = False,
     display: Display | None = None,
 ) -> Embedder:
-    """Train an encoder on Omniglot and leave it in `out`; `split`: what of it, "lake", "lake-minimal", "vinyals" or
-    "koch".
+    """Train an encoder on Omniglot.
 
-    everything: learn also from what weights would be chosen by, and keep the last ones. examples: pictures of each
-    character that are learned from. self_supervised: without labels, every picture a class. data: as in
-    fewshot.omniglot.dataset.locate. InputError for what cannot be used, before anything is written.
+    Args:
+        out: Run folder.
+        split: Part of Omniglot: "lake", "lake-minimal", "vinyals" or "koch".
+        recipe: Options of the training.
+        everything: Also train on the validation alphabets; keep the last weights.
+        examples: Drawings of each character. None for all 20.
+        self_supervised: Train without labels; every drawing is its own class.
+        data: Folder of the archives, as for `fewshot.omniglot.dataset.locate`.
+        resume: Continue the run in `out`, to the same weights as without interruption.
+        display: Shows progress. None for no output.
+
+    Returns:
+        The trained encoder.
+
+    Raises:
+        InputError: If an option, the data or `out` cannot be used; nothing is written then.
+        TrainingDiverged: If the loss stops being finite.
     """
-    if split not in TRAINED:
-        raise InputError(f"--split must be one of {', '.join(TRAINED)}, not {split!r}")
-    request: dict[str, Any] = {
-        "source": "omniglot",
-        "split": split,
-        "everything": everything,
-        "examples": examples,
-        "self_supervised": self_supervised,
-    }
-
-    def material(side: int) -> SiameseData:
-        needed = [SPLITS[name] for name in TRAINED[split] if name is not None]
-        background = all(character.alphabet in BACKGROUND for part in needed for character in part.characters)
-        omniglot = read_omniglot(data, ("background",) if background else ("background", "evaluation"))
-        return omniglot_material(
-            omniglot, split, side, everything=everything, examples=examples, labels=not self_supervised
-        )
-
-    return _learn(out, request, "drawing", material, recipe or SiameseConfig(), resume, display or Display())
+    source = OmniglotSource(split, everything, examples, self_supervised, data)
+    return _Run(out, source, recipe or SiameseConfig(), display or Display()).embedder(resume)
 
 
 def learn_folder(
@@ -88,162 +89,121 @@ def learn_folder(
     resume: bool = False,
     display: Display | None = None,
 ) -> Embedder:
-    """Train an encoder on a folder of pictures, one sub-folder a class, and leave it in `out`.
+    """Train an encoder on a folder of pictures.
 
-    everything: learn also from the classes that weights would be chosen by, and keep the last ones.
-    self_supervised: any folder will do; a picture is pulled towards its own distorted copies and parts, and the others
-    are pushed away. InputError for what cannot be used, before anything is written.
+    Args:
+        folder: One sub-folder of pictures per class.
+        out: Run folder.
+        recipe: Options of the training.
+        everything: Also train on the classes that are held out otherwise; keep the last weights.
+        self_supervised: Train without labels, on any folder: a picture and its distorted copies are one class.
+        resume: Continue the run in `out`, to the same weights as without interruption.
+        display: Shows progress. None for no output.
+
+    Returns:
+        The trained encoder.
+
+    Raises:
+        InputError: If an option, the folder or `out` cannot be used; nothing is written then.
+        TrainingDiverged: If the loss stops being finite.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; give one with pictures, or omniglot")
-    display = display or Display()
-
-    def material(side: int) -> SiameseData:
-        found, unreadable = folder_material(folder, side, labels=not self_supervised, everything=everything)
-        for line in unreadable:
-            display.say(f"left out: {line}")
-        return found
-
-    request = {
-        "source": str(folder.resolve()),
-        "everything": everything,
-        "self_supervised": self_supervised,
-    }
-    recipe = recipe or SiameseConfig()
-    if recipe.network == "fewtune_drawing" and recipe.side is None:
-        recipe = replace(recipe, side=64)  # a photograph shows more than a drawing
-    return _learn(out, request, "whole", material, recipe, resume, display)
+    config = recipe or SiameseConfig()
+    if config.network == "fewtune_drawing" and config.side is None:
+        config = replace(config, side=FOLDER_SIDE)
+    return _Run(out, FolderSource(folder, everything, self_supervised), config, display or Display()).embedder(resume)
 
 
-@restored_random_state()
-def _learn(
-    out: Path,
-    request: dict[str, Any],
-    framing: Literal["drawing", "whole"],
-    read: Callable[[int], SiameseData],
-    recipe: SiameseConfig,
-    resume: bool,
-    display: Display,
-) -> Embedder:
-    require_one_process("fewshot train")
-    display.say_without_effect(recipe.without_effect(), f"--loss {recipe.loss}")
-    request = {"format": FORMAT, **request, "recipe": recipe.to_dict()}
-    with alone_in(out):
-        kept = _begin(out, request, resume)
-        if kept is not None and (out / WEIGHTS_FILE).exists() and not (out / STATE).exists():
-            display.say(f"{out}: this run has finished already")
-            return Embedder.load(out, device=recipe.device)
-        return _trained(out, request, kept, framing, read, recipe, display)
+@dataclass(frozen=True)
+class _Run:
+    """A training and its run folder."""
+
+    out: Path
+    source: OmniglotSource | FolderSource
+    config: SiameseConfig
+    display: Display
+
+    @restored_random_state()
+    def embedder(self, resume: bool) -> Embedder:
+        """Train, continue, or load what a finished run holds."""
+        require_one_process("fewshot train")
+        self.display.say_without_effect(self.config.without_effect(), f"--loss {self.config.loss}")
+        with alone_in(self.out):
+            kept = _begin(self.out, self._request(), resume)
+            if kept is not None and (self.out / WEIGHTS_FILE).exists() and not (self.out / STATE).exists():
+                self.display.say(f"{self.out}: this run has finished already")
+                return Embedder.load(self.out, device=self.config.device)
+            return self._trained(None if kept is None else int(kept["steps"]))
+
+    def _request(self) -> dict[str, Any]:
+        return {"format": FORMAT, **self.source.request(), "recipe": self.config.to_dict()}
+
+    def _trained(self, steps: int | None) -> Embedder:
+        """Train and save. steps: of the run that is continued; None for a new run."""
+        config, display, times = self.config, self.display, Stopwatch()
+        torch.manual_seed(config.seed)
+        spec = EncoderSpec(config.network, config.side or _default_side(config.network), self.source.framing)
+        network = create(spec)
+        width = embedding_width(network, spec)
+        if config.early_side is not None:
+            embedding_width(network, replace(spec, side=config.early_side))  # raises for a side that does not fit
+        with times.part("reading"):
+            data = self.source.read(spec.side, display)
+        model = siamese(network, width, len(data.groups) * SYMMETRIES, config)
+        task = SiameseTask(open_engine(config.device, config.precision), model, data, config, spec.side, steps or 1)
+        expected = ""
+        if steps is None:
+            with times.part("timing a step"), reproducible_numerics(task.fabric.device):
+                task = replace(task, steps=_affordable_steps(task))
+                if display.console is not None:
+                    expected = _expected_time(task)
+            write_json(self.out / CONFIG_FILE, self._request() | {"steps": task.steps})
+        display.say(_summary(task))
+        if expected:
+            display.say(expected)
+        try:
+            with reproducible_numerics(task.fabric.device):
+                encoder, state = train(task, checkpoint=self.out / STATE / "checkpoint.safetensors", display=display)
+        except TrainingDiverged as error:
+            raise TrainingDiverged(f"{error}; train again in another --out") from error
+        embedder = self._embedder(encoder, spec, task, times)
+        self._save(embedder, task, state)
+        for line in _times(task, state, times):
+            display.say(line)
+        return embedder
+
+    def _embedder(self, encoder: nn.Module, spec: EncoderSpec, task: SiameseTask, times: Stopwatch) -> Embedder:
+        """The encoder with thresholds that are chosen on what is held out."""
+        round_to_half(encoder)
+        embedder = Embedder(encoder, spec, trained_on=task.data.trained_on, device=self.config.device)
+        if task.data.held_out is not None:
+            with times.part("threshold"):
+                _set_thresholds(embedder, task.data.held_out)
+        return embedder
+
+    def _save(self, embedder: Embedder, task: SiameseTask, state: SiameseState) -> None:
+        """Write the run folder. A finished run has no folder of state, so that is removed last."""
+        if state.history:
+            rows = [list(row.values()) for row in state.history]
+            write_csv(self.out / HISTORY_FILE, list(state.history[0]), rows)
+        validation = task.data.validation
+        metrics = {
+            "steps": state.step,
+            "seconds": round(state.seconds, 1),
+            "waiting": round(state.waiting, 4),
+            "validation": None if validation is None else {"of": validation.name, "accuracy": state.best},
+            "kept_step": state.best_step or state.step,
+            "interrupted": state.interrupted,
+        }
+        write_json(self.out / METRICS_FILE, metrics)
+        embedder.save(self.out, **self._request(), steps=task.steps, engine=describe(task.fabric))
+        if not state.interrupted:
+            gone = self.out / f".{STATE}"
+            (self.out / STATE).rename(gone)  # in one step: half a state would be taken for a whole one
+            shutil.rmtree(gone, ignore_errors=True)
 
 
-def _trained(
-    out: Path,
-    request: dict[str, Any],
-    kept: dict[str, Any] | None,
-    framing: Literal["drawing", "whole"],
-    read: Callable[[int], SiameseData],
-    recipe: SiameseConfig,
-    display: Display,
-) -> Embedder:
-    """Start the run in `out`, or continue it where it is `kept`, and finish it."""
-    parts = Stopwatch()
-    torch.manual_seed(recipe.seed)
-    spec = EncoderSpec(recipe.network, recipe.side or _usual_side(recipe.network), framing)
-    network = create(spec)
-    width = embedding_width(network, spec)
-    if recipe.early_side is not None:
-        embedding_width(network, replace(spec, side=recipe.early_side))
-    with parts.part("reading"):
-        material = read(spec.side)
-    labels = len(material.groups) * SYMMETRIES
-    study = Study(
-        siamese(
-            network,
-            width,
-            labels,
-            loss=recipe.loss,
-            margin=recipe.margin,
-            hardest=recipe.hardest,
-            miner=recipe.miner,
-            distance=recipe.distance,
-        ),
-        material,
-        recipe,
-        spec.side,
-        steps=1,
-    )
-    fabric = open_engine(recipe.device, recipe.precision)
-    with parts.part("timing a step"), reproducible_numerics(fabric.device):
-        steps = _steps(fabric, study) if kept is None else int(kept["steps"])
-        study = replace(study, steps=steps)
-        announced = _announced(fabric, study) if kept is None and display.console is not None else ""
-    if kept is None:
-        # From here on there is something to lose.
-        write_json(out / CONFIG_FILE, request | {"steps": steps})
-    display.say(
-        f"{len(material.pictures):,} pictures, {len(material.groups):,} classes, {steps:,} steps of about "
-        f"{study.batch_size:.0f} pictures"
-        + (f"; weights chosen by {material.judged_by} on held-out classes" if material.judge else "")
-    )
-    if announced:
-        display.say(announced)
-    with reproducible_numerics(fabric.device):
-        encoder, course = train(
-            fabric, study, checkpoint=out / STATE / "checkpoint.safetensors", resume=kept is not None, display=display
-        )
-    return _finish(out, request, spec, material, study, encoder, course, fabric, parts, display)
-
-
-def _finish(
-    out: Path,
-    request: dict[str, Any],
-    spec: EncoderSpec,
-    material: SiameseData,
-    study: Study,
-    encoder: torch.nn.Module,
-    course: SiameseState,
-    fabric: Fabric,
-    parts: Stopwatch,
-    display: Display,
-) -> Embedder:
-    round_to_half(encoder)
-    embedder = Embedder(encoder, spec, trained_on=material.trained_on, device=study.recipe.device)
-    if material.held_out is not None:
-        with parts.part("threshold"):
-            _carry_thresholds(embedder, material.held_out)
-    if course.history:
-        write_csv(out / HISTORY_FILE, list(course.history[0]), [list(row.values()) for row in course.history])
-    metrics = {
-        "steps": course.step,
-        "seconds": round(course.seconds, 1),
-        "waiting": round(course.waiting, 4),
-        "validation": None if course.best is None else {"of": material.judged_by, "accuracy": course.best},
-        "kept_step": course.best_step or course.step,
-        "interrupted": course.interrupted,
-    }
-    write_json(out / METRICS_FILE, metrics)
-    embedder.save(out, **request, steps=study.steps, engine=describe(fabric))
-    # Last, because a run without its state is a finished run.
-    if not course.interrupted:
-        gone = out / f".{STATE}"
-        (out / STATE).rename(gone)  # in one step: half a state would be taken for a whole one
-        shutil.rmtree(gone, ignore_errors=True)
-    learning = course.seconds - course.validating
-    minutes, rate = learning / 60, course.step * study.batch_size / max(learning, 1e-9)
-    chosen = "" if course.best is None else f"; {material.judged_by} {course.best:.1%} at step {course.best_step:,}"
-    display.say(
-        f"{course.step:,} steps in {minutes:.1f} min, about {rate:,.0f} pictures/s, {course.waiting:.1%} of it on "
-        f"making batches{chosen}"
-    )
-    display.say(
-        f"time: training steps {learning:.0f} s, validation {course.validating:.0f} s, {parts.told()}; "
-        f"{parts.total():.0f} s since the command began"
-    )
-    return embedder
-
-
-def _carry_thresholds(embedder: Embedder, held_out: HeldOut) -> None:
-    """What the encoder needs to tell same from different, and known from unknown, chosen on what is held out."""
+def _set_thresholds(embedder: Embedder, held_out: HeldOut) -> None:
+    """Choose the thresholds of verification (same or different) and of recognition (known or unknown)."""
     vectors = embedder.embed_framed(held_out.pictures)
     rows, same = labelled_pairs(held_out.classes)
     embedder.verification = calibrate(similarity(vectors, rows), same).to_dict()
@@ -279,33 +239,55 @@ def _begin(out: Path, request: dict[str, Any], resume: bool) -> dict[str, Any] |
     return found
 
 
-def _steps(fabric: Fabric, study: Study) -> int:
-    """The number of steps of the recipe's epochs, or of those that fit in its minutes at the speed measured now."""
-    if study.recipe.epochs is not None:
-        return max(1, round(study.recipe.epochs * len(study.material.pictures) / study.batch_size))
-    minutes = MINUTES if study.recipe.minutes is None else study.recipe.minutes
-    return max(1, round(minutes * 60 / seconds_per_step(fabric, study)))
+def _affordable_steps(task: SiameseTask) -> int:
+    """Steps of the config's epochs, or those that fit in its minutes at the speed of this machine."""
+    if task.config.epochs is not None:
+        return max(1, round(task.config.epochs * len(task.data.pictures) / task.batch_size))
+    minutes = MINUTES if task.config.minutes is None else task.config.minutes
+    return max(1, round(minutes * 60 / seconds_per_step(task)))
 
 
-def _announced(fabric: Fabric, study: Study) -> str:
-    """What the minutes of training cover, and what comes on top, before training begins."""
-    on_top = validations(study.steps) * seconds_per_validation(fabric, study)
-    if study.material.held_out is not None:
-        on_top += seconds_per_validation(fabric, study)
-    if study.recipe.epochs is None:
-        minutes = MINUTES if study.recipe.minutes is None else study.recipe.minutes
-        begins = f"{minutes:g} minute{'' if minutes == 1 else 's'} of training steps"
+def _summary(task: SiameseTask) -> str:
+    """The training in one line."""
+    data = task.data
+    chosen = "" if data.validation is None else f"; weights chosen by {data.validation.name} on held-out classes"
+    return (
+        f"{len(data.pictures):,} pictures, {len(data.groups):,} classes, {task.steps:,} steps of about "
+        f"{task.batch_size:.0f} pictures{chosen}"
+    )
+
+
+def _expected_time(task: SiameseTask) -> str:
+    """What the minutes of training cover, and what comes on top."""
+    validations, held_out = len(validation_steps(task.steps)), task.data.held_out is not None
+    on_top = (validations + held_out) * seconds_per_validation(task)  # a threshold takes about as long
+    if task.config.epochs is None:
+        minutes = MINUTES if task.config.minutes is None else task.config.minutes
+        covered = f"{minutes:g} minute{'' if minutes == 1 else 's'} of training steps"
     else:
-        begins = f"{study.recipe.epochs} epoch{'' if study.recipe.epochs == 1 else 's'} of training steps"
+        covered = f"{task.config.epochs} epoch{'' if task.config.epochs == 1 else 's'} of training steps"
     if not on_top:
-        return f"{begins}; nothing is held out, so no validation comes on top"
-    times = validations(study.steps)
-    also = " and the threshold" if study.material.held_out is not None else ""
-    return f"{begins}; {times} validation{'' if times == 1 else 's'}{also} come on top, {in_words(on_top)}"
+        return f"{covered}; nothing is held out, so no validation comes on top"
+    also = " and the threshold" if held_out else ""
+    return f"{covered}; {validations} validation{'' if validations == 1 else 's'}{also} come on top, {in_words(on_top)}"
 
 
-def _usual_side(network: str) -> int:
-    """The side that timm knows for the network."""
+def _times(task: SiameseTask, state: SiameseState, times: Stopwatch) -> tuple[str, str]:
+    """Speed of the training, and where the time went."""
+    training = state.seconds - state.validating
+    speed = state.step * task.batch_size / max(training, 1e-9)
+    validation = task.data.validation
+    chosen = "" if validation is None else f"; {validation.name} {state.best:.1%} at step {state.best_step:,}"
+    return (
+        f"{state.step:,} steps in {training / 60:.1f} min, about {speed:,.0f} pictures/s; "
+        f"{state.waiting:.1%} of the time for making batches{chosen}",
+        f"time: training steps {training:.0f} s, validation {state.validating:.0f} s, {times.told()}; "
+        f"{times.total():.0f} s since the command began",
+    )
+
+
+def _default_side(network: str) -> int:
+    """Input side of a network by timm, in pixels."""
     try:
         found = timm.get_pretrained_cfg(network)
     except RuntimeError as error:
@@ -314,5 +296,6 @@ def _usual_side(network: str) -> int:
 
 
 def metrics_of(out: Path) -> dict[str, Any]:
-    """How the training of the run in `out` went."""
-    return read_json(out / METRICS_FILE)  # type: ignore[no-any-return]
+    """Figures of the training in the run folder `out`, as in its metrics.json."""
+    metrics: dict[str, Any] = read_json(out / METRICS_FILE)
+    return metrics

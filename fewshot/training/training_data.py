@@ -1,70 +1,28 @@
-"""What a Siamese network learns from: pictures in memory with their classes, and what judges it on the way."""
+"""Training data of a Siamese network, in memory, and the sources that it is read from."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from fewshot.embedding.distortions import SYMMETRIES
 from fewshot.embedding.encoder import read_square
 from fewshot.embedding.framing import FramedPictures, frame_drawings, frame_whole
-from fewshot.evaluation.embedded import ALL_TURNS, UPRIGHT, embed_once
-from fewshot.evaluation.episodes import Pool, arrange, sample, score_episodes
-from fewshot.evaluation.verification import best_threshold, draw_pairs, similarity
-from fewshot.omniglot.dataset import DRAWERS, Character, Omniglot
-from fewshot.omniglot.splits import SPLITS, Split, select
+from fewshot.omniglot.dataset import DRAWERS, Character, Omniglot, read_omniglot
+from fewshot.omniglot.splits import BACKGROUND, SPLITS, Split, select
+from fewshot.training.validation import Validation, omniglot_validation, one_shot_validation
 from finetune.data.folder import list_folder, list_unlabelled
 from finetune.errors import InputError
+from finetune.progress import Display
 
-# What is measured on the way: accuracy of an encoder, framed pictures to vectors (n, d), on validation pictures alone.
-Judge = Callable[[Callable[[FramedPictures], Tensor]], float]
-
-_JUDGED_EPISODES, _MOST_WAYS = 4000, 20
-# Of a folder's classes every fifth is held out to judge by, where there are so many at least.
-_HELD_OUT, _CLASSES_TO_HOLD_OUT = 5, 10
-
-
-@dataclass(frozen=True, eq=False)
-class HeldOut:
-    """Pictures that nothing is learned from, their classes (n,), and the group of each (n,)."""
-
-    pictures: FramedPictures
-    classes: Tensor
-    groups: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class SiameseData:
-    """Pictures, the class of each (n,), numbered from 0, and the group of each class (classes,).
-
-    A batch takes its classes group by group: those of one are the harder to tell apart. trained_on: Omniglot's
-    characters that are learned from or judged by. judge: None where nothing is held out: the last weights are kept.
-    held_out: what thresholds are chosen on, None where nothing is held out.
-    """
-
-    pictures: FramedPictures
-    classes: Tensor
-    groups: Tensor
-    symmetries: int
-    distortion: str
-    trained_on: frozenset[Character] = frozenset()
-    judge: Judge | None = None
-    judged_by: str = ""
-    held_out: HeldOut | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """What is learned from, in one short text."""
-        found = hashlib.sha256(self.classes.numpy().tobytes())
-        found.update(self.pictures.pictures.numpy().tobytes())
-        return found.hexdigest()[:12]
-
+# Every fifth class of a folder is held out, where it has at least ten.
+_HELD_OUT_EVERY, _CLASSES_TO_HOLD_OUT = 5, 10
 
 # Split -> the parts of Omniglot for training and for choosing weights (`omniglot.splits`). Lake's minimal sets have
 # five alphabets for training and none for choosing.
@@ -76,178 +34,235 @@ TRAINED: dict[str, tuple[str, str | None]] = {
 }
 
 
-def omniglot_material(
-    omniglot: Omniglot,
-    split: str,
-    side: int,
-    *,
-    everything: bool = False,
-    examples: int | None = None,
-    labels: bool = True,
-) -> SiameseData:
-    """What `split`, a name in TRAINED, gives to learn from.
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Pictures that are not trained on; thresholds are chosen on them.
 
-    everything: also learn from what weights would be chosen by, where the split may: then they are not chosen.
-    examples: pictures of each character, by its first drawers; all where None. labels: False makes every picture a
-    class of its own.
+    Attributes:
+        pictures: n pictures.
+        classes: Shape (n,), int64.
+        groups: Shape (n,), int64.
     """
-    if examples is not None and not 1 <= examples <= DRAWERS:
-        raise InputError(f"--examples must be from 1 to {DRAWERS}, not {examples}")
-    train, val = TRAINED[split]
-    wanted = SPLITS[train]
-    judged = SPLITS[val].characters if val is not None and (labels or everything) else frozenset[Character]()
-    known = wanted.characters | judged
-    if everything and val is not None:
-        if split == "koch":
-            raise InputError("--all: the validation alphabets of --split koch choose its threshold; leave them out")
+
+    pictures: FramedPictures
+    classes: Tensor
+    groups: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class SiameseData:
+    """Training pictures with their classes, and what is held out.
+
+    Attributes:
+        pictures: n pictures.
+        classes: Shape (n,), int64, numbered from 0.
+        groups: Shape (classes,): the group of each class. A batch takes the classes of one group together, because
+            they are harder to tell apart.
+        symmetries: Default number of turned or mirrored versions that count as classes.
+        distortion: Default strength of the distortions, a name in DISTORTIONS.
+        trained_on: Characters of Omniglot that the weights depend on, by training or by validation.
+        validation: Chooses the weights to keep. None where nothing is held out: the last weights are kept.
+        held_out: None where nothing is held out.
+    """
+
+    pictures: FramedPictures
+    classes: Tensor
+    groups: Tensor
+    symmetries: int
+    distortion: str
+    trained_on: frozenset[Character] = frozenset()
+    validation: Validation | None = None
+    held_out: HeldOut | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the pictures and their classes."""
+        found = hashlib.sha256(self.classes.numpy().tobytes())
+        found.update(self.pictures.pictures.numpy().tobytes())
+        return found.hexdigest()[:12]
+
+
+# --- Omniglot ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OmniglotSource:
+    """The part of Omniglot to train on.
+
+    Attributes:
+        split: A name in TRAINED.
+        everything: Train on the validation part too; the last weights are then kept.
+        examples: Drawings of each character, by its first drawers. None for all.
+        self_supervised: Train without labels; every picture is its own class.
+        folder: Folder of the archives, as for `fewshot.omniglot.dataset.locate`.
+
+    Raises:
+        InputError: If an option is out of its range, or the split must not train on its validation part.
+    """
+
+    split: str
+    everything: bool = False
+    examples: int | None = None
+    self_supervised: bool = False
+    folder: Path | None = None
+    framing: Literal["drawing"] = "drawing"
+
+    def __post_init__(self) -> None:
+        if self.split not in TRAINED:
+            raise InputError(f"--split must be one of {', '.join(TRAINED)}, not {self.split!r}")
+        if self.examples is not None and not 1 <= self.examples <= DRAWERS:
+            raise InputError(f"--examples must be from 1 to {DRAWERS}, not {self.examples}")
+        if self.everything and self.split == "koch":
+            raise InputError("--all cannot be used with --split koch: its validation alphabets choose its threshold")
+
+    def request(self) -> dict[str, Any]:
+        """Record for config.json."""
+        return {
+            "source": "omniglot",
+            "split": self.split,
+            "everything": self.everything,
+            "examples": self.examples,
+            "self_supervised": self.self_supervised,
+        }
+
+    def read(self, side: int, display: Display) -> SiameseData:
+        """Read the drawings for an input of `side` pixels."""
+        needed = [SPLITS[name] for name in TRAINED[self.split] if name is not None]
+        background = all(character.alphabet in BACKGROUND for part in needed for character in part.characters)
+        omniglot = read_omniglot(self.folder, ("background",) if background else ("background", "evaluation"))
+        return omniglot_data(omniglot, self, side)
+
+
+def omniglot_data(omniglot: Omniglot, source: OmniglotSource, side: int) -> SiameseData:
+    """Training data from drawings that are read already.
+
+    Args:
+        omniglot: Holds the characters of the split.
+        source: The part to train on.
+        side: Side of the encoder's input in pixels.
+    """
+    train, val = TRAINED[source.split]
+    labels, wanted = not source.self_supervised, SPLITS[train]
+    trained_on = wanted.characters
+    if val is not None and (labels or source.everything):
+        trained_on |= SPLITS[val].characters
+    if source.everything and val is not None:
         wanted, val = Split(wanted.characters | SPLITS[val].characters), None
-    if examples is not None:
-        wanted = Split(wanted.characters, wanted.drawers[:examples])
+    if source.examples is not None:
+        wanted = Split(wanted.characters, wanted.drawers[: source.examples])
     drawn = select(omniglot, wanted)
     classes = drawn.character if labels else torch.arange(len(drawn))
-    alphabet_of = torch.zeros(int(classes.max()) + 1, dtype=torch.int64).index_put_((classes,), drawn.alphabet)
+    alphabets = torch.zeros(int(classes.max()) + 1, dtype=torch.int64).index_put_((classes,), drawn.alphabet)
+    held_out = validation = None
+    if val is not None and labels:
+        apart = select(omniglot, SPLITS[val])
+        held_out = HeldOut(frame_drawings(apart.pictures, side), apart.character, apart.alphabet)
+        validation = omniglot_validation(apart, source.split, held_out.pictures, side)
     return SiameseData(
         pictures=frame_drawings(drawn.pictures, side),
         classes=classes,
-        # Without labels alphabets are not known either.
-        groups=alphabet_of if labels else torch.zeros_like(alphabet_of),
+        # Without labels, alphabets are unknown too.
+        groups=alphabets if labels else torch.zeros_like(alphabets),
         symmetries=8,
-        distortion="drawing" if labels and examples != 1 else "drawing-strong",
-        trained_on=known,
-        judge=None if val is None or not labels else _judge(select(omniglot, SPLITS[val]), split, side),
-        held_out=None if val is None or not labels else _held_out_drawings(select(omniglot, SPLITS[val]), side),
-        judged_by="same or different" if split == "koch" else "20-way 1-shot",
+        distortion="drawing" if labels and source.examples != 1 else "drawing-strong",
+        trained_on=trained_on,
+        validation=validation,
+        held_out=held_out,
     )
 
 
-def folder_material(
-    folder: Path, side: int, *, labels: bool, everything: bool = False
-) -> tuple[SiameseData, list[str]]:
-    """Pictures of a folder, one sub-folder a class, or with `labels` False every picture a class; and the unreadable.
+# --- a folder ---------------------------------------------------------------------------------------------------------
 
-    Of ten classes or more every fifth, by name, is held out to choose weights by, unless `everything` is learned from.
-    InputError where there are fewer than two classes, or no picture that can be read.
+
+@dataclass(frozen=True)
+class FolderSource:
+    """A folder of pictures to train on.
+
+    Attributes:
+        folder: One sub-folder per class.
+        everything: Train on all classes; the last weights are then kept.
+        self_supervised: Train without labels; every picture is its own class, in any folders.
+
+    Raises:
+        InputError: If there is no such folder.
     """
-    paths, names = _listed(folder, labels)
-    kept, of, unreadable = [], [], []
-    for path, name in zip(paths, names, strict=True):
-        try:
-            kept.append(read_square(path, side))
-        except InputError as error:
-            unreadable.append(str(error))
-            continue
-        of.append(name)
-    known = sorted(set(of))
-    if len(known) < 2:
-        what = "classes with pictures" if labels else "pictures"
-        raise InputError(f"{folder} holds {len(known)} {what} that can be read; at least 2 are wanted")
-    pictures = frame_whole(torch.stack(kept))
-    apart = held_out(known) if labels and not everything else set()
-    sizes = Counter(of)
-    judged = {name for name in apart if sizes[name] > 1}
-    judge, judged_by, unlearned = None, "", None
-    if len(judged) > 1:
-        chosen = _chosen(pictures, of, judged)
-        judge, unlearned = _judge_pictures(*chosen), HeldOut(*chosen, torch.zeros_like(chosen[1]))
-        judged_by = f"{min(_MOST_WAYS, len(judged))}-way 1-shot"
-    learned, classes = _chosen(pictures, of, set(known) - apart if judge is not None else set(known))
-    return (
-        SiameseData(
-            pictures=learned,
+
+    folder: Path
+    everything: bool = False
+    self_supervised: bool = False
+    framing: Literal["whole"] = "whole"
+
+    def __post_init__(self) -> None:
+        if not self.folder.is_dir():
+            raise InputError(f"{self.folder} is not a folder; give a folder of pictures, or omniglot")
+
+    def request(self) -> dict[str, Any]:
+        """Record for config.json."""
+        return {
+            "source": str(self.folder.resolve()),
+            "everything": self.everything,
+            "self_supervised": self.self_supervised,
+        }
+
+    def read(self, side: int, display: Display) -> SiameseData:
+        """Read the pictures for an input of `side` pixels; unreadable ones are named and left out.
+
+        Of ten classes or more, every fifth by name is held out, unless `everything` is trained on.
+
+        Raises:
+            InputError: If fewer than two classes, or without labels two pictures, can be read.
+        """
+        paths, names = self._listed()
+        kept, labels = [], []
+        for path, name in zip(paths, names, strict=True):
+            try:
+                kept.append(read_square(path, side))
+            except InputError as error:
+                display.say(f"left out: {error}")
+                continue
+            labels.append(name)
+        known = sorted(set(labels))
+        if len(known) < 2:
+            what = "pictures" if self.self_supervised else "classes with pictures"
+            raise InputError(f"{self.folder} holds {len(known)} {what} that can be read; at least 2 are needed")
+        pictures = frame_whole(torch.stack(kept))
+        apart = set() if self.self_supervised or self.everything else held_out_classes(known)
+        sizes = Counter(labels)
+        validated = {name for name in apart if sizes[name] > 1}
+        held_out = validation = None
+        trained = set(known)
+        if len(validated) > 1:
+            chosen, classes = _of_classes(pictures, labels, validated)
+            held_out = HeldOut(chosen, classes, torch.zeros_like(classes))
+            validation = one_shot_validation(chosen, classes, None)
+            trained -= apart
+        pictures, classes = _of_classes(pictures, labels, trained)
+        return SiameseData(
+            pictures=pictures,
             classes=classes,
             groups=torch.zeros(int(classes.max()) + 1, dtype=torch.int64),
             symmetries=1,
             distortion="photo",
-            judge=judge,
-            judged_by=judged_by,
-            held_out=unlearned,
-        ),
-        unreadable,
-    )
-
-
-def held_out(known: Sequence[str]) -> set[str]:
-    """Of ten classes or more every fifth, of their sorted names."""
-    return set(known[::_HELD_OUT]) if len(known) >= _CLASSES_TO_HOLD_OUT else set()
-
-
-def _chosen(pictures: FramedPictures, of: list[str], names: set[str]) -> tuple[FramedPictures, Tensor]:
-    """The pictures of the classes `names`, and their classes, numbered from 0 in the order of their names."""
-    numbers = {name: number for number, name in enumerate(sorted(names))}
-    rows = torch.tensor([row for row, name in enumerate(of) if name in names])
-    return pictures[rows], torch.tensor([numbers[of[row]] for row in rows.tolist()])
-
-
-def _listed(folder: Path, labels: bool) -> tuple[list[Path], list[str]]:
-    if not labels:
-        paths = list_unlabelled([folder])
-        return paths, [str(path) for path in paths]
-    listing = list_folder(folder)
-    samples = [sample for sample in listing.samples if sample.split in (None, "train")]
-    return [folder / sample.path for sample in samples], [sample.label for sample in samples]
-
-
-def _judge(drawn: Omniglot, split: str, side: int) -> Judge:
-    def accuracy(vectors: Callable[[FramedPictures], Tensor]) -> float:
-        embedded = embed_once(
-            drawn,
-            lambda drawings: vectors(frame_drawings(drawings, side)),
-            turns=ALL_TURNS if split == "vinyals" else UPRIGHT,
+            validation=validation,
+            held_out=held_out,
         )
-        if split == "koch":
-            pairs = draw_pairs(embedded, _JUDGED_EPISODES, torch.Generator().manual_seed(0))
-            scores = similarity(embedded.vectors, pairs.rows)
-            return float(((scores >= best_threshold(scores, pairs.same)) == pairs.same).float().mean())
-        return _one_shot(embedded.vectors, embedded.label, embedded.alphabet if split == "lake" else None)
 
-    return accuracy
-
-
-def _held_out_drawings(drawn: Omniglot, side: int) -> HeldOut:
-    return HeldOut(frame_drawings(drawn.pictures, side), drawn.character, drawn.alphabet)
+    def _listed(self) -> tuple[list[Path], list[str]]:
+        """Paths and class names of the pictures."""
+        if self.self_supervised:
+            paths = list_unlabelled([self.folder])
+            return paths, [str(path) for path in paths]
+        samples = [sample for sample in list_folder(self.folder).samples if sample.split in (None, "train")]
+        return [self.folder / sample.path for sample in samples], [sample.label for sample in samples]
 
 
-def _judge_pictures(pictures: FramedPictures, classes: Tensor) -> Judge:
-    return lambda vectors: _one_shot(_in_parts(pictures, vectors), classes, None)
+def held_out_classes(known: Sequence[str]) -> set[str]:
+    """Every fifth of the sorted class names, where there are ten or more; otherwise none."""
+    return set(known[::_HELD_OUT_EVERY]) if len(known) >= _CLASSES_TO_HOLD_OUT else set()
 
 
-def _in_parts(pictures: FramedPictures, vectors: Callable[[FramedPictures], Tensor]) -> Tensor:
-    return torch.cat([vectors(pictures[slice(at, at + 512)]) for at in range(0, len(pictures), 512)])
-
-
-def _one_shot(vectors: Tensor, labels: Tensor, groups: Tensor | None) -> float:
-    """20-way 1-shot, or of as many classes as there are."""
-    pool = arrange(labels, groups)
-    way = min(_MOST_WAYS, int(pool.member_sizes.min()))
-    episodes = sample(pool, _JUDGED_EPISODES, way=way, shot=1, generator=torch.Generator().manual_seed(0))
-    return float(score_episodes(vectors, episodes).credit.mean())
-
-
-@dataclass(frozen=True, eq=False)
-class Draw:
-    """rows: (n,) int64, the pictures. labels: (n,) int64, of class and symmetry together: a class that is turned is
-    another class. symmetry: (n,) int64, how each is laid, 0 to 7."""
-
-    rows: Tensor
-    labels: Tensor
-    symmetry: Tensor
-
-
-def draw(pool: Pool, *, groups: int, ways: int, shots: int, symmetries: int, generator: torch.Generator) -> Draw:
-    """`groups` groups, likelier the more classes they have, each laid by one symmetry; of each `ways` classes, or all
-    that it has, and of each class `shots` pictures, no picture twice unless the class has fewer."""
-    step = SYMMETRIES // symmetries if symmetries != 4 else 1  # the four turns are the first four
-    parts = []
-    for group in torch.multinomial(pool.member_sizes.float(), groups, replacement=True, generator=generator).tolist():
-        symmetry = int(torch.randint(symmetries, (), generator=generator)) * step
-        size = int(pool.member_sizes[group])
-        classes = pool.members[group, torch.randperm(size, generator=generator)[:ways]]
-        order = torch.rand(len(classes), pool.rows.shape[1], generator=generator)
-        sizes = pool.sizes[classes][:, None]
-        places = order.masked_fill(torch.arange(order.shape[1]) >= sizes, 2.0).argsort(1)
-        places = places.gather(1, torch.arange(shots).expand(len(classes), -1) % sizes.clamp_max(shots))
-        rows = pool.rows[classes].gather(1, places)
-        labels = (pool.labels[classes] * SYMMETRIES + symmetry)[:, None].expand(-1, shots)
-        parts.append((rows.flatten(), labels.flatten(), torch.full((rows.numel(),), symmetry)))
-    rows, labels, symmetry_of = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Draw(rows, labels, symmetry_of)
+def _of_classes(pictures: FramedPictures, labels: Sequence[str], names: set[str]) -> tuple[FramedPictures, Tensor]:
+    """Pictures of the classes `names`, and their classes, numbered from 0 by name."""
+    numbers = {name: number for number, name in enumerate(sorted(names))}
+    rows = torch.tensor([row for row, name in enumerate(labels) if name in names])
+    return pictures[rows], torch.tensor([numbers[labels[row]] for row in rows.tolist()])

@@ -40,8 +40,7 @@ class TrainStep:
 
     def __call__(self, batch: TrainingBatch, lr_scale: float) -> Tensor:
         """Take a step at `lr_scale` times the plan's learning rates; return the loss before it, on the device."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["full_rate"] * lr_scale
+        scale_learning_rates(self.optimizer, lr_scale)
         loss = self._loss(batch)
         self._fabric.backward(loss)
         self.optimizer.step()
@@ -96,6 +95,12 @@ def parameter_groups(parameters: Iterable[Tensor], lr: float, weight_decay: floa
     return [
         {"params": tensors, "lr": lr, "full_rate": lr, "weight_decay": decay} for tensors, decay in halves if tensors
     ]
+
+
+def scale_learning_rates(optimizer: Optimizer, lr_scale: float) -> None:
+    """Set the learning rate of each of `parameter_groups` to `lr_scale` times its full one."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["full_rate"] * lr_scale
 
 
 def mixup(pixels: Tensor, labels: Tensor, counts: Tensor, classes: int, alpha: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fewshot.embedding.distortions import SYMMETRIES
 from fewshot.evaluation.episodes import Pool, arrange
-from fewshot.training.training_data import Draw, draw
+from fewshot.training.batches import Draw, draw
 
 ALLOWED = {1: {0}, 4: {0, 1, 2, 3}, 8: set(range(8))}
 

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +15,16 @@ from fewshot.embedding.framing import FramedPictures, frame_drawings, render
 from fewshot.training.config import SiameseConfig
 from fewshot.training.loop import (
     SiameseState,
-    Study,
+    SiameseTask,
     _Loop,
-    optimizer_for,
     seconds_per_step,
     seconds_per_validation,
     train,
-    validations,
+    validation_steps,
 )
 from fewshot.training.losses import siamese
-from fewshot.training.training_data import Judge, SiameseData
+from fewshot.training.training_data import SiameseData
+from fewshot.training.validation import Validation
 from finetune.errors import InputError, TrainingDiverged
 from finetune.files import read_tensors_and_metadata
 from finetune.models.device import open_engine
@@ -37,7 +36,7 @@ SIDE = 16
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looks every ten steps, so that a few dozen are a whole training."""
+    """Validate every ten steps, so that a few dozen are a whole training."""
     monkeypatch.setattr(fewshot.training.loop, "LEAST_BETWEEN", 10)
 
 
@@ -48,7 +47,7 @@ def encoder() -> nn.Module:
     )
 
 
-def material(classes: int = 10, each: int = 4, judge: Judge | None = None) -> SiameseData:
+def data(classes: int = 10, each: int = 4, validation: Validation | None = None) -> SiameseData:
     drawn = np.stack([character(number, drawer) for number in range(classes) for drawer in range(each)])
     return SiameseData(
         pictures=frame_drawings(torch.from_numpy(drawn), SIDE),
@@ -56,41 +55,42 @@ def material(classes: int = 10, each: int = 4, judge: Judge | None = None) -> Si
         groups=torch.arange(classes) % 2,
         symmetries=8,
         distortion="drawing",
-        judge=judge,
-        judged_by="nothing",
+        validation=validation,
     )
 
 
-def giving(*results: float | BaseException) -> Judge:
-    """A judge that gives one result after the other, or is interrupted."""
-    left = iter(results)
+@dataclass
+class Giving:
+    """A validation that gives one result after the other, or is interrupted; it keeps the embeddings."""
 
-    def judge(vectors: Callable[[FramedPictures], Tensor]) -> float:
-        result = next(left)
+    results: list[float | BaseException]
+    vectors: list[Tensor] = field(default_factory=list)
+    name: str = "nothing"
+    pictures: FramedPictures = field(
+        default_factory=lambda: frame_drawings(
+            torch.from_numpy(np.stack([character(number) for number in range(50, 54)])), SIDE
+        )
+    )
+
+    def accuracy(self, vectors: Tensor) -> float:
+        self.vectors.append(vectors)
+        result = self.results.pop(0)
         if isinstance(result, BaseException):
             raise result
         return result
 
-    return judge
+
+def giving(*results: float | BaseException) -> SiameseData:
+    return data(validation=Giving(list(results)))
 
 
-def study(steps: int = 20, of: SiameseData | None = None, **options: object) -> Study:
-    of, recipe = of or material(), small(**options)
-    learned = siamese(
-        encoder(),
-        32,
-        8 * len(of.groups),
-        loss=recipe.loss,
-        margin=recipe.margin,
-        hardest=recipe.hardest,
-        miner=recipe.miner,
-        distance=recipe.distance,
-    )
-    return Study(learned, of, recipe, SIDE, steps)
+def task(steps: int = 20, of: SiameseData | None = None, **options: object) -> SiameseTask:
+    of, config = of or data(), small(**options)
+    return SiameseTask(FABRIC, siamese(encoder(), 32, 8 * len(of.groups), config), of, config, SIDE, steps)
 
 
-def trained(of: Study, checkpoint: Path | None = None, resume: bool = False) -> tuple[nn.Module, SiameseState]:
-    return train(FABRIC, of, checkpoint=checkpoint, resume=resume, display=Display())
+def trained(of: SiameseTask, checkpoint: Path | None = None) -> tuple[nn.Module, SiameseState]:
+    return train(of, checkpoint=checkpoint, display=Display())
 
 
 def assert_same(one: nn.Module | dict[str, Tensor], other: nn.Module | dict[str, Tensor]) -> None:
@@ -107,18 +107,17 @@ def differ(one: nn.Module, other: nn.Module) -> bool:
 # --- a step -----------------------------------------------------------------------------------------------------------
 
 
-def test_norms_biases_and_nothing_else_are_spared_the_decay_and_the_loss_learns_too() -> None:
-    found = study(loss="arcface", weight_decay=0.1)
-    optimizer = optimizer_for(found.siamese, found.recipe)
-    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    parameters = list(found.siamese.parameters())
-    assert len(decay) == len(parameters) > len(list(found.siamese.encoder.parameters()))
+def test_norms_and_biases_alone_are_not_decayed_and_the_loss_is_trained_too() -> None:
+    loop = _Loop(task(loss="arcface", weight_decay=0.1))
+    decay = {id(p): group["weight_decay"] for group in loop.optimizer.param_groups for p in group["params"]}
+    parameters = list(loop.siamese.parameters())
+    assert len(decay) == len(parameters) > len(list(loop.siamese.encoder.parameters()))
     assert all(decay[id(parameter)] == (0.1 if parameter.ndim > 1 else 0.0) for parameter in parameters)
 
 
 def test_a_batch_depends_on_seed_and_step_alone() -> None:
-    loop, again, other = (_Loop(FABRIC, study(seed=seed)) for seed in (3, 3, 4))
-    loop.step(0)
+    loop, again, other = (_Loop(task(seed=seed)) for seed in (3, 3, 4))
+    loop.train_step()
     torch.rand(5)
     for ours, theirs in zip(loop.batch(7), again.batch(7), strict=True):
         assert torch.equal(ours, theirs)
@@ -127,25 +126,25 @@ def test_a_batch_depends_on_seed_and_step_alone() -> None:
 
 
 def test_a_batch_shows_every_class_several_times_in_one_symmetry_a_group() -> None:
-    loop = _Loop(FABRIC, study(alphabets=3, ways=4, shots=2))
+    loop = _Loop(task(alphabets=3, ways=4, shots=2))
     pictures, labels = loop.batch(0)
     assert pictures.shape == (24, 1, 16, 16)
     assert labels.shape == (24,)
     assert len((labels.view(3, 8) % 8).unique(dim=1).flatten()) == 3
-    one_way = _Loop(FABRIC, study(symmetries=1))
+    one_way = _Loop(task(symmetries=1))
     assert all(int(label) % 8 == 0 for step in range(5) for label in one_way.batch(step)[1])
 
 
-def test_smaller_pictures_come_first_where_they_are_asked_for() -> None:
-    loop = _Loop(FABRIC, study(steps=10, early_side=8))
+def test_smaller_pictures_come_first_with_an_early_side() -> None:
+    loop = _Loop(task(steps=10, early_side=8))
     assert [loop.batch(step)[0].shape[-1] for step in range(10)] == [8] * 7 + [16] * 3
 
 
 def test_averaged_weights_follow_at_the_pace_of_ema() -> None:
-    at_once, slowly = _Loop(FABRIC, study(ema=0.0)), _Loop(FABRIC, study(ema=0.99))
-    for step in range(3):
-        at_once.step(step)
-        slowly.step(step)
+    at_once, slowly = _Loop(task(ema=0.0)), _Loop(task(ema=0.99))
+    for _ in range(3):
+        at_once.train_step()
+        slowly.train_step()
     assert_same(at_once.averaged, at_once.siamese.encoder)
     assert differ(slowly.averaged, slowly.siamese.encoder)
     # Statistics of batch norm are averages already.
@@ -154,124 +153,126 @@ def test_averaged_weights_follow_at_the_pace_of_ema() -> None:
 
 
 def test_averaged_weights_are_the_mean_of_all_with_growing_weights() -> None:
-    loop = _Loop(FABRIC, study(ema=0.5))
+    loop = _Loop(task(ema=0.5))
     name = "4.weight"
     expected = dict(loop.averaged.named_parameters())[name].detach().clone()
     for step in range(4):
-        loop.step(step)
+        loop.train_step()
         keep = min(0.5, (1 + step) / (10 + step))
         expected = keep * expected + (1 - keep) * dict(loop.siamese.encoder.named_parameters())[name].detach()
     torch.testing.assert_close(dict(loop.averaged.named_parameters())[name].detach(), expected)
 
 
 def test_timing_steps_changes_nothing() -> None:
-    found = study(steps=1)
+    found = task(steps=1)
     before = {name: tensor.clone() for name, tensor in found.siamese.state_dict().items()}
-    assert seconds_per_step(FABRIC, found, steps=4) > 0
+    assert seconds_per_step(found, steps=4) > 0
     assert_same(found.siamese.state_dict(), before)
 
 
 # --- a whole training -------------------------------------------------------------------------------------------------
 
 
-def test_training_lowers_the_loss_and_tells_how_it_went() -> None:
-    _, course = trained(study(steps=30))
-    assert course.step == 30
-    assert [row["step"] for row in course.history] == [10, 20, 30]
-    losses = [row["loss"] for row in course.history]
-    assert losses[0] > losses[1] > losses[2] > 0  # type: ignore[operator]
-    assert course.best is None
-    assert not course.interrupted
-    assert 0 < course.waiting < 1
-    assert course.seconds > 0
+def test_training_lowers_the_loss_and_reports_its_history() -> None:
+    _, state = trained(task(steps=30))
+    assert state.step == 30
+    assert [row["step"] for row in state.history] == [10, 20, 30]
+    losses = [row["loss"] or 0.0 for row in state.history]
+    assert losses[0] > losses[1] > losses[2] > 0
+    assert state.best is None
+    assert not state.interrupted
+    assert 0 < state.waiting < 1
+    assert state.seconds > 0
 
 
 def test_weights_of_the_best_validation_result_are_kept() -> None:
-    seen: list[Tensor] = []
-    drawn = torch.from_numpy(np.stack([character(number) for number in range(50, 54)]))
-    results = iter([0.3, 0.7, 0.7, 0.1])
-
-    def judge(vectors: Callable[[FramedPictures], Tensor]) -> float:
-        seen.append(vectors(frame_drawings(drawn, SIDE)))
-        return next(results)
-
-    encoder, course = trained(study(steps=40, of=material(judge=judge)))
-    assert (course.best, course.best_step) == (0.7, 20)  # the first of equals
-    assert [row["accuracy"] for row in course.history] == [0.3, 0.7, 0.7, 0.1]
-    pictures = frame_drawings(drawn, SIDE)
+    validation = Giving([0.3, 0.7, 0.7, 0.1])
+    encoder, state = trained(task(steps=40, of=data(validation=validation)))
+    assert (state.best, state.best_step) == (0.7, 20)  # the first of equals
+    assert [row["accuracy"] for row in state.history] == [0.3, 0.7, 0.7, 0.1]
     with torch.no_grad():
-        vectors = nn.functional.normalize(encoder(render(pictures, SIDE)), dim=1)
-    torch.testing.assert_close(vectors, seen[1])
-    assert not torch.allclose(vectors, seen[3], atol=1e-3)
-    assert all(torch.allclose(part.norm(dim=1), torch.ones(4)) for part in seen)
+        vectors = nn.functional.normalize(encoder(render(validation.pictures, SIDE)), dim=1)
+    torch.testing.assert_close(vectors, validation.vectors[1])
+    assert not torch.allclose(vectors, validation.vectors[3], atol=1e-3)
+    assert all(torch.allclose(part.norm(dim=1), torch.ones(4)) for part in validation.vectors)
 
 
-def test_without_a_judge_the_last_averaged_weights_are_kept() -> None:
+def test_without_validation_the_last_averaged_weights_are_kept() -> None:
     steps = 12
-    encoder, course = trained(study(steps))
-    loop = _Loop(FABRIC, study(steps))
-    for step in range(steps):
-        loop.step(step)
+    encoder, state = trained(task(steps))
+    loop = _Loop(task(steps))
+    for _ in range(steps):
+        loop.train_step()
     assert_same(encoder, loop.averaged)
-    assert course.best_step == 0
+    assert state.best_step == 0
 
 
 @pytest.mark.parametrize("options", [{}, {"loss": "arcface"}, {"loss": "triplet", "miner": "batch-hard"}])
-def test_a_run_that_goes_on_ends_with_the_same_weights(options: dict[str, object], tmp_path: Path) -> None:
-    whole, straight = trained(study(30, material(judge=giving(0.1, 0.2, 0.9)), **options))
+def test_a_continued_run_ends_with_the_same_weights(options: dict[str, object], tmp_path: Path) -> None:
+    whole, straight = trained(task(30, giving(0.1, 0.2, 0.9), **options))
     checkpoint = tmp_path / "checkpoint.safetensors"
-    _, course = trained(study(30, material(judge=giving(0.1, KeyboardInterrupt())), **options), checkpoint)
-    assert course.interrupted
-    assert (course.step, len(course.history)) == (20, 1)
-    resumed, course = trained(study(30, material(judge=giving(0.2, 0.9)), **options), checkpoint, resume=True)
+    _, state = trained(task(30, giving(0.1, KeyboardInterrupt()), **options), checkpoint)
+    assert state.interrupted
+    assert (state.step, len(state.history)) == (20, 1)
+    resumed, state = trained(task(30, giving(0.2, 0.9), **options), checkpoint)
     assert_same(resumed, whole)
     for name in ("step", "loss", "accuracy"):
-        assert [row[name] for row in course.history] == [row[name] for row in straight.history]
-    assert (course.step, course.best, course.best_step, course.interrupted) == (30, 0.9, 30, False)
+        assert [row[name] for row in state.history] == [row[name] for row in straight.history]
+    assert (state.step, state.best, state.best_step, state.interrupted) == (30, 0.9, 30, False)
     _, metadata = read_tensors_and_metadata(checkpoint)
-    assert json.loads(metadata["course"]) == asdict(course)
+    assert json.loads(metadata["course"]) == json.loads(json.dumps(asdict(state)))
 
 
-def test_a_checkpoint_keeps_the_best_weights_for_whoever_goes_on(tmp_path: Path) -> None:
+def test_a_checkpoint_keeps_the_best_weights_for_a_continuation(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.safetensors"
-    kept, course = trained(study(20, material(judge=giving(0.9, 0.1))), checkpoint)
-    assert course.best_step == 10
+    kept, state = trained(task(20, giving(0.9, 0.1)), checkpoint)
+    assert state.best_step == 10
     # Nothing is left to do: what the checkpoint holds comes back.
-    resumed, again = trained(study(20, material(judge=giving(0.9, 0.1))), checkpoint, resume=True)
+    resumed, again = trained(task(20, giving()), checkpoint)
     assert_same(resumed, kept)
-    assert again == course
+    assert again == state
 
 
-def test_ctrl_c_before_anything_was_kept_is_not_caught(tmp_path: Path) -> None:
+def test_ctrl_c_before_the_first_validation_is_not_caught(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        trained(study(10, material(judge=giving(KeyboardInterrupt()))), tmp_path / "checkpoint.safetensors")
+        trained(task(10, giving(KeyboardInterrupt())), tmp_path / "checkpoint.safetensors")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_of_other_pictures_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.safetensors"
-    trained(study(2), checkpoint)
-    with pytest.raises(InputError, match="is of a run on other pictures"):
-        trained(study(2, material(classes=9)), checkpoint, resume=True)
+    trained(task(2), checkpoint)
+    with pytest.raises(InputError, match="belongs to a run on other pictures"):
+        trained(task(2, data(classes=9)), checkpoint)
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(InputError, match="remove it to train again from the start") as caught:
-        trained(study(2), checkpoint, resume=True)
+        trained(task(2), checkpoint)
     assert "\n" not in str(caught.value)
 
 
-def test_a_loss_that_is_not_finite_stops_training_and_says_what_to_do() -> None:
-    with pytest.raises(TrainingDiverged, match=r"became nan at step \d+: lower the learning rate \(--lr, now 1e\+30\)"):
-        trained(study(20, lr=1e30))
+def test_a_loss_that_is_not_finite_stops_training_and_names_the_remedy() -> None:
+    with pytest.raises(
+        TrainingDiverged, match=r"became nan at step \d+ of 20: .*lower the learning rate.*now 1e\+30\)"
+    ):
+        trained(task(20, lr=1e30))
 
 
-def test_what_is_learned_from_has_a_fingerprint() -> None:
-    assert material().fingerprint == material().fingerprint
-    assert len({material().fingerprint, material(classes=9).fingerprint, material(each=3).fingerprint}) == 3
-    other = material()
+def test_embeddings_that_are_not_finite_stop_training() -> None:
+    broken = task(10, giving(0.5))
+    loop = _Loop(broken)
+    next(loop.averaged.parameters()).data.fill_(float("nan"))
+    with pytest.raises(TrainingDiverged, match=r"embeddings of the validation pictures are not finite after step 0"):
+        loop.accuracy()
+
+
+def test_training_data_has_a_fingerprint() -> None:
+    assert data().fingerprint == data().fingerprint
+    assert len({data().fingerprint, data(classes=9).fingerprint, data(each=3).fingerprint}) == 3
+    other = data()
     assert replace(other, classes=other.classes.flip(0)).fingerprint != other.fingerprint
 
 
-# --- the recipe -------------------------------------------------------------------------------------------------------
+# --- the config -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -292,49 +293,44 @@ def test_what_is_learned_from_has_a_fingerprint() -> None:
         ({"seed": -1}, "--seed must be at least 0"),
     ],
 )
-def test_options_that_cannot_be_meant_are_named(options: dict[str, object], message: str) -> None:
+def test_invalid_options_are_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         SiameseConfig(**options)  # type: ignore[arg-type]
 
 
-def test_a_recipe_survives_its_json() -> None:
-    recipe = small(loss="triplet", distance="cosine", minutes=None)
-    assert SiameseConfig.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+def test_a_config_survives_its_json() -> None:
+    config = small(loss="triplet", distance="cosine", minutes=None)
+    assert SiameseConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_the_timing_of_steps_ends_early_on_a_slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
-    step = _Loop.step
+    batch = _Loop.batch
 
-    def counted(self: _Loop, number: int, clock: object = None) -> Tensor:
-        steps.append(number)
-        return step(self, number, clock)  # type: ignore[arg-type]
+    def counted(self: _Loop, step: int) -> tuple[Tensor, Tensor]:
+        steps.append(step)
+        return batch(self, step)
 
-    monkeypatch.setattr(_Loop, "step", counted)
-    assert seconds_per_step(FABRIC, study()) > 0
+    monkeypatch.setattr(_Loop, "batch", counted)
+    assert seconds_per_step(task()) > 0
     assert len(steps) == 16
     steps.clear()
     monkeypatch.setattr(fewshot.training.loop, "TIMING", 0.0)
-    assert seconds_per_step(FABRIC, study()) > 0
+    assert seconds_per_step(task()) > 0
     assert len(steps) == 2
 
 
-def test_a_validation_is_estimated_without_a_change_to_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
-
-    def judge(vectors: Callable[[FramedPictures], Tensor]) -> float:
-        seen.append(len(vectors(material().pictures)))
-        return 0.5
-
-    judged = study(of=material(judge=judge))
-    before = {name: tensor.clone() for name, tensor in judged.siamese.state_dict().items()}
-    assert seconds_per_validation(FABRIC, judged) > 0
-    assert seen == [40]
-    assert all(torch.equal(tensor, before[name]) for name, tensor in judged.siamese.state_dict().items())
-    assert seconds_per_validation(FABRIC, study()) == 0
+def test_a_validation_is_estimated_without_a_change_to_the_network() -> None:
+    validation = Giving([0.5])
+    validated = task(of=data(validation=validation))
+    before = {name: tensor.clone() for name, tensor in validated.siamese.state_dict().items()}
+    assert seconds_per_validation(validated) > 0
+    assert [len(vectors) for vectors in validation.vectors] == [len(validation.pictures)]
+    assert_same(validated.siamese.state_dict(), before)
+    assert seconds_per_validation(task()) == 0
 
 
-def test_validations_are_as_many_as_the_training_makes() -> None:
-    course = trained(study(steps=35, of=material(judge=giving(0.1, 0.2, 0.3))))[1]
-    assert len(course.history) == validations(35) == 3
-    assert 0 <= course.validating <= course.seconds
+def test_a_training_validates_at_the_steps_that_are_announced() -> None:
+    _, state = trained(task(35, giving(0.1, 0.2, 0.3)))
+    assert [row["step"] for row in state.history] == validation_steps(35) == [12, 23, 35]
+    assert 0 <= state.validating <= state.seconds
