@@ -1,4 +1,4 @@
-"""`finetune cache`: what the activation cache holds, and how to be rid of it."""
+"""`finetune cache`: list and clear the activation cache; forget recorded splits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def cache() -> None:
 @cache.command("list")
 @as_json
 def list_cache(as_json: bool) -> None:
-    """Show what the cache holds, the last used first."""
+    """Show the contents of the cache, the most recently used first."""
     from finetune.features.cache_files import default_bound, entries, size_of
     from finetune.files import default_folder
 
@@ -49,7 +49,7 @@ def list_cache(as_json: bool) -> None:
     for row in kept:
         backbone, cut = (escape(str(row.about.get(key, "?"))) for key in ("backbone", "cut"))
         table.add_row(backbone, cut, _view(row.about), str(row.pictures), _size(row.bytes), _ago(row.last_used))
-    # Lines as long as they are: a name that is cut short cannot be given to `clear`.
+    # No line breaks: a shortened name could not be copied to `clear`.
     out = Console(highlight=False, soft_wrap=True, width=1000)
     if kept:
         out.print(table)
@@ -62,12 +62,12 @@ def list_cache(as_json: bool) -> None:
     type=click.FloatRange(min=0),
     metavar="DAYS",
     show_default="any age",
-    help="Delete only what was not used for this many days.",
+    help="Delete only outputs that were not used for this many days.",
 )
 @click.option("--backbone", metavar="NAME", show_default="all backbones", help="Delete only outputs of this backbone.")
 @as_json
 def clear(older_than: float | None, backbone: str | None, as_json: bool) -> None:
-    """Delete what the cache holds, or part of it.
+    """Delete the contents of the cache, or a part.
 
     A later run computes again what it needs.
     """
@@ -102,7 +102,7 @@ def forget_splits(pictures: Path | None, as_json: bool) -> None:
 
 
 def _view(about: object) -> str:
-    """In a word or two how the pictures were seen."""
+    """The transform of the pictures, in a few words."""
     if not isinstance(about, dict) or "view" not in about:
         return "?"
     view = "evaluation" if about.get("seed") is None else f"random, seed {about['seed']}"

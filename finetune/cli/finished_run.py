@@ -1,4 +1,4 @@
-"""`finetune explain`: heat maps of what in a picture speaks for a class."""
+"""Commands on a finished run: explain, export, report, evaluate."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from finetune.strategies import BASELINES
 @on_device
 @as_json
 def explain(run: Path, pictures: tuple[Path, ...], out: Path, label: str | None, device: str, as_json: bool) -> None:
-    """Draw heat maps of what in each picture decided the prediction.
+    """Draw heat maps of the regions that decided each prediction.
 
     RUN is a folder that `finetune fit` wrote, with a convolutional backbone; the method is Grad-CAM. Unreadable files
     are named on stderr, and the exit code is then 2.
@@ -53,7 +53,7 @@ def explain(run: Path, pictures: tuple[Path, ...], out: Path, label: str | None,
     classifier = finetune.load(run, device=device)
     paths = list_unlabelled(pictures)
     _check_out(out, pictures)
-    # Some at a time, so that a folder of any size goes through.
+    # In batches, so that memory does not grow with the folder.
     groups = (paths[start : start + BATCH] for start in range(0, len(paths), BATCH))
     answers = chain.from_iterable(
         heat_maps(classifier, group, None if label is None else [label] * len(group)) for group in groups
@@ -91,7 +91,7 @@ def _check_out(out: Path, pictures: Sequence[Path]) -> None:
 
 
 def _free_name(stem: str, taken: set[str]) -> str:
-    """A file name that no other picture of this call has, whatever folder it came from."""
+    """A file name that is not taken yet; pictures of different folders may share a name."""
     name, number = f"{stem}.png", 2
     while name.casefold() in taken:
         name, number = f"{stem}-{number}.png", number + 1
@@ -171,7 +171,7 @@ def report(run: Path, as_json: bool) -> None:
     "--split",
     type=ChoiceOption(["train", "val", "test"]),
     show_default="test, else val, else all pictures",
-    help="Which part of FOLDER to measure on, where it has train/, val/ or test/.",
+    help="Part of FOLDER to measure on: train, val or test, if it has such sub-folders.",
 )
 @click.option(
     "--out",
@@ -200,7 +200,7 @@ def evaluate(run: Path, folder: Path, split: str | None, out: Path | None, devic
 
 
 def _print_result(metrics: dict[str, Any], kept_in: str | None) -> None:
-    # Lines as long as they are: a path that is broken in two cannot be copied.
+    # No line breaks: a path over two lines could not be copied.
     out = Console(highlight=False, soft_wrap=True)
     low, high = metrics["interval"]
     where = "test pictures" if metrics["split"] == "test" else "validation pictures, which also served to choose"

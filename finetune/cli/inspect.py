@@ -1,4 +1,4 @@
-"""`finetune inspect`: what a folder is like before anything is trained on it, for a person to read."""
+"""`finetune inspect`: a summary of a folder before training."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from finetune.report.contact_sheet import Captioned, Section
 
 
-# Lines of each kind that are printed before the rest is only counted; --json has all.
+# Lines of each kind that are printed; further ones are counted. --json lists all.
 SHOWN = 10
-# On the sheet: suspects, groups of duplicates of either kind, classes.
+# Most suspect labels, groups of duplicates of each kind, and classes on the contact sheet.
 OF_SUSPECTS, OF_GROUPS, CLASSES = 24, 12, 60
 
 
@@ -52,7 +52,7 @@ def inspect(folder: Path, sheet: Path | None, as_json: bool, **options: Any) -> 
     if sheet is not None:
         check_place(sheet, folder)
     found = inspect_folder(folder, config=Config(**options), display=display_for(as_json))
-    # First, so that a sheet that fails takes nothing of this with it.
+    # Printed first: an error while drawing the sheet must not lose it.
     if as_json:
         print_json(found.to_dict())
     else:
@@ -67,7 +67,7 @@ def inspect(folder: Path, sheet: Path | None, as_json: bool, **options: Any) -> 
 
 
 def _print(found: Inspection) -> None:
-    # Lines as long as they are: a path that is broken in two cannot be copied.
+    # No line breaks: a path over two lines could not be copied.
     out = Console(highlight=False, soft_wrap=True)
     megabytes = found.bytes / 1e6
     classes = "1 class" if len(found.counts) == 1 else f"{len(found.counts):,} classes"
@@ -122,7 +122,7 @@ def _print_groups(out: Console, found: Inspection, kind: str, groups: Sequence[N
 
 
 def _print_list(out: Console, title: str, lines: Sequence[tuple[str, str]]) -> None:
-    """What can be copied first, what is to be said of it after; nothing where there is nothing."""
+    """Print lines of a path and a remark under a heading; nothing without lines."""
     if not lines:
         return
     out.print(f"\n[bold]{title}[/bold]")
@@ -180,7 +180,7 @@ def _path(found: Inspection, path: str) -> str:
 
 
 def _escape(text: str) -> str:
-    """`text` as it is on a line of its own: no markup, and no control character that breaks the line or hides."""
+    """`text` for one line: markup and control characters are escaped."""
     controls = ("Cc", "Zl", "Zp")
     signs = (
         sign.encode("unicode_escape").decode() if unicodedata.category(sign) in controls else sign for sign in text

@@ -1,4 +1,4 @@
-"""The `finetune` command: thin, no logic."""
+"""The `finetune` command: its group, `fit` and `demo`."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def fit(folder: Path, out: Path, resume: bool, overwrite: bool, as_json: bool, *
 def demo(out: Path, seed: int, as_json: bool) -> None:
     """Compare all strategies on handwritten digits.
 
-    Ten pictures of each digit are learned from, with a small encoder that ships with the package. Nothing is
+    Every strategy trains on ten pictures of each digit, with a small encoder that ships with the package. Nothing is
     downloaded.
     """
     from finetune.api.demo import run_demo
@@ -95,7 +95,7 @@ def demo(out: Path, seed: int, as_json: bool) -> None:
         print_json(rows)
 
 
-# In the order in which they are used.
+# In the order of use.
 for command in (inspect, fit, evaluate, predict, explain, export, report, probe, lr_find, cache, demo):
     cli.add_command(command)
 

@@ -1,4 +1,4 @@
-"""`finetune lr-find`: the learning rate that a sweep suggests for a folder of pictures."""
+"""Commands before a run: `finetune lr-find` and `finetune probe`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from finetune.training.lr_finder import Sweep
 
 
-# Rows and width, in characters, of the curve as it is drawn.
+# Rows and columns of the drawn curve, in characters.
 ROWS, WIDTH = 28, 40
 
 
@@ -54,7 +54,7 @@ def _print_sweep(sweep: Sweep) -> None:
         table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     shown = _spread(sweep)
     best = min(sweep.smoothed)
-    # What lies above all that came before the best, where a sweep ends, would flatten the rest.
+    # The loss rises steeply at the end of a sweep; the bars are scaled to the losses up to the best.
     span = max(1e-9, max(sweep.smoothed[: sweep.smoothed.index(best) + 1]) - best)
     for position in shown:
         loss = sweep.smoothed[position]
@@ -74,7 +74,7 @@ def _print_sweep(sweep: Sweep) -> None:
 
 
 def _spread(sweep: Sweep) -> list[int]:
-    """Positions of about as many points as there are rows, evenly spread, that of the suggestion among them."""
+    """Positions of about ROWS evenly spaced points; the suggested rate is one of them."""
     every = max(1, -(-len(sweep.rates) // ROWS))
     shown = set(range(0, len(sweep.rates), every))
     if sweep.suggestion is not None:

@@ -1,1 +1,1 @@
-"""Options as dataclasses: declared and checked, made into flags of the commands, wrong names suggested."""
+"""Options as dataclasses: declaration, checks, flags of the commands, suggestions for wrong names."""

@@ -1,4 +1,4 @@
-"""What the commands share: options made from dataclasses, errors as one line and an exit code, results as JSON."""
+"""Shared parts of both commands: flags from dataclasses, one-line errors with an exit code, JSON output."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from finetune.progress import Display
 
 INTERRUPTED = 130
 
-# Python looks for garbage every few hundred new objects. Libraries make a million that stay, and it would look through
-# these again and again: a fifth of the time that importing them takes.
+# New objects between two garbage collections. Imports make a million objects that stay; with Python's default of a few
+# hundred, collections take a fifth of the import time.
 _NEW_OBJECTS = 10_000
 
 
 class ChoiceOption(click.Choice[str]):
-    """A choice in any case. A value that is none of the choices gets a suggestion."""
+    """A choice, upper or lower case. The error for another value suggests a choice."""
 
     def __init__(self, choices: Sequence[str]):
         super().__init__(choices, case_sensitive=False)
@@ -40,7 +40,7 @@ class ChoiceOption(click.Choice[str]):
 
 
 class NumberOrWord(click.ParamType[Any]):
-    """A number, or `word`. Anything else is handed on: the options refuse it with a better message."""
+    """A number, or `word`. Other text is passed on to the options, whose error message is better."""
 
     def __init__(self, kind: type, word: str):
         self.kind, self.word = kind, word
@@ -67,7 +67,7 @@ Command = Callable[..., Any]
 
 
 def hyper_parameters(options: type[Options], command: str | None = None) -> Callable[[Command], Command]:
-    """One flag for each field of `options` that the command uses, so that it can say what the API can.
+    """Decorator: one flag for each field of `options` that the command uses.
 
     Args:
         options: The dataclass.
@@ -98,18 +98,18 @@ def hyper_parameters(options: type[Options], command: str | None = None) -> Call
 
 
 def run_command(cli: click.Command, name: str) -> None:
-    """Run a command: the project's errors become one line on stderr and their exit code, Ctrl-C becomes 130."""
+    """Run a command. Errors of the project become one line on stderr and an exit code; Ctrl-C becomes 130."""
     keep_freed_memory()
     gc.set_threshold(_NEW_OBJECTS)
-    atexit.register(gc.freeze)  # nor does it look through all of them once more before the program ends
+    atexit.register(gc.freeze)  # no last collection at exit
     for stream in (sys.stdout, sys.stderr):
-        # A file name that is not UTF-8 must not be what stops a listing.
+        # File names that are not UTF-8 are printed with escapes.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         cli.main(prog_name=name, standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
-    except click.exceptions.NoArgsIsHelpError as error:  # a group without a command: its message is the help
+    except click.exceptions.NoArgsIsHelpError as error:  # a group without a command; the message is its help text
         click.echo(error.format_message())
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
@@ -117,7 +117,7 @@ def run_command(cli: click.Command, name: str) -> None:
         click.echo(f"{name}: {' '.join(_message(error).split())}{hint}", err=True)
         sys.exit(error.exit_code)
     except FewtuneError as error:
-        # One process says it for all of them.
+        # Only the first of several processes prints it.
         if not isinstance(error, SeveralProcesses) or error.rank == 0:
             click.echo(f"{name}: {error}", err=True)
         sys.exit(error.exit_code)
@@ -131,7 +131,7 @@ def run_command(cli: click.Command, name: str) -> None:
 
 
 def _message(error: click.ClickException) -> str:
-    """The error in words, with a suggestion for a command or an option that does not exist."""
+    """The error message, with a suggestion for an unknown command or option."""
     context, command = getattr(error, "ctx", None), getattr(error, "command_name", None)
     if isinstance(error, click.NoSuchOption) and context is not None:
         options = [name for option in context.command.params for name in (*option.opts, *option.secondary_opts)]
@@ -148,10 +148,10 @@ def _did_you_mean(meant: str | None) -> str:
 
 
 def display_for(quiet: bool) -> Display:
-    """On stderr, or nowhere."""
+    """A display on stderr, or a silent one."""
     return Display(None if quiet else Console(stderr=True))
 
 
 def print_json(value: Any) -> None:
-    """One line on stdout."""
+    """Print one line of JSON on stdout."""
     click.echo(json.dumps(value, allow_nan=False))

@@ -1,4 +1,4 @@
-"""Options as frozen dataclasses: each field is checked, is one flag of the command line, and goes to config.json."""
+"""Options as frozen dataclasses. Each field is checked, becomes a flag, and is saved in config.json."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Options:
     """
 
     def __new__(cls, **values: Any) -> Self:
-        # Before __init__, whose TypeError suggests nothing.
+        # Checked here because the TypeError of __init__ suggests no name.
         known = [known.name for known in dataclasses.fields(cls)]
         for name in values:
             if name not in known:

@@ -1,4 +1,4 @@
-"""Help of the commands: commands listed in the order of use, options under headings."""
+"""Help texts: commands in the order of use, options under headings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-# Heading of the options that have none of their own.
+# Default heading of options.
 MAIN = "Options"
 
 
@@ -19,7 +19,7 @@ class HelpfulOption(click.Option):
 
 
 class HelpfulCommand(click.Command):
-    """A command whose help lists the options by heading, in the order in which headings and options were declared."""
+    """A command whose help lists options under headings, in the order of their declaration."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {MAIN: []}
@@ -34,7 +34,7 @@ class HelpfulCommand(click.Command):
 
 
 class InOrderOfUse(click.Group):
-    """A group that lists its commands in the order in which they were added, each by its first sentence."""
+    """A group that lists its commands in the order of their addition."""
 
     command_class = HelpfulCommand
 

@@ -1,11 +1,11 @@
-"""Suggestions for wrong names: the option, command or choice that was probably meant."""
+"""Suggestions for wrong names of options, commands and choices."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
 
-# Names in use elsewhere -> this project's names, in order of preference; only names that exist are suggested.
+# Names in other tools -> names here, in order of preference. Only names that exist are suggested.
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "learning_rate": ("lr",),
     "rate": ("lr",),
@@ -118,7 +118,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 
 
 def suggestion(name: str, known: Iterable[str], synonyms: Mapping[str, tuple[str, ...]] = OPTIONS) -> str | None:
-    """The one of `known` that `name` probably means, or None.
+    """The name in `known` that is closest to `name`; None where none is close.
 
     Case, leading dashes, and dashes for underscores do not count. A synonym comes before a similar spelling.
     """
@@ -132,7 +132,7 @@ def suggestion(name: str, known: Iterable[str], synonyms: Mapping[str, tuple[str
 
 
 def did_you_mean(name: str, known: Iterable[str], synonyms: Mapping[str, tuple[str, ...]] = OPTIONS) -> str:
-    """The end of an error message, "; did you mean ...?", or "" where nothing is close."""
+    """The end of an error message, "; did you mean ...?"; empty where no name is close."""
     meant = suggestion(name, known, synonyms)
     return "" if meant is None else f"; did you mean {meant}?"
 
