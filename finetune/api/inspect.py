@@ -24,7 +24,7 @@ from finetune.errors import InputError, UnreadablePicture
 from finetune.features.extraction import read_contents, read_pictures
 from finetune.features.forward import Outputs
 from finetune.features.table import SPLITS
-from finetune.linear.label_errors import find_suspects, judged_rows
+from finetune.linear.label_errors import checkable_rows, find_label_errors
 from finetune.models.backbone import Backbone
 from finetune.models.device import open_engine
 from finetune.models.hub import WeightsUnavailable
@@ -277,11 +277,11 @@ def _suspects(
         return None, 0
     classes, labels = np.unique([listing.samples[index].label for index in rows], return_inverse=True)
     alike = _group_numbers(contents, rows, near)
-    judged = judged_rows(labels, alike)
+    judged = checkable_rows(labels, alike)
     if len(np.unique(labels[judged])) < 2:
         return None, 0
     features = outputs.values[[place[index] for index in rows], 0, -width:]
-    found = find_suspects(features, labels, alike)
+    found = find_label_errors(features, labels, alike)
     return tuple(
         SuspectLabel(
             path=listing.samples[rows[suspect.row]].path,

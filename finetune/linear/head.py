@@ -1,10 +1,10 @@
-"""The linear head on frozen activations: solved, not trained step by step; what it reads, and how strongly it is held
-back, chosen on validation pictures or by cross-validation."""
+"""The linear head on frozen activations: solved by logistic regression, with its input and its strength chosen by
+validation or cross-validation."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,23 +17,27 @@ from finetune.metrics import accuracy
 
 T = TypeVar("T")
 
-# Inverse L2 strengths for features of unit mean square norm, weakest model first so that each starts from the last.
+# Inverse L2 strengths for features of unit mean square norm, from the most regularised model on: each solution starts
+# the next one.
 STRENGTHS = tuple(float(c) for c in np.geomspace(1, 10_000, 9))
 
-# What a head may read: how much the last depths count, the features last. FALLING serves nearly everywhere, and is
-# given up only where another is better by more than chance.
+# Inputs of a head: factors of the last depths, the features last. FALLING is best nearly everywhere, so another input
+# is chosen only where it is better by more than chance.
 FEATURES, FALLING, EQUAL = (1.0,), (0.25, 0.5, 1.0), (1.0, 1.0, 1.0)
 
-# Fewer validation pictures than these choose by chance: all that there are, in FOLDS parts, then choose in their place,
-# unless they are so many that it takes long.
+# A choice by fewer validation pictures than these is noise. All pictures then choose by cross-validation in FOLDS
+# folds, unless there are so many that this takes long.
 ENOUGH_TO_CHOOSE, FOLDS, MOST_CROSS_VALIDATED = 100, 5, 1500
 
 
 @dataclass(frozen=True)
 class LinearHead:
-    """Logits = activations @ weight.T + bias. weight (classes, width), bias (classes,). strength: chosen inverse L2.
+    """A linear classifier of pooled activations: logits = activations @ weight.T + bias.
 
-    Of pooled activations of all depths (n, at least width) it reads the last `width`: the features, or more depths.
+    Attributes:
+        weight: Shape (classes, width). The head reads the last `width` activations: the features, or more depths.
+        bias: Shape (classes,).
+        strength: Chosen inverse L2 strength.
     """
 
     weight: Tensor
@@ -42,13 +46,15 @@ class LinearHead:
 
     @property
     def width(self) -> int:
+        """Number of activations that the head reads."""
         return int(self.weight.shape[1])
 
     def __call__(self, activations: Tensor) -> Tensor:
+        """Logits (n, classes) of pooled activations (n, width or more)."""
         return activations[:, -self.width :] @ self.weight.T + self.bias
 
     def as_layer(self) -> nn.Linear:
-        """The same as a layer that can learn on."""
+        """The head as a trainable layer."""
         layer = nn.Linear(self.weight.shape[1], self.weight.shape[0])
         layer.load_state_dict({"weight": self.weight, "bias": self.bias})
         return layer
@@ -56,13 +62,17 @@ class LinearHead:
 
 @dataclass(frozen=True)
 class Heads:
-    """Heads of one folder. features: reads the features alone, what a network starts to learn from.
+    """Heads of one folder of pictures.
 
-    best: the better of that and of one that reads more depths; both have learned from the training pictures alone.
-    kept: best, or its like that has learned from the validation pictures too. val_logits (m, classes): what `kept`
-    is worth on the validation pictures, each of them judged by a head of its kind that has not learned from it.
-    cross_validated: whether the choice was made so, not on the validation pictures. error: share of the pictures that
-    made the choice which heads like `best` get wrong, none of them having learned from these pictures.
+    Attributes:
+        features: Head on the features alone, from which training starts.
+        best: The better of `features` and a head on more depths, both fitted on the training pictures.
+        kept: The head to deploy: `best`, or `best` refitted on the training and validation pictures.
+        val_logits: Logits (m, classes) of the validation pictures, each by a head like `kept` that was fitted without
+            the picture.
+        cross_validated: Whether input and strength were chosen by cross-validation instead of validation.
+        error: Error rate of heads like `best` on the pictures that made the choice, each by a head that was fitted
+            without the picture.
     """
 
     features: LinearHead
@@ -81,37 +91,53 @@ def solve_heads(
     *,
     learn_from_val: bool = False,
 ) -> Heads:
-    """Heads on pooled activations (n, sum of widths), the features last, for labels (n,) int64, every class present.
+    """Fit heads on pooled activations.
 
-    What is read, of FEATURES, FALLING and EQUAL, and the strength are chosen by the log-loss on val, or where that is
-    small in cross-validation on both. learn_from_val: whether the one that is kept may learn from val too.
-    class_weights (classes,) or None for equal ones.
+    Input and strength have the least log-loss on the validation pictures, or where these are few, in cross-validation
+    on the training and validation pictures.
+
+    Args:
+        train: Pooled activations (n, sum of widths), the features last, and labels (n,) int64 with every class present.
+        val: The same of the validation pictures.
+        widths: Number of activations of each depth.
+        class_weights: Shape (classes,). None for equal weights.
+        learn_from_val: Whether the head to deploy is refitted on the validation pictures too.
     """
     both = torch.cat([train[0], val[0]]), torch.cat([train[1], val[1]])
     folds = folds_of(both[1], FOLDS)
     crossed = len(val[1]) < ENOUGH_TO_CHOOSE and len(both[1]) <= MOST_CROSS_VALIDATED and int(folds.max()) > 0
 
-    def judged(counts: tuple[float, ...]) -> _Judged:
-        reading = _Reading.of(counts, widths)
+    candidates = []
+    for factors in (FEATURES, FALLING, EQUAL):
+        inputs = _Inputs.of(factors, widths)
         if crossed:
-            return _cross_validated(*both, folds, len(train[1]), reading, class_weights)
-        return _validated(train, val, reading, class_weights)
-
-    features, chosen = judged(FEATURES), judged(FALLING)
-    for other in (features, judged(EQUAL)):
+            candidates.append(_cross_validated(*both, folds, len(train[1]), inputs, class_weights))
+        else:
+            candidates.append(_validated(train, val, inputs, class_weights))
+    features, chosen, equal = candidates
+    for other in (features, equal):
         if other.clearly_beats(chosen):
             chosen = other
     best = chosen.head
-    judging = folds >= 0 if crossed else torch.arange(len(both[1])) >= len(train[1])
-    error = 1 - accuracy(chosen.logits[judging[-len(chosen.logits) :]], both[1][judging])
+    rated = folds >= 0 if crossed else torch.arange(len(both[1])) >= len(train[1])
+    error = 1 - accuracy(chosen.logits[rated[-len(chosen.logits) :]], both[1][rated])
     if not learn_from_val:
         return Heads(features.head, best, best, best(val[0]), crossed, error)
-    kept = _solved(_Rows.of(both[0], chosen.reading), both[1], best.strength, class_weights)
+    kept = _solved(_Rows.of(both[0], chosen.inputs), both[1], best.strength, class_weights)
     return Heads(features.head, best, kept, chosen.logits[-len(val[1]) :], crossed, error)
 
 
 def nearest_mean(features: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
-    """Class, (m,), whose mean of the unit-length features (n, width) is most like each query (m, width), by cosine."""
+    """Nearest-class-mean classification by the cosine.
+
+    Args:
+        features: Shape (n, width).
+        labels: Shape (n,), int64 from 0.
+        queries: Shape (m, width).
+
+    Returns:
+        Classes, shape (m,).
+    """
     unit = nn.functional.normalize(features)
     means = torch.stack([unit[labels == label].mean(0) for label in range(int(labels.max()) + 1)])
     return (nn.functional.normalize(queries) @ nn.functional.normalize(means).T).argmax(1)
@@ -121,25 +147,25 @@ def nearest_mean(features: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Reading:
-    """The last depths, which are so wide, and how much each counts beside the others."""
+class _Inputs:
+    """The last depths, by their widths, with a factor for each."""
 
     widths: tuple[int, ...]
-    counts: tuple[float, ...]
+    factors: tuple[float, ...]
 
     @classmethod
-    def of(cls, counts: tuple[float, ...], widths: Sequence[int]) -> _Reading:
-        depths = min(len(counts), len(widths))
-        return cls(tuple(widths[-depths:]), counts[-depths:])
+    def of(cls, factors: tuple[float, ...], widths: Sequence[int]) -> _Inputs:
+        depths = min(len(factors), len(widths))
+        return cls(tuple(widths[-depths:]), factors[-depths:])
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Activations (n, width) as logistic regression receives them, and the way back.
+    """Scaled activations x (n, axes) for logistic regression, and the way back to a head on the activations.
 
-    Each depth is centred and scaled by one number, so that all count as the reading says, and rows are of unit mean
-    square length: (pooled - mean) / scale. The penalty and every answer are the same along their principal axes, which
-    are fewer where there are fewer pictures than numbers: x (n, axes).
+    Each depth is centred and divided by one number, so that depths count by their factors and rows have unit mean
+    square length: (pooled - mean) / scale. Rotated to their principal axes, rows have the same penalty and the same
+    logits, and fewer columns where there are fewer pictures than activations.
     """
 
     x: Tensor
@@ -149,14 +175,14 @@ class _Rows:
     _way_back: Tensor
 
     @classmethod
-    def of(cls, pooled: Tensor, reading: _Reading) -> _Rows:
-        parts = pooled[:, -sum(reading.widths) :].split(list(reading.widths), 1)
-        length = sum(count**2 for count in reading.counts) ** 0.5
+    def of(cls, pooled: Tensor, inputs: _Inputs) -> _Rows:
+        parts = pooled[:, -sum(inputs.widths) :].split(list(inputs.widths), 1)
+        length = sum(factor**2 for factor in inputs.factors) ** 0.5
         mean = torch.cat([part.mean(0) for part in parts])
         scale = torch.cat(
             [
-                (spread(part) * length / count).expand(part.shape[1])
-                for part, count in zip(parts, reading.counts, strict=True)
+                (spread(part) * length / factor).expand(part.shape[1])
+                for part, factor in zip(parts, inputs.factors, strict=True)
             ]
         )
         rows = ((torch.cat(parts, 1) - mean) / scale).double()
@@ -164,91 +190,95 @@ class _Rows:
         return cls(vectors * values.sqrt(), mean, scale, rows, vectors / values.sqrt())
 
     def head(self, weight: Tensor, bias: Tensor, strength: float) -> LinearHead:
-        """What was solved for x, for activations as they are."""
+        """The head on activations that is equal to a solution for x."""
         raw = ((weight.double() @ self._way_back.T @ self._rows) / self.scale).float()
         return LinearHead(raw, bias - raw @ self.mean, strength)
 
 
 @dataclass(frozen=True)
-class _Judged:
-    """A head on `reading` that has learned from the training pictures, and how heads like it were judged.
+class _Candidate:
+    """A head fitted on the training pictures, with the held-out results of heads like it.
 
-    logits (n, classes): of pictures that they were not learned from, val last. losses (n or fewer,): of those that
-    judge, in nats, each as much as its class counts.
+    Attributes:
+        inputs: The head's input.
+        head: The head.
+        logits: Shape (n, classes), held-out logits; the validation pictures last.
+        losses: Shape (n or fewer,), held-out losses in nats, weighted by class.
     """
 
-    reading: _Reading
+    inputs: _Inputs
     head: LinearHead
     logits: Tensor
     losses: Tensor
 
-    def clearly_beats(self, other: _Judged) -> bool:
-        """By more than one standard error of the difference on the same pictures."""
+    def clearly_beats(self, other: _Candidate) -> bool:
+        """Whether its loss is lower by more than one standard error of the paired difference."""
         less = other.losses - self.losses
         return float(less.mean()) > float(less.std(correction=min(1, len(less) - 1))) / math.sqrt(len(less))
 
 
 def _solved(rows: _Rows, labels: Tensor, strength: float, class_weights: Tensor | None) -> LinearHead:
-    """What the first of the rows, as many as there are labels, teach."""
+    """The head fitted on the first rows, as many as there are labels."""
     model = Logistic(rows.x[: len(labels)], labels, int(labels.max()) + 1, class_weights)
     return rows.head(*model.solve(strength), strength)
 
 
 def _validated(
-    train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], reading: _Reading, class_weights: Tensor | None
-) -> _Judged:
-    """The head with the least log-loss on val."""
-    rows = _Rows.of(train[0], reading)
+    train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], inputs: _Inputs, class_weights: Tensor | None
+) -> _Candidate:
+    """The head with the least log-loss on the validation pictures."""
+    rows = _Rows.of(train[0], inputs)
     model = Logistic(rows.x, train[1], int(train[1].max()) + 1, class_weights)
 
-    def at(strength: float) -> _Judged:
-        head = rows.head(*model.solve(strength), strength)
-        logits = head(val[0])
-        return _Judged(reading, head, logits, _losses(logits, val[1], class_weights))
+    def path() -> Iterator[tuple[_Candidate, Tensor]]:
+        for strength in STRENGTHS:
+            head = rows.head(*model.solve(strength), strength)
+            logits = head(val[0])
+            losses = _losses(logits, val[1], class_weights)
+            yield _Candidate(inputs, head, logits, losses), losses
 
-    return _least(at, lambda judged: judged.losses)
+    return _least(path())
 
 
 def _cross_validated(
-    pooled: Tensor, labels: Tensor, folds: Tensor, train: int, reading: _Reading, class_weights: Tensor | None
-) -> _Judged:
-    """The head on the first `train` rows at the strength with the least log-loss, each picture being judged by what was
-    learned from the other folds."""
-    rows, classes, judged = _Rows.of(pooled, reading), int(labels.max()) + 1, folds >= 0
-    parts = []
+    pooled: Tensor, labels: Tensor, folds: Tensor, train: int, inputs: _Inputs, class_weights: Tensor | None
+) -> _Candidate:
+    """The head on the first `train` rows, at the strength with the least log-loss in cross-validation."""
+    rows, classes, rated = _Rows.of(pooled, inputs), int(labels.max()) + 1, folds >= 0
+    models = []
     for number in range(int(folds.max()) + 1):
-        learned, asked = folds != number, folds == number
-        parts.append((asked, Logistic(rows.x[learned], labels[learned], classes, class_weights)))
+        fitted, held_out = folds != number, folds == number
+        models.append((held_out, Logistic(rows.x[fitted], labels[fitted], classes, class_weights)))
 
-    def at(strength: float) -> tuple[float, Tensor, Tensor]:
-        logits = torch.zeros(len(labels), classes)
-        for asked, model in parts:
-            weight, bias = model.solve(strength)
-            logits[asked] = rows.x[asked].float() @ weight.T + bias
-        return strength, logits, _losses(logits[judged], labels[judged], class_weights)
+    def path() -> Iterator[tuple[tuple[float, Tensor, Tensor], Tensor]]:
+        for strength in STRENGTHS:
+            logits = torch.zeros(len(labels), classes)
+            for held_out, model in models:
+                weight, bias = model.solve(strength)
+                logits[held_out] = rows.x[held_out].float() @ weight.T + bias
+            losses = _losses(logits[rated], labels[rated], class_weights)
+            yield (strength, logits, losses), losses
 
-    strength, logits, losses = _least(at, lambda found: found[2])
-    return _Judged(reading, _solved(rows, labels[:train], strength, class_weights), logits, losses)
+    strength, logits, losses = _least(path())
+    return _Candidate(inputs, _solved(rows, labels[:train], strength, class_weights), logits, losses)
 
 
 def _losses(logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:
-    """(n,) in nats, each as much as its class counts."""
+    """Cross-entropy (n,) in nats, weighted by class."""
     found = nn.functional.cross_entropy(logits.double(), labels, reduction="none")
     if class_weights is None:
         return found
-    counts = class_weights[labels].double()
-    return found * counts / counts.mean()
+    weights = class_weights[labels].double()
+    return found * weights / weights.mean()
 
 
-def _least(at: Callable[[float], T], losses: Callable[[T], Tensor]) -> T:
-    """What there is at the strength along the path with the least mean loss."""
-    best: tuple[float, T] | None = None
-    for strength in STRENGTHS:
-        found = at(strength)
-        loss = float(losses(found).mean())
-        if best is None or loss < best[0]:
-            best = loss, found
-        elif loss > 1.2 * best[0]:
-            break  # the loss has one valley along the path, and it lies behind
-    assert best is not None
-    return best[1]
+def _least(path: Iterator[tuple[T, Tensor]]) -> T:
+    """The item along a path of strengths with the least mean loss."""
+    best, least = next((item, float(losses.mean())) for item, losses in path)
+    for item, losses in path:
+        loss = float(losses.mean())
+        if loss < least:
+            best, least = item, loss
+        elif loss > 1.2 * least:
+            break  # the loss has one valley along the path, and the path has left it
+    return best

@@ -1,4 +1,4 @@
-"""Suspect labels: pictures whose label a cross-validated linear probe disputes, by confident learning.
+"""Label errors: pictures whose label a cross-validated linear probe contradicts, by confident learning.
 
 Northcutt, Jiang & Chuang (2021), Confident Learning: Estimating Uncertainty in Dataset Labels, JAIR 70: section 3.1 for
 the thresholds and the confident joint, section 3.2 for ranking by normalized margin.
@@ -18,18 +18,23 @@ from torch import Tensor
 from finetune.linear.logistic import Logistic, principal_axes, spread
 
 FOLDS = 5
-# Inverse L2 strength on features of mean square length 1. Probabilities rather than the last right answer are wanted,
-# and a probe that bends to every label would not dispute the one next to it: between those that a head chooses from.
+# Inverse L2 strength on features of mean square length 1. Good probabilities matter more here than accuracy, and a
+# probe that fits every label contradicts none, so the strength is in the middle of those that a head chooses from.
 STRENGTH = 10.0
-# Numbers that the probe reads at most, the directions in which the features vary most: the rest costs time alone.
+# Largest number of principal axes that the probe reads. More of them only cost time.
 _DIRECTIONS = 256
 
 
 @dataclass(frozen=True)
 class LabelError:
-    """A picture, by its row, that is given the label `given` and confidently found to be `predicted`.
+    """A picture whose label `given` is contradicted by the confident prediction `predicted`.
 
-    probability_of_given, probability_of_predicted: by a probe that has not seen the picture, nor one like it.
+    Attributes:
+        row: Row of the picture.
+        given: The label.
+        predicted: The predicted class.
+        probability_of_given, probability_of_predicted: By a probe that was fitted without the picture and its
+            near-duplicates.
     """
 
     row: int
@@ -40,30 +45,37 @@ class LabelError:
 
     @property
     def margin(self) -> float:
-        """The first less the second, -1 to 0: what suspects are ranked by."""
+        """The probability of `given` minus that of `predicted`, -1 to 0."""
         return self.probability_of_given - self.probability_of_predicted
 
 
-def find_suspects(features: Tensor, labels: NDArray[np.int64], alike: Sequence[int]) -> list[LabelError]:
-    """The pictures whose label is disputed, the worst first; ties in the order of rows.
+def find_label_errors(features: Tensor, labels: NDArray[np.int64], alike: Sequence[int]) -> list[LabelError]:
+    """Find pictures whose label is probably wrong.
 
-    features: (n, width) float32. labels: (n,) from 0, every class present. alike: (n,) numbers; pictures with one
-    number, near-duplicates, are judged by a probe that has seen none of them. Only those of `judged_rows` are judged;
-    ValueError where these are not of two classes.
+    Args:
+        features: Shape (n, width), float32.
+        labels: Shape (n,), from 0, every class present.
+        alike: A number for each picture. Near-duplicates share a number, and are then held out together.
+
+    Returns:
+        The label errors, the worst first, among the pictures of `checkable_rows`.
+
+    Raises:
+        ValueError: If these pictures belong to fewer than two classes.
     """
-    kept = judged_rows(labels, alike)
-    names, answers = np.unique(labels[kept], return_inverse=True)
+    kept = checkable_rows(labels, alike)
+    names, classes = np.unique(labels[kept], return_inverse=True)
     if len(names) < 2:
-        raise ValueError(f"suspect labels need two classes with {FOLDS} different pictures each")
-    probabilities = out_of_fold(features[kept], answers, np.asarray(alike)[kept])
+        raise ValueError(f"label errors need two classes with {FOLDS} different pictures each")
+    probabilities = out_of_fold(features[kept], classes, np.asarray(alike)[kept])
     return [
-        LabelError(int(kept[row]), int(names[answers[row]]), int(names[found]), own, other)
-        for row, found, own, other in disputed(probabilities, answers)
+        LabelError(int(kept[row]), int(names[classes[row]]), int(names[found]), own, other)
+        for row, found, own, other in contradicted(probabilities, classes)
     ]
 
 
-def judged_rows(labels: NDArray[np.int64], alike: Sequence[int]) -> NDArray[np.int64]:
-    """(m,): the rows of classes that every fold can have a picture of: FOLDS numbers in `alike` or more."""
+def checkable_rows(labels: NDArray[np.int64], alike: Sequence[int]) -> NDArray[np.int64]:
+    """The rows of classes with a picture for every fold, shape (m,): FOLDS different numbers in `alike` or more."""
     groups: dict[int, set[int]] = {}
     for label, group in zip(labels.tolist(), alike, strict=True):
         groups.setdefault(label, set()).add(group)
@@ -71,21 +83,28 @@ def judged_rows(labels: NDArray[np.int64], alike: Sequence[int]) -> NDArray[np.i
 
 
 def out_of_fold(features: Tensor, labels: NDArray[np.int64], alike: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(n, classes): what each picture shows, by a logistic regression on the others."""
+    """Class probabilities (n, classes) of each picture, by a logistic regression on other folds."""
     rows, truth = _scaled(features), torch.from_numpy(labels)
     found = np.zeros((len(labels), int(labels.max()) + 1))
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
-    for learned, judged in folds.split(rows, labels, alike):
-        weight, bias = Logistic(rows[learned], truth[learned], found.shape[1]).solve(STRENGTH)
-        found[judged] = (rows[judged] @ weight.T + bias).softmax(1).numpy()
+    for fitted, held_out in folds.split(rows, labels, alike):
+        weight, bias = Logistic(rows[fitted], truth[fitted], found.shape[1]).solve(STRENGTH)
+        found[held_out] = (rows[held_out] @ weight.T + bias).softmax(1).numpy()
     return found
 
 
-def disputed(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> list[tuple[int, int, float, float]]:
-    """Row, found label, probability of the given and of the found one, of what lies off the confident joint's diagonal.
+def contradicted(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> list[tuple[int, int, float, float]]:
+    """The pictures off the diagonal of the confident joint.
 
-    A picture counts as of the class that it is most probably of, among those that it is at least as probably of as
-    the pictures given that label are in the mean. Least normalized margin first.
+    A class is confident for a picture if its probability reaches the mean probability of the class over the pictures
+    with that label. The most probable confident class is predicted.
+
+    Args:
+        probabilities: Shape (n, classes), held out.
+        labels: Shape (n,).
+
+    Returns:
+        Row, predicted class, probability of the label and of the prediction; the least normalized margin first.
     """
     classes = probabilities.shape[1]
     own = probabilities[np.arange(len(labels)), labels]
@@ -99,7 +118,7 @@ def disputed(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> l
 
 
 def _scaled(features: Tensor) -> Tensor:
-    """Along the axes in which they vary most, of mean square length 1: (n, width) to (n, at most _DIRECTIONS)."""
+    """Features along their first principal axes, with mean square length 1: (n, width) to (n, at most _DIRECTIONS)."""
     rows = features.double()
     vectors, values = principal_axes(rows - rows.mean(0))
     turned = (vectors * values.sqrt())[:, -_DIRECTIONS:]

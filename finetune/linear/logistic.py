@@ -1,4 +1,4 @@
-"""Logistic regression with an L2 penalty, one strength after another: the solver of the linear head."""
+"""Logistic regression with an L2 penalty, solved for one strength after another."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# The search ends where two steps together lower what is minimised by less than this share of it: one alone may be an
-# unlucky one, far from the end.
+# The search ends where two steps together lower the objective by less than this share of it. One small step alone may
+# be bad luck, far from the minimum.
 _LESS, _MOST_STEPS, _REMEMBERED = 1e-5, 300, 10
-# No class is taken for so decided that the loss were flat about it.
+# Lower bound of p (1 - p) in the curvature, so that no direction counts as flat.
 _LEAST_DOUBT = 1e-4
 
 
 class Logistic:
-    """Multinomial logistic regression on rows (n, d) with labels (n,), counted by `weights` (classes,), None for alike.
+    """Multinomial logistic regression.
 
-    The columns of `x` should be uncorrelated, as those along principal axes are: a search then measures its steps by
-    how curved the loss is along each of them where it begins, which is where the last one ended, and takes a dozen or
-    two whatever the features are like.
+    A solution starts from the previous one. Steps are scaled by the curvature of the objective at the start, along each
+    column, so that a solution takes one or two dozen steps for any features.
+
+    Args:
+        x: Rows (n, d). Columns should be uncorrelated, as they are along principal axes.
+        labels: Shape (n,), int64 from 0.
+        classes: Number of classes.
+        weights: Weights of the classes, shape (classes,). None for equal weights.
     """
 
     def __init__(self, x: Tensor, labels: Tensor, classes: int, weights: Tensor | None = None):
@@ -33,8 +38,11 @@ class Logistic:
         self._found = torch.zeros(classes, x.shape[1] + 1)
 
     def solve(self, strength: float) -> tuple[Tensor, Tensor]:
-        """Weights (classes, d) and biases (classes,) with the least sum of `strength` times the loss in nats, summed
-        over the rows, and half the squared weights."""
+        """Minimise `strength` times the loss in nats, summed over rows, plus half the squared weights.
+
+        Returns:
+            Weights (classes, d) and biases (classes,).
+        """
         scale = self._curvature(strength).rsqrt()
 
         def objective(steps: Tensor) -> tuple[float, Tensor]:
@@ -45,7 +53,7 @@ class Logistic:
         return self._found[:, :-1], self._found[:, -1]
 
     def _value(self, found: Tensor, strength: float) -> tuple[float, Tensor]:
-        """What is minimised, and its slope (classes, d + 1)."""
+        """The objective and its gradient (classes, d + 1)."""
         weight = found[:, :-1]
         log_probabilities = self._log_probabilities(found)
         loss = -(self._counts.double() @ log_probabilities[self._rows, self._labels].double())
@@ -56,7 +64,7 @@ class Logistic:
         return float(strength * loss + 0.5 * weight.double().square().sum()), slope
 
     def _curvature(self, strength: float) -> Tensor:
-        """How curved that is where the search begins, by class and column, (classes, d + 1)."""
+        """Curvature of the objective at the start, by class and column, (classes, d + 1)."""
         p = self._log_probabilities(self._found).exp()
         doubt = strength * (self._counts @ (p * (1 - p)) / len(p)).clamp_min(_LEAST_DOUBT)[:, None]
         return torch.cat([doubt * self._spread + 1, doubt * self._counts.sum()], 1)
@@ -66,9 +74,12 @@ class Logistic:
 
 
 def _lowest(objective: Callable[[Tensor], tuple[float, Tensor]], begin: Tensor) -> Tensor:
-    """Where a convex function is lowest, by L-BFGS (Liu & Nocedal 1989); `objective` gives its value and slope.
+    """The minimum of a convex function by L-BFGS (Liu & Nocedal 1989).
 
-    It is about as curved in every direction where the search begins, so that a step of length 1 is of the right order.
+    Args:
+        objective: Returns value and gradient. Its curvature at the start is about 1 in every direction, so that a step
+            of length 1 has the right order of magnitude.
+        begin: Start of the search.
     """
     place, (value, slope) = begin, objective(begin)
     steps: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=_REMEMBERED)
@@ -93,7 +104,7 @@ def _lowest(objective: Callable[[Tensor], tuple[float, Tensor]], begin: Tensor) 
 
 
 def _downhill(slope: Tensor, steps: deque[tuple[Tensor, Tensor, float]]) -> Tensor:
-    """The direction of Newton's step, as far as the last steps tell how the slope changes (two-loop recursion)."""
+    """The direction of Newton's step, with the curvature estimated from the last steps (two-loop recursion)."""
     direction, shares = -slope, []
     for moved, change, curved in reversed(steps):
         shares.append(float((moved * direction).sum()) / curved)
@@ -107,15 +118,19 @@ def _downhill(slope: Tensor, steps: deque[tuple[Tensor, Tensor, float]]) -> Tens
 
 
 def spread(rows: Tensor) -> Tensor:
-    """Root of the mean squared distance of rows (n, width) from their mean, and more than 0."""
+    """Root mean squared distance of rows (n, width) from their mean; at least 1e-12."""
     return (rows - rows.mean(0)).square().sum(1).mean().sqrt().clamp_min(1e-12)
 
 
 def principal_axes(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Left singular vectors (n, rank) and squared singular values (rank,), ascending, of rows (n, width), centred,
-    float64.
+    """Principal axes of centred rows.
 
-    Rank is the number of dimensions that the rows span, but for those in which they lie next to nowhere.
+    Args:
+        rows: Shape (n, width), float64, of mean 0.
+
+    Returns:
+        Left singular vectors (n, rank) and squared singular values (rank,), ascending. Directions with a share of less
+        than 1e-12 of the largest squared singular value are left out.
     """
     n, width = rows.shape
     if width < n:
@@ -132,8 +147,15 @@ def _kept(values: Tensor) -> Tensor:
 
 
 def folds_of(labels: Tensor, folds: int) -> Tensor:
-    """(n,) int64: the fold of each picture, 0..folds - 1, its share of each class in each; -1 for the only one of its
-    class, which is always learned from. labels (n,) int64."""
+    """Stratified folds.
+
+    Args:
+        labels: Shape (n,), int64.
+        folds: Number of folds.
+
+    Returns:
+        Fold of each picture, 0 to folds - 1, shape (n,); -1 for the only picture of its class, which is never held out.
+    """
     fold = torch.full_like(labels, -1)
     for label in labels.unique():
         rows = (labels == label).nonzero()[:, 0]

@@ -1,4 +1,4 @@
-"""How well a linear probe does at every depth of a backbone: the probe curve, cross-validated in closed form."""
+"""The probe curve: the accuracy of a linear probe at every depth of a backbone, cross-validated in closed form."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from torch import Tensor
 from finetune.errors import InputError
 from finetune.linear.logistic import folds_of, principal_axes, spread
 
-# Ridge strengths, as shares of the mean eigenvalue of the features' covariance.
+# Ridge strengths as fractions of the mean eigenvalue of the features' covariance.
 STRENGTHS = tuple(float(value) for value in np.geomspace(1e-4, 10, 11))
-# Shares of the numbers of all depths that are tried beside all of them: Head2Toe (Evci et al. 2022) keeps few, too.
+# Fractions of the activations of all depths that are tried besides all of them, as in Head2Toe (Evci et al. 2022).
 SHARES = (0.1, 0.3)
 TOGETHER = "together"
 FOLDS = 5
-# Pictures differ from the backbone's own where another depth errs less than the last by more than this share of it.
+# Pictures differ from the backbone's own if the error of another depth is lower than that of the last by more than this
+# fraction.
 CLEARLY = 0.1
 
 _RESAMPLED = 2000
@@ -28,12 +29,17 @@ _RESAMPLED = 2000
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear probe at one depth. accuracy: each picture judged by a probe that has learned from the others; interval:
-    95 %, for other pictures like these; over_last: how much more of them than at the last depth, with its interval.
+    """A linear probe at one depth. All figures are held out; intervals are 95 %.
 
-    error: mean squared distance of its answers from the classes, as a share of what guessing the class sizes leaves.
-    It still tells depths apart that name nearly every picture right. less_error: how much less of it than at the last
-    depth, as a share of that, with its interval. width: numbers it reads. strength: chosen ridge strength.
+    Attributes:
+        depth: Name of the depth.
+        width: Number of activations that the probe reads.
+        accuracy: Accuracy, with its `interval`.
+        over_last: Accuracy minus that of the last depth, with its interval.
+        error: Mean squared error of the regression on the classes, relative to that of the class frequencies. It
+            separates depths at which accuracy is near 1.
+        less_error: Reduction of the error relative to the last depth, with its interval.
+        strength: Chosen ridge strength.
     """
 
     depth: str
@@ -49,13 +55,13 @@ class Probe:
 
     @property
     def clearly_better(self) -> bool:
-        """Whether it errs less than the last depth: by a tenth and more than chance, and names no fewer right."""
+        """Whether its error is lower than that of the last depth by a tenth, beyond chance, at no loss of accuracy."""
         return self.less_error_interval[0] > CLEARLY and self.over_last >= 0
 
 
 @dataclass(frozen=True)
 class ProbeCurve:
-    """Probes from the stem to the features, and one on all depths together. pictures, classes: judged."""
+    """Probes from the stem to the features, and one on all depths together, for a number of pictures and classes."""
 
     probes: tuple[Probe, ...]
     together: Probe
@@ -80,13 +86,13 @@ class ProbeCurve:
 
     @property
     def best(self) -> Probe:
-        """The depth that errs least, the highest one among equals."""
+        """The depth with the least error, the last one among equals."""
         return min(reversed(self.probes), key=lambda probe: probe.error)
 
     @property
     def different(self) -> bool:
         """Whether an earlier depth, or all together, is clearly better than the last: the pictures then differ from
-        those that the backbone learned from."""
+        those that the backbone was trained on."""
         return any(probe.clearly_better for probe in (*self.probes[:-1], self.together))
 
 
@@ -95,123 +101,134 @@ def _listed(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def probe_curve(parts: Sequence[Tensor], depths: Sequence[str], labels: Tensor, *, seed: int = 0) -> ProbeCurve:
-    """The curve of pooled activations `parts`, (n, width) each, named `depths`, for labels (n,) int64 from 0.
+    """The probe curve of pooled activations.
 
-    Ridge regression on one number a class, each picture left out in turn (Allen 1974, the prediction sum of squares,
-    in closed form), its strength the one that errs least. InputError for fewer than two classes, or two
-    pictures of one.
+    A probe is a ridge regression on the classes, leaving out each picture in turn, with the strength of least error.
+
+    Args:
+        parts: Activations of each depth, (n, width).
+        depths: Names of the depths.
+        labels: Shape (n,), int64 from 0.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        InputError: For fewer than two classes, or fewer than two pictures of a class.
+
+    Source: Allen (1974), the prediction sum of squares, in closed form.
     """
     counts = torch.bincount(labels)
     if len(counts) < 2 or int(counts[counts > 0].min()) < 2:
         raise InputError("a probe needs two classes or more, and two pictures of each")
     targets = _targets(labels)
     scaled = [_scaled(part) for part in parts]
-    judged = [_left_out(part, targets) for part in scaled]
-    judged.append(_together(scaled, targets, folds_of(labels, FOLDS)))
-    last = _Against(judged[-2], targets, labels, seed)
-    probes = [last.probe(name, found) for name, found in zip((*depths, TOGETHER), judged, strict=True)]
+    held_out = [_left_out(part, targets) for part in scaled]
+    held_out.append(_together(scaled, targets, folds_of(labels, FOLDS)))
+    last = _LastDepth(held_out[-2], targets, labels, seed)
+    probes = [last.probe(name, found) for name, found in zip((*depths, TOGETHER), held_out, strict=True)]
     return ProbeCurve(tuple(probes[:-1]), probes[-1], len(labels), len(counts))
 
 
-def probe_answers(features: Tensor, labels: Tensor, asked: Tensor) -> Tensor:
-    """The class (m,) that a probe on features (n, width) with labels (n,) from 0 gives each of (m, width)."""
+def probe_answers(features: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
+    """Classes (m,) of queries (m, width), by a probe on features (n, width) with labels (n,) from 0."""
     strength = _left_out(_scaled(features), _targets(labels)).strength
     one_hot = torch.nn.functional.one_hot(labels).double()
-    return _ridge(features.double(), one_hot, asked.double(), strength).argmax(1)
+    return _ridge(features.double(), one_hot, queries.double(), strength).argmax(1)
 
 
 def _targets(labels: Tensor) -> Tensor:
-    """(n, classes) float64 of mean 0, each class weighing the same."""
+    """One-hot classes (n, classes), float64, of mean 0."""
     one_hot = torch.nn.functional.one_hot(labels).double()
     return one_hot - one_hot.mean(0)
 
 
 def _scaled(part: Tensor) -> Tensor:
-    """(n, width) float64, centred, of mean square length 1: depths side by side then count alike."""
+    """Rows (n, width) float64, centred, of mean square length 1, so that depths side by side have equal weight."""
     rows = part.double()
     return (rows - rows.mean(0)) / spread(rows)
 
 
 @dataclass(frozen=True)
-class _Judged:
-    """answers (n, classes): of each picture, by what was learned from others. error (n,): squared distance from it."""
+class _HeldOut:
+    """Predictions (n, classes) of pictures by probes that were fitted without them, and squared errors (n,)."""
 
-    answers: Tensor
+    predictions: Tensor
     error: Tensor
     width: int
     strength: float
 
 
-def _left_out(features: Tensor, targets: Tensor) -> _Judged:
-    """Each of (n, width), centred, judged by what was learned from all the others, at the strength that errs least."""
+def _left_out(features: Tensor, targets: Tensor) -> _HeldOut:
+    """Predictions for centred features (n, width), each picture left out, at the strength of least error."""
     vectors, values = principal_axes(features)
-    best: _Judged | None = None
+    best: _HeldOut | None = None
     for strength in STRENGTHS:
         ridge = strength * float(values.sum()) / min(features.shape)
         shrunk = values / (values + ridge)
-        hat = vectors.square() @ shrunk + 1 / len(features)  # the mean was taken out of all of them
+        hat = vectors.square() @ shrunk + 1 / len(features)  # 1 / n for the mean of all pictures
         fitted = vectors @ (shrunk[:, None] * (vectors.T @ targets))
         residual = (targets - fitted) / (1 - hat).clamp_min(1e-9)[:, None]
         error = residual.square().sum(1)
         if best is None or error.mean() < best.error.mean():
-            best = _Judged(targets - residual, error, features.shape[1], strength)
+            best = _HeldOut(targets - residual, error, features.shape[1], strength)
     assert best is not None
     return best
 
 
-def _together(parts: Sequence[Tensor], targets: Tensor, fold: Tensor) -> _Judged:
-    """All depths side by side, or that share of their numbers that tells most about the classes: chosen anew on every
-    fold that a probe learns from, so that no picture has a say in what it is judged by."""
+def _together(parts: Sequence[Tensor], targets: Tensor, fold: Tensor) -> _HeldOut:
+    """Predictions from all depths side by side, or from the fraction of the activations that separates classes best.
+
+    The fraction is chosen without the held-out fold.
+    """
     side_by_side = torch.cat(list(parts), 1)
     best = _left_out(_scaled(side_by_side), targets)
     for share in SHARES:
         width = max(1, round(share * side_by_side.shape[1]))
-        answers, strengths = torch.zeros_like(targets), []
+        predictions, strengths = torch.zeros_like(targets), []
         for number in range(int(fold.max()) + 1):
-            learn, judge = fold != number, fold == number
-            kept = _telling(side_by_side[learn], targets[learn])[:width]
-            learned, judged = side_by_side[learn][:, kept], side_by_side[judge][:, kept]
-            strength = _left_out(learned - learned.mean(0), targets[learn] - targets[learn].mean(0)).strength
+            fitted, held_out = fold != number, fold == number
+            kept = _by_separation(side_by_side[fitted], targets[fitted])[:width]
+            features, queries = side_by_side[fitted][:, kept], side_by_side[held_out][:, kept]
+            strength = _left_out(features - features.mean(0), targets[fitted] - targets[fitted].mean(0)).strength
             strengths.append(strength)
-            answers[judge] = _ridge(learned, targets[learn], judged, strength)
-        error = (targets - answers).square().sum(1)
+            predictions[held_out] = _ridge(features, targets[fitted], queries, strength)
+        error = (targets - predictions).square().sum(1)
         if error.mean() < best.error.mean():
-            best = _Judged(answers, error, width, float(np.median(strengths)))
+            best = _HeldOut(predictions, error, width, float(np.median(strengths)))
     return best
 
 
-def _telling(features: Tensor, targets: Tensor) -> Tensor:
-    """Which of the numbers (width,) say most about the classes, each by itself: the F statistic orders them so."""
+def _by_separation(features: Tensor, targets: Tensor) -> Tensor:
+    """Columns (width,) in the order of their F statistic for the classes, the largest first."""
     centred = features - features.mean(0)
     explained = (targets.T @ centred).square().sum(0) / centred.square().sum(0).clamp_min(1e-12)
     return explained.argsort(descending=True)
 
 
-def _ridge(features: Tensor, targets: Tensor, asked: Tensor, strength: float) -> Tensor:
-    """What ridge regression on (n, width) says of (m, width): (m, classes)."""
+def _ridge(features: Tensor, targets: Tensor, queries: Tensor, strength: float) -> Tensor:
+    """Ridge regression on features (n, width): predictions (m, classes) for (m, width)."""
     mean, centre = features.mean(0), targets.mean(0)
     vectors, values = principal_axes(features - mean)
     ridge = strength * float(values.sum()) / min(features.shape)
     # weights = features.T @ vectors @ diag(1 / (values + ridge)) @ vectors.T @ targets
-    through = ((asked - mean) @ (features - mean).T) @ (vectors / (values + ridge))
+    through = ((queries - mean) @ (features - mean).T) @ (vectors / (values + ridge))
     return through @ (vectors.T @ (targets - centre)) + centre
 
 
-class _Against:
-    """Probes measured against the last depth on the same pictures, resampled together."""
+class _LastDepth:
+    """Compares probes with the last depth on the same pictures, by a paired bootstrap."""
 
-    def __init__(self, last: _Judged, targets: Tensor, labels: Tensor, seed: int):
+    def __init__(self, last: _HeldOut, targets: Tensor, labels: Tensor, seed: int):
         self._labels, self._error = labels, last.error.numpy()
         self._guessed = float(targets.square().sum(1).mean())
-        self._right = self._named(last)
+        self._right = self._correct(last)
         self._drawn = np.random.default_rng(seed).integers(len(labels), size=(_RESAMPLED, len(labels)))
 
-    def probe(self, depth: str, judged: _Judged) -> Probe:
-        right, error = self._named(judged), judged.error.numpy()
+    def probe(self, depth: str, found: _HeldOut) -> Probe:
+        right, error = self._correct(found), found.error.numpy()
         ratio = error[self._drawn].sum(1) / np.maximum(self._error[self._drawn].sum(1), 1e-300)
         return Probe(
             depth,
-            judged.width,
+            found.width,
             float(right.mean()),
             _interval(right[self._drawn].mean(1)),
             float((right - self._right).mean()),
@@ -219,11 +236,11 @@ class _Against:
             float(error.mean()) / self._guessed,
             1 - float(error.sum()) / max(float(self._error.sum()), 1e-300),
             _interval(1 - ratio),
-            judged.strength,
+            found.strength,
         )
 
-    def _named(self, judged: _Judged) -> NDArray[np.float64]:
-        return (judged.answers.argmax(1) == self._labels).double().numpy()
+    def _correct(self, found: _HeldOut) -> NDArray[np.float64]:
+        return (found.predictions.argmax(1) == self._labels).double().numpy()
 
 
 def _interval(values: NDArray[np.float64]) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""How many threads torch computes with: one where a problem is small."""
+"""The number of threads that torch computes with: one for a small problem."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-# Numbers in a matrix below which several threads gain less than they cost. They wait for each other after every small
-# product, and on a busy machine each wait lasts as long as other programs keep one of the cores.
+# Numbers in a matrix below which several threads cost more than they gain. Threads wait for each other after every
+# small product, and on a busy machine a wait lasts until other programs release a core.
 SMALL = 2_000_000
 
 
