@@ -56,7 +56,7 @@ _ROOMS = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when first asked for: torch takes seconds, which `fewshot --help` need not wait."""
+    """Import a name on first use: importing torch takes seconds, which `fewshot --help` does not need."""
     if name in _ROOMS:
         return getattr(import_module(f"fewshot.{_ROOMS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

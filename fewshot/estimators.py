@@ -1,4 +1,4 @@
-"""The scikit-learn face: an encoder as a transformer, the gallery as a classifier."""
+"""The scikit-learn estimators: an encoder as a transformer, the gallery as a classifier."""
 
 from __future__ import annotations
 
@@ -19,25 +19,37 @@ from fewshot.recognition.gallery import Gallery
 from finetune.errors import InputError
 from finetune.features.acceleration import TOLERANCE
 
-# Where nothing can be learned about it: a class that is 0.05 more similar is e times as probable.
+# Default: a class that is 0.05 more similar is e times as probable.
 TEMPERATURE = 0.05
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-3, 10.0
 
-_LEFT_OUT_AT_MOST = 500  # examples
+_LEFT_OUT_AT_MOST = 500  # examples used to choose the temperature
 
 Vectors = NDArray[np.float32]
 Floats = NDArray[np.float64]
 
 
 class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """Pictures to unit vectors, by an encoder that does not learn.
+    """Transforms pictures to unit vectors by an encoder that is not trained further.
 
-    source, weights, views, tolerance, device: as `Embedder.load` takes them. batch_size, workers: as `Embedder.embed`
-    does. picture_shape: (h, w) of pictures that are given as rows of numbers; None where these are square, or else for
-    a single row of pixels.
+    Args:
+        source, weights, views, tolerance, device: As for `Embedder.load`.
+        batch_size, workers: As for `Embedder.embed`.
+        picture_shape: Height and width of pictures given as rows of numbers; None for squares, or a single row of
+            pixels.
 
-    Learned: embedder_, which a copy or a pickle leaves out and opens again from `source`; width_, numbers in a vector;
-    fingerprint_, of the encoder; n_features_in_, where pictures came as rows of numbers.
+    Attributes:
+        embedder_: The encoder. Copies and pickles leave it out and load it from `source` again.
+        width_: Length of a vector.
+        fingerprint_: Of the encoder.
+        n_features_in_: Numbers in a row, if pictures were given as rows of numbers.
+
+    Example:
+        >>> from sklearn.pipeline import make_pipeline
+        >>> from fewshot import EmbeddingTransformer, RecognizerClassifier
+        >>> pipeline = make_pipeline(EmbeddingTransformer("omniglot"), RecognizerClassifier())
+        >>> pipeline.fit(["cow.png", "cat.png"], ["cow", "cat"]).predict(["new.png"])  # doctest: +SKIP
+        array(['cow'], dtype='<U3')
     """
 
     def __init__(
@@ -62,8 +74,12 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         self.picture_shape = picture_shape
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Open the encoder; nothing is learned, and no picture is read. InputError where there is no such encoder,
-        ValueError for an X that `transform` could not take."""
+        """Load the encoder; nothing is learned and no picture is read.
+
+        Raises:
+            InputError: If there is no such encoder.
+            ValueError: For an X that `transform` cannot take.
+        """
         self._pictures(X, fitting=True)
         embedder = self._open()
         self._embedder = embedder
@@ -72,13 +88,19 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         return self
 
     def transform(self, X: Any) -> Vectors:
-        """(n, d) float32 unit vectors of n pictures.
+        """Embed pictures.
 
-        X: a list or 1-d array of paths, contents of files, PIL images or arrays (h, w) or (h, w, 1, 3 or 4); an array
-        (n, h, w, 3); or an array (n, h * w) of finite numbers, each row a grey picture, line by line. Whole numbers
-        and floats mean what they do to `read_image`: floats that leave [0, 1] are scaled picture by picture.
+        Args:
+            X: A list or 1-d array of paths, contents of files, PIL images or arrays (h, w) or (h, w, 1, 3 or 4); an
+                array (n, h, w, 3); or an array (n, h * w) of finite numbers, each row a grey picture, line by line.
+                Numbers mean the same as for `read_image`; floats outside [0, 1] are scaled picture by picture.
 
-        UnreadablePicture, naming it by position, for what cannot be read; ValueError for another shape.
+        Returns:
+            Unit vectors, shape (n, d), float32.
+
+        Raises:
+            UnreadablePicture: If a picture cannot be read; names its position.
+            ValueError: For other shapes.
         """
         check_is_fitted(self)
         pictures = self._pictures(X, fitting=False)
@@ -86,13 +108,13 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
 
     @property
     def embedder_(self) -> Embedder:
-        """InputError where `source` is no longer the encoder that it was when this was fitted."""
+        """The encoder. InputError if `source` has changed since `fit`."""
         check_is_fitted(self)
         if self._embedder is None:
             embedder = self._open()
             if embedder.fingerprint != self.fingerprint_:
                 raise InputError(
-                    f"{self.source} is the encoder {embedder.fingerprint}; this was fitted with {self.fingerprint_}"
+                    f"{self.source} has the fingerprint {embedder.fingerprint}; it was fitted with {self.fingerprint_}"
                 )
             self._embedder = embedder
         return self._embedder
@@ -109,14 +131,14 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
     def _pictures(self, X: Any, *, fitting: bool) -> list[Any]:
         listed = _listed(X)
         if listed is not None:
-            if fitting:  # what was known of rows of numbers
+            if fitting:  # known from an earlier fit on rows of numbers
                 for name in {"n_features_in_", "feature_names_in_"} & set(vars(self)):
                     delattr(self, name)
             return listed
         rows = validate_data(self, X, reset=fitting)
         height, width = self.picture_shape or _shape(rows.shape[1])
         if height * width != rows.shape[1]:
-            raise ValueError(f"rows of {rows.shape[1]} numbers are no pictures of picture_shape {height} x {width}")
+            raise ValueError(f"rows of {rows.shape[1]} numbers do not match picture_shape {height} x {width}")
         return [_grey(row).reshape(height, width) for row in rows]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -125,29 +147,40 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float32"]  # which vectors always are
+        tags.transformer_tags.preserves_dtype = ["float32"]  # vectors are always float32
         return tags
 
 
 class RecognizerClassifier(ClassifierMixin, BaseEstimator):
-    """A `Gallery` of vectors: the class with the most similar examples, from one example of each on.
+    """Classifies vectors by the class with the most similar examples, from one example of each class on.
 
-    Vectors are brought to unit length. One of zeros has no direction: it is as similar to another one of zeros as can
-    be, and to all others 0.
+    Vectors are normalised. A vector of zeros has similarity 1 to other vectors of zeros, and 0 to all others.
 
-    false_accept_rate: share of vectors of no class that may be taken for one; None where there are none such, so that
-    each is given a class. One class alone gives no threshold, and accepts everything. unknown_label: what the others
-    are called; scikit-learn's scores want it to be of the type of the labels. temperature: difference of similarity
-    that makes a class e times as probable; None for that under which the examples, each left out in turn, are
-    likeliest, or TEMPERATURE where fewer than two classes have two.
+    Args:
+        false_accept_rate: Share of vectors of no class that may be given one; None if there are no such vectors, so
+            that each is given a class. A single class gives no threshold and accepts everything.
+        unknown_label: Label of the others; scikit-learn's metrics need the type of the labels.
+        temperature: Difference of similarity that makes a class e times as probable. None for the one that makes the
+            examples, each left out in turn, most likely, or TEMPERATURE if fewer than two classes have two examples.
 
-    Learned: classes_, sorted; gallery_; threshold_, the similarity under which a vector is unknown; temperature_;
-    n_features_in_.
+    Attributes:
+        classes_: Sorted.
+        gallery_: The examples.
+        threshold_: The smallest similarity that is accepted.
+        temperature_: That is used.
+        n_features_in_: Length of a vector.
+
+    Example:
+        >>> import numpy as np
+        >>> from fewshot import RecognizerClassifier
+        >>> classifier = RecognizerClassifier().fit(np.eye(2), ["right", "up"])
+        >>> classifier.predict([[0.6, 0.8]]).tolist()
+        ['up']
     """
 
     classes_: NDArray[Any]
     gallery_: Gallery
-    _enrolled: NDArray[Any]  # the classes with examples, in the order of the gallery's labels
+    _enrolled: NDArray[Any]  # classes with examples, in the order of the gallery's labels
 
     def __init__(
         self, *, false_accept_rate: float | None = None, unknown_label: Any = None, temperature: float | None = None
@@ -157,25 +190,25 @@ class RecognizerClassifier(ClassifierMixin, BaseEstimator):
         self.temperature = temperature
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
-        """Learn from vectors X (n, d) and their labels y (n,), forgetting what was learned before.
+        """Learn from vectors X (n, d) and labels y (n,), in place of earlier ones.
 
-        ValueError for what is not finite or of another shape, and labels that are no classes; InputError for a rate
-        outside of (0, 1) and a temperature that is not above 0.
+        Raises:
+            ValueError: For numbers that are not finite, other shapes, and labels that are no classes.
+            InputError: For a rate outside (0, 1), and a temperature that is not above 0.
         """
         return self._learn(X, y, None, anew=True)
 
     def partial_fit(self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None = None) -> Self:
-        """Learn from more examples, also of classes that never came before. Errors as for `fit`.
+        """Learn from more examples, also of new classes. Errors as for `fit`.
 
-        classes: labels that may come later, so that predict_proba has their columns from the start. Elsewhere in
-        scikit-learn they must be told at the first call; here that can be left out, and is no limit: a class joins
-        classes_, and moves the columns behind it, when its first example comes. One without examples is never
-        predicted.
+        classes: Labels that may follow later, so that predict_proba has their columns from the start. Unlike elsewhere
+        in scikit-learn it is optional and no limit: a class joins classes_ with its first example, which moves the
+        columns after it. A class without examples is never predicted.
         """
         return self._learn(X, y, classes, anew=not hasattr(self, "gallery_"))
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """(n,) labels of vectors (n, d): the nearest class, or `unknown_label` for less than threshold_."""
+        """Labels (n,) of vectors (n, d): the nearest class, or `unknown_label` below threshold_."""
         similarity = self._similarity(X)
         nearest = self.classes_[similarity.argmax(1)]
         if self.false_accept_rate is None:
@@ -187,23 +220,26 @@ class RecognizerClassifier(ClassifierMixin, BaseEstimator):
         return np.asarray(answers)
 
     def predict_proba(self, X: ArrayLike) -> Vectors:
-        """(n, classes) float32, in the order of classes_: how probable each class is where it must be one of them."""
-        return softmax(self._similarity(X), self.temperature_).astype(np.float32)  # more digits would be rounding
+        """Probabilities (n, classes) float32 in the order of classes_, given that it is one of them."""
+        return softmax(self._similarity(X), self.temperature_).astype(
+            np.float32
+        )  # further digits would be rounding errors
 
     def decision_function(self, X: ArrayLike) -> Vectors:
-        """(n, classes) float32, similarities from -1 to 1; of two classes, (n,), how much more similar the second is.
+        """Similarities (n, classes) float32, from -1 to 1; for two classes, (n,): second minus first.
 
-        A class without examples has -1."""
+        A class without examples has -1.
+        """
         similarity = np.maximum(self._similarity(X), -1).astype(np.float32)
         return similarity[:, 1] - similarity[:, 0] if len(self.classes_) == 2 else similarity
 
     def _learn(self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None, *, anew: bool) -> Self:
         if self.temperature is not None and not 0 < self.temperature < np.inf:
-            raise InputError(f"a temperature of {self.temperature} was asked for; one above 0 is wanted")
+            raise InputError(f"temperature must be above 0, not {self.temperature}")
         vectors, labels = validate_data(self, X, y, reset=anew, dtype=np.float64)
         check_classification_targets(labels)
-        told = np.unique(labels) if classes is None else _joined(np.unique(labels), np.unique(classes))
-        known = told if anew else _joined(self.classes_, told)
+        given = np.unique(labels) if classes is None else _joined(np.unique(labels), np.unique(classes))
+        known = given if anew else _joined(self.classes_, given)
         if anew:
             rate = 0.05 if self.false_accept_rate is None else self.false_accept_rate
             gallery, enrolled = Gallery(self.n_features_in_ + 1, false_accept_rate=rate), np.empty(0, known.dtype)
@@ -218,7 +254,7 @@ class RecognizerClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def _similarity(self, X: ArrayLike) -> Floats:
-        """(n, classes), in the order of classes_; minus infinity to one without examples."""
+        """Similarities (n, classes) in the order of classes_; minus infinity for a class without examples."""
         check_is_fitted(self)
         vectors = _directions(validate_data(self, X, reset=False, dtype=np.float64))
         similarity = np.full((len(vectors), len(self.classes_)), -np.inf)
@@ -230,7 +266,7 @@ class RecognizerClassifier(ClassifierMixin, BaseEstimator):
 
 
 def _listed(X: Any) -> list[Any] | None:
-    """X as a list of pictures; None where it is none, but numbers in rows, or nothing that is known."""
+    """X as a list of pictures; None if it is not one, such as rows of numbers."""
     if isinstance(X, (np.ndarray, torch.Tensor)) and X.ndim == 4:
         return list(X)
     if not isinstance(X, (list, tuple)) and getattr(X, "ndim", None) != 1:
@@ -248,7 +284,7 @@ def _shape(pixels: int) -> tuple[int, int]:
 
 
 def _grey(row: NDArray[Any]) -> NDArray[Any]:
-    """Numbers as `read_image` takes them."""
+    """A row in a type that `read_image` takes."""
     if row.dtype.kind not in "iu":
         return row
     return row.astype(np.uint16 if row.min() >= 0 and row.max() < 1 << 16 else np.float64)
@@ -258,23 +294,25 @@ def _grey(row: NDArray[Any]) -> NDArray[Any]:
 
 
 def _directions(X: Floats) -> Vectors:
-    """(n, d + 1) unit vectors; the last number is 0, or 1 where all others are."""
+    """Unit vectors (n, d + 1); the last number is 1 for a vector of zeros, else 0."""
     largest = np.abs(X).max(1, keepdims=True)
-    scaled = np.divide(X, largest, out=np.zeros_like(X), where=largest > 0)  # squares of any number are too large
+    scaled = np.divide(
+        X, largest, out=np.zeros_like(X), where=largest > 0
+    )  # the squares of large numbers would overflow
     scaled = np.concatenate([scaled, largest == 0], 1)
     return np.asarray(scaled / np.linalg.norm(scaled, axis=1, keepdims=True), np.float32)
 
 
 def _joined(some: NDArray[Any], others: NDArray[Any]) -> NDArray[Any]:
-    """Labels of both, sorted."""
+    """The union of labels, sorted."""
     numbers = [labels.dtype.kind in "biuf" for labels in (some, others)]
     if len(some) and len(others) and numbers[0] != numbers[1]:
-        raise ValueError(f"labels are all numbers or all texts, not both: {some[0]!r} and {others[0]!r}")
+        raise ValueError(f"labels must be all numbers or all texts, not both: {some[0]!r} and {others[0]!r}")
     return np.union1d(some, others)
 
 
 def _enrol(gallery: Gallery, enrolled: NDArray[Any], vectors: Vectors, y: NDArray[Any]) -> NDArray[Any]:
-    """Examples to classes; returns the gallery's classes, which it knows by their places among these."""
+    """Enrol examples. Returns the classes of the gallery, whose labels are positions among these."""
     labels, of = np.unique(y, return_inverse=True)
     all_enrolled = np.concatenate([enrolled, labels[~np.isin(labels, enrolled)]])
     places = np.array([int((all_enrolled == label).argmax()) for label in labels])
@@ -288,17 +326,17 @@ def _enrol(gallery: Gallery, enrolled: NDArray[Any], vectors: Vectors, y: NDArra
 
 
 def _likeliest_temperature(gallery: Gallery) -> float:
-    """That under which examples are likeliest to be of their class, each compared with all others."""
+    """The temperature that makes the examples most likely, each compared with all others."""
     if sum(count > 1 for count in gallery.counts.values()) < 2:
         return TEMPERATURE
     similarity, own = _left_out(gallery)
-    # Platt (1999, "Probabilistic outputs for support vector machines", 2.2): who has seen n right answers does not
-    # expect the next one with certainty. Without it, classes that are told apart would have a temperature of 0.
+    # Smoothed targets (Platt 1999, "Probabilistic outputs for support vector machines", 2.2): without them, separated
+    # classes would have a temperature of 0.
     target = np.full(similarity.shape, 1 / (len(own) + 2) / (similarity.shape[1] - 1))
     target[np.arange(len(own)), own] = (len(own) + 1) / (len(own) + 2)
     wanted = (target * similarity).sum()
     low, high = np.log(LOWEST_TEMPERATURE), np.log(HIGHEST_TEMPERATURE)
-    for _ in range(20):  # the likelihood rises to one maximum, and falls from there
+    for _ in range(20):  # the likelihood has a single maximum
         middle = (low + high) / 2
         expected = (softmax(similarity, np.exp(middle)) * similarity).sum()
         low, high = (low, middle) if expected < wanted else (middle, high)
@@ -306,8 +344,10 @@ def _likeliest_temperature(gallery: Gallery) -> float:
 
 
 def _left_out(gallery: Gallery) -> tuple[Floats, NDArray[np.int64]]:
-    """Similarities (n, classes) of examples, of those that are not alone, to all classes less themselves; and the
-    place (n,) of the class of each."""
+    """Similarities (n, classes) of left-out examples to all classes, and the position (n,) of the class of each.
+
+    Examples that are alone in their class are not used.
+    """
     counts = np.array(list(gallery.counts.values()))
     starts, of = counts.cumsum() - counts, np.repeat(np.arange(len(counts)), counts)
     several = (counts[of] > 1).nonzero()[0]
@@ -322,5 +362,5 @@ def _left_out(gallery: Gallery) -> tuple[Floats, NDArray[np.int64]]:
 
 
 def softmax(similarity: ArrayLike, temperature: float) -> NDArray[np.float64]:
-    """(n, classes) probabilities of similarities (n, classes), the sharper the lower the temperature."""
+    """Probabilities (n, classes) of similarities (n, classes); a lower temperature makes them sharper."""
     return np.asarray(torch.softmax(torch.as_tensor(np.asarray(similarity, np.float64)) / temperature, 1).numpy())

@@ -1,4 +1,4 @@
-"""The result of a benchmark as a table on stdout."""
+"""Prints the results of a benchmark as a table."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from fewshot.evaluation.benchmark import BenchmarkReport, published_for, task_na
 from fewshot.evaluation.measure import Result
 from fewshot.evaluation.protocols import VerificationResult
 
-# Characters of a line where the output is no terminal.
+# Width of a line if the output is not a terminal, in characters.
 LOG_WIDTH = 150
 
 
 def print_report(report: BenchmarkReport) -> None:
-    """As a table on stdout: what was measured, each followed by what was published."""
-    table = Table(title=f"{report.model} ({report.fingerprint or 'nothing learned'})", title_justify="left")
+    """Print the results on stdout, each followed by the published ones."""
+    table = Table(title=f"{report.model} ({report.fingerprint or 'no training'})", title_justify="left")
     for heading in ("protocol", "", "accuracy", "95 % interval", "trials"):
         table.add_column(heading, justify="left" if heading in ("protocol", "") else "right")
     for position, result in enumerate(report.results):
@@ -27,12 +27,10 @@ def print_report(report: BenchmarkReport) -> None:
             gap = f"{100 * difference.difference:+.2f}", f"{100 * low:+.2f} to {100 * high:+.2f}"
             table.add_row("", f"difference, p = {difference.p:.4f}", *gap, "")
         for row in published_for(result):
-            table.add_row(
-                "", f"{row.name} ({row.source})", f"{100 * row.accuracy:.1f}", "as published", "", style="dim"
-            )
+            table.add_row("", f"{row.name} ({row.source})", f"{100 * row.accuracy:.1f}", "published", "", style="dim")
     console = Console(soft_wrap=True)
     if not console.is_terminal:
-        console = Console(soft_wrap=True, width=LOG_WIDTH)  # a file has no width that lines would have to be broken at
+        console = Console(soft_wrap=True, width=LOG_WIDTH)  # lines of a file need not be wrapped
     console.print(table)
     for result in report.results:
         if isinstance(result, VerificationResult):
@@ -42,7 +40,7 @@ def print_report(report: BenchmarkReport) -> None:
             )
         if result.leaking:
             console.print(
-                f"{task_name(result)}: {result.leaking} characters tested on were trained on; not a fair figure"
+                f"{task_name(result)}: {result.leaking} test characters were trained on; the accuracy is too high"
             )
 
 

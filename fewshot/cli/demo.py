@@ -1,4 +1,4 @@
-"""One-shot learning on what ships with the packages: handwritten digits told apart from one example of each."""
+"""The demo: handwritten digits recognised from one example of each."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from finetune.data.digits import write_digits
 from finetune.data.images import read_image
 from finetune.progress import Display
 
-DRAWS = 20  # of the examples, each asked about all other digits
+DRAWS = 20  # random choices of the examples; all other digits are queries
 SHOTS = (1, 5)
 
 
 @dataclass(frozen=True)
-class Row:
-    """accuracy: mean over the draws; interval: 95 %, for other examples of the digits."""
+class DemoResult:
+    """Mean accuracy over the draws, with a 95 % interval for other examples of the digits."""
 
     vectors: str
     shots: int
@@ -34,13 +34,16 @@ class Row:
 
 
 def run_demo(out: Path, *, seed: int = 0, display: Display) -> list[dict[str, Any]]:
-    """Write the digits to `out`/digits, embed them by the encoder that ships, which has never seen a digit, and show
-    and return how often the nearest example is of the right digit, beside pixels compared as they are."""
+    """Write the digits to `out`/digits and measure how often the nearest example shows the correct digit.
+
+    Compares the encoder that ships, which was not trained on digits, with plain pixels. Shows a table and returns the
+    results as JSON values.
+    """
     folder = out / "digits"
     write_digits(folder, seed=seed)
     paths = sorted((folder / "test").rglob("*.png"))
     labels = torch.tensor([int(path.parent.name) for path in paths])
-    display.say(f"{folder}: {len(paths):,} handwritten digits; one of each is learned from, the others are asked about")
+    display.say(f"{folder}: {len(paths):,} handwritten digits; one example of each, the others are queries")
     embedder = Embedder.load("omniglot", device="cpu")
     pixels = torch.from_numpy(
         np.stack([255 - np.asarray(read_image(path).convert("L"), np.float32).ravel() for path in paths])
@@ -49,7 +52,7 @@ def run_demo(out: Path, *, seed: int = 0, display: Display) -> list[dict[str, An
     for name, vectors in (
         ("pixels", pixels),
         (
-            f"encoder of Omniglot's characters ({embedder.fingerprint})",
+            f"encoder trained on Omniglot ({embedder.fingerprint})",
             torch.from_numpy(embedder.embed(paths, display=display)),
         ),
     ):
@@ -59,7 +62,7 @@ def run_demo(out: Path, *, seed: int = 0, display: Display) -> list[dict[str, An
     return [asdict(row) for row in rows]
 
 
-def _measured(name: str, vectors: Tensor, labels: Tensor, shot: int, seed: int) -> Row:
+def _measured(name: str, vectors: Tensor, labels: Tensor, shot: int, seed: int) -> DemoResult:
     pool = arrange(labels)
     drawn = episodes_of_classes(
         pool,
@@ -70,10 +73,10 @@ def _measured(name: str, vectors: Tensor, labels: Tensor, shot: int, seed: int) 
     )
     per_draw = score_episodes(vectors, drawn).credit.double().mean((1, 2))
     interval = bootstrap_interval(per_draw.tolist(), drawn.query.numel(), seed)
-    return Row(name, shot, float(per_draw.mean()), interval)
+    return DemoResult(name, shot, float(per_draw.mean()), interval)
 
 
-def _show(rows: list[Row]) -> None:
+def _show(rows: list[DemoResult]) -> None:
     table = Table(title=f"handwritten digits, examples drawn {DRAWS} times", title_justify="left")
     for heading in ("vectors", "examples of each digit", "accuracy", "95 % interval"):
         table.add_column(heading, justify="left" if heading == "vectors" else "right")

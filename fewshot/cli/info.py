@@ -1,4 +1,4 @@
-"""What an index, a gallery or an encoder is, told in a few entries."""
+"""The main facts about an index, a gallery or an encoder."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fewshot.search.index import Index
 from fewshot.search.index_files import ABOUT_FILE
 
 
-def about(path: str) -> dict[str, Any]:
-    """`path`: an index's or a gallery's folder, or what Embedder.load takes. InputError for anything else."""
+def info(path: str) -> dict[str, Any]:
+    """Describe the folder of an index or a gallery, or an encoder as Embedder.load takes it, as JSON values."""
     folder = Path(path)
     if (folder / ABOUT_FILE).is_file():
         return _of_index(folder)

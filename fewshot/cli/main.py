@@ -1,4 +1,4 @@
-"""The `fewshot` command: thin, no logic."""
+"""The `fewshot` command: options in, calls of the API, results out."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def cli() -> None:
     "--split",
     type=ChoiceOption(["lake", "lake-minimal", "vinyals", "koch"]),
     show_default="lake",
-    help="Part of Omniglot to train on: what the protocol of this name allows.",
+    help="Part of Omniglot to train on: the training split of this protocol.",
 )
 @click.option(
     "--all", "everything", is_flag=True, help="Also train on the validation classes, and keep the last weights."
@@ -63,7 +63,7 @@ def cli() -> None:
     show_default="all 20",
     help="Number of drawings of each Omniglot character to train on.",
 )
-@click.option("--self-supervised", is_flag=True, help="Use no labels: every picture is a class of its own.")
+@click.option("--self-supervised", is_flag=True, help="Use no labels: every picture is a separate class.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped, with the same options.")
 @at_data
 @hyper_parameters(SiameseConfig)
@@ -82,8 +82,8 @@ def train(
 ) -> None:
     """Train an encoder as a Siamese network.
 
-    Give the word omniglot, or a folder with one sub-folder of pictures per class. --minutes covers the training steps
-    alone: reading the pictures, timing a step and measuring the result come on top, and are announced.
+    Give the word omniglot, or a folder with one sub-folder of pictures per class. --minutes limits the training steps
+    alone. Reading the pictures, timing a step and measuring the result take additional time, which is shown.
     """
     from fewshot.training.train import learn_folder, learn_omniglot, metrics_of
 
@@ -103,7 +103,7 @@ def train(
     else:
         for name, given in (("--split", split), ("--examples", examples), ("--data", data)):
             if given:
-                raise InputError(f"{name} goes with omniglot, not with the folder {source}")
+                raise InputError(f"{name} is for omniglot, not for the folder {source}")
         learn_folder(
             Path(source),
             out,
@@ -131,8 +131,8 @@ def train(
     default=("all",),
     show_default=True,
     help="Protocol to measure by: lake, lake-minimal, within, koch, vinyals, vinyals-upright, all-way-423, all-way-659 "
-    "or all-way-1692. Give the option again for more. all takes every protocol that the model may be measured by, "
-    "all-way the last three.",
+    "or all-way-1692. Repeat the option for more. all uses every protocol that suits the model, all-way the last "
+    "three.",
 )
 @click.option(
     "--model",
@@ -152,12 +152,12 @@ def train(
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Number of distorted views of each drawing whose vectors are averaged.",
+    help="Number of distorted views of each drawing. Their vectors are averaged.",
 )
 @click.option(
     "--rerank", is_flag=True, help="Compare the few nearest drawings again by affine alignment (lake and koch only)."
 )
-@click.option("--allow-leaks", is_flag=True, help="Also measure on characters that were trained on, and report it.")
+@click.option("--allow-leaks", is_flag=True, help="Also test on characters that were trained on; the report says so.")
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random episodes and pairs."
 )
@@ -178,8 +178,8 @@ def benchmark(
 ) -> None:
     """Measure an encoder by the published protocols of Omniglot.
 
-    Each figure has a 95 % interval and stands beside the published ones. The command says how long it will take before
-    it begins.
+    Each accuracy has a 95 % interval and is shown beside the published ones. The command first shows how long it will
+    take.
     """
     from fewshot.cli.benchmark_table import print_report
     from fewshot.evaluation.benchmark import benchmark as measured
@@ -213,7 +213,7 @@ def benchmark(
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all random numbers.")
 @as_json
 def demo(out: Path, seed: int, as_json: bool) -> None:
-    """Tell handwritten digits apart from one example of each.
+    """Recognise handwritten digits from one example of each.
 
     Uses the encoder that ships with the package. Nothing is downloaded.
     """
@@ -256,11 +256,11 @@ def download(folder: Path) -> None:
 @on_device
 @as_json
 def report(run: str, out: Path | None, data: Path | None, seed: int, device: str, as_json: bool) -> None:
-    """Write a page that shows what an encoder learned.
+    """Write a page about an encoder: accuracy, errors and training.
 
     RUN is a folder that `fewshot train` wrote; the word omniglot stands for the encoder that ships. The page shows
-    accuracies beside the published ones, typical mistakes, ROC curves and a map of the embedding. It is one file that
-    opens offline. The command says how long it will take before it begins.
+    accuracies beside the published ones, typical errors, ROC curves and a map of the embedding. It is one file that
+    opens offline. The command first shows how long it will take.
     """
     from fewshot.report.report import report as written
 
@@ -271,7 +271,7 @@ def report(run: str, out: Path | None, data: Path | None, seed: int, device: str
         click.echo(f"in {found.path}")
 
 
-# In the order in which they are used.
+# In the order of use.
 for command in (
     enrol,
     recognize,

@@ -1,4 +1,4 @@
-"""The commands on one's own pictures: embed, search, verify, info; thin, no logic."""
+"""The commands for your own pictures: embed, search, verify, info."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from finetune.options.command_line import ChoiceOption, as_json, display_for, ex
     default="auto",
     show_default=True,
     help="Structure of the index. exact compares all vectors, ivf and hnsw are approximate. auto is exact until the "
-    "collection is so large that an approximate structure gains much.",
+    "collection is so large that an approximate structure is much faster.",
 )
 @by_model("omniglot")
 @in_batches
@@ -52,8 +52,8 @@ def embed(
 ) -> None:
     """Create or update an index of a folder of pictures.
 
-    Pictures of FOLDER and its sub-folders that are new or changed are embedded; those that are gone are removed from
-    the index. Then: fewshot search INDEX PICTURE.
+    New and changed pictures of FOLDER and its sub-folders are embedded; deleted ones are removed from the index. Then
+    use: fewshot search INDEX PICTURE.
     """
     from fewshot.search.picture_index import keep_index
 
@@ -71,7 +71,8 @@ def embed(
     )
     if index.recall < 1:
         click.echo(
-            f"approximate ({index.structure}): {index.recall:.1%} of the 10 nearest are found, as measured on these"
+            f"approximate ({index.structure}): a search finds {index.recall:.1%} of the 10 nearest, measured on these "
+            "pictures"
         )
     click.echo(f"fewshot search {out} PICTURE…")
 
@@ -116,7 +117,7 @@ def search(
     device: str,
     as_json: bool,
 ) -> None:
-    """Find the pictures of an index that are most alike.
+    """Find the most similar pictures of an index.
 
     INDEX is a folder that `fewshot embed` wrote. Each QUERY is a picture or a folder of pictures.
     """
@@ -137,7 +138,7 @@ def search(
         for neighbour in near:
             click.echo(f"  {neighbour.similarity:6.3f}  {neighbour.key}")
         if not near:
-            click.echo("  nothing so similar")
+            click.echo("  no picture is similar enough")
 
 
 @click.command()
@@ -166,8 +167,8 @@ def verify(
 ) -> None:
     """Decide whether two pictures show the same thing.
 
-    The threshold is set so that a share of --false-accept-rate of different pairs is accepted by mistake. The encoder
-    omniglot carries its own threshold; for another one give --calibrate.
+    The threshold accepts a share of --false-accept-rate of the different pairs by mistake. The encoder omniglot carries
+    its own threshold; other encoders need --calibrate.
     """
     from fewshot.recognition.verifier import Verifier
 
@@ -181,12 +182,11 @@ def verify(
         print_json(asdict(found))
         return
     click.echo(
-        f"{'same' if found.same else 'different'}: similarity {found.similarity:.3f}, the same from "
-        f"{found.threshold:.3f} on"
+        f"{'same' if found.same else 'different'}: similarity {found.similarity:.3f}, threshold {found.threshold:.3f}"
     )
     click.echo(
-        f"there, {found.false_accept_rate:.2%} of different pairs were accepted and {found.false_reject_rate:.2%} of "
-        "same ones rejected"
+        f"at this threshold, {found.false_accept_rate:.2%} of different pairs were accepted and "
+        f"{found.false_reject_rate:.2%} of same pairs were rejected"
     )
 
 
@@ -195,9 +195,9 @@ def verify(
 @as_json
 def info(path: str, as_json: bool) -> None:
     """Describe an index, a gallery or an encoder."""
-    from fewshot.cli.info import about
+    from fewshot.cli.info import info as described
 
-    found = about(path)
+    found = described(path)
     if as_json:
         print_json(found)
         return

@@ -1,4 +1,4 @@
-"""The commands on a gallery: enrol, recognize, calibrate, forget; thin, no logic."""
+"""The commands for a gallery: enrol, recognize, calibrate, forget."""
 
 from __future__ import annotations
 
@@ -19,8 +19,13 @@ if TYPE_CHECKING:
     from fewshot.recognition.recognizer import Recognition, Recognizer
 
 
-# Pairs of classes that are too alike, shown at most.
+# Largest number of too similar pairs of classes that is shown.
 _SHOWN_PAIRS = 5
+
+NO_THRESHOLD = (
+    "no threshold: the encoder carries none, and a single class says nothing about unknown pictures; enrol a second "
+    "class, give --background pictures, or use fewshot calibrate"
+)
 
 
 @click.command()
@@ -31,8 +36,8 @@ _SHOWN_PAIRS = 5
     "--background",
     type=existing,
     show_default="none",
-    help="Folder of pictures that show none of the classes, and are like the unknown pictures that will come. About "
-    "80 of them set the threshold well.",
+    help="Folder of pictures that show none of the classes and resemble the unknown pictures in use. About 80 of them "
+    "give a good threshold.",
 )
 @at_rate("that of the gallery; equal errors for a new one")
 @by_model(None, "the encoder of the gallery; omniglot for a new one")
@@ -52,9 +57,9 @@ def enrol(
 ) -> None:
     """Add a class to a gallery from one or a few pictures.
 
-    GALLERY is a folder, created where it does not exist. LABEL is the name of the class. Without --false-accept-rate
-    the threshold is chosen for equal errors: as many unknown pictures are accepted as pictures of the classes are
-    refused, and no more than a fifth of them.
+    GALLERY is a folder, created if it does not exist. LABEL is the name of the class. Without --false-accept-rate, the
+    threshold is chosen for equal errors: as many unknown pictures are accepted as pictures of the classes are refused,
+    at most a fifth.
     """
     from fewshot.recognition.recognizer import change_gallery
     from finetune.data.folder import list_unlabelled
@@ -92,11 +97,11 @@ def forget(gallery: Path, labels: Sequence[str], device: str, as_json: bool) -> 
 @on_device
 @as_json
 def calibrate(gallery: Path, folder: Path, false_accept_rate: float | None, device: str, as_json: bool) -> None:
-    """Set the threshold of a gallery on labelled pictures.
+    """Choose the threshold of a gallery on labelled pictures.
 
-    FOLDER has one sub-folder of pictures per class. Pictures below a sub-folder with the name of an enrolled class
-    measure how many of its pictures are refused; all others measure how many unknown pictures are accepted. None of
-    them becomes an example.
+    FOLDER has one sub-folder of pictures per class. Pictures in a sub-folder with the name of an enrolled class measure
+    how many of its pictures are refused; all others measure how many unknown pictures are accepted. None of them
+    becomes an example.
     """
     from fewshot.recognition.recognizer import change_gallery
 
@@ -107,8 +112,8 @@ def calibrate(gallery: Path, folder: Path, false_accept_rate: float | None, devi
         return
     if trial.known:
         click.echo(
-            f"{trial.known} pictures of enrolled classes: {trial.right:.1%} named right, {trial.refused:.1%} refused, "
-            f"{trial.misnamed:.1%} named wrongly"
+            f"{trial.known} pictures of enrolled classes: {trial.right:.1%} named correctly, "
+            f"{trial.refused:.1%} refused, {trial.misnamed:.1%} named wrongly"
         )
     if trial.unknown:
         click.echo(f"{trial.unknown} pictures of other classes: {trial.accepted:.1%} accepted")
@@ -120,9 +125,12 @@ def calibrate(gallery: Path, folder: Path, false_accept_rate: float | None, devi
 @click.argument("pictures", nargs=-1, required=True, type=existing)
 @at_rate("that of the gallery")
 @click.option(
-    "--threshold", type=float, show_default="set by the rate", help="Smallest similarity at which a class is accepted."
+    "--threshold",
+    type=float,
+    show_default="chosen for the rate",
+    help="Smallest similarity at which a class is accepted.",
 )
-@click.option("--nearest", is_flag=True, help="Name the nearest class of every picture; never answer unknown.")
+@click.option("--nearest", is_flag=True, help="Always name the nearest class; never answer unknown.")
 @click.option(
     "--top", type=click.IntRange(1), default=3, show_default=True, help="Number of classes shown for each picture."
 )
@@ -140,15 +148,15 @@ def recognize(
 ) -> None:
     """Name the class that each picture shows, or answer unknown.
 
-    GALLERY is a folder that `fewshot enrol` wrote. The nearest classes are shown with every answer. Where nothing is
-    known to set a threshold by, they are the whole answer.
+    GALLERY is a folder that `fewshot enrol` wrote. The nearest classes are shown with every answer. Without a
+    threshold, they are the whole answer.
     """
     from fewshot.recognition.recognizer import Recognizer
     from finetune.data.folder import list_unlabelled
     from finetune.errors import UnreadablePicture
 
     if (false_accept_rate is not None) + (threshold is not None) + nearest > 1:
-        raise click.UsageError("--false-accept-rate, --threshold and --nearest each say what is accepted; give one")
+        raise click.UsageError("give only one of --false-accept-rate, --threshold and --nearest")
     recognizer, paths = Recognizer.load(gallery, device=device), list_unlabelled(pictures)
     answers = recognizer.recognize_all(
         paths,
@@ -173,7 +181,7 @@ def recognize(
 def _answer(answer: Recognition) -> str:
     if answer.label is not None:
         return answer.label
-    return "unknown" if answer.threshold is not None else "no threshold is known"
+    return "unknown" if answer.threshold is not None else "no threshold"
 
 
 def _candidates(answer: Recognition) -> list[str]:
@@ -181,20 +189,14 @@ def _candidates(answer: Recognition) -> list[str]:
 
 
 def _print_threshold(recognizer: Recognizer, known: list[tuple[str, Recognition]], nearest: bool) -> None:
-    """On stderr: what the answers were decided by."""
+    """Print the threshold of the answers on stderr."""
     if not known or nearest:
         return
     threshold = known[0][1].threshold
     if threshold is None:
         click.echo(NO_THRESHOLD, err=True)
     else:
-        click.echo(f"accepted from a similarity of {threshold:.2f}", err=True)
-
-
-NO_THRESHOLD = (
-    "no threshold: this encoder carries none, and one class alone shows nothing of unknown pictures; enrol a second "
-    "class, give --background pictures, or use fewshot calibrate"
-)
+        click.echo(f"threshold of similarity: {threshold:.2f}", err=True)
 
 
 def _print_gallery(gallery: Path, recognizer: Recognizer, as_json: bool) -> None:
@@ -221,33 +223,33 @@ def _print_gallery(gallery: Path, recognizer: Recognizer, as_json: bool) -> None
     for line in _expectation_lines(expectation):
         click.echo(line)
     for pair in alike[:_SHOWN_PAIRS]:
-        click.echo(f"too alike: {pair.label} and {pair.other} (similarity {pair.similarity:.2f})")
+        click.echo(f"too similar: {pair.label} and {pair.other} ({pair.similarity:.2f})")
     if len(alike) > _SHOWN_PAIRS:
-        click.echo(f"too alike: {len(alike) - _SHOWN_PAIRS} more pairs")
+        click.echo(f"too similar: {len(alike) - _SHOWN_PAIRS} more pairs")
 
 
 def _expectation_lines(expectation: Threshold) -> list[str]:
-    """A threshold and what it leads to, for people."""
+    """A threshold and its expected errors, as lines of text."""
     chosen = {
-        "equal error": "for equal errors of both kinds, a fifth of unknown pictures at most",
+        "equal error": "for equal errors of both kinds",
         "rate": "for the rate of false accepts",
         "similarity": "by you",
     }[expectation.chosen_by]
-    lines = [f"accepted from a similarity of {expectation.value:.2f}, chosen {chosen}"]
+    lines = [f"threshold of similarity: {expectation.value:.2f}, chosen {chosen}"]
     if expectation.false_accepts is not None:
         lines.append(f"expected: {_percent(expectation.false_accepts)} of unknown pictures are accepted")
     measure = "enrol a second picture of each class, or use fewshot calibrate"
     if expectation.refusals is None:
-        lines.append(f"how many pictures of the classes are refused is not known: {measure}")
+        lines.append(f"the share of refused pictures of the classes is not known: {measure}")
     else:
         lines.append(f"expected: {_percent(expectation.refusals)} of pictures of the classes are refused or misnamed")
         if not expectation.refusals_measured:
-            lines.append(f"that was measured on other pictures, and yours may differ much: {measure}")
+            lines.append(f"this was measured on other pictures and may not hold for yours: {measure}")
     return lines
 
 
 def _threshold_figures(threshold: Threshold | None) -> dict[str, Any] | None:
-    """The same as JSON values: each share with its interval by name."""
+    """A threshold as JSON values."""
     if threshold is None:
         return None
     shares = {"false_accepts": threshold.false_accepts, "refusals": threshold.refusals}

@@ -1,4 +1,4 @@
-"""What several commands of `fewshot` share: options, the encoder they name, unreadable pictures told."""
+"""Options and output that several commands of `fewshot` share."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ by_workers = click.option(
 
 
 def at_rate(default: str) -> Callable[[Command], Command]:
-    """--false-accept-rate. default: what holds where it is not given, in words."""
+    """The option --false-accept-rate. default: Its default in words."""
     return click.option(
         "--false-accept-rate",
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -41,7 +41,7 @@ def at_rate(default: str) -> Callable[[Command], Command]:
 
 
 def by_model(default: str | None, otherwise: str = "") -> Callable[[Command], Command]:
-    """--model, --weights and --tolerance. otherwise: what None as default means, in words."""
+    """The options --model, --weights and --tolerance. otherwise: The meaning of the default None, in words."""
 
     def attached(command: Command) -> Command:
         options = (
@@ -64,7 +64,7 @@ def by_model(default: str | None, otherwise: str = "") -> Callable[[Command], Co
                 default=0.999,
                 show_default=True,
                 help="Smallest cosine between the vectors and those of plain float32. Lower values allow faster "
-                "arithmetic; 1 computes in float32.",
+                "arithmetic; 1 means plain float32.",
             ),
         )
         for option in reversed(options):
@@ -84,7 +84,7 @@ def given_embedder(
     model: str | None, weights: Path | None, tolerance: float, device: str, quiet: bool
 ) -> Embedder | None:
     if model is None and weights is not None:
-        raise InputError("--weights go with a --model, which names the network that they are of")
+        raise InputError("--weights needs --model, the name of their network")
     return None if model is None else open_embedder(model, weights, tolerance, device, quiet)
 
 

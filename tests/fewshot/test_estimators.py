@@ -125,7 +125,7 @@ def test_rows_of_numbers_are_pictures_of_the_given_shape(small: Path) -> None:
     np.testing.assert_allclose(transformer.fit_transform(pictures.reshape(3, 36)), square, atol=1e-5)
     line = transformer.fit_transform([row[None] for row in pictures.reshape(3, 36)[:, :35]])
     np.testing.assert_allclose(transformer.fit_transform(pictures.reshape(3, 36)[:, :35]), line, atol=1e-5)
-    with pytest.raises(ValueError, match="rows of 36 numbers are no pictures of picture_shape 5 x 9"):
+    with pytest.raises(ValueError, match="rows of 36 numbers do not match picture_shape 5 x 9"):
         EmbeddingTransformer(small, picture_shape=(5, 9)).fit(pictures.reshape(3, 36))
 
 
@@ -172,7 +172,7 @@ def test_a_pickle_holds_no_network_and_gives_the_same_vectors(shipped: Embedding
 def test_a_pickle_refuses_a_changed_encoder(tmp_path: Path) -> None:
     pickled = pickle.dumps(EmbeddingTransformer(encoder_in(tmp_path), device="cpu").fit(paper(1)))
     encoder_in(tmp_path, seed=1)
-    with pytest.raises(InputError, match=r"is the encoder [0-9a-f]{12}; this was fitted with [0-9a-f]{12}"):
+    with pytest.raises(InputError, match=r"has the fingerprint [0-9a-f]{12}; it was fitted with [0-9a-f]{12}"):
         pickle.loads(pickled).transform(paper(1))
 
 
@@ -210,7 +210,7 @@ def test_new_classes_are_inserted_in_sorted_order() -> None:
     classifier.partial_fit(vectors[2:4], ["cloudberry", "fig"])
     assert list(classifier.classes_) == ["cloudberry", "fig", "pear"]
     assert list(classifier.predict(vectors[:4])) == ["pear", "fig", "cloudberry", "fig"]
-    with pytest.raises(ValueError, match="labels are all numbers or all texts"):
+    with pytest.raises(ValueError, match="labels must be all numbers or all texts"):
         classifier.partial_fit(vectors[:1], [3])
     assert list(classifier.fit(vectors[:2], [1.0, 2.0]).classes_) == [1, 2]
 
@@ -341,7 +341,7 @@ def test_vectors_of_zeros_are_similar_to_each_other_alone() -> None:
 
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": -1.0}, {"temperature": np.nan}])
 def test_invalid_options_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="one above 0 is wanted"):
+    with pytest.raises(InputError, match="temperature must be above 0"):
         RecognizerClassifier(**options).fit(*blobs())
 
 

@@ -6,11 +6,11 @@ from fewshot.cli.main import cli
 from fewshot.evaluation.measure import NEEDED
 
 
-def test_every_option_and_command_has_whole_sentences_and_shows_its_default() -> None:
+def test_every_option_has_a_whole_sentence_and_its_default() -> None:
     assert complaints(cli, "fewshot") == []
 
 
-def test_commands_are_listed_in_the_order_of_use_each_by_a_whole_sentence() -> None:
+def test_commands_are_listed_in_the_order_of_use() -> None:
     rows = listed(cli, "fewshot")
     names = [name for name, _ in rows]
     assert names == list(cli.commands)
@@ -25,11 +25,11 @@ def test_commands_are_listed_in_the_order_of_use_each_by_a_whole_sentence() -> N
     assert [name for name, line in rows if not line.endswith(".") or line.endswith("...")] == []
 
 
-def test_train_says_what_its_minutes_cover() -> None:
-    assert "--minutes covers the training steps alone" in " ".join((cli.commands["train"].help or "").split())
+def test_the_help_of_train_explains_minutes() -> None:
+    assert "--minutes limits the training steps alone" in " ".join((cli.commands["train"].help or "").split())
 
 
-def test_benchmark_names_every_protocol() -> None:
+def test_the_help_of_benchmark_names_every_protocol() -> None:
     protocol = next(option for option in cli.commands["benchmark"].params if option.name == "protocols")
     text = getattr(protocol, "help", "")
     assert [name for name in NEEDED if name not in text] == []

@@ -50,7 +50,7 @@ def told(answer: Answer, message: str) -> None:
 # --- embed and search -------------------------------------------------------------------------------------------------
 
 
-def test_only_what_is_new_or_changed_is_embedded(call: Call, model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_only_new_and_changed_pictures_are_embedded(call: Call, model: Path, pictures: Path, tmp_path: Path) -> None:
     def embed() -> tuple[object, ...]:
         found = as_json(call("embed", pictures, "--out", tmp_path / "index", "--model", model, "--json"))
         return tuple(found[name] for name in ("pictures", "embedded", "moved", "unchanged", "removed"))
@@ -67,7 +67,7 @@ def test_only_what_is_new_or_changed_is_embedded(call: Call, model: Path, pictur
     np.testing.assert_allclose(index.vectors(index.keys), fresh, atol=1e-5)
 
 
-def test_two_pictures_that_change_names_keep_their_own_vectors(
+def test_two_pictures_that_swap_names_keep_their_vectors(
     call: Call, model: Path, pictures: Path, tmp_path: Path
 ) -> None:
     command = ("embed", pictures, "--out", tmp_path / "index", "--model", model, "--json")
@@ -81,7 +81,7 @@ def test_two_pictures_that_change_names_keep_their_own_vectors(
     np.testing.assert_allclose(index.vectors(index.keys), fresh, atol=1e-5)
 
 
-def test_unreadable_pictures_are_named_and_left_out(call: Call, model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_unreadable_pictures_are_listed_and_left_out(call: Call, model: Path, pictures: Path, tmp_path: Path) -> None:
     (pictures / "sign 0" / "0.png").write_text("no picture")
     (pictures / "sign 9").mkdir()
     (pictures / "sign 9" / "empty.png").touch()
@@ -92,7 +92,7 @@ def test_unreadable_pictures_are_named_and_left_out(call: Call, model: Path, pic
     assert "sign 0/0.png: not a picture" in answer.err
 
 
-def test_a_killed_embed_goes_on_where_it_stopped(model: Path, tmp_path: Path) -> None:
+def test_a_killed_embed_continues(model: Path, tmp_path: Path) -> None:
     for number in range(60):
         save(tmp_path / "many" / f"{number}.png", number % 20, number // 20)
     script = (
@@ -114,9 +114,7 @@ def test_a_killed_embed_goes_on_where_it_stopped(model: Path, tmp_path: Path) ->
     assert (len(index), kept.unchanged, kept.embedded) == (60, there, 60 - there)
 
 
-def test_a_picture_finds_itself_and_is_drawn_with_its_neighbours(
-    call: Call, model: Path, pictures: Path, tmp_path: Path
-) -> None:
+def test_search_finds_the_query_and_draws_a_sheet(call: Call, model: Path, pictures: Path, tmp_path: Path) -> None:
     call("embed", pictures, "--out", tmp_path / "index", "--model", model)
     query = pictures / "sign 2" / "1.png"
     sheet = tmp_path / "sheet.png"
@@ -134,7 +132,7 @@ def test_a_picture_finds_itself_and_is_drawn_with_its_neighbours(
     assert only.out.count("sign ") == 2  # the query, and itself
 
 
-def test_an_index_is_not_searched_by_another_encoder(call: Call, model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_search_refuses_another_encoder(call: Call, model: Path, pictures: Path, tmp_path: Path) -> None:
     call("embed", pictures, "--out", tmp_path / "index", "--model", model)
     told(call("search", tmp_path / "index", pictures, "--model", "omniglot"), "holds vectors of embedder")
     told(call("embed", pictures, "--out", tmp_path / "index"), "holds vectors of embedder")
@@ -145,7 +143,7 @@ def test_an_index_is_not_searched_by_another_encoder(call: Call, model: Path, pi
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="names are text there")
-def test_files_of_any_name_are_found(call: Call, model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_file_names_can_be_any_text(call: Call, model: Path, pictures: Path, tmp_path: Path) -> None:
     odd = tmp_path / os.fsdecode(b"caf\xe9 \xf0\x9f\x90\x84")
     odd.mkdir()
     shutil.copy(pictures / "sign 0" / "0.png", odd / "sign.png")
@@ -156,7 +154,7 @@ def test_files_of_any_name_are_found(call: Call, model: Path, pictures: Path, tm
 # --- verify -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_threshold_of_verify_comes_from_pairs_of_a_folder(call: Call, model: Path, pictures: Path) -> None:
+def test_verify_calibrates_on_a_folder(call: Call, model: Path, pictures: Path) -> None:
     one, other = pictures / "sign 0" / "0.png", pictures / "sign 3" / "1.png"
     told(call("verify", one, other, "--model", model), "calibrate it on a folder of pictures")
     words = ("verify", one, other, "--model", model, "--calibrate", pictures, "--json")
@@ -174,7 +172,7 @@ def test_the_threshold_of_verify_comes_from_pairs_of_a_folder(call: Call, model:
     assert laxer["threshold"] < threshold  # type: ignore[operator]
 
 
-def test_a_verifier_is_calibrated_on_pairs(model: Path, pictures: Path) -> None:
+def test_a_verifier_calibrates_on_pairs(model: Path, pictures: Path) -> None:
     verifier = Verifier(Embedder.load(model, device="cpu"))
     paths = sorted(pictures.rglob("*.png"))
     pairs = [(one, other, one.parent == other.parent) for one in paths for other in paths if one < other]
@@ -190,7 +188,7 @@ def test_a_verifier_is_calibrated_on_pairs(model: Path, pictures: Path) -> None:
         verifier.accept(1.0)
 
 
-def test_what_training_held_out_gives_the_threshold_of_verify(tmp_path: Path) -> None:
+def test_held_out_classes_give_the_threshold_of_verify(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "pictures", classes=12, each=3)
     learn_folder(folder, tmp_path / "run", recipe=small(alphabets=1, ways=4))
     carried = Embedder.load(tmp_path / "run", device="cpu").verification
@@ -204,7 +202,7 @@ def test_what_training_held_out_gives_the_threshold_of_verify(tmp_path: Path) ->
     assert Embedder.load(tmp_path / "all", device="cpu").verification is None
 
 
-def test_info_tells_what_an_index_and_an_encoder_are(call: Call, model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_info_describes_an_index_and_an_encoder(call: Call, model: Path, pictures: Path, tmp_path: Path) -> None:
     call("embed", pictures, "--out", tmp_path / "index", "--model", model)
     fingerprint = Embedder.load(model, device="cpu").fingerprint
     index = as_json(call("info", tmp_path / "index", "--json"))
@@ -215,14 +213,14 @@ def test_info_tells_what_an_index_and_an_encoder_are(call: Call, model: Path, pi
     told(call("info", tmp_path / "nothing"), "is no encoder")
 
 
-def test_weights_without_a_model_are_not_ignored(call: Call, model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_weights_without_a_model_are_refused(call: Call, model: Path, pictures: Path, tmp_path: Path) -> None:
     call("embed", pictures, "--out", tmp_path / "index", "--model", model)
     weights = model / "model.safetensors"
-    told(call("search", tmp_path / "index", pictures, "--weights", weights), "--weights go with a --model")
-    told(call("enrol", tmp_path / "g", "one", pictures / "sign 1", "--weights", weights), "--weights go with a --model")
+    told(call("search", tmp_path / "index", pictures, "--weights", weights), "--weights needs --model")
+    told(call("enrol", tmp_path / "g", "one", pictures / "sign 1", "--weights", weights), "--weights needs --model")
 
 
-def test_every_exported_name_is_there() -> None:
+def test_every_exported_name_exists() -> None:
     import fewshot
 
     for name in fewshot.__all__:

@@ -87,9 +87,9 @@ def test_a_training_that_nothing_judges_says_that_nothing_comes_on_top(  # type:
     ("words", "named"),
     [
         (["{pictures}", "--out", "{new}", "--minutes", "1", "--epochs", "1"], "--minutes and --epochs"),
-        (["{pictures}", "--out", "{new}", "--split", "lake"], "--split goes with omniglot"),
-        (["{pictures}", "--out", "{new}", "--examples", "3"], "--examples goes with omniglot"),
-        (["{pictures}", "--out", "{new}", "--data", "{empty}"], "--data goes with omniglot"),
+        (["{pictures}", "--out", "{new}", "--split", "lake"], "--split is for omniglot"),
+        (["{pictures}", "--out", "{new}", "--examples", "3"], "--examples is for omniglot"),
+        (["{pictures}", "--out", "{new}", "--data", "{empty}"], "--data is for omniglot"),
         (["omniglot", "--out", "{new}", "--split", "santoro"], "--split"),
         (["omniglot", "--out", "{new}", "--examples", "21"], "--examples"),
         (["omniglot", "--out", "{new}", "--data", "{empty}"], "{empty} holds no Omniglot"),

@@ -10,12 +10,12 @@ from finetune import Config
 from finetune.cli.main import cli
 
 
-def test_every_option_and_command_has_whole_sentences_and_shows_its_default() -> None:
+def test_every_option_has_a_whole_sentence_and_its_default() -> None:
     assert complaints(cli, "finetune") == []
 
 
 @pytest.mark.parametrize("path", ["finetune", "finetune cache"])
-def test_commands_are_listed_in_the_order_of_use_each_by_a_whole_sentence(path: str) -> None:
+def test_commands_are_listed_in_the_order_of_use(path: str) -> None:
     group = cli if path == "finetune" else cli.commands["cache"]
     assert isinstance(group, click.Group)
     rows = listed(group, path)
