@@ -56,7 +56,7 @@ def test_the_published_rows_are_printed_as_published(call, data: Path) -> None: 
     assert answer.code == 0, answer.err
     assert "no training" in answer.out
     assert "lake 20-way 1-shot" in answer.out
-    assert answer.out.count("as published") == 12
+    assert answer.out.count("published") == 12
     assert "humans" in answer.out
     assert "95.5" in answer.out
 
@@ -101,7 +101,7 @@ def test_an_allowed_leak_is_labelled(call, data: Path, tmp_path: Path) -> None: 
     allowed = call("benchmark", *words, "--allow-leaks")
     assert allowed.code == 0, allowed.err
     assert "382 test characters were trained on; the accuracy is too high" in allowed.out
-    assert "as published" not in allowed.out
+    assert "published" not in allowed.out
 
 
 @pytest.mark.parametrize(

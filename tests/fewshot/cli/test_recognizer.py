@@ -131,7 +131,7 @@ def test_recognize_takes_a_rate_a_threshold_or_nearest(call: Call, pictures: Pat
     shown = call("recognize", gallery, stranger)
     assert ": unknown  (sign " in shown.out
     assert "threshold of similarity" in shown.err
-    told(call("recognize", gallery, stranger, "--nearest", "--threshold", "1"), "give one")
+    told(call("recognize", gallery, stranger, "--nearest", "--threshold", "1"), "give only one")
 
 
 def test_calibrate_sets_the_threshold_of_a_gallery(call: Call, model: Path, pictures: Path, tmp_path: Path) -> None:
