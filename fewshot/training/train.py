@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,17 +28,16 @@ from fewshot.training.loop import (
 )
 from fewshot.training.losses import siamese
 from fewshot.training.training_data import FolderSource, HeldOut, OmniglotSource
+from finetune.classifier.run_state import STATE, check_same_options, continues_run, has_finished, remove_state
 from finetune.errors import InputError, TrainingDiverged
 from finetune.files import alone_in, read_json, write_csv, write_json
 from finetune.models.device import describe, open_engine, reproducible_numerics
-from finetune.options.fields import flag
 from finetune.processes import require_one_process
 from finetune.progress import Display, Stopwatch
 from finetune.random_state import restored_random_state
 from finetune.training.expected_time import in_words
 
 METRICS_FILE, HISTORY_FILE = "metrics.json", "history.csv"
-STATE = "state"  # what only a continuation needs
 MINUTES = 10.0  # default duration of the training steps
 FOLDER_SIDE = 64  # default side of fewtune_drawing on a folder: photographs have more detail than drawings
 
@@ -128,14 +127,24 @@ class _Run:
         require_one_process("fewshot train")
         self.display.say_without_effect(self.config.without_effect(), f"--loss {self.config.loss}")
         with alone_in(self.out):
-            kept = _begin(self.out, self._request(), resume)
-            if kept is not None and (self.out / WEIGHTS_FILE).exists() and not (self.out / STATE).exists():
+            if not continues_run(self.out, resume=resume):
+                return self._trained(None)
+            steps = self._steps_of_same_run()
+            if has_finished(self.out, (WEIGHTS_FILE,)):
                 self.display.say(f"{self.out}: this run has finished already")
                 return Embedder.load(self.out, device=self.config.device)
-            return self._trained(None if kept is None else int(kept["steps"]))
+            return self._trained(steps)
 
     def _request(self) -> dict[str, Any]:
         return {"format": FORMAT, **self.source.request(), "recipe": self.config.to_dict()}
+
+    def _steps_of_same_run(self) -> int:
+        """Number of steps of the run in `out`. InputError if it was started with other options."""
+        found, request = read_json(self.out / CONFIG_FILE), self._request()
+        if found.get("source") != request["source"]:
+            raise InputError(f"{self.out} (--out) holds a run on {found.get('source')}, not on {request['source']}")
+        check_same_options(self.out, _options(found), _options(request))
+        return int(found["steps"])
 
     def _trained(self, steps: int | None) -> Embedder:
         """Train and save. steps: of the run that is continued; None for a new run."""
@@ -197,9 +206,13 @@ class _Run:
         write_json(self.out / METRICS_FILE, metrics)
         embedder.save(self.out, **self._request(), steps=task.steps, engine=describe(task.fabric))
         if not state.interrupted:
-            gone = self.out / f".{STATE}"
-            (self.out / STATE).rename(gone)  # in one step: half a state would be taken for a whole one
-            shutil.rmtree(gone, ignore_errors=True)
+            remove_state(self.out)
+
+
+def _options(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a run's options by name."""
+    own = {name: value for name, value in request.items() if name not in ("source", "recipe", "everything")}
+    return {**own, "all": request.get("everything"), **request["recipe"]}
 
 
 def _set_thresholds(embedder: Embedder, held_out: HeldOut) -> None:
@@ -209,34 +222,6 @@ def _set_thresholds(embedder: Embedder, held_out: HeldOut) -> None:
     embedder.verification = calibrate(similarity(vectors, rows), same).to_dict()
     rows, same = pairs_within(held_out.classes, held_out.groups)
     embedder.recognition = calibrate(similarity(vectors, rows), same).to_dict()
-
-
-def _begin(out: Path, request: dict[str, Any], resume: bool) -> dict[str, Any] | None:
-    """The configuration of the run that `out` holds and that is to go on, None for a new one.
-
-    InputError, changing nothing, when there is something else, or a run that was asked for otherwise.
-    """
-    if not (out / CONFIG_FILE).exists():
-        # What a write that was killed leaves behind begins with a dot and is nobody's.
-        if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
-            raise InputError(f"{out} (--out) is not empty and holds no run; choose another folder")
-        return None
-    if not resume:
-        raise InputError(f"{out} (--out) already holds a run; continue it with --resume or choose another folder")
-    found: dict[str, Any] = read_json(out / CONFIG_FILE)
-    for name, value in request.items():
-        before = found.get(name)
-        if name != "recipe" and before != value:
-            option = "" if name == "source" else f" with {'--all' if name == 'everything' else flag(name)}"
-            raise InputError(f"the run in {out} was started{option} {before}, not {value}; choose another --out")
-    for name, value in request["recipe"].items():
-        before = found["recipe"].get(name)
-        if before != value:
-            raise InputError(
-                f"the run in {out} was started with {flag(name)} {before}, not {value}; --resume goes on with the same "
-                "options only"
-            )
-    return found
 
 
 def _affordable_steps(task: SiameseTask) -> int:
