@@ -205,7 +205,12 @@ class _Job:
         try:
             training = self._training(network, start_logits, prepared, log)
             if training.best_epoch > 0 or head is None:
-                return self._measured(network, prepared, None, training)
+                trained = self._measured(network, prepared, None, training)
+                # Training compares in its own precision. What counts is the accuracy of the classifier that is saved.
+                if head is None or _val_accuracy(trained) >= _val_accuracy(head):
+                    return trained
+                self.display.say("the trained network is less accurate on the validation pictures; the head is kept.")
+                training = replace(training, best_epoch=0, share=1.0)
         except KeyboardInterrupt:
             if head is None:
                 raise
@@ -253,6 +258,11 @@ class _Job:
         if self.run is not None:
             write_run(self.run, replace(outcome, metrics=metrics), prepared.rows)
             outcome.classifier.folder = self.run.path
+
+
+def _val_accuracy(outcome: Outcome) -> float:
+    validation = outcome.metrics.val
+    return 0.0 if validation is None else validation.accuracy
 
 
 def _restore(network: Network, weights: dict[str, Tensor]) -> None:

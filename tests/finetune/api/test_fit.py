@@ -18,6 +18,9 @@ import finetune
 from finetune import Config, InputError
 from finetune.classifier.run_folder import RUN_FILES
 from finetune.files import read_csv
+from finetune.training.loop import TrainingResult
+from finetune.training.plan import TrainingTask
+from finetune.training.step import weights_on_cpu
 
 SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0, "trivial_augment": False, "batch_size": 8}
 THREE = {"blue": 30, "green": 30, "red": 30}
@@ -149,6 +152,20 @@ def test_a_strategy_that_starts_from_pretrained_weights_never_ends_below_the_hea
     assert ruined["kept"] == "head"
     assert ruined["accuracy"] == head["accuracy"]
     assert ruined["val"]["accuracy"] == head["val"]["accuracy"]
+
+
+def test_a_network_that_is_less_accurate_as_saved_is_not_kept(
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def worse(task: TrainingTask, **_: object) -> TrainingResult:
+        torch.nn.init.zeros_(task.network.head.weight)
+        return TrainingResult(weights_on_cpu(task.network), best_epoch=1, lr=1e-3)
+
+    monkeypatch.setattr("finetune.api.fit.train", worse)
+    folder = make_folder(classes=THREE)
+    metrics = finetune.fit(folder, strategy="partial", **SMALL).metrics
+    assert (metrics["kept"], metrics["best_epoch"]) == ("head", 0)
+    assert metrics["val"]["accuracy"] == finetune.fit(folder, strategy="head", **SMALL).metrics["val"]["accuracy"]
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_says_where(make_folder: MakeFolder, tmp_path: Path) -> None:
