@@ -121,7 +121,7 @@ def prepare(listing: Listing, config: Config, run: RunFolder | None, display: Di
     outputs = _activations(fabric, stages, listing, config, run, display)
     recorded = None if run is None else run.recorded
     rows = FeatureTable.audited(listing, outputs, stages.backbone.width, config, recorded)
-    for line in rows.told():
+    for line in rows.summary():
         display.say(line)
     with one_thread_if_small(rows.pooled.numel()):
         return _with_heads(fabric, stages, rows, config, display)

@@ -38,7 +38,7 @@ def probe_folder(folder: Source, *, config: Config | None = None, display: Displ
     stages = PooledStages(backbone.to(fabric.device))
     outputs = read_pictures(fabric, stages, listing, config, display)
     rows = FeatureTable.audited(listing, outputs, backbone.width, config)
-    for line in rows.told():
+    for line in rows.summary():
         display.say(line)
     curve = training_curve(stages, rows)
     if curve is None:

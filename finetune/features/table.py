@@ -1,4 +1,4 @@
-"""The pictures of a run as rows: labels, sides, and what a frozen backbone makes of each."""
+"""The pictures of a run as rows of a table: labels, splits, and pooled activations of a frozen backbone."""
 
 from __future__ import annotations
 
@@ -21,8 +21,16 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """A row for every sample of the listing: labels (samples,) int64, sha256, and pooled activations of every depth of
-    the frozen backbone, (samples, sum of widths), of which the last `width` are its features."""
+    """A row for every sample of a listing.
+
+    Attributes:
+        listing: The pictures.
+        folder: The split of each picture.
+        labels: Shape (samples,), int64; -1 for a class that is not used.
+        pooled: Pooled activations of every depth, shape (samples, sum of widths); zeros for an unreadable picture.
+        width: Number of features, the last columns of `pooled`.
+        hashes: sha256 of every picture.
+    """
 
     listing: Listing
     folder: Folder
@@ -40,9 +48,17 @@ class FeatureTable:
         config: Config,
         recorded: Mapping[str, str] | None = None,
     ) -> FeatureTable:
-        """What reading gave of `listing`, each picture in its split. InputError as for `audit`.
+        """Assign each picture to a split.
 
-        recorded: splits by sha256, by default those of earlier runs.
+        Args:
+            listing: The pictures.
+            outputs: Their pooled activations.
+            width: Number of features.
+            config: Fractions of the splits, and the bound on unreadable files.
+            recorded: Splits by sha256. None for those of earlier runs.
+
+        Raises:
+            InputError: As for `audit`.
         """
         folder = audit(
             listing,
@@ -66,12 +82,12 @@ class FeatureTable:
 
     @property
     def val_was_made(self) -> bool:
-        """Whether the validation pictures were set aside from the training pictures, not given as such."""
+        """Whether the validation split was made from the training pictures."""
         return all(sample.split != "val" for sample in self.listing.samples)
 
     @property
     def splits_by_content(self) -> dict[str, str]:
-        """The split of each picture that is used, by sha256."""
+        """The split of each used picture, by sha256."""
         return {self.hashes[index]: split for split in SPLITS for index in self.indices(split)}
 
     def indices(self, split: str) -> list[int]:
@@ -88,8 +104,8 @@ class FeatureTable:
     def paths(self) -> list[Path]:
         return [self.listing.root / sample.path for sample in self.listing.samples]
 
-    def told(self) -> list[str]:
-        """What a person should know of the folder before anything is trained on it, a sentence a line."""
+    def summary(self) -> list[str]:
+        """Lines that describe the pictures, to show before training."""
         counts = ", ".join(
             f"{len(self.indices(split))} {name}"
             for split, name in zip(SPLITS, ("training", "validation", "test"), strict=True)
@@ -99,5 +115,5 @@ class FeatureTable:
         if bad:
             shown = "; ".join(f"{entry.path} ({entry.reason})" for entry in bad[:5])
             more = f"; and {len(bad) - 5} more, all in metrics.json" if len(bad) > 5 else ""
-            lines.append(f"{len(bad)} unreadable, left out: {shown}{more}.")
+            lines.append(f"{len(bad)} pictures are unreadable and left out: {shown}{more}.")
         return lines

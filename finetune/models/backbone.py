@@ -23,23 +23,36 @@ from finetune.models.stage_hooks import StageHooks
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a backbone, by the name of its module, with the names of its parameters."""
+    """A stage of a backbone: the name of its first module, and the names of its parameters."""
 
     name: str
     parameters: tuple[str, ...]
 
 
 class Backbone(nn.Module):
-    """A timm model without its classifier: pictures (n, 3, size, size), normalised, to features (n, width).
+    """A timm model without its classifier: normalised pictures (n, 3, size, size) to features (n, width).
 
-    `stages` runs from the stem to the last block. Frozen stages stay in evaluation mode whatever `train()` is told, and
-    so do all batch norms unless `freeze_below` was told that they train.
+    Frozen stages stay in evaluation mode after `train()`, and so do all batch norms unless `freeze_below` lets them
+    train.
+
+    Args:
+        name: timm's name of the model.
+        image_size: Side of the pictures in pixels. None for the model's own.
+
+    Attributes:
+        preprocessing: Preprocessing that the model expects.
+        stages: Stages from the stem to the last block.
+        width: Number of features.
+        highest: Name of the last stage, where the stages above it were dropped.
+
+    Raises:
+        InputError: For a model or an image size that does not exist.
     """
 
     def __init__(self, name: str, *, image_size: int | None = None):
         super().__init__()
         self.name = name
-        # What timm must be told beyond the name to build the same model again.
+        # timm's options, besides the name, that build the same model again.
         self.options = _options(name, image_size)
         try:
             self.model: Any = timm.create_model(name, pretrained=False, num_classes=0, **self.options).eval()
@@ -47,7 +60,7 @@ class Backbone(nn.Module):
             size = self.preprocessing.size
             with torch.inference_mode():
                 self.width = int(self.model(torch.zeros(1, 3, size, size)).shape[1])
-        # Each model refuses a size that does not suit it in its own way.
+        # Models raise different errors for a size that they do not take.
         except (RuntimeError, ValueError, AssertionError) as error:
             if image_size is None:
                 raise
@@ -58,7 +71,6 @@ class Backbone(nn.Module):
                 "multiples of 32"
             ) from error
         self.stages = _stages(self.model)
-        # The highest stage that is left, by name, where those above it were dropped.
         self.highest: str | None = None
         self._lowest_trained = 0
         self._batch_norm_trains = True
@@ -69,14 +81,19 @@ class Backbone(nn.Module):
         return features
 
     def stage_index(self, name: str) -> int:
-        """Position of the stage called `name`. InputError, listing the stages, when there is none."""
+        """Position of the stage called `name`. InputError, with the names of all stages, where there is none."""
         for index, stage in enumerate(self.stages):
             if stage.name == name:
                 return index
         raise InputError(f"{self.name} has no stage {name!r}; from stem to head they are {', '.join(self._names())}")
 
     def freeze_below(self, stage: int, *, batch_norm_trains: bool = False) -> None:
-        """Let only the stages from position `stage` up learn; len(stages) freezes all, 0 none."""
+        """Freeze the stages below position `stage`: none for 0, all for len(stages).
+
+        Args:
+            stage: Position of the lowest trained stage.
+            batch_norm_trains: Whether batch norms of trained stages update their statistics.
+        """
         self._lowest_trained = stage
         self._batch_norm_trains = batch_norm_trains
         frozen = {name for below in self.stages[:stage] for name in below.parameters}
@@ -98,8 +115,12 @@ class Backbone(nn.Module):
         return self
 
     def drop_above(self, name: str) -> None:
-        """Leave out the stages above the one called `name`: the features (n, width) are then the mean over places of
-        what that gives. InputError when there is no such stage, or the model's code cannot be traced."""
+        """Remove the stages above the one called `name`. The features (n, width) are then its output, averaged over
+        places.
+
+        Raises:
+            InputError: If there is no such stage, or the model's code cannot be traced.
+        """
         above = self.stage_index(name) + 1
         if above == len(self.stages):
             return
@@ -115,11 +136,19 @@ class Backbone(nn.Module):
         self.train(was_training)
 
     def cut(self, stage: int) -> tuple[nn.Module, nn.Module]:
-        """The network below stage `stage` and the network from it up, sharing this one's parameters.
+        """Cut the network in two parts, which share its parameters.
 
-        lower(pictures) gives what the stage receives, a tensor or a tuple of them, and upper(that) the features
-        (n, width). Both are traced in the mode, training or evaluation, that this module is in. InputError, one line,
-        when the model's code cannot be traced, or when the two parts do not compute what the whole network computes.
+        Both are traced in the mode, training or evaluation, of this module.
+
+        Args:
+            stage: Position of the lowest stage of the upper part.
+
+        Returns:
+            The lower part, from pictures to the input of the stage, a tensor or a tuple of tensors; and the upper part,
+            from that to the features (n, width).
+
+        Raises:
+            InputError: If the model's code cannot be traced, or the two parts give other features than the network.
         """
         lower, upper = cut(self.model, self.name, self._names(), stage)
         if not self.training and 0 < stage < len(self.stages):
@@ -154,7 +183,7 @@ class Network(nn.Module):
 
 def classified(head: nn.Linear, features: Tensor) -> Tensor:
     """Logits (n, classes) of features (n, width)."""
-    # In float32 whatever surrounds it: as it was solved, and as the features are when they are kept.
+    # In float32 even under autocast: the head was solved in float32, and cached features are float32.
     with torch.autocast(features.device.type, enabled=False):
         logits: Tensor = head(features.float())
         return logits
@@ -176,7 +205,7 @@ def _options(name: str, image_size: int | None) -> dict[str, Any]:
         raise InputError(
             f"timm has no weights {name!r} (--backbone); it has {', '.join(tags) or 'none for this model'}"
         )
-    # Transformers carry position embeddings for one size and must be told another when they are built.
+    # Transformers have position embeddings for one size. Another size is an option of their constructor.
     published = timm.models.get_pretrained_cfg(name)
     fixed = published is not None and published.fixed_input_size
     return {"img_size": image_size} if image_size is not None and fixed else {}
@@ -199,7 +228,7 @@ def _preprocessing(name: str, model: Any, image_size: int | None) -> Preprocessi
 
 
 def _stages(model: Any) -> tuple[Stage, ...]:
-    """timm's coarse grouping of the parameters, from stem to last block, each group named by one of its modules."""
+    """timm's coarse groups of parameters, from the stem to the last block, each named by one of its modules."""
     groups = _groups(model)
     stages = [Stage("stem", tuple(groups[0]))]
     for position, parameters in enumerate(groups[1:], 1):
@@ -217,20 +246,20 @@ def _groups(model: Any) -> list[list[str]]:
     try:
         groups: Mapping[int, list[str]] = group_parameters(model, model.group_matcher(coarse=True))
         return [parameters for _, parameters in sorted(groups.items())]
-    # Some of timm's models state no grouping, or no coarse one: their numbered modules are the stages.
+    # Some of timm's models have no grouping, or no coarse one: their numbered modules are the stages.
     except (AttributeError, AssertionError, NotImplementedError):
         named: dict[str, list[str]] = {"": []}
         for name, _ in model.named_parameters():
             parts = name.split(".")[:-1]
             numbered = next((depth for depth, part in enumerate(parts) if part[-1].isdigit()), None)
-            # What has no number belongs to the stem, or to the last block.
+            # A module without a number belongs to the stem, or to the last block.
             key = list(named)[-1] if numbered is None else ".".join(parts[: numbered + 1])
             named.setdefault(key, []).append(name)
         return [parameters for parameters in named.values() if parameters]
 
 
 def _module_of(parameters: Sequence[str], others: Sequence[str]) -> str | None:
-    """The module that a stage begins with and no other stage is in: "blocks.3" for "blocks.3.0.conv.weight" and its
+    """The first module of a stage that contains no other stage: "blocks.3" for "blocks.3.0.conv.weight" and its
     neighbours. None where there is none."""
     modules = [name.split(".")[:-1] for name in parameters]
     # A last group also holds the layers after the blocks, "blocks.6..." and "conv_head": named by its first module.
@@ -245,10 +274,10 @@ def _module_of(parameters: Sequence[str], others: Sequence[str]) -> str | None:
 
 
 def _check_cut(backbone: Backbone, stage: int, lower: nn.Module, upper: nn.Module) -> None:
-    """InputError unless `lower` and then `upper` give what the whole network gives, on two made pictures."""
+    """InputError unless the two parts give the features of the whole network, on two pictures of noise."""
     size, parameter = backbone.preprocessing.size, next(backbone.parameters())
     pictures = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(parameter.device)
-    problem = "its two parts compute something else than the whole"
+    problem = "its two parts compute other features than the whole"
     try:
         with torch.no_grad():
             whole = backbone.model(pictures)

@@ -16,10 +16,16 @@ from finetune.errors import InputError, reason_of
 
 
 def cut(model: nn.Module, name: str, stages: Sequence[str], position: int) -> tuple[nn.Module, nn.Module]:
-    """The network below the stage at `position` and the network from it up, sharing their parameters with `model`.
+    """Cut a network in two parts, which share its parameters.
 
-    name: of the model, for messages. stages: the names of its stages, from the stem up. InputError where the code of
-    the model cannot be traced.
+    Args:
+        model: The network.
+        name: Its name, for messages.
+        stages: Names of its stages, from the stem up.
+        position: Position of the lowest stage of the upper part.
+
+    Raises:
+        InputError: If the code of the network cannot be traced.
     """
     if position == 0:
         return nn.Identity(), model
@@ -36,10 +42,19 @@ def cut(model: nn.Module, name: str, stages: Sequence[str], position: int) -> tu
 
 
 def pooled_below(model: nn.Module, name: str, stages: Sequence[str], position: int, pictures: Tensor) -> GraphModule:
-    """The network below the stage at `position`, averaged over places, to features (n, width).
+    """The network below a stage, with its output averaged over places: pictures to features (n, width).
 
-    Modules keep their names, and whole stages stay whole. pictures: a batch (n, 3, size, size) to run once, which shows
-    where the places are. InputError where the code of the model cannot be traced.
+    Modules keep their names, and stages are not taken apart.
+
+    Args:
+        model: The network.
+        name: Its name, for messages.
+        stages: Names of its stages, from the stem up.
+        position: Position of the lowest stage that is left out.
+        pictures: A batch (n, 3, size, size), which is run once to find the dimensions of the places.
+
+    Raises:
+        InputError: If the code of the network cannot be traced.
     """
     tracer = _Tracer(stages[1:])
     nodes, first = _traced(tracer, model, name, stages, position)
@@ -66,15 +81,15 @@ def pooled_below(model: nn.Module, name: str, stages: Sequence[str], position: i
 
 
 class _Tracer(NodePathTracer):
-    """whole: names of modules that are one step each."""
+    """Traces a network. The modules named in `whole` are not taken apart."""
 
     def __init__(self, whole: Collection[str] = ()):
         super().__init__(leaf_modules=get_notrace_modules(), autowrap_functions=get_notrace_functions())
         self._whole = whole
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        # Pictures are the only symbol. Optional arguments, such as a mask, keep their defaults: as symbols they would
-        # take the branches that the network does not take.
+        # Pictures are the only symbol. Optional arguments, such as a mask, keep their defaults: a symbol would lead
+        # into branches that the network does not use.
         return root_fn, [self.root, self.create_proxy("placeholder", "pictures", (), {})]
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
@@ -87,7 +102,7 @@ def _traced(
     """The steps of the model, and the index of the first step of the stage at `position`."""
     try:
         graph = tracer.trace(model)
-    # A model's own Python runs on symbols here and raises arbitrary errors.
+    # A model's own Python code runs on symbols here and raises arbitrary errors.
     except Exception as error:
         raise InputError(f"{name} cannot be cut: its code cannot be traced ({reason_of(error)})") from error
     above = tuple(f"{stage}." for stage in stages[position:])
@@ -100,7 +115,7 @@ def _traced(
 
 
 def _part_of(nodes: list[Node], inputs: list[Node], outputs: list[Node]) -> Graph:
-    """The graph of `nodes` alone: one argument and one result each way, a tuple where several values cross."""
+    """The graph of `nodes` alone, with one argument and one result, each a tuple where several values cross."""
     part = Graph()
     argument = part.placeholder("below")
     copies: dict[Node, Node] = {}
@@ -109,7 +124,7 @@ def _part_of(nodes: list[Node], inputs: list[Node], outputs: list[Node]) -> Grap
         copies[node] = part.call_function(operator.getitem, (argument, position)) if several else argument
 
     def copy(node: Node) -> Any:
-        if node not in copies:  # a parameter used outside of its module, wherever the original fetched it
+        if node not in copies:  # a parameter that is used outside of its module
             copies[node] = part.node_copy(node)
         return copies[node]
 

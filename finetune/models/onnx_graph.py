@@ -1,4 +1,4 @@
-"""A network as an ONNX graph: torch's exporter, told once how."""
+"""A network as an ONNX graph, by torch's exporter."""
 
 from __future__ import annotations
 
@@ -22,10 +22,17 @@ def onnx_program(
     opset: int | None = None,
     optimize: bool = True,
 ) -> Any:
-    """torch's ONNXProgram of `network`, weights included, for batches of the size of `batch`.
+    """Export a network.
 
-    names: of its input and output; given, batches may have any size. opset: torch's own choice where None.
-    optimize: simplify the graph, which takes as long as a fifth of the rest, and which runtimes do by themselves.
+    Args:
+        network: The network.
+        batch: Example batch.
+        names: Names of input and output, for batches of any size. None for batches of the size of `batch`.
+        opset: Version of ONNX's operators. None for torch's default.
+        optimize: Simplify the graph. It adds a fifth to the time, and runtimes do it by themselves.
+
+    Returns:
+        torch's ONNXProgram, weights included.
     """
     options: dict[str, Any] = {}
     if names is not None:
@@ -53,7 +60,7 @@ class _Attention(TorchFunctionMode):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's warnings about its own code, and its log of what it does not simplify."""
+    """Hide the exporter's warnings about its own code, and its log of constants that it does not fold."""
     log = logging.getLogger("onnxscript.optimizer._constant_folding")
     log.addFilter(_nothing)
     try:

@@ -19,7 +19,7 @@ from finetune.models.backbone import Backbone
 from finetune.models.hub import WEIGHTS_FILES, weights_from_hub
 from finetune.progress import Display
 
-# What needs no weights from the hub.
+# Alternatives that need no weights from the hub.
 WITHOUT_A_NETWORK = ("--backbone fewtune_conv4 (small, ships with this package)", "--strategy scratch")
 
 
@@ -86,8 +86,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _fill(backbone: Backbone, tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Copy tensors of the same names and shapes, or what timm makes of them for this model; only a classifier may be
-    extra. origin: where they are from, for the InputError that says what does not fit."""
+    """Copy tensors by name, converted by timm for this model where they do not fit. Only a classifier may be left over.
+
+    InputError, which names `origin`, for tensors that do not fit.
+    """
     tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     if any(name.startswith("backbone.") for name in tensors):  # a run's own model.safetensors
         tensors = {
@@ -115,10 +117,10 @@ def _fill(backbone: Backbone, tensors: Mapping[str, Tensor], origin: str) -> Non
 
 
 def _fill_by_timm(backbone: Backbone, overlay: Mapping[str, Any]) -> None:
-    """Fill `backbone` as timm fills such a model: each family's own filter renames tensors, and resamples position
-    embeddings, position biases and patch embeddings to the model's image size.
+    """Load weights by timm, whose filter of each family renames tensors, and resamples position embeddings, position
+    biases and patch embeddings to the image size.
 
-    overlay: what replaces fields of the model's pretrained_cfg, the source of the weights among them.
+    overlay: Replaces fields of the model's pretrained_cfg, among them the source of the weights.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm's resampling uses deprecated calls
@@ -146,7 +148,7 @@ def _resized_positions(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, T
 
 
 def _without_classifier(backbone: Backbone, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors` without those of layers that a model has only with its classifier."""
+    """`tensors` without the layers that a model has only together with its classifier."""
     classifiers = backbone.model.pretrained_cfg.get("classifier") or ()
     prefixes = tuple(f"{name}." for name in ([classifiers] if isinstance(classifiers, str) else classifiers))
     expected = backbone.model.state_dict()
@@ -159,7 +161,7 @@ def _without_classifier(backbone: Backbone, tensors: Mapping[str, Tensor]) -> di
 
 
 def _differences(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """What keeps `tensors` from being copied name by name, those first that no resampling mends."""
+    """Differences that prevent copying by name; those that resampling cannot remove come first."""
     missing = [name for name in expected if name not in tensors and not name.endswith("num_batches_tracked")]
     shapes = {
         name: f"{name} is {_size(tensor)}, the model's is {_size(expected[name])}"

@@ -1,4 +1,4 @@
-"""What the training loop is shown: batches for the part that learns, here of pictures seen anew in every epoch."""
+"""Batches for the training loop, made of pictures that are decoded and augmented anew in every epoch."""
 
 from __future__ import annotations
 
@@ -17,16 +17,24 @@ from finetune.data.transforms import Preprocessing
 from finetune.errors import InputError
 from finetune.features.forward import in_memory, run_frozen
 
-# Decoded validation pictures are kept in memory between epochs up to so many bytes.
+# Decoded validation pictures stay in memory between epochs if they take at most this many bytes.
 VALIDATION_MEMORY = 1 << 30
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What is learned from. indices: in `pictures`, ascending; labels (all pictures,) int64, by index.
+    """Training and validation pictures.
 
-    val: the validation pictures in order; val_labels (m,) theirs. class_weights (classes,) or None. hashes, val_hashes:
-    the sha256 of each picture of `pictures`, and of `val`, when the run first read it.
+    Attributes:
+        pictures: All pictures, in their training view.
+        indices: Positions of the training pictures, ascending.
+        labels: Classes of all pictures, shape (all pictures,), int64.
+        val: The validation pictures, in their evaluation view.
+        val_labels: Their classes, shape (m,).
+        class_weights: Shape (classes,); None for equal weights.
+        preprocessing: Normalisation of the pictures.
+        hashes: sha256 of every picture of `pictures` when the run first read it.
+        val_hashes: The same for `val`.
     """
 
     pictures: Pictures
@@ -41,14 +49,14 @@ class TrainingData:
 
     @property
     def fingerprint(self) -> str:
-        """What is learned from, in one short text: which pictures, and their labels."""
+        """A hash of the training pictures and their labels."""
         learned = [(self.hashes[index], int(self.labels[index])) for index in self.indices]
         return hashlib.sha256(json.dumps(learned).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """One batch. index (n,): which pictures. inputs (n, ...): what the learner maps to logits, on its device."""
+    """A batch of n pictures: their positions, shape (n,), and the learner's inputs (n, ...) on its device."""
 
     index: Tensor
     inputs: Tensor
@@ -58,10 +66,12 @@ class TrainingBatch:
 
 
 class Inputs(Protocol):
-    """Where the batches come from, and what maps them to logits.
+    """A source of batches, with the part of the network that they train.
 
-    name: in a few words; what two of one name show in an epoch is the same. learner: inputs (n, ...) to logits
-    (n, classes), made of the network's own parameters; the network's `train` and `eval` set its mode.
+    Attributes:
+        name: The source in a few words. Sources of one name have the same batches in an epoch.
+        learner: Inputs (n, ...) to logits (n, classes), with parameters of the network. The network's `train` and
+            `eval` set its mode.
     """
 
     @property
@@ -70,18 +80,18 @@ class Inputs(Protocol):
     def learner(self) -> nn.Module: ...
 
     def batches(self, first_epoch: int, epochs: int) -> Iterator[TrainingBatch]:
-        """Every training picture once an epoch, from `first_epoch` to before `epochs`, in `epoch_order`."""
+        """Every training picture once an epoch in `epoch_order`, from `first_epoch` to before `epochs`."""
         ...
 
     def validation_logits(self) -> Tensor:
-        """Logits (m, classes) of the validation pictures by the network as it now is, float32 on the CPU."""
+        """Logits (m, classes) of the validation pictures by the current network, float32 on the CPU."""
         ...
 
 
 class PictureInputs:
-    """Pictures, decoded and seen anew in every epoch, for a network that runs whole."""
+    """Pictures that are decoded and augmented anew in every epoch, for the whole network."""
 
-    name = "pictures seen anew in every epoch"
+    name = "pictures augmented anew in every epoch"
 
     def __init__(self, fabric: Fabric, network: nn.Module, config: Config, material: TrainingData):
         self.learner = network
@@ -110,13 +120,11 @@ class PictureInputs:
             self._fabric, self.learner, material.preprocessing, self._val, workers=self._config.workers
         )
         if len(outputs.index) < len(material.val_labels):
-            raise InputError(
-                "validation pictures that could be read at the start of the run cannot now; start a new run"
-            )
+            raise InputError("some validation pictures can no longer be read; start a new run")
         return outputs.values[:, 0]
 
     def _decoded(self, val: Pictures) -> Pictures | list[Batch]:
-        """The validation pictures, read once and for all where memory holds them."""
+        """The validation pictures, read once if they fit in memory."""
         if len(val) * 3 * self._material.preprocessing.size**2 > VALIDATION_MEMORY:
             return val
         batches = in_memory(self._fabric, val, self._config.workers)

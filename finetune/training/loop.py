@@ -182,7 +182,7 @@ def _learning_rate(task: TrainingTask, inputs: Inputs, display: Display) -> tupl
     if task.config.lr != AUTO:
         return task.plan.lr, None
     sweep = sweep_rates(task, inputs, display)
-    display.say(sweep.told(task.plan.lr))
+    display.say(sweep.summary(task.plan.lr))
     return sweep.suggestion or task.plan.lr, sweep.to_dict()
 
 

@@ -1,4 +1,4 @@
-"""The learning-rate sweep: the loss of a few steps at ever larger rates, and the rate that it suggests."""
+"""The learning-rate sweep: the loss of a few steps at rising rates, and the rate that it suggests."""
 
 from __future__ import annotations
 
@@ -15,24 +15,30 @@ from finetune.training.inputs import Inputs
 from finetune.training.plan import SGD_RATE, TrainingTask
 from finetune.training.step import TrainStep, weights_on_cpu
 
-# Steps of a sweep, however many pictures there are, and the head's rates between which it goes, for AdamW.
+# Steps of a sweep, for any number of pictures, and the lowest and highest rate of the head, for AdamW.
 STEPS, LOWEST, HIGHEST = 50, 1e-6, 1.0
-# What the running mean of the loss keeps of itself at each step.
-KEPT = 0.8
-# A loss of so many times the smallest one ends the sweep.
+# Weight of the previous value in the running mean of the loss.
+MEMORY = 0.8
+# A loss of this many times the smallest one ends the sweep.
 DIVERGED = 4
-# A fall of the loss below this share of it is no fall.
+# Smallest relative fall of the loss that counts.
 LEAST_FALL = 0.02
-# Steps of a sweep that ended before it could tell anything.
+# A sweep of this many steps or fewer suggests nothing.
 TOO_SHORT = 5
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Rates of the head that were tried, in rising order, with the loss at each: as it was, and smoothed.
+    """The loss at rising learning rates.
 
-    suggestion: the head's rate; None when the curve tells none, of which `trouble` says why. stages: by name, what the
-    rate of each stage that learns is to that of the head. diverged: whether the loss ended the sweep.
+    Attributes:
+        rates: Rates of the head.
+        losses: Loss at each rate.
+        smoothed: The losses, smoothed.
+        suggestion: Suggested rate of the head; None where the sweep suggests none.
+        trouble: Why there is no suggestion.
+        stages: Rate of each trained stage as a factor of the head's rate, by the name of the stage.
+        diverged: Whether a large loss ended the sweep.
     """
 
     rates: tuple[float, ...]
@@ -44,7 +50,7 @@ class Sweep:
     diverged: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; a loss that is no finite number is None."""
+        """The sweep as JSON values; a loss that is not finite is None."""
         rows = zip(self.rates, self.losses, self.smoothed, strict=True)
         return {
             "suggestion": self.suggestion,
@@ -61,19 +67,26 @@ class Sweep:
             return None
         return {name: share * self.suggestion for name, share in self.stages.items()}
 
-    def told(self, otherwise: float) -> str:
-        """In a sentence what rate is taken; `otherwise` is the one to take where none was found."""
+    def summary(self, default: float) -> str:
+        """A sentence with the rate that is used: the suggestion, or `default` where there is none."""
         if self.suggestion is None:
-            return f"learning rate: {otherwise:.2g}, the strategy's own, for the sweep found none: {self.trouble}."
+            return f"learning rate: {default:.2g}, the strategy's default; the sweep found none: {self.trouble}."
         return f"learning rate: {self.suggestion:.2g}, found by a sweep of {len(self.rates)} steps."
 
 
 def sweep_rates(task: TrainingTask, inputs: Inputs, display: Display, *, steps: int = STEPS) -> Sweep:
-    """Take `steps` steps of training at rates that rise exponentially (Smith 2015, section 3.3), and take them back.
+    """Train for a few steps at rates that rise exponentially, and restore the network.
 
-    The batches, the loss and the parameter groups are those of the training that `task` describes: every group's rate
-    rises with the head's, in the ratios of the plan. The network is left as it was, and the same seed gives the same
-    sweep.
+    Batches, loss and parameter groups are those of the training. Every group's rate rises with the head's, in the
+    ratios of the plan. The same seed gives the same sweep.
+
+    Args:
+        task: The training.
+        inputs: Source of its batches.
+        display: Shows progress.
+        steps: Number of steps.
+
+    Source: Smith (2015), section 3.3.
     """
     network, config, plan = task.network, task.config, replace(task.plan, lr=1.0)
     before = weights_on_cpu(network)
@@ -89,8 +102,8 @@ def sweep_rates(task: TrainingTask, inputs: Inputs, display: Display, *, steps: 
         with display.bar("learning-rate sweep", epochs * len(task.data.indices)) as advance:
             for rate, batch in zip(rates, inputs.batches(0, epochs), strict=False):
                 losses.append(float(step_at(batch, rate)))
-                mean = KEPT * mean + (1 - KEPT) * losses[-1]
-                smoothed.append(mean / (1 - KEPT ** len(losses)))
+                mean = MEMORY * mean + (1 - MEMORY) * losses[-1]
+                smoothed.append(mean / (1 - MEMORY ** len(losses)))
                 advance(len(batch), f"rate {rate:.1g}, loss {smoothed[-1]:.3g}")
                 best = min(best, smoothed[-1])
                 diverged = not smoothed[-1] <= DIVERGED * best
@@ -112,21 +125,21 @@ def sweep_rates(task: TrainingTask, inputs: Inputs, display: Display, *, steps: 
 
 
 def suggested(rates: Sequence[float], losses: Sequence[float], diverged: bool) -> tuple[float | None, str | None]:
-    """A rate, or the reason why smoothed `losses` at `rates` tell none."""
+    """The suggested rate for smoothed losses at rising rates, or the reason why there is none."""
     if len(losses) <= TOO_SHORT:
         return None, "the loss grew without bound from the first steps on"
     start, end = valley(losses)
     if losses[start] - losses[end] < LEAST_FALL * abs(losses[start]):
-        why = "it only grew" if diverged else "it stayed what it was"
-        return None, f"the loss fell at no rate, {why}"
+        why = "it only grew" if diverged else "it did not change"
+        return None, f"the loss fell at no rate; {why}"
     return rates[start + round((end - start) * 2 / 3)], None
 
 
 def valley(losses: Sequence[float]) -> tuple[int, int]:
-    """First and last position of the longest run of ever smaller losses, which may skip over some between.
+    """First and last position of the longest decreasing subsequence of the losses.
 
-    The "valley" of fastai's `lr_find` (fastai/callback/schedule.py), which looks two thirds along it for the steepest
-    place; of several as long, the first to end, and of these the last to start.
+    Among equally long ones, the first to end, and of these the last to start. This is the "valley" of fastai's
+    `lr_find` (fastai/callback/schedule.py), whose suggestion lies two thirds along it.
     """
     length, first = [1] * len(losses), list(range(len(losses)))
     for end in range(len(losses)):

@@ -146,7 +146,7 @@ class Branching(Unlike):
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"), [(Unlike, "its two parts compute something else"), (Branching, "its code cannot be traced")]
+    ("kind", "said"), [(Unlike, "its two parts compute other features"), (Branching, "its code cannot be traced")]
 )
 def test_a_network_that_cannot_be_cut_is_named_in_one_line(
     kind: type[Unlike], said: str, backbone: Backbone, capfd: pytest.CaptureFixture[str]

@@ -85,8 +85,8 @@ def test_the_suggestion_lies_two_thirds_down_the_slope() -> None:
     [
         ([1.0, 2.0, 9.0], True, "from the first steps on"),
         ([1.0, float("nan")], True, "from the first steps on"),
-        ([0.5] * 60, False, "stayed what it was"),
-        ([0.5 + 0.001 * (step % 3) for step in range(60)], False, "stayed what it was"),
+        ([0.5] * 60, False, "did not change"),
+        ([0.5 + 0.001 * (step % 3) for step in range(60)], False, "did not change"),
         ([0.5 + 0.1 * step for step in range(30)], True, "it only grew"),
     ],
 )
@@ -95,8 +95,8 @@ def test_a_curve_without_a_slope_suggests_nothing_and_says_why(losses: list[floa
     assert found is None
     assert why in (trouble or "")
     sweep = Sweep((1.0,), (float("nan"),), (float("nan"),), None, trouble, {"head": 1.0}, True)
-    assert why in sweep.told(1e-4)
-    assert "0.0001" in sweep.told(1e-4)
+    assert why in sweep.summary(1e-4)
+    assert "0.0001" in sweep.summary(1e-4)
     json.dumps(sweep.to_dict(), allow_nan=False)
 
 
