@@ -79,7 +79,7 @@ def made_run(
         },
         "unreadable": [{"path": "train/<b>broken</b>.jpg", "reason": "truncated"}],
         "left_out": [{"path": "train/twin.jpg", "reason": "identical to test/twin.jpg"}],
-        "notes": ["Pictures of train/ or val/ with an identical one in val/ or test/, left out: 1."],
+        "notes": ["Pictures of train/ and val/ that are identical to one in val/ or test/ are left out: 1."],
         "seconds": 12.5,
     }
     run.mkdir()

@@ -1,4 +1,4 @@
-"""A folder of pictures as it is listed, none of them read yet: classes, samples, splits that are given."""
+"""The listing of a folder of pictures before any is read: samples, classes, given splits."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from pathlib import Path
 from finetune.data.images import PICTURE_EXTENSIONS
 from finetune.errors import InputError
 
-# Folder names, in any case, that mean a split.
+# Names of folders that are splits, in lower or upper case.
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 # `Listing.table` of pictures that a list or a data frame names.
 IN_MEMORY = "in memory"
 
-# So many names are told in a note before the rest is only counted.
+# Number of names in a note; the rest is counted.
 SHOWN_NAMES = 5
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture as listed, not yet read.
+    """A picture of a listing.
 
-    path: below the folder, with "/". label: its class. split: "train", "val" or "test" where folders say so, else None.
-    size: bytes, -1 for a broken link.
+    Attributes:
+        path: Path below the folder, with "/".
+        label: Name of its class.
+        split: "train", "val" or "test" where splits are given, else None.
+        size: Size in bytes; -1 for a broken link.
     """
 
     path: str
@@ -39,9 +42,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Listing:
-    """The pictures below `root` in the order of their paths, and the decisions taken, one sentence each.
+    """The pictures below a folder, in the order of their paths.
 
-    table: the path of the table that lists them, IN_MEMORY for a list or data frame, None where the folder itself does.
+    Attributes:
+        root: The folder.
+        samples: The pictures.
+        notes: Decisions to show, one sentence each.
+        table: Path of the table that lists the pictures; IN_MEMORY for a list or a data frame; None for a folder.
     """
 
     root: Path
@@ -51,7 +58,7 @@ class Listing:
 
     @property
     def name(self) -> str:
-        """What a message calls it."""
+        """Name of the listing in messages."""
         return {None: str(self.root), IN_MEMORY: "the list of pictures"}.get(self.table) or str(self.table)
 
     @property
@@ -60,18 +67,22 @@ class Listing:
 
 
 def list_folder(root: Path, *, to_train: bool = True) -> Listing:
-    """The pictures below `root` with their classes, without reading one of them.
+    """List the pictures below a folder, with their classes, without reading them.
 
-    A class is a first-level folder with all that lies below it. When every first-level folder that holds pictures is
-    called train, val, valid, validation or test (in any case), and train/, or without it each of them, has sub-folders
-    with pictures, they are splits and the classes lie one level deeper. Names that start with a dot and __MACOSX are
+    A first-level folder, with everything below it, is a class. First-level folders are splits, with classes one level
+    deeper, if all those with pictures are named train, val, valid, validation or test (in lower or upper case), and
+    train/, or without it each of them, has sub-folders with pictures. Names that start with a dot and __MACOSX are
     ignored; links are followed.
 
-    A folder one level too high is refused: one whose first-level folders have train/ or val/ with classes of their own.
-    First-level folders that hold only folders may be classes or data sets: they are classes, and a note says so.
+    A folder one level too high is refused: its first-level folders have train/ or val/ with classes. First-level
+    folders with nothing but folders may be classes or data sets: they are taken as classes, and a note says so.
 
-    to_train: also ask for what training needs: two classes, each of them with pictures in train/ where splits are
-    given. InputError when the folder cannot be used, saying why.
+    Args:
+        root: The folder.
+        to_train: Also require two classes, each with pictures in train/ where splits are given.
+
+    Raises:
+        InputError: If the folder cannot be used.
     """
     if not root.is_dir():
         raise InputError(f"{root} is not a folder" if root.exists() else f"{root} does not exist")
@@ -94,16 +105,17 @@ def list_folder(root: Path, *, to_train: bool = True) -> Listing:
 
 
 def check_listing(listing: Listing, *, to_train: bool) -> None:
-    """InputError where there is no picture, classes look the same, or training lacks what it needs."""
+    """InputError if there is no picture, if the names of two classes look the same, or if training is impossible."""
     _check_classes(listing)
     if to_train:
         _check_trainable(listing)
 
 
 def list_unlabelled(paths: Sequence[Path]) -> list[Path]:
-    """The pictures at `paths`: files as given, folders with all that lies below them, sorted.
+    """The pictures at `paths`: files, and all pictures below folders, sorted.
 
-    InputError for a path that does not exist and a folder without pictures.
+    Raises:
+        InputError: For a path that does not exist, and for a folder without pictures.
     """
     found: list[Path] = []
     for path in paths:
@@ -121,7 +133,7 @@ def list_unlabelled(paths: Sequence[Path]) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Tree:
-    """What lies below a folder: pictures with their size, folders, links that lead back, by path; how much else."""
+    """The content of a folder: pictures with their sizes, folders, and links to folders above; a count of the rest."""
 
     pictures: dict[str, int]
     folders: list[str]
@@ -134,7 +146,7 @@ def _walk(root: Path) -> _Tree:
     folders: list[str] = []
     loops: list[str] = []
     others = 0
-    # Each folder with the identities of itself and of those above it, in which a link must not lead back.
+    # Each folder with the identities of itself and of the folders above it, to which a link must not lead.
     pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", (_identity(os.stat(root)),))]
     while pending:
         folder, line = pending.pop()
@@ -166,10 +178,10 @@ def _names(folder: Path) -> list[str]:
 
 
 def _status(path: str) -> os.stat_result | None:
-    """What `path` leads to; None for a broken link."""
+    """The status of the file at `path`; None for a broken link."""
     try:
         return os.stat(path)
-    except OSError:  # whatever is the matter with it, reading it later will say so
+    except OSError:  # reading it later reports the reason
         return None
 
 
@@ -178,7 +190,7 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 def _splits(root: Path, tree: _Tree) -> dict[str, str]:
-    """What split each first-level folder is, by name; empty when they are classes."""
+    """The split of each first-level folder, by name; empty if they are classes."""
     splits = _split_folders(tree.pictures)
     for split in set(splits.values()):
         same = [f"{name}/" for name in splits if splits[name] == split]
@@ -188,7 +200,7 @@ def _splits(root: Path, tree: _Tree) -> dict[str, str]:
 
 
 def _split_folders(pictures: Iterable[str]) -> dict[str, str]:
-    """What split each first-level folder of these paths is, by name; empty when they are classes."""
+    """The split of each first-level folder of these paths, by name; empty if they are classes."""
     parts = [path.split("/") for path in pictures]
     filled = {names[0] for names in parts if len(names) >= 2}
     nested = {names[0] for names in parts if len(names) >= 3}
@@ -198,7 +210,7 @@ def _split_folders(pictures: Iterable[str]) -> dict[str, str]:
 
 
 def _below(tree: _Tree) -> dict[str, list[str]]:
-    """For each first-level folder with pictures their paths below it."""
+    """The paths of the pictures below each first-level folder."""
     found: dict[str, list[str]] = defaultdict(list)
     for path in sorted(tree.pictures):
         first, _, rest = path.partition("/")
@@ -208,7 +220,7 @@ def _below(tree: _Tree) -> dict[str, list[str]]:
 
 
 def _refuse_data_sets(root: Path, tree: _Tree) -> None:
-    """InputError where first-level folders are data sets with splits of their own, not classes."""
+    """InputError if first-level folders are data sets with splits, not classes."""
     below = _below(tree)
     data_sets = [name for name, paths in below.items() if _split_folders(paths)]
     if data_sets:
@@ -219,7 +231,7 @@ def _refuse_data_sets(root: Path, tree: _Tree) -> None:
 
 
 def _level_notes(root: Path, tree: _Tree) -> Iterator[str]:
-    """Notes about classes that look like data sets, or like classes with splits inside."""
+    """Notes about classes that look like data sets, or that contain folders named like splits."""
     below = _below(tree)
     inner = {name: {path.split("/")[0] for path in paths if "/" in path} for name, paths in below.items()}
     divided = [
@@ -238,7 +250,7 @@ def _level_notes(root: Path, tree: _Tree) -> Iterator[str]:
     if only_folders and len(below) > 1:
         counts = some([f"{name} ({len(inner[name])})" for name in below])
         yield (
-            f"Folders that hold only folders, taken as {len(below)} classes: {counts}. "
+            f"Folders with nothing but folders are taken as {len(below)} classes: {counts}. "
             f"If each is a data set with classes of its own, give one of them: {root / next(iter(below))}."
         )
 
@@ -249,7 +261,7 @@ def _listing_notes(
     level = 1 if splits else 0
     parts = [path.split("/") for path in tree.pictures]
     filled = {"/".join(names[:depth]) for names in parts for depth in range(level + 2) if depth < len(names)}
-    # Below the level of classes an empty folder does not matter, and what lies in an empty one goes without saying.
+    # An empty folder below the level of classes does not matter, nor does one inside an empty folder.
     empty = [
         folder
         for folder in tree.folders
@@ -257,17 +269,17 @@ def _listing_notes(
     ]
     classes = sorted({sample.label for sample in samples})
     if not splits and (misleading := [label for label in classes if label.casefold() in SPLIT_NAMES]):
-        yield f"Folders taken as classes, not as splits: {some(misleading)}."
+        yield f"These folders are taken as classes, not as splits: {some(misleading)}."
     if not splits:
         yield from _level_notes(root, tree)
     if empty:
-        yield f"Folders without pictures, left out: {some(empty)}."
+        yield f"Folders without pictures are left out: {some(empty)}."
     if outside:
-        yield f"Pictures outside any class folder, ignored: {some(outside)}."
+        yield f"Pictures outside class folders are ignored: {some(outside)}."
     if tree.loops:
-        yield f"Links back to a folder that they lie in, not followed: {some(tree.loops)}."
+        yield f"Links to a folder above them are not followed: {some(tree.loops)}."
     if tree.others:
-        yield f"Files that are not pictures, ignored: {tree.others}."
+        yield f"Files that are not pictures are ignored: {tree.others}."
 
 
 def _check_classes(listing: Listing) -> None:
@@ -278,11 +290,11 @@ def _check_classes(listing: Listing) -> None:
         )
     seen: dict[str, str] = {}
     for label in listing.classes:
-        # The canonical caseless matching of the Unicode standard; folders copied between systems often differ so.
+        # Canonical caseless matching of the Unicode standard. Copying between systems often changes names in this way.
         folded = unicodedata.normalize("NFD", unicodedata.normalize("NFD", label).casefold())
         if folded in seen:
             raise InputError(
-                f"{listing.name} has classes {seen[folded]!r} and {label!r}, which differ in case or encoding alone; "
+                f"{listing.name} has classes {seen[folded]!r} and {label!r}, which differ only in case or encoding; "
                 "merge or rename them"
             )
         seen[folded] = label
@@ -304,7 +316,7 @@ def _check_trainable(listing: Listing) -> None:
         if unlearnt:
             raise InputError(
                 f"{listing.name} has pictures of class {unlearnt[0]!r} in {split}/ but none in train/; "
-                "add some there, or take the class out"
+                "add some there, or remove the class"
             )
 
 

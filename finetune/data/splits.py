@@ -13,11 +13,11 @@ from finetune.data.near_duplicates import connected, near_pairs
 from finetune.data.split_sizes import Group, split_groups
 from finetune.errors import InputError
 
-# So many unreadable files are told before the rest is only counted.
+# Number of unreadable files that an error lists; the rest is counted.
 SHOWN_FILES = 20
-# So many pictures of a class, or fewer, say nothing about how well it is recognised.
+# With this many pictures or fewer, the accuracy of a class is unreliable.
 TOO_FEW = 2
-# Of groups that were in different splits and are joined, the first of these wins: what was held out stays so.
+# When groups of different splits are joined, the first of these wins: a held-out picture stays held out.
 _HELD_OUT_FIRST = ("test", "val", "train")
 
 
@@ -31,10 +31,17 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder ready to learn from. train, val, test: indices into the samples of its listing, ascending.
+    """The split of every picture of a listing.
 
-    unreadable: pictures that cannot be decoded. left_out: readable ones that are not used on purpose. near: every two
-    that are used, different in content and near-duplicates; of identical ones the first by path stands for all.
+    Attributes:
+        root: Folder of the pictures.
+        classes: Names of the classes, sorted.
+        train, val, test: Positions of the pictures in the listing, ascending.
+        unreadable: Pictures that cannot be decoded.
+        left_out: Readable pictures that are not used, with the reason.
+        notes: Decisions to show, one sentence each.
+        near: Pairs of used pictures that are near-duplicates and not identical. The first of identical pictures stands
+            for all of them.
     """
 
     root: Path
@@ -57,26 +64,34 @@ def audit(
     max_bad: float,
     recorded: Mapping[str, str] | None = None,
 ) -> Folder:
-    """Assign each picture of `listing` to a split, given the content of each of its samples in order.
+    """Assign each picture of a listing to a split.
 
-    Unreadable pictures are left out, up to a share of `max_bad`, and so are identical pictures under two labels: none
-    of the labels is known to be right. Where splits are given, a training picture identical to one in val/ or test/ is
-    left out, and so is a validation picture identical to one in test/; near-duplicates across them are told in a note,
-    and stay.
+    Unreadable pictures are left out. So are identical pictures with different labels, because no label is known to be
+    right. Where splits are given, a training picture that is identical to one in val/ or test/ is left out, and so is a
+    validation picture that is identical to one in test/. Near-duplicates across given splits stay; a note names them.
 
-    A split that is not given is made of the training pictures: every class gives the same share, to the picture
-    (`splitting.seats`), the lowest hashes of contents first. The result depends on the contents alone: it is the same
-    on every machine whose decoders agree on what is a near-duplicate, and the order of the pictures does not matter.
-    Identical pictures and near-duplicates, directly or through others, are in one split.
+    A missing split is made of training pictures. Every class gives the same fraction (`split_sizes.seats`), the lowest
+    hashes of contents first. Identical pictures and near-duplicates, directly or through others, stay in one split. The
+    result depends on the contents alone, not on the order of the pictures or on the machine, as long as decoders agree
+    on the near-duplicates.
 
-    recorded: the split of pictures in an earlier run on this folder, by sha256. They stay in it whatever is added, and
-    added pictures fill the splits up to the shares. Only a near-duplicate that joins two groups moves one of them: to
-    test if one is there, otherwise to validation. Other exceptions, told in the notes: a class that would be left
-    without a training picture keeps all of its pictures in training, and an empty validation split gets one training
-    picture of each class that can spare it, with those that go with it, or if none can, the test pictures made; where
-    there is nothing to validate on because near-duplicates go together, identical ones alone do.
+    There are three exceptions, each with a note. A class that would have no training picture keeps all pictures in
+    training. An empty validation split gets one training picture, with its near-duplicates, of every class with more
+    than one; or else the pictures of the test split that was made. If near-duplicates in one split leave no validation
+    picture, only identical pictures stay in one split.
 
-    InputError when more than `max_bad` is unreadable, or what is left cannot be trained and validated on.
+    Args:
+        listing: The pictures.
+        contents: What reading each picture found, in the order of the listing.
+        val_fraction: Fraction of the pictures in a validation split that is made.
+        test_fraction: Fraction of the pictures in a test split that is made.
+        max_bad: Largest fraction of unreadable pictures.
+        recorded: Splits of an earlier run on this folder, by sha256. Pictures stay in them, and added pictures fill the
+            splits up to the fractions. A near-duplicate that joins two groups moves one of them, to test if the other
+            is there, else to validation.
+
+    Raises:
+        InputError: If more than `max_bad` is unreadable, or there are too few pictures to train and validate.
     """
     _check_fractions(val_fraction, test_fraction)
     unreadable = _ledger(listing, contents, max_bad)
@@ -106,8 +121,8 @@ def audit(
 
 
 def near_duplicates(contents: Sequence[Content], indices: Iterable[int]) -> tuple[tuple[int, int], ...]:
-    """Every two of `indices` that are near-duplicates and not identical, ascending; of identical ones, the first stands
-    for all. Those of unreadable pictures are not asked for."""
+    """Pairs of `indices` that are near-duplicates and not identical, ascending. The first of identical pictures stands
+    for all of them, and unreadable pictures are left out."""
     first: dict[str, int] = {}
     for index in sorted(indices):
         if contents[index].fingerprint:
@@ -144,7 +159,7 @@ def _ledger(listing: Listing, contents: Sequence[Content], max_bad: float) -> tu
 
 
 def _usable(listing: Listing, hashes: Mapping[int, str]) -> tuple[dict[int, str], dict[int, str], list[str]]:
-    """The split that each usable picture lies in, unsplit ones in "train"; why others are left out; notes."""
+    """The given split of each usable picture, "train" without one; the reasons of those left out; notes."""
     samples = listing.samples
     left_out, notes = _contradictions(samples, hashes)
     contradictory = f"; {len(left_out)} pictures are identical under two labels" if left_out else ""
@@ -152,24 +167,24 @@ def _usable(listing: Listing, hashes: Mapping[int, str]) -> tuple[dict[int, str]
     leaks = _leaks(samples, hashes, sides)
     left_out |= leaks
     if leaks:
-        notes.append(f"Pictures of train/ or val/ with an identical one in val/ or test/, left out: {len(leaks)}.")
+        notes.append(
+            f"Pictures of train/ and val/ that are identical to one in val/ or test/ are left out: {len(leaks)}."
+        )
     classes = {samples[index].label for index, side in sides.items() if side == "train" and index not in left_out}
     dropped = sorted(set(listing.classes) - classes)
     if dropped:
-        notes.append(f"Classes without a picture that can be trained on, left out: {some(dropped)}.")
+        notes.append(f"Classes without training pictures are left out: {some(dropped)}.")
     if len(classes) < 2:
         without = f"; without: {some(dropped)}" if dropped else ""
-        raise InputError(
-            f"{listing.name} has fewer than two classes with pictures that can be trained on{without}{contradictory}"
-        )
+        raise InputError(f"{listing.name} has fewer than two classes with training pictures{without}{contradictory}")
     for index in sides:
         if samples[index].label in dropped:
-            left_out.setdefault(index, "its class has no picture to train on")
+            left_out.setdefault(index, "its class has no training picture")
     return {index: side for index, side in sides.items() if index not in left_out}, left_out, notes
 
 
 def contradictory_labels(samples: Sequence[Sample], hashes: Mapping[int, str]) -> dict[int, str]:
-    """Identical pictures under two labels or more: index to reason, for all of their copies. hashes: by index."""
+    """The reason to leave out each of the identical pictures with different labels, by index. hashes: by index."""
     copies: dict[str, list[int]] = defaultdict(list)
     for index, content in sorted(hashes.items()):
         copies[content].append(index)
@@ -189,12 +204,12 @@ def _contradictions(samples: Sequence[Sample], hashes: Mapping[int, str]) -> tup
     for index in sorted(reasons):
         first[hashes[index]].setdefault(samples[index].label, samples[index])
     named = [" = ".join(f"{each.path} ({each.label})" for each in of.values()) for of in first.values()]
-    told = f"Identical pictures under two labels, all {len(reasons)} left out: {some(named, 3)}."
-    return reasons, [told] if named else []
+    note = f"Identical pictures with different labels are left out, {len(reasons)} in all: {some(named, 3)}."
+    return reasons, [note] if named else []
 
 
 def _leaks(samples: Sequence[Sample], hashes: Mapping[int, str], sides: Mapping[int, str]) -> dict[int, str]:
-    """Pictures that also stand in a split that measures what theirs is used for: index to reason."""
+    """The reason to leave out each picture that is identical to one in a split that measures it, by index."""
     standing: dict[str, dict[str, str]] = {"test": {}, "val": {}}
     for index, side in sides.items():
         if side in standing:
@@ -211,8 +226,8 @@ def _leaks(samples: Sequence[Sample], hashes: Mapping[int, str], sides: Mapping[
 def _across(samples: Sequence[Sample], sides: Mapping[int, str], near: Sequence[tuple[int, int]]) -> Iterator[str]:
     pairs = [f"{samples[one].path} ~ {samples[other].path}" for one, other in near if sides[one] != sides[other]]
     if pairs:
-        told = "1 pair" if len(pairs) == 1 else f"{len(pairs)} pairs"
-        yield f"Near-duplicates on two sides of the splits, kept, {told}: {some(pairs, 1)}."
+        count = "1 pair" if len(pairs) == 1 else f"{len(pairs)} pairs"
+        yield f"Near-duplicates in different splits are kept, {count}: {some(pairs, 1)}."
 
 
 def _with_missing_splits(
@@ -223,7 +238,7 @@ def _with_missing_splits(
     near: Sequence[tuple[int, int]],
     recorded: Mapping[str, str],
 ) -> tuple[dict[int, str], list[str]]:
-    """`sides` after splits that are not given were made of training pictures, `shares` of them; notes."""
+    """The split of each picture, after missing splits were made of training pictures; notes."""
     given = {sample.split for sample in listing.samples}
     wanted = {split: share for split, share in shares.items() if split not in given}
     if not wanted and "val" in sides.values():
@@ -238,19 +253,15 @@ def _with_missing_splits(
     if found is None and lowest:
         groups, lowest = {index: hashes[index] for index in training}, {}
         found = _made(listing, hashes, groups, wanted, kept, needs_val=needs_val)
-        notes.append(
-            "Near-duplicates are on two sides of the splits: kept together, they leave nothing to validate on."
-        )
+        notes.append("Near-duplicates are in different splits, because in one split they leave no validation picture.")
     if found is None:
-        raise InputError(
-            f"{listing.name} leaves nothing to validate on: no class has two different pictures to train on"
-        )
+        raise InputError(f"{listing.name} leaves no validation picture: no class has two different training pictures")
     made, more_notes = found
     if lowest:
         together = sorted(listing.samples[index].path for index in training if hashes[index] in lowest)
         count = len(set(lowest.values()))
-        groups_told = "1 group" if count == 1 else f"{count} groups"
-        notes.append(f"Near-duplicates, kept on one side of the splits, {groups_told}: {some(together, 2)}.")
+        groups_in_all = "1 group" if count == 1 else f"{count} groups"
+        notes.append(f"Near-duplicates stay in one split, {groups_in_all}: {some(together, 2)}.")
         notes.extend(_alike_classes(listing, hashes, groups))
     return dict(sides) | {index: made[group] for index, group in groups.items()}, [*notes, *more_notes]
 
@@ -262,11 +273,11 @@ def _alike_classes(listing: Listing, hashes: Mapping[int, str], groups: Mapping[
             part.add(name)
     alike = sorted(label for label, (contents, together) in parts.items() if len(together) == 1 < len(contents))
     if alike:
-        yield f"Classes of near-duplicates of one picture, which can be trained on but not measured: {some(alike)}."
+        yield f"Classes with near-duplicates of one picture are trained but not measured: {some(alike)}."
 
 
 def _lowest_hashes(hashes: Mapping[int, str], near: Sequence[tuple[int, int]]) -> dict[str, str]:
-    """Of each content that has a near-duplicate, the lowest hash in its group."""
+    """The lowest hash in the group of each content that has a near-duplicate."""
     lowest: dict[str, str] = {}
     for group in connected(near):
         contents = {hashes[index] for index in group}
@@ -283,9 +294,10 @@ def _made(
     *,
     needs_val: bool,
 ) -> tuple[dict[str, str], list[str]] | None:
-    """The split of each group, given that of each training picture; notes. None where there is nothing to validate on.
+    """The split of each group, and notes; None where there would be no validation picture.
 
-    kept: splits of contents that an earlier run recorded. needs_val: some must go to validation, whatever its share.
+    groups: The group of each training picture. kept: Splits of contents in an earlier run. needs_val: Whether there
+    must be a validation picture, whatever its fraction.
     """
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     recorded: dict[str, str] = {}
@@ -315,12 +327,12 @@ def _starved(made: dict[str, str], counts: Mapping[str, Collection[str]]) -> lis
     groups = Counter(label for labels in counts.values() for label in labels)
     starved = groups.keys() - trained
     made |= {group: "train" for group, labels in counts.items() if not starved.isdisjoint(labels)}
-    told = sorted(label for label in starved if groups[label] > 1)
-    return [f"Classes that stay in training whole, which had none of them: {some(told)}."] if told else []
+    moved = sorted(label for label in starved if groups[label] > 1)
+    return [f"Classes whose pictures all stay in training, which had none of them: {some(moved)}."] if moved else []
 
 
 def _spared(classes: Mapping[str, Collection[str]]) -> list[str]:
-    """Of each class the training content with the lowest hash whose loss leaves no class without any."""
+    """One training group of each class, the lowest hash first, whose loss leaves a training group in every class."""
     left: Counter[str] = Counter(label for labels in classes.values() for label in labels)
     served: set[str] = set()
     spared = []
@@ -336,19 +348,19 @@ def _rarities(samples: Sequence[Sample], hashes: Mapping[int, str], sides: Mappi
     contents = {(samples[index].label, hashes[index]) for index in sides}
     single = sorted(label for label, count in Counter(label for label, _ in contents).items() if count == 1)
     if single:
-        yield f"Classes of one picture, which can be trained on but not measured: {some(single)}."
+        yield f"Classes with one picture are trained but not measured: {some(single)}."
     copies = len(sides) - len({(side, samples[index].label, hashes[index]) for index, side in sides.items()})
     if copies:
-        yield f"Exact copies of another picture in the same class and split, kept: {copies}."
+        yield f"Exact copies of another picture in the same class and split are kept: {copies}."
 
 
 def _barely_measured(samples: Sequence[Sample], sides: Mapping[int, str]) -> Iterator[str]:
-    """A note about classes with one or two pictures in the split that measures."""
+    """A note about classes with one or two pictures in the measured split."""
     split, name = ("test", "test") if "test" in sides.values() else ("val", "validation")
     counts = Counter(samples[index].label for index, side in sides.items() if side == split)
     few = sorted(label for label, count in counts.items() if count <= TOO_FEW)
     if few:
-        yield (f"Classes with one or two {name} pictures, too few to say how well each is recognised: {some(few)}.")
+        yield f"Classes with one or two {name} pictures, too few for a reliable accuracy: {some(few)}."
 
 
 def _of(split: str, sides: Mapping[int, str]) -> tuple[int, ...]:

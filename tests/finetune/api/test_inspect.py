@@ -117,7 +117,7 @@ def test_near_duplicates_across_given_splits_come_first(run, folder: Path, tmp_p
     found = json.loads(run("inspect", root, *FAST, "--json").out)
     assert [group["splits"] for group in found["near"]] == [["train", "test"]]
     assert [group["splits"] for group in found["identical"]] == [["val", "test"]]
-    told = "Near-duplicates on two sides of the splits, kept, 1 pair: test/blue/scene.jpg ~ train/blue/scene.png."
+    told = "Near-duplicates in different splits are kept, 1 pair: test/blue/scene.jpg ~ train/blue/scene.png."
     assert told in found["notes"]
 
 

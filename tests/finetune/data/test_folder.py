@@ -68,9 +68,9 @@ def test_what_is_ignored_is_told(tmp_path: Path) -> None:
     listing = list_folder(root)
     assert [sample.path for sample in listing.samples] == ["cat/a.jpg", "dog/a.jpg"]
     assert listing.notes == (
-        "Folders without pictures, left out: owl.",
-        "Pictures outside any class folder, ignored: stray.jpg.",
-        "Files that are not pictures, ignored: 4.",
+        "Folders without pictures are left out: owl.",
+        "Pictures outside class folders are ignored: stray.jpg.",
+        "Files that are not pictures are ignored: 4.",
     )
 
 
@@ -95,9 +95,7 @@ def test_links_are_followed_and_circles_left(tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / "below" / "back").symlink_to(tmp_path / "elsewhere")
     listing = list_folder(root)
     assert [sample.path for sample in listing.samples] == ["cat/a.jpg", "dog/a.jpg", "owl/1.jpg", "owl/below/2.jpg"]
-    assert listing.notes == (
-        "Links back to a folder that they lie in, not followed: cat/up, dog/self, owl/below/back.",
-    )
+    assert listing.notes == ("Links to a folder above them are not followed: cat/up, dog/self, owl/below/back.",)
 
 
 def test_the_same_folder_may_stand_in_two_places(tmp_path: Path) -> None:
@@ -116,7 +114,7 @@ def test_broken_links_are_listed_when_they_are_called_pictures(tmp_path: Path) -
         ("cat/circle.png", -1),
         ("cat/gone.jpg", -1),
     ]
-    assert listing.notes == ("Files that are not pictures, ignored: 1.",)
+    assert listing.notes == ("Files that are not pictures are ignored: 1.",)
 
 
 def test_names_of_any_encoding_survive(tmp_path: Path) -> None:
@@ -164,8 +162,8 @@ def test_train_alone_is_a_split(tmp_path: Path) -> None:
     listing = list_folder(root)
     assert {split for _, _, split in listed(listing)} == {"train"}
     assert listing.notes == (
-        "Folders without pictures, left out: test, train/owl.",
-        "Pictures outside any class folder, ignored: train/stray.jpg.",
+        "Folders without pictures are left out: test, train/owl.",
+        "Pictures outside class folders are ignored: train/stray.jpg.",
     )
 
 
@@ -183,7 +181,7 @@ def test_folders_of_vehicles_are_classes(tmp_path: Path, paths: list[str]) -> No
     assert listing.classes == tuple(sorted({path.split("/")[0] for path in paths}))
     assert {sample.split for sample in listing.samples} == {None}
     names = [name for name in listing.classes if name in ("train", "val", "test")]
-    assert listing.notes == (f"Folders taken as classes, not as splits: {', '.join(names)}.",)
+    assert listing.notes == (f"These folders are taken as classes, not as splits: {', '.join(names)}.",)
 
 
 def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
@@ -264,7 +262,7 @@ def test_classes_that_hold_only_folders_are_told_and_stay_classes(tmp_path: Path
     listing = list_folder(root)
     assert listing.classes == ("Greek", "Latin")
     assert listing.notes == (
-        "Folders that hold only folders, taken as 2 classes: Greek (2), Latin (2). "
+        "Folders with nothing but folders are taken as 2 classes: Greek (2), Latin (2). "
         f"If each is a data set with classes of its own, give one of them: {root / 'Greek'}.",
     )
     write(root, "Latin/c.png")

@@ -18,7 +18,7 @@ from finetune.errors import InputError, UnreadablePicture
 patient = settings(deadline=None)  # machines under load are slow at times
 
 
-FEW_TO_MEASURE = "Classes with one or two test pictures, too few to say how well each is recognised: cat, dog."
+FEW_TO_MEASURE = "Classes with one or two test pictures, too few for a reliable accuracy: cat, dog."
 
 
 def test_a_folder_is_split_by_the_order_of_its_hashes() -> None:
@@ -167,7 +167,7 @@ def test_a_class_whose_training_pictures_are_gone_gets_the_rest_for_training() -
     recorded = {PLAIN["dog/0.jpg"]: "test", PLAIN["dog/1.jpg"]: "val", PLAIN["dog/2.jpg"]: "test"}
     folder, sides = audited(PLAIN, recorded=recorded)
     assert {sides[f"dog/{number}.jpg"] for number in range(3)} == {"train"}
-    assert folder.notes[1] == "Classes that stay in training whole, which had none of them: dog."
+    assert folder.notes[1] == "Classes whose pictures all stay in training, which had none of them: dog."
 
 
 @pytest.mark.parametrize("position", [0.1, 0.3, 0.9])
@@ -175,7 +175,7 @@ def test_a_class_of_one_picture_is_trained_on_and_told(position: float) -> None:
     folder, sides = audited(PLAIN | {"owl/0.jpg": sha(position, 1)})
     assert sides["owl/0.jpg"] == "train"
     assert folder.notes[1:] == (
-        "Classes of one picture, which can be trained on but not measured: owl.",
+        "Classes with one picture are trained but not measured: owl.",
         FEW_TO_MEASURE,
     )
 
@@ -197,7 +197,7 @@ def test_an_empty_validation_split_gets_the_test_pictures_when_training_has_none
 
 
 def test_nothing_to_validate_on_is_refused() -> None:
-    with pytest.raises(InputError, match="nothing to validate on"):
+    with pytest.raises(InputError, match="no validation picture"):
         audited({"cat/0.jpg": sha(0.9), "cat/1.jpg": sha(0.9), "dog/0.jpg": sha(0.8)})
 
 
@@ -227,7 +227,7 @@ def test_too_many_unreadable_pictures_are_counted_and_listed() -> None:
 def test_a_class_without_a_readable_picture_is_dropped() -> None:
     folder, _ = audited(PLAIN | {"owl/0.jpg": None, "owl/1.jpg": None})
     assert folder.classes == ("cat", "dog")
-    assert folder.notes[1] == "Classes without a picture that can be trained on, left out: owl."
+    assert folder.notes[1] == "Classes without training pictures are left out: owl."
     with pytest.raises(InputError, match="fewer than two classes"):
         audited({"cat/0.jpg": sha(0.9), "cat/1.jpg": sha(0.8), "owl/1.jpg": None})
 
@@ -236,7 +236,7 @@ def test_a_class_that_cannot_be_trained_is_not_measured_either() -> None:
     pictures = {f"train/{path}": content for path, content in PLAIN.items()} | {"val/cat/9.jpg": sha(0.6, 1)}
     folder, sides = audited(pictures | {"train/owl/0.jpg": None, "val/owl/0.jpg": sha(0.6, 2)})
     assert folder.classes == ("cat", "dog")
-    assert folder.left_out == (Unreadable("val/owl/0.jpg", "its class has no picture to train on"),)
+    assert folder.left_out == (Unreadable("val/owl/0.jpg", "its class has no training picture"),)
     assert "val/owl/0.jpg" not in sides
 
 
@@ -268,7 +268,7 @@ def test_pictures_that_leak_across_given_splits_are_left_out() -> None:
         "val/cat/1.jpg": "identical to test/cat/0.jpg",
     }
     assert sides["test/cat/0.jpg"] == "test"
-    assert "Pictures of train/ or val/ with an identical one in val/ or test/, left out: 3." in folder.notes
+    assert "Pictures of train/ and val/ that are identical to one in val/ or test/ are left out: 3." in folder.notes
 
 
 def test_copies_within_a_class_are_kept_and_counted() -> None:
@@ -277,7 +277,7 @@ def test_copies_within_a_class_are_kept_and_counted() -> None:
     folder, sides = audited(PLAIN | more)
     assert sides["cat/copy.jpg"] == sides["cat/copy2.jpg"] == sides["cat/3.jpg"] == "train"
     assert sides["cat/copy3.jpg"] == sides["cat/0.jpg"] == "test"
-    assert folder.notes[1] == "Exact copies of another picture in the same class and split, kept: 3."
+    assert folder.notes[1] == "Exact copies of another picture in the same class and split are kept: 3."
 
 
 def test_identical_pictures_under_two_labels_are_named_and_left_out() -> None:
@@ -293,7 +293,7 @@ def test_identical_pictures_under_two_labels_are_named_and_left_out() -> None:
     }
     assert not {entry.path for entry in folder.left_out} & set(sides)
     assert folder.notes[1] == (
-        "Identical pictures under two labels, all 5 left out: "
+        "Identical pictures with different labels are left out, 5 in all: "
         "cat/2.jpg (cat) = dog/8.jpg (dog), cat/3.jpg (cat) = dog/9.jpg (dog)."
     )
 
@@ -344,7 +344,7 @@ def test_a_hostile_folder_is_read_through_and_left_as_it_was(tmp_path: Path) -> 
     }
     assert len(folder.train) + len(folder.val) + len(folder.test) + len(folder.left_out) == 12
     assert folder.classes == ("cat", "dog", "größe 大")
-    assert "Folders without pictures, left out: nothing." in folder.notes
+    assert "Folders without pictures are left out: nothing." in folder.notes
     assert state(root) == before
     with pytest.raises(InputError, match=r"5 of 17 .* 10 % \(--max-bad\)"):
         audit(listing, contents_of(listing), val_fraction=0.2, test_fraction=0.2, max_bad=0.1)

@@ -1,4 +1,4 @@
-"""Pictures that look alike are kept on one side of the splits that are made."""
+"""Near-duplicates stay in one split."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_groups_go_where_they_fit_and_are_told() -> None:
     folder, sides = audited(PLAIN, looks)
     assert {sides[f"cat/{number}.jpg"] for number in (1, 2, 3)} == {"train"}, "three are more than cat's share"
     assert folder.near == ((1, 2), (2, 3)), "the third is like the first through the second alone"
-    told = "Near-duplicates, kept on one side of the splits, 1 group: cat/1.jpg, cat/2.jpg and 1 more."
+    told = "Near-duplicates stay in one split, 1 group: cat/1.jpg, cat/2.jpg and 1 more."
     assert told in folder.notes
     more = {f"cat/{number}.jpg": sha(0.5 + number / 100, 5) for number in range(4, 16)}
     _, sides = audited(PLAIN | more, looks)
@@ -144,7 +144,7 @@ def test_near_duplicates_across_given_splits_are_told_and_stay() -> None:
     assert sides == audited(pictures)[1]
     assert folder.left_out == ()
     assert folder.notes[1] == (
-        "Near-duplicates on two sides of the splits, kept, 2 pairs: test/dog/9.jpg ~ train/dog/2.jpg and 1 more."
+        "Near-duplicates in different splits are kept, 2 pairs: test/dog/9.jpg ~ train/dog/2.jpg and 1 more."
     )
 
 
@@ -153,10 +153,8 @@ def test_near_duplicates_are_parted_where_nothing_could_be_validated_on_otherwis
     looks = {sha(0.9): look(1), sha(0.7): look(1), sha(0.8): look(2), sha(0.6): look(2)}
     folder, sides = audited(pictures, looks)
     assert sides == audited(pictures)[1]
-    assert any("leave nothing to validate on" in note for note in folder.notes)
-    assert (
-        "Near-duplicates on two sides of the splits, kept, 2 pairs: cat/0.jpg ~ cat/1.jpg and 1 more." in folder.notes
-    )
+    assert any("leave no validation picture" in note for note in folder.notes)
+    assert "Near-duplicates in different splits are kept, 2 pairs: cat/0.jpg ~ cat/1.jpg and 1 more." in folder.notes
 
 
 def test_a_class_of_near_duplicates_is_trained_on_and_told() -> None:
@@ -164,5 +162,5 @@ def test_a_class_of_near_duplicates_is_trained_on_and_told() -> None:
         PLAIN | {"owl/0.jpg": sha(0.1, 7), "owl/1.jpg": sha(0.5, 7)}, dict.fromkeys((sha(0.1, 7), sha(0.5, 7)), look(1))
     )
     assert {sides["owl/0.jpg"], sides["owl/1.jpg"]} == {"train"}
-    told = "Classes of near-duplicates of one picture, which can be trained on but not measured: owl."
+    told = "Classes with near-duplicates of one picture are trained but not measured: owl."
     assert told in folder.notes

@@ -134,7 +134,7 @@ def test_a_picture_that_is_named_twice_counts_once(pictures: Path) -> None:
         ('path,label\na.jpg,"x\n', "is not valid CSV"),
         ("path,label\na.jpg,x\nb.jpg,x\n", "has one class, 'x'"),
         ("path,label,split\na.jpg,x,\nb.jpg,y,\ndeep/c.jpg,z,test\n", "class 'z' in test/"),
-        ("path,label\na.jpg,Cat\nb.jpg,cat\n", "differ in case"),
+        ("path,label\na.jpg,Cat\nb.jpg,cat\n", "differ only in case"),
     ],
 )
 def test_what_is_wrong_with_a_csv_file_is_said_with_its_row(pictures: Path, text: str, named: str) -> None:
