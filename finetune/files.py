@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,8 @@ from finetune.errors import InputError
 T = TypeVar("T")
 
 _LOCKS: set[int] = set()  # this process's handles of folders that it has locked
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems say that have none
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems without locks
+_LOCK_FILE = ".lock"
 
 
 @contextmanager
@@ -49,11 +50,17 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path, *, busy: str | None = None) -> Iterator[None]:
-    """`folder`, which is made where it is missing, for this process alone; others wait, or are told `busy`, an
-    InputError. On Windows, and where a file system has no locks, all go on at once.
+    """Lock a folder for this process. The folder is made where it is missing.
 
-    The lock goes with the process, and leaves no file, nor a folder that was made for it and stayed empty. InputError
-    where the folder cannot be made.
+    A lock ends with its process, even a killed one. It leaves no file, and no empty folder that was made for it. Where
+    a file system has no locks, there is none.
+
+    Args:
+        folder: The folder.
+        busy: Message of the error when another process has the lock. None to wait for it.
+
+    Raises:
+        InputError: If the folder cannot be made, or another process has the lock.
     """
     made: list[Path] = []  # the deepest first
     handle = None
@@ -67,19 +74,20 @@ def locked(folder: Path, *, busy: str | None = None) -> Iterator[None]:
         handle = _locked_handle(folder, busy)
     _LOCKS.add(handle)
     try:
-        yield
+        with _locked_file(folder, busy) if os.name == "nt" else nullcontext():
+            yield
     finally:
-        if handle in _LOCKS:  # not so in a child that was forked meanwhile
+        if handle in _LOCKS:  # not in a child that was forked meanwhile
             for path in made:
-                with suppress(OSError):  # it holds something
+                with suppress(OSError):  # not empty
                     path.rmdir()
             _LOCKS.remove(handle)
             os.close(handle)
 
 
 def _locked_handle(folder: Path, busy: str | None) -> int | None:
-    """What holds the lock until it is closed; None where another process removed the folder meanwhile."""
-    if sys.platform == "win32":
+    """A handle that has the lock until it is closed; None where another process removed the folder meanwhile."""
+    if sys.platform == "win32":  # which locks no folders, but files
         return os.open(os.devnull, os.O_RDONLY)
     import fcntl
 
@@ -101,15 +109,34 @@ def _locked_handle(folder: Path, busy: str | None) -> int | None:
     return None
 
 
-def _let_go() -> None:
-    """In a forked child: its copies of the locks' handles would hold them beyond the end of its parent."""
+@contextmanager
+def _locked_file(folder: Path, busy: str | None) -> Iterator[None]:
+    """Lock a file in the folder, as `locked` does with the folder. On Windows the file is deleted at the end."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / _LOCK_FILE)
+    try:
+        lock.acquire(blocking=busy is None)
+    except Timeout as error:
+        raise InputError(busy or str(error)) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        if os.name == "nt":
+            with suppress(OSError):  # another process has opened the file
+                (folder / _LOCK_FILE).unlink(missing_ok=True)
+
+
+def _close_copies() -> None:
+    """In a forked child, close its copies of the handles, which would keep the locks after the end of its parent."""
     for handle in _LOCKS:
         os.close(handle)
     _LOCKS.clear()
 
 
 if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_let_go)
+    os.register_at_fork(after_in_child=_close_copies)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -40,7 +40,7 @@ class Entry(NamedTuple):
 
 
 def write_folder(folder: Path, about: dict[str, Any], faiss_index: Any, entries: Iterable[Entry]) -> None:
-    """Save an index; `about` goes into index.json. Writers wait for each other (not on Windows).
+    """Save an index; `about` goes into index.json. Writers wait for each other.
 
     InputError if the folder holds something other than an index, or cannot be written; the old state remains.
     """

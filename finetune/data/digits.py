@@ -12,21 +12,28 @@ from sklearn.datasets import load_digits
 
 from finetune.errors import InputError
 
-SIDE = 32  # the scans have 8 x 8 pixels, too few for a person to look at
+SIDE = 32  # pixels; the scans have 8 x 8, too few for a person
 
 
 def write_digits(folder: Path, *, per_class: int = 10, seed: int = 0) -> None:
-    """Write the 1,797 digits as `folder`/train, val and test, one folder a digit, "0" to "9".
+    """Write the 1,797 digits to train, val and test below a folder, in one folder per digit, "0" to "9".
 
-    per_class: pictures of each digit in train, and as many again in val; test holds all the rest. The same `seed`
-    chooses the same pictures. A folder that holds exactly these is left alone; InputError when it holds anything else.
+    A folder that contains exactly these pictures stays unchanged.
+
+    Args:
+        folder: The folder.
+        per_class: Pictures of each digit in train, and in val; test contains the rest.
+        seed: Seed of the choice of pictures.
+
+    Raises:
+        InputError: If the folder contains anything else, or there are too few digits.
     """
     digits = load_digits()
     chosen = _split(digits.target, per_class, seed)
     if folder.exists() and not _is_empty_folder(folder):
         if _pictures_in(folder) == chosen.keys():
             return
-        raise InputError(f"{folder} exists and holds something other than these digits; remove it or name another")
+        raise InputError(f"{folder} exists and contains something other than these digits; remove it or name another")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -45,12 +52,10 @@ def write_digits(folder: Path, *, per_class: int = 10, seed: int = 0) -> None:
 
 
 def _split(labels: np.ndarray, per_class: int, seed: int) -> dict[PurePosixPath, int]:
-    """Where every digit goes, "train/7/0123.png", by its number in the data set."""
+    """The path of every digit, such as "train/7/0123.png", with its number in the data set."""
     most = (int(np.bincount(labels).min()) - 1) // 2
     if not 1 <= per_class <= most:
-        raise InputError(
-            f"{per_class} digits per class cannot be taken; from 1 to {most} can, and leave some to test on"
-        )
+        raise InputError(f"digits per class must be from 1 to {most}, so that some are left for test, not {per_class}")
     random = np.random.default_rng(seed)
     chosen: dict[PurePosixPath, int] = {}
     for label in range(10):
@@ -62,7 +67,7 @@ def _split(labels: np.ndarray, per_class: int, seed: int) -> dict[PurePosixPath,
 
 
 def _picture(scan: np.ndarray) -> Image.Image:
-    """A scan (8, 8), 0 to 16 for no ink to full ink, as dark ink on white: what a person photographs is paper."""
+    """A scan (8, 8), from 0 for no ink to 16 for full ink, as dark ink on white paper."""
     paper = 255 - np.rint(scan * (255 / 16)).astype(np.uint8)
     return Image.fromarray(paper).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 

@@ -1,4 +1,4 @@
-"""One picture read, from a path, bytes, an array or a PIL image, into upright RGB pixels."""
+"""Reading one picture, from a path, bytes, an array or a PIL image, as an upright RGB image."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PICTURE_EXTENSIONS = frozenset({
 
 Picture = str | Path | bytes | NDArray[Any] | Image.Image
 
-# Only what the extensions promise: Pillow would also hand a file named .jpg to Ghostscript, for example.
+# Formats of these extensions only: Pillow would even pass a file named .jpg to Ghostscript.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 
@@ -46,17 +46,21 @@ _SIDEWAYS = (5, 6, 7, 8)
 
 
 def read_image(source: Picture, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture in `source` as a new RGB image: turned as its EXIF says, transparency on white, the first frame.
+    """Read a picture as a new RGB image: upright by its EXIF, transparency on white, the first frame.
 
-    source: path, content of a file, array (h, w) or (h, w, 1, 3 or 4) of uint8, uint16, bool or float, or PIL image.
-    at_least: shortest side in pixels that the caller needs; a large JPEG is decoded at a reduced scale that keeps it.
-    max_pixels: largest width x height, checked before anything is decoded.
+    Grey values of 16 and 32 bits are scaled, never clipped: from the smallest range of 8, 10, 12, 14 and 16 bits that
+    contains the picture's maximum, because cameras of 12 bits store pictures in 16; from minimum..maximum where that is
+    not enough. Floats in [0, 1] are scaled from that range, others from minimum..maximum.
 
-    Grey values of 16 and 32 bits are scaled by range, never clipped: from the smallest of 8, 10, 12, 14 and 16 bits
-    that holds the picture's maximum, because cameras of 12 bits store their pictures in 16; from minimum..maximum
-    where that is not enough. Floats in [0, 1] are scaled from that range, others from minimum..maximum.
+    Args:
+        source: Path, content of a file, array (h, w) or (h, w, 1, 3 or 4) of uint8, uint16, bool or float, or PIL
+            image. A file is never changed.
+        at_least: Shortest side in pixels that the caller needs. A large JPEG is decoded at the smallest scale that
+            keeps it.
+        max_pixels: Largest number of pixels, checked before decoding.
 
-    Raises UnreadablePicture, with the reason in a few words, for whatever cannot be read. No file is ever changed.
+    Raises:
+        UnreadablePicture: With the reason in a few words.
     """
     name = str(source) if isinstance(source, (str, Path)) else f"{type(source).__name__} given"
     if isinstance(source, (str, Path)):
@@ -86,7 +90,7 @@ def read_image(source: Picture, *, at_least: int | None = None, max_pixels: int 
 
 @dataclass(frozen=True)
 class Header:
-    """What a picture's file says of it before it is decoded. format, mode: Pillow's names. width, height: upright."""
+    """The header of a picture's file: Pillow's names of format and mode, and the size of the upright picture."""
 
     format: str
     mode: str
@@ -95,7 +99,7 @@ class Header:
 
 
 def read_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> Header:
-    """The header of the picture at `path`. UnreadablePicture as `read_image` would raise for what is seen there."""
+    """The header of the picture at `path`. UnreadablePicture as for `read_image`, where the header shows the reason."""
     name, content = str(path), read_content(path)
     with _tolerant_pillow(max_pixels):
         image = _opened(content, name, max_pixels)
@@ -105,9 +109,9 @@ def read_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> Header:
 
 
 def read_content(path: Path) -> bytes:
-    """The bytes of the file at `path`. UnreadablePicture when there is no such file, or it cannot be read."""
+    """The bytes of the file at `path`. UnreadablePicture where there is no such file, or it cannot be read."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would never end
             raise UnreadablePicture(str(path), "not a file")
         return path.read_bytes()
     except FileNotFoundError as error:
@@ -117,10 +121,10 @@ def read_content(path: Path) -> bytes:
 
 
 class _TolerantPillow:
-    """While pictures are being read: no warnings from Pillow, and its own bound on pixels out of the way of ours."""
+    """Hides Pillow's warnings and raises its own bound on pixels while pictures are read."""
 
-    # Both are state of the whole process that Pillow takes no argument for. Threads share one change of it, which the
-    # first to come makes and the last to go undoes; meanwhile, code beside them may open what max_pixels allows.
+    # Both belong to the process, because Pillow has no arguments for them. Threads share one change: the first thread
+    # makes it, and the last one undoes it.
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._readers = 0
@@ -149,7 +153,7 @@ _tolerant_pillow = _TolerantPillow()
 
 
 def _opened(content: bytes, name: str, max_pixels: int) -> Image.Image:
-    """The picture in `content`, its header read and no more."""
+    """The picture in `content`, of which only the header is read."""
     if not content:
         raise UnreadablePicture(name, "empty file")
     formats: tuple[str, ...] = _FORMATS
@@ -165,7 +169,7 @@ def _opened(content: bytes, name: str, max_pixels: int) -> Image.Image:
         try:
             return Image.open(io.BytesIO(content), formats=formats)
         except Image.DecompressionBombError as error:
-            # Beyond twice its bound Pillow tells the number of pixels and nothing else.
+            # Beyond twice its bound, Pillow reports only the number of pixels.
             pixels = re.search(r"\d+", str(error))
             raise UnreadablePicture(name, _over(int(pixels[0]) if pixels else 2 * max_pixels, max_pixels)) from error
 
@@ -180,12 +184,12 @@ def _megapixels(pixels: int) -> str:
 
 @contextmanager
 def _damage_named(name: str) -> Iterator[None]:
-    """Turns what Pillow raises into UnreadablePicture; only calls of Pillow belong inside."""
+    """Convert Pillow's errors to UnreadablePicture. Only calls of Pillow belong inside."""
     try:
         yield
     except UnreadablePicture:
         raise
-    except Exception as error:  # a damaged file makes Pillow's decoders stumble over anything, with any type
+    except Exception as error:  # Pillow's decoders raise arbitrary errors for damaged files
         raise UnreadablePicture(name, _reason(error)) from error
 
 
@@ -201,23 +205,23 @@ def _reason(error: Exception) -> str:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # Not ImageOps.exif_transpose: it writes the whole EXIF anew, and fails over any odd tag beside the orientation.
+    # Not ImageOps.exif_transpose: it writes the whole EXIF again, and fails for any invalid tag.
     orientation = _orientation(image)
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def _orientation(image: Image.Image) -> Any:
-    """What the EXIF says of it, None where it says nothing."""
+    """The orientation in the EXIF; None without one."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # as varied as the damage; pixels that could be decoded count more than their metadata
+    except Exception:  # damaged metadata raises arbitrary errors, and the pixels matter more
         return None
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """A new RGB image without the metadata, whose orientation no longer holds."""
+    """A new RGB image without metadata, because its orientation is no longer correct."""
     if image.mode == "La":
-        image = image.convert("LA")  # the one mode that Pillow converts it to
+        image = image.convert("LA")  # Pillow converts it to no other mode
     if image.has_transparency_data:
         coloured = image.convert("RGBA")
         rgb = Image.new("RGB", image.size, "white")
@@ -243,7 +247,7 @@ def _checked_array(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
 
 
 def _eight_bits(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
-    """`values` scaled to 0..255 as `read_image` says."""
+    """Values scaled to 0..255 as `read_image` describes."""
     if not np.isfinite(values).all():
         raise UnreadablePicture(name, "holds values that are not finite")
     low, high = float(values.min()), float(values.max())
@@ -262,9 +266,12 @@ def _eight_bits(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Content:
-    """What reading one picture told: sha256 of its bytes in hex, "" when they cannot be had; why it is unreadable.
+    """What reading a picture found.
 
-    fingerprint: what it looks like (`near_duplicates.fingerprint`), in hex; None where nobody asked.
+    Attributes:
+        sha256: Hash of the file in hex; "" without a file.
+        reason: Why the picture is unreadable; None for a readable one.
+        fingerprint: `near_duplicates.fingerprint` in hex; None where it was not computed.
     """
 
     sha256: str

@@ -1,4 +1,4 @@
-"""Pictures read, decoded and handed on in batches of uint8 tensors, by worker processes where there are such."""
+"""Pictures read and decoded into batches of uint8 tensors, by worker processes where it pays."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ from finetune.data.near_duplicates import fingerprint
 from finetune.data.transforms import View, view_seed
 from finetune.errors import InputError, UnreadablePicture
 
-# Starting a worker costs about a second: small folders are decoded in the main process.
+# Starting a worker takes about a second, so the pictures of small folders are decoded in the main process.
 WORTH_WORKERS = 400
 
 
-# A picture's index, what reading told of it, and its pixels, None when it cannot be read.
+# Position of a picture, what reading it found, and its pixels; None for an unreadable one.
 Item = tuple[int, Content, Tensor | None]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Readable pictures: index (n,) into the sources, pixels uint8 (n, 3, h, w) or (n, views, 3, h, w).
+    """A batch of pictures.
 
-    contents: of all, by index.
+    Attributes:
+        index: Positions of the readable pictures, shape (n,).
+        pixels: Their pixels, uint8, shape (n, 3, h, w) or (n, views, 3, h, w).
+        contents: What reading each picture found, readable or not, by position.
     """
 
     index: Tensor
@@ -44,10 +47,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class Pictures(Dataset[Item]):
-    """`sources`, files or pictures in memory, seen through `view`; what is random in a view depends on `seed`.
+    """A data set of pictures in one view.
 
-    views: None for pixels (3, h, w) of one view, which depends on the epoch; a number for those of so many epochs from
-    the first, (views, 3, h, w), whatever the epoch. fingerprints: whether contents tell what pictures look like.
+    Attributes:
+        sources: Files, or pictures in memory.
+        view: The steps from a picture to pixels.
+        at_least: Shortest side in pixels that the view needs.
+        max_pixels: Largest number of pixels of a picture; a larger one is unreadable.
+        seed: Seed of random views.
+        views: None for pixels (3, h, w), which depend on the epoch in a random view. A number for the pixels
+            (views, 3, h, w) of the first epochs, in every epoch.
+        fingerprints: Whether contents have fingerprints.
     """
 
     sources: Sequence[Picture]
@@ -62,7 +72,7 @@ class Pictures(Dataset[Item]):
         return len(self.sources)
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
-        """Picture `index` as seen in `epoch`, for key (epoch, index); None for the pixels when it cannot be read."""
+        """The picture at position `index` in an epoch, for the key (epoch, index)."""
         epoch, index = key
         source = self.sources[index]
         digest = ""
@@ -75,14 +85,14 @@ class Pictures(Dataset[Item]):
             return index, Content(digest, error.reason), None
         content = Content(digest, fingerprint=fingerprint(picture).hex() if self.fingerprints else None)
         if self.views is None:
-            return index, content, self._seen(picture, epoch, index)
-        return index, content, torch.stack([self._seen(picture, view, index) for view in range(self.views)])
+            return index, content, self._in_view(picture, epoch, index)
+        return index, content, torch.stack([self._in_view(picture, view, index) for view in range(self.views)])
 
     def batch(self, indices: Iterable[int]) -> Batch:
-        """The pictures at `indices`, read here and now."""
+        """The pictures at `indices`, read in this thread."""
         return _collate([self[0, index] for index in indices])
 
-    def _seen(self, picture: Image.Image, epoch: int, index: int) -> Tensor:
+    def _in_view(self, picture: Image.Image, epoch: int, index: int) -> Tensor:
         if not self.view.random:
             return self.view(picture)
         with torch.random.fork_rng(devices=[]):
@@ -91,7 +101,7 @@ class Pictures(Dataset[Item]):
 
 
 def in_order(pictures: Pictures, *, batch_size: int, workers: int) -> Iterable[Batch]:
-    """Every picture once, first to last."""
+    """Batches of all pictures, in their order."""
     indices = range(len(pictures))
     batches = [[(0, index) for index in indices[start : start + batch_size]] for start in indices[::batch_size]]
     return _loader(pictures, batches, workers)
@@ -100,24 +110,25 @@ def in_order(pictures: Pictures, *, batch_size: int, workers: int) -> Iterable[B
 def shuffled(
     pictures: Pictures, indices: Sequence[int], *, batch_size: int, first_epoch: int, epochs: int, workers: int
 ) -> Iterable[Batch]:
-    """Every picture in `indices` once an epoch, in an order that depends on the seed and the epoch alone."""
+    """Batches of the pictures at `indices`, once an epoch, in an order that depends only on the seed and the epoch."""
     return _loader(pictures, Shuffle(pictures.seed, indices, batch_size, first_epoch, epochs), workers)
 
 
 def check_unchanged(contents: Mapping[int, Content], pictures: Pictures, hashes: Sequence[str]) -> None:
-    """InputError when a picture is no longer what it was. contents, hashes: by index; the sha256 of each, then."""
+    """InputError for a picture that no longer has its hash. contents, hashes: By position."""
     for index, content in contents.items():
         if content.reason is not None or content.sha256 != hashes[index]:
             why = f" ({content.reason})" if content.reason else ""
-            raise InputError(
-                f"{pictures.sources[index]!s} was changed while the run was under way{why}; start a new run"
-            )
+            raise InputError(f"{pictures.sources[index]!s} was changed during the run{why}; start a new run")
 
 
 def worker_count(requested: int | None, pictures: int, *, beside_cpu: bool) -> int:
-    """Decoding processes: as asked for, else none for a small folder and one a core, at most 16, for a larger one.
+    """Number of processes that decode pictures.
 
-    beside_cpu: the network runs on the same cores, which leaves half of them.
+    Args:
+        requested: The number itself. None for no process for a small folder, else one per core, at most 16.
+        pictures: Number of pictures.
+        beside_cpu: Whether the network runs on the same cores; half of them are then left.
     """
     if requested is not None:
         return requested
@@ -125,24 +136,24 @@ def worker_count(requested: int | None, pictures: int, *, beside_cpu: bool) -> i
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
-    """A permutation of n, (n,), that depends on seed and epoch alone."""
+    """A permutation of n positions, shape (n,), that depends only on the seed and the epoch."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(view_seed(seed, epoch, "order")))
 
 
 def batches_per_epoch(pictures: int, batch_size: int) -> int:
-    """A last picture that would be alone joins the batch before it: batch norm has nothing to learn from one."""
+    """Number of batches. A last picture alone joins the batch before it, because batch norm needs two pictures."""
     alone = pictures % batch_size == 1 and pictures > batch_size > 1
     return -(-pictures // batch_size) - alone
 
 
 @dataclass(frozen=True)
 class Shuffle:
-    """Batches of keys (epoch, index): every one of `indices` once an epoch, from `first_epoch` to before `epochs`."""
+    """Batches of keys (epoch, index): each of `indices` once an epoch, from `first_epoch` to before `epochs`."""
 
     seed: int
     indices: Sequence[int]
@@ -164,7 +175,7 @@ class Shuffle:
 
 def _loader(pictures: Pictures, batches: Iterable[list[tuple[int, int]]], workers: int) -> Iterable[Batch]:
     with warnings.catch_warnings():
-        # torch advises against more workers than cores; who asks for them knows.
+        # torch warns about more workers than cores, which the user asked for.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         return DataLoader(
             pictures,
@@ -172,7 +183,7 @@ def _loader(pictures: Pictures, batches: Iterable[list[tuple[int, int]]], worker
             num_workers=workers,
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
-            # A worker's own generator is never used: every view draws from its own seed.
+            # The generator of a worker is never used, because every view has its own seed.
             generator=torch.Generator().manual_seed(0),
         )
 

@@ -1,4 +1,4 @@
-"""Which split each picture of a folder was in: kept beside the activation cache, so that added pictures move none."""
+"""A record of the split of every picture of a folder, so that added pictures do not move the others."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _SPLITS = ("train", "val", "test")
 
 
 def recorded_splits(listing: Listing, config: Config) -> dict[str, str]:
-    """The split of each picture, by sha256, as earlier runs on this folder or table made it with these fractions.
+    """The split of each picture in earlier runs on this folder or table with the same fractions, by sha256.
 
-    Empty where there was none, and for a listing that no path names. A record that is damaged counts as none.
+    Empty without a record, with a damaged one, and for pictures in memory.
     """
     path = _record_of(listing, config)
     if path is None or not path.is_file():

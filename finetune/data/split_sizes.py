@@ -1,4 +1,4 @@
-"""Splits that are made: every class gives the same shares, by the order of its pictures' hashes."""
+"""Sizes of splits: every class gives the same fraction to each, in the order of its pictures' hashes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ _ROUNDING = 1e-9  # 0.15 * 20 must not be a little less than 3
 
 @dataclass(frozen=True)
 class Group:
-    """Pictures that must be in one split: identical pictures and near-duplicates.
+    """Pictures that stay in one split: identical pictures and near-duplicates.
 
-    name: the lowest sha256 of their contents. counts: how many of them each class has.
+    Attributes:
+        name: Lowest sha256 of their contents.
+        counts: Number of pictures of each class.
     """
 
     name: str
@@ -23,15 +25,20 @@ class Group:
 
 
 def split_groups(groups: Sequence[Group], shares: Mapping[str, float], kept: Mapping[str, str]) -> dict[str, str]:
-    """The split of each group, by its name.
+    """Assign groups to splits.
 
-    Each class gives `seats(...)` pictures to each split. Groups are dealt in the order of their names: to the first
-    split of `shares` that has seats for all of the group, otherwise to training. Where large groups leave seats
-    empty, a training group that brings the number nearer to the seats follows, and a split that has no picture of a
-    class gets the smallest group that another split can spare.
+    Each class gives `seats(...)` pictures to each split. Groups are assigned in the order of their names: to the first
+    split of `shares` with enough seats, otherwise to training. Where large groups leave seats empty, a training group
+    that brings the number nearer to the seats is moved, and a split without a picture of a class gets the smallest
+    group from a split with another group of that class.
 
-    shares: share of the pictures by split; the rest is for training. kept: groups whose split is known from an earlier
-    run, by name; they keep it, and the other groups fill what is left.
+    Args:
+        groups: The groups.
+        shares: Fraction of the pictures of each split; the rest is for training.
+        kept: Splits of groups in an earlier run, by name. These groups stay there, and the others fill the rest.
+
+    Returns:
+        The split of each group, by name.
     """
     dealing = _Dealing(groups, shares, kept)
     for group in sorted(dealing.free, key=lambda group: group.name):
@@ -44,11 +51,11 @@ def split_groups(groups: Sequence[Group], shares: Mapping[str, float], kept: Map
 
 
 def seats(sizes: Mapping[str, int], shares: Mapping[str, float]) -> dict[str, dict[str, int]]:
-    """How many pictures of each class go to each split: `shares` of `sizes`, rounded; training has the rest.
+    """The number of pictures of each class in each split: `shares` of `sizes`, rounded; training has the rest.
 
-    A class that is due half a picture or more in every split gives at least one to each and is rounded by largest
-    remainders, so that classes of one size give the same numbers. Smaller classes carry what rounding left over to the
-    next one, so that together they give the shares. Every class keeps a training picture.
+    A class with half a picture or more in every split gives at least one to each, rounded by largest remainders, so
+    that classes of one size give the same numbers. Smaller classes carry the rounding error over to the next class, so
+    that together they give the fractions. Every class keeps a training picture.
     """
     held_out = [split for split in shares if shares[split] > 0]
     carried = dict.fromkeys((*held_out, TRAIN), 0.0)
@@ -73,7 +80,7 @@ def seats(sizes: Mapping[str, int], shares: Mapping[str, float]) -> dict[str, di
 
 
 def _rounded(due: Mapping[str, float], size: int, carried: Mapping[str, float]) -> dict[str, int]:
-    """`due` as whole numbers whose sum is `size`: the largest remainders, with what is `carried`, are rounded up."""
+    """`due` as whole numbers with the sum `size`: the largest remainders plus `carried` are rounded up."""
     given = {split: math.floor(amount + _ROUNDING) for split, amount in due.items()}
     by_remainder = sorted(due, key=lambda split: -round(due[split] - given[split] + carried[split], 9))
     for split in by_remainder[: size - sum(given.values())]:
@@ -82,7 +89,7 @@ def _rounded(due: Mapping[str, float], size: int, carried: Mapping[str, float]) 
 
 
 class _Dealing:
-    """Groups on their way into splits. sides: those that are placed. open: seats that are left, by class and split."""
+    """The state of an assignment. sides: Split of each assigned group. open: Empty seats by class and split."""
 
     def __init__(self, groups: Sequence[Group], shares: Mapping[str, float], kept: Mapping[str, str]):
         sizes: Counter[str] = Counter()
@@ -115,7 +122,7 @@ class _Dealing:
         return all(self.open[label][split] >= count for label, count in group.counts.items())
 
     def late(self, label: str, split: str) -> Group | None:
-        """A group of the class `label` for the empty seats of `split`, None where none should follow."""
+        """A group with the class `label` to move to the empty seats of `split`; None where none should move."""
         empty = self.open[label][split]
         if empty <= 0:
             return None
@@ -127,5 +134,5 @@ class _Dealing:
         return min(nearer, key=lambda group: (abs(group.counts[label] - empty), group.name), default=None)
 
     def _is_spare(self, group: Group) -> bool:
-        """Whether its split has another group of each of its classes."""
+        """Whether its split has another group of each of the group's classes."""
         return all(self._number[label, self.sides[group.name]] > 1 for label in group.counts)

@@ -22,7 +22,7 @@ _FORM = "path,label or path,label,split"
 
 @runtime_checkable
 class DataFrame(Protocol):
-    """What pandas and polars have in common, as far as it is needed: columns by name, each one iterable."""
+    """The common part of pandas' and polars' data frames: iterable columns by name."""
 
     @property
     def columns(self) -> Any: ...
@@ -65,8 +65,11 @@ def list_pictures(source: Source, *, to_train: bool = True) -> Listing:
 
 
 def list_paths(sources: Sequence[Path]) -> list[Path]:
-    """The pictures at `sources`, whatever they show: files, folders with all that lies below them, and the column
-    `path` of CSV files. InputError for what does not exist, a folder without pictures, and a damaged table."""
+    """Paths of pictures without labels: files, all pictures below folders, and the column `path` of CSV files.
+
+    Raises:
+        InputError: For a path that does not exist, a folder without pictures, and a damaged table.
+    """
     found: list[Path] = []
     for source in sources:
         if source.suffix.lower() in TABLES and source.is_file():
@@ -78,7 +81,7 @@ def list_paths(sources: Sequence[Path]) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row as it is given. where: what an error calls it."""
+    """A row of a table. `where` names it in errors."""
 
     where: str
     path: str
@@ -186,7 +189,7 @@ def _row(where: str, cells: Sequence[Any]) -> _Row:
 
 
 def _text(cell: Any) -> str:
-    """A cell as text; "" for a missing value, by whatever name a data frame has for it."""
+    """A cell as text; "" for a missing value of any kind."""
     if isinstance(cell, os.PathLike):
         return os.fsdecode(cell)
     text = str(cell)

@@ -1,4 +1,4 @@
-"""How a picture becomes what the network sees: one preprocessing specification, its evaluation and training views."""
+"""Preprocessing of pictures: the specification of a backbone, its evaluation view and its training view."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ from finetune.config import Config
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a backbone expects of its pictures; stored in a run, and used for training and prediction alike.
+    """The pictures that a backbone expects. A run saves it, for training and prediction alike.
 
-    size: side of the square in pixels. crop_pct: share of the resized picture that the centre crop keeps.
-    interpolation: "bilinear", "bicubic", "nearest" or "lanczos". mean, std: per channel, of values in [0, 1].
+    Attributes:
+        size: Side of the square in pixels.
+        crop_pct: Fraction of the resized picture that the centre crop keeps.
+        interpolation: "bilinear", "bicubic", "nearest" or "lanczos".
+        mean, std: Mean and standard deviation of each channel, of values in [0, 1].
     """
 
     size: int
@@ -34,7 +37,7 @@ class Preprocessing:
 
     @property
     def shortest_side(self) -> int:
-        """Shortest side, in pixels, to which a picture is resized before the centre crop."""
+        """Shortest side in pixels of a resized picture, before the centre crop."""
         return math.floor(self.size / self.crop_pct)
 
     def normalize(self, pictures: Tensor) -> Tensor:
@@ -46,7 +49,7 @@ class Preprocessing:
 
 
 class Normalized(nn.Module):
-    """A network with the normalisation of its pictures: uint8 (n, 3, size, size) in, what the network gives out."""
+    """A network with the normalisation of its pictures: uint8 (n, 3, size, size) to the network's output."""
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing):
         super().__init__()
@@ -58,14 +61,14 @@ class Normalized(nn.Module):
         return outputs
 
 
-# Times as long as wide, beyond which only the middle of a picture is looked at.
+# Ratio of the sides beyond which only the middle of a picture is used.
 LONGEST = 16
 
 
 class View:
-    """What is seen of a picture: RGB in, uint8 (3, size, size) out; (10, 3, size, size) for ten-crop.
+    """The steps from an RGB picture to pixels, uint8 (3, size, size), or (10, 3, size, size) for ten-crop.
 
-    random: whether torch's generator decides on it.
+    A random view draws from torch's global generator.
     """
 
     def __init__(self, *steps: Callable[[Any], Any], random: bool = False):
@@ -74,7 +77,7 @@ class View:
 
     def __call__(self, picture: Image.Image) -> Tensor:
         value: Any = picture
-        for step in self.steps:  # v2.Compose would inspect its arguments anew for every picture
+        for step in self.steps:  # v2.Compose inspects its arguments again for every picture
             value = step(value)
         pixels: Tensor = value
         return pixels
@@ -84,7 +87,7 @@ def evaluation_view(preprocessing: Preprocessing, test_time: str = "plain") -> V
     """The centre crop of the resized picture, or with "ten-crop" its corners, centre and their mirror images."""
     mode = _interpolation(preprocessing)
     resize = v2.Resize(preprocessing.shortest_side, interpolation=mode, antialias=True)
-    # A strip of one pixel's width would be enlarged to thousands by its length before all but its middle is cut off.
+    # Without it, a strip of one pixel's width would be enlarged to an enormous picture before the crop.
     trim = _Trim(LONGEST)
     if test_time == "ten-crop":
         crop: Any = v2.TenCrop(preprocessing.size)
@@ -95,7 +98,7 @@ def evaluation_view(preprocessing: Preprocessing, test_time: str = "plain") -> V
 
 
 def training_view(preprocessing: Preprocessing, config: Config) -> View:
-    """A random crop, mirrored and distorted at random as the configuration says; torch's generator decides."""
+    """A random crop, mirrored and distorted at random as the configuration says."""
     mode = _interpolation(preprocessing)
     steps: list[Any] = [
         v2.RandomResizedCrop(preprocessing.size, scale=(config.crop_scale, 1.0), interpolation=mode, antialias=True)
@@ -112,17 +115,17 @@ def training_view(preprocessing: Preprocessing, config: Config) -> View:
 
 
 def pixels_needed(preprocessing: Preprocessing, config: Config) -> int:
-    """Shortest side, in pixels, from which even the smallest random crop need not be enlarged."""
+    """Shortest side in pixels of a picture whose smallest random crop is not enlarged."""
     return math.ceil(preprocessing.size / math.sqrt(config.crop_scale))
 
 
 def view_seed(*parts: int | str) -> int:
-    """A 63-bit seed that depends on every part and nothing else: the same view on every machine and in every order."""
+    """A 63-bit seed that depends only on the parts, so that a view is the same on every machine and in any order."""
     return int.from_bytes(hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()) >> 1
 
 
 class _Trim:
-    """The middle of a picture that is over `ratio` times as long as it is wide; others as they are."""
+    """The middle of a picture whose sides have a ratio above `ratio`; other pictures stay unchanged."""
 
     def __init__(self, ratio: int):
         self.ratio = ratio
@@ -137,14 +140,14 @@ class _Trim:
 
 
 class _CenterResized:
-    """The centre crop of the resized picture as a tensor, resized by torch."""
+    """The centre crop of a picture that torch resizes, as a tensor."""
 
     def __init__(self, preprocessing: Preprocessing):
         self.size, self.shortest_side = preprocessing.size, preprocessing.shortest_side
         self.mode = preprocessing.interpolation
 
     def __call__(self, picture: Image.Image) -> Tensor:
-        # Lengths and places are rounded as torchvision's Resize and CenterCrop do.
+        # Rounded as in torchvision's Resize and CenterCrop.
         shorter = min(picture.size)
         width, height = (length * self.shortest_side // shorter for length in picture.size)
         left, top = (round((length - self.size) / 2) for length in (width, height))

@@ -8,6 +8,7 @@ import torch
 
 from finetune.errors import InputError
 from finetune.files import (
+    _locked_file,
     check_free,
     check_writable,
     read_csv,
@@ -88,3 +89,12 @@ def test_a_folder_that_holds_something_else_is_not_free(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(InputError, match=r"\(--out\) is not empty and holds no evaluation"):
         check_free(tmp_path, "--out", "evaluation")
+
+
+def test_the_lock_for_windows_keeps_others_out_until_it_ends(tmp_path: Path) -> None:
+    with _locked_file(tmp_path, None):
+        assert (tmp_path / ".lock").exists()
+        with pytest.raises(InputError, match="another process"), _locked_file(tmp_path, "another process is there"):
+            pass
+    with _locked_file(tmp_path, "another process is there"):
+        pass
