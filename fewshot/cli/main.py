@@ -231,9 +231,9 @@ def download(folder: Path) -> None:
 
     The official archives, 18 MB, are written to FOLDER, and their checksums are verified.
     """
-    from fewshot.omniglot.download import download as fetched
+    from fewshot.omniglot.download import download as download_archives
 
-    fetched(folder, announce=click.echo)
+    download_archives(folder, display=display_for(False))
 
 
 @click.command()

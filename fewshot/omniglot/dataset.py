@@ -1,4 +1,4 @@
-"""Omniglot read from its official archives, zipped or unpacked: every drawing, and Lake's 20 one-shot runs."""
+"""Omniglot from its official archives, zipped or unpacked: every drawing, and Lake's 20 one-shot runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,12 @@ _LARGEST = 1_000_000  # bytes; the pictures have a few hundred
 
 
 class Character(NamedTuple):
-    """One class of Omniglot, by name: `number` counts from 1 within the alphabet, as in the folder `character01`."""
+    """One class of Omniglot.
+
+    Attributes:
+        alphabet: Name of the alphabet in the archives.
+        number: Counted from 1 within the alphabet, as in the folder `character01`.
+    """
 
     alphabet: str
     number: int
@@ -43,12 +48,15 @@ class Character(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Omniglot:
-    """Drawings in the order of their names: alphabet, then character, then drawer.
+    """Drawings, sorted by alphabet, character and drawer.
 
-    pictures: (n, 105, 105) uint8, ink 255 on 0: light on dark, unlike the files, so that paper is nothing.
-    alphabet, character: (n,) int64, positions in `alphabets` and `characters`, which are sorted.
-    drawer: (n,) int64, 0 to 19, the number in the file's name less one; one person within an alphabet, but the same
-    number in two alphabets need not be.
+    Attributes:
+        pictures: Shape (n, 105, 105), uint8: ink 255 on 0. The files have dark ink on light paper.
+        alphabet: Shape (n,), int64: positions in `alphabets`.
+        character: Shape (n,), int64: positions in `characters`.
+        drawer: Shape (n,), int64, 0 to 19. A number is one person within an alphabet, not across alphabets.
+        alphabets: Sorted names.
+        characters: Sorted.
     """
 
     pictures: Tensor
@@ -64,10 +72,15 @@ class Omniglot:
 
 @dataclass(frozen=True, eq=False)
 class OneShotRun:
-    """One of Lake's runs (Lake et al. 2015): which of 20 characters of one alphabet does each test picture show?
+    """A run of 20 one-shot questions: which of 20 characters of one alphabet does each test picture show?
 
-    train, test: (20, 105, 105) uint8, ink 255 on 0, in the order of their file names.
-    answers: (20,) int64, for every test picture the position in `train` of the same character by another drawer.
+    Attributes:
+        name: Such as "run01".
+        train: Shape (20, 105, 105), uint8, ink 255 on 0: one example of each character.
+        test: Same shape: one question each, by another drawer.
+        answers: Shape (20,), int64: the position in `train` of the character of each test picture.
+
+    Source: Lake et al. (2015).
     """
 
     name: str
@@ -80,33 +93,44 @@ class OneShotRun:
 
 
 def locate(folder: Path | None = None) -> Path:
-    """The folder that holds Omniglot's archives: `folder` or $FEWTUNE_DATA, or the folder `omniglot` in it.
+    """Find the folder that holds Omniglot's archives, zipped (images_background.zip) or unpacked (images_background/).
 
-    InputError when neither holds one of them, zipped (images_background.zip) or unpacked (images_background/).
+    Args:
+        folder: The folder, or one with a folder `omniglot` in it. None for the environment variable FEWTUNE_DATA.
+
+    Raises:
+        InputError: If there is no archive.
     """
     given = folder or (Path(os.environ["FEWTUNE_DATA"]) if os.environ.get("FEWTUNE_DATA") else None)
     if given is None:
-        raise InputError("where is Omniglot? Give its folder, or name the folder of all data sets in FEWTUNE_DATA")
+        raise InputError(
+            "the folder of Omniglot is unknown: give it, or set FEWTUNE_DATA to the folder of all data sets"
+        )
     names = (*SETS.values(), ALL_RUNS)
     for place in (given / "omniglot", given):
         if any((place / f"{name}.zip").is_file() or (place / name).is_dir() for name in names):
             return place
     raise InputError(
-        f"{given} holds no Omniglot: images_background.zip, images_evaluation.zip and all_runs.zip are wanted, as they "
-        "are or unpacked; fewshot.omniglot.download.download fetches them"
+        f"{given} holds no Omniglot archives (images_background.zip, images_evaluation.zip, all_runs.zip), zipped or "
+        "unpacked; `fewshot download` fetches them"
     )
 
 
 def read_omniglot(folder: Path | None = None, sets: Sequence[str] = ("background", "evaluation")) -> Omniglot:
-    """Every drawing of `sets`, found as `locate` says; both sets are 32,460 drawings of 1,623 characters, 358 MB.
+    """Read every drawing. Both sets have 32,460 drawings of 1,623 characters, 358 MB in memory.
 
-    What only learns needs no evaluation set: sets=("background",). InputError for an archive that is missing or
-    damaged, UnreadablePicture for a picture that cannot be decoded or is not 105 x 105.
+    Args:
+        folder: As for `locate`.
+        sets: "background", "evaluation" or both. Training needs the background set only.
+
+    Raises:
+        InputError: If an archive is missing or damaged.
+        UnreadablePicture: If a picture cannot be decoded or is not 105 x 105.
     """
     if not sets or not set(sets) <= SETS.keys():
         raise InputError(f"the sets of Omniglot are {' and '.join(SETS)}, not {', '.join(sets) or 'none'}")
     place = locate(folder)
-    found: dict[tuple[Character, int], tuple[str, bytes]] = {}  # undecoded they are forty times smaller
+    found: dict[tuple[Character, int], tuple[str, bytes]] = {}  # encoded, they are forty times smaller
     for archive in [SETS[name] for name in SETS if name in sets]:
         before = len(found)
         path = _archive(place, archive)
@@ -114,7 +138,7 @@ def read_omniglot(folder: Path | None = None, sets: Sequence[str] = ("background
             if name.endswith(".png"):
                 key = _parsed(name)
                 if key in found:
-                    raise InputError(f"{name} draws what {found[key][0]} draws: {key[0]}, drawer {key[1] + 1}")
+                    raise InputError(f"{name} and {found[key][0]} are both {key[0]} by drawer {key[1] + 1}")
                 found[key] = name, content
         if len(found) == before:
             raise InputError(f"{path} holds no pictures ALPHABET/character01/0001_01.png")
@@ -127,9 +151,13 @@ def read_omniglot(folder: Path | None = None, sets: Sequence[str] = ("background
 
 
 def lake_runs(folder: Path | None = None) -> list[OneShotRun]:
-    """Lake's 20 one-shot runs, found as `locate` says, with the answer keys of their class_labels.txt.
+    """Read Lake's 20 one-shot runs, with the answers in their class_labels.txt.
 
-    InputError when the archive is missing or damaged, or holds anything but 20 runs of 20 questions.
+    Args:
+        folder: As for `locate`.
+
+    Raises:
+        InputError: If the archive is missing or damaged, or does not hold 20 runs of 20 questions.
     """
     path = _archive(locate(folder), ALL_RUNS)
     pictures: dict[str, Tensor] = {}
@@ -141,21 +169,25 @@ def lake_runs(folder: Path | None = None) -> list[OneShotRun]:
         elif inner:
             pictures[inner[0]] = torch.from_numpy(_ink(content, name))
     if len(keys) != RUNS:
-        raise InputError(f"{path} holds {len(keys)} runs with a class_labels.txt; {RUNS} are wanted")
+        raise InputError(f"{path} holds {len(keys)} runs with a class_labels.txt; {RUNS} are needed")
     return [_run(name, keys[name], pictures) for name in sorted(keys)]
 
 
 def contents(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Every file of an archive, a zip or a folder it was unpacked to, as (name, content) in the order of the names.
+    """Read every file of an archive: a zip, or the folder that it was unpacked to.
 
-    Hidden files, and what macOS adds to archives, are passed over. InputError when it is damaged, or a zip that would
-    be unsafe to unpack: nothing is unpacked here, but such a zip is not an official one.
+    Yields:
+        Name and content, sorted by name, without hidden files and the files that macOS adds.
+
+    Raises:
+        InputError: If the archive is damaged, or a zip that would be unsafe to unpack. Nothing is unpacked here, but no
+            official archive is unsafe.
     """
     return _unpacked(path) if path.is_dir() else _zipped(path)
 
 
 def _archive(place: Path, name: str) -> Path:
-    """The zip before the folder, which may have been unpacked in part."""
+    """The zip, or else the folder, which may be unpacked in part only."""
     for path in (place / f"{name}.zip", place / name):
         if path.exists():
             return path
@@ -176,8 +208,8 @@ def _zipped(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _check_member(path: Path, member: zipfile.ZipInfo) -> None:
-    """InputError for a name that would be written outside of the folder it is unpacked in, for links and for bombs."""
-    # orig_filename: zipfile itself hides what follows a zero byte, and turns the system's separators into slashes.
+    """InputError for a name that leads out of the folder that it would be unpacked to, a link or a too large file."""
+    # zipfile changes `filename`: it cuts it at a zero byte, and turns separators into slashes.
     name = member.orig_filename
     steps = re.split(r"[/\\]", name)
     reason = None
@@ -209,10 +241,10 @@ def _shown(name: PurePosixPath | Path) -> bool:
 
 
 def _parsed(name: str) -> tuple[Character, int]:
-    """Character and drawer, counted from 0, that the name of a picture tells."""
+    """Character and drawer, counted from 0, from the name of a picture."""
     inner = re.search(r"([^/]+)/character(\d+)/\d+_(\d+)\.png$", name)
     if not inner or not 1 <= int(inner[3]) <= DRAWERS:
-        raise InputError(f"{name}: not a name like ALPHABET/character01/0001_01.png; what does it do in Omniglot?")
+        raise InputError(f"{name}: not a name like ALPHABET/character01/0001_01.png, as every picture of Omniglot has")
     return Character(inner[1], int(inner[2])), int(inner[3]) - 1
 
 
@@ -225,13 +257,19 @@ def _ink(content: bytes, name: str) -> NDArray[np.uint8]:
             paper = np.asarray(picture.convert("1", dither=Image.Dither.NONE))
     except UnreadablePicture:
         raise
-    except Exception as error:  # a damaged file makes Pillow's decoders raise anything
+    except Exception as error:  # Pillow's decoders raise arbitrary errors for damaged files
         raise UnreadablePicture(name, "not a PNG, or damaged") from error
     return ~paper * np.uint8(255)
 
 
 def labelled(pictures: Tensor, shown: Sequence[Character], drawer: Tensor) -> Omniglot:
-    """Pictures (n, 105, 105) with the character that each shows and its drawer (n,), classes numbered from 0."""
+    """Label drawings; alphabets and characters are numbered from 0.
+
+    Args:
+        pictures: Shape (n, 105, 105), uint8.
+        shown: The character of each picture.
+        drawer: Shape (n,), int64.
+    """
     characters = tuple(sorted(set(shown)))
     alphabets = tuple(sorted({character.alphabet for character in characters}))
     alphabet_of = {name: position for position, name in enumerate(alphabets)}
@@ -251,7 +289,7 @@ def _answer_key(content: bytes, name: str) -> dict[str, str]:
     pairs = [line.split() for line in content.decode(errors="replace").splitlines() if line.strip()]
     key = {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
     if len(key) != len(pairs) or len(key) != WAYS:
-        raise InputError(f"{name}: {WAYS} lines are wanted, each with a test picture and its training picture")
+        raise InputError(f"{name}: {WAYS} lines are needed, each with a test picture and its training picture")
     return key
 
 
@@ -259,7 +297,9 @@ def _run(name: str, key: dict[str, str], pictures: dict[str, Tensor]) -> OneShot
     tests = sorted(picture for picture in pictures if picture.startswith(f"{name}/test/"))
     trains = sorted(picture for picture in pictures if picture.startswith(f"{name}/training/"))
     if len(trains) != WAYS or sorted(key) != tests or sorted(key.values()) != trains:
-        raise InputError(f"{name}: class_labels.txt and the pictures do not agree, or are not {WAYS} of each kind")
+        raise InputError(
+            f"{name}: class_labels.txt and the pictures do not match, or there are not {WAYS} of each kind"
+        )
     return OneShotRun(
         name=name,
         train=torch.stack([pictures[picture] for picture in trains]),

@@ -1,4 +1,4 @@
-"""Omniglot's official archives fetched from its repository, when asked to, and verified."""
+"""Download of Omniglot's official archives from its repository, verified."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import http.client
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +14,7 @@ from typing import BinaryIO
 from fewshot.omniglot.dataset import contents
 from finetune.errors import InputError
 from finetune.files import replacing
+from finetune.progress import Display
 
 SOURCE = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
 TIMEOUT = 30  # seconds without a byte
@@ -21,7 +22,13 @@ TIMEOUT = 30  # seconds without a byte
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip of the official repository: its path there, what it must hold, and its checksum where one is published."""
+    """A zip in the official repository.
+
+    Attributes:
+        path: Path in the repository.
+        pictures: Number of pictures in it.
+        md5: Published checksum. None where there is none.
+    """
 
     path: str
     pictures: int
@@ -32,8 +39,8 @@ class Archive:
         return self.path.rsplit("/", 1)[-1]
 
 
-# The checksums are those that torchvision.datasets.Omniglot verifies. None is published for the runs: their pictures
-# are counted, each file's own checksum in the archive is verified, and the answer keys are when they are read.
+# Checksums are those of torchvision.datasets.Omniglot. For the runs none is published: their pictures are counted, and
+# the archive has a checksum of each file.
 ARCHIVES = (
     Archive("images_background.zip", 19_280, "68d2efa1b9178cc56df9314c21c6e718"),
     Archive("images_evaluation.zip", 13_180, "6b91aef0f799c5bb55b94e3f2daec811"),
@@ -47,46 +54,53 @@ def download(
     *,
     source: str = SOURCE,
     archives: Sequence[Archive] = ARCHIVES,
-    announce: Callable[[str], None] = print,
+    display: Display | None = None,
 ) -> None:
-    """Fetches into `folder` whichever of `archives` it does not hold, saying so first; about 18 MB.
+    """Download the archives that `folder` does not hold yet, about 18 MB.
 
-    A file that is already there is verified by what it holds and otherwise left alone: a zip packed again has another
-    checksum. Each file is written whole or not at all. InputError where one cannot be had as it should be.
+    An archive that is there is checked by its contents and left alone: a zip that was packed again has another
+    checksum. Each file is written whole or not at all.
+
+    Args:
+        folder: Where to write.
+        source: Address of the repository's folder.
+        archives: What to download.
+        display: Names each file. None for no output.
+
+    Raises:
+        InputError: If an archive cannot be fetched, or is not the official one.
     """
+    display = display or Display()
     for archive in archives:
         target = folder / archive.name
         if target.exists():
             _check_structure(target, archive)
-            announce(f"{target} is there already")
+            display.say(f"{target} exists already")
             continue
         url = f"{source}/{archive.path}"
-        announce(f"Downloading {url} to {target}")
+        display.say(f"Downloading {url} to {target}")
         with replacing(target) as temporary:
             found = _fetch(url, temporary)
             if archive.md5 not in (None, found):
-                raise InputError(
-                    f"{url} has the MD5 checksum {found}, not the published {archive.md5}; nothing is kept"
-                )
+                raise InputError(f"{url} has the MD5 checksum {found}, not the published {archive.md5}")
             _check_structure(temporary, archive)
 
 
 def _fetch(url: str, path: Path) -> str:
-    """Writes what `url` gives to `path`; its MD5 checksum."""
+    """Write the file at `url` to `path`; return its MD5 checksum."""
     request = urllib.request.Request(url, headers={"User-Agent": "fewtune"})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response, path.open("wb") as file:
             return _copy(response, file, url)
     except urllib.error.HTTPError as error:
-        error.close()  # it is the open answer as well
+        error.close()  # it holds the connection
         raise _unfetched(url, path, str(error)) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise _unfetched(url, path, str(getattr(error, "reason", error))) from error
 
 
 def _unfetched(url: str, path: Path, reason: str) -> InputError:
-    advice = f"Without a network, put the file in {path.parent} by other means"
-    return InputError(f"{url} cannot be fetched: {reason}. {advice}")
+    return InputError(f"{url} cannot be fetched: {reason}; without a network, copy the file into {path.parent}")
 
 
 def _copy(response: BinaryIO, file: BinaryIO, url: str) -> str:
@@ -94,14 +108,14 @@ def _copy(response: BinaryIO, file: BinaryIO, url: str) -> str:
     while block := response.read(1 << 16):
         written += len(block)
         if written > LARGEST:
-            raise InputError(f"{url} is larger than {LARGEST:,} bytes; it is not the official archive")
+            raise InputError(f"{url} is larger than {LARGEST:,} bytes, so it is not the official archive")
         digest.update(block)
         file.write(block)
     return digest.hexdigest()
 
 
 def _check_structure(path: Path, archive: Archive) -> None:
-    """InputError when a file of the zip is damaged, its name unsafe, or the number of pictures another."""
+    """InputError if a file of the zip is damaged or has an unsafe name, or the number of pictures is wrong."""
     pictures = sum(name.endswith(".png") for name, _ in contents(path))
     if pictures != archive.pictures:
         raise InputError(f"{path} holds {pictures:,} pictures; the official {archive.name} has {archive.pictures:,}")

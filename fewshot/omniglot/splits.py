@@ -1,4 +1,4 @@
-"""The splits of Omniglot by name, as plain data, and the check that nothing tested on was trained on."""
+"""Splits of Omniglot by name, as plain data, and the check that no tested character was trained on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from finetune.files import read_json
 
 @dataclass(frozen=True)
 class Split:
-    """Characters, and the drawers (0 to 19) whose drawings of them belong to it."""
+    """A part of Omniglot.
+
+    Attributes:
+        characters: Its characters.
+        drawers: Its drawers, 0 to 19.
+    """
 
     characters: frozenset[Character]
     drawers: range = range(DRAWERS)
@@ -52,33 +57,33 @@ LAKE = (
     "Tibetan",
 )
 
-# Held out of the background set to choose recipes on: chosen at random once, among the alphabets of at least 20
-# characters. benchmarks/pretrain_conv4.py holds out the same.
+# Alphabets of the background set that choose options and weights. They were drawn at random once, among those of at
+# least 20 characters. benchmarks/pretrain_conv4.py holds out the same.
 VALIDATION = ("Bengali", "Futurama", "Hebrew", "Japanese_(hiragana)", "Sanskrit")
 
-# The first of the two sets of five alphabets that Lake et al. (2015) learn from "minimally": those in
-# images_background_small1.zip, 136 characters. The second, images_background_small2.zip, has 156 characters in five
-# alphabets; they are not named here because no source of their names could be found.
+# The first of the two minimal sets of Lake et al. (2015): the five alphabets in images_background_small1.zip, 136
+# characters. The second, images_background_small2.zip, has five alphabets with 156 characters; no source of their names
+# could be found.
 MINIMAL_1 = ("Balinese", "Early_Aramaic", "Greek", "Korean", "Latin")
 
 _COUNTS = {**BACKGROUND, **EVALUATION}
 
 
 def characters_of(alphabets: Iterable[str]) -> frozenset[Character]:
-    """Every character of `alphabets`, by the names that the official archives give them."""
+    """Every character of the alphabets. Names are those of the official archives."""
     return frozenset(Character(name, number) for name in alphabets for number in range(1, _COUNTS[name] + 1))
 
 
 def _vinyals(part: str) -> Split:
-    """Of Vinyals et al. (2016) as published with Snell et al. (2017): characters at random, alphabets cut across."""
+    """Split of Vinyals et al. (2016), published with Snell et al. (2017): random characters, across alphabets."""
     chosen = read_json(Path(__file__).with_name("vinyals_split.json"))[part]
     whole = characters_of(name for name, numbers in chosen.items() if numbers == "all")
     return Split(whole | {Character(name, i) for name, numbers in chosen.items() if numbers != "all" for i in numbers})
 
 
-# Koch et al. (2015) learn from 40 alphabets, 30 of them with 12 drawers and 10 with 4 others to validate on, and test
-# on the last 10 with the last 4 drawers. Which alphabets went where was never published. Here the 30 are the background
-# set and the tested 10 those of Lake's runs, so that what is trained on this split may be judged by them.
+# Koch et al. (2015) train on 30 alphabets by 12 drawers, validate on 10 by 4 other drawers, and test on the last 10 by
+# the last 4. The alphabets of each part were never published. Here the 30 are the background set and the tested 10 are
+# those of Lake's runs, so that encoders trained on this split may be measured on the runs.
 _KOCH_VALIDATION = tuple(name for name in EVALUATION if name not in LAKE)
 
 SPLITS: Mapping[str, Split] = {
@@ -95,7 +100,7 @@ SPLITS: Mapping[str, Split] = {
     "koch-like-test": Split(characters_of(LAKE), range(16, 20)),
 }
 
-# The splits of one line share no character: whoever trains on one may test on another.
+# The splits of a line share no character: one may be tested on after training on another.
 DISJOINT = (
     ("background", "evaluation"),
     ("background-train", "background-val", "evaluation"),
@@ -106,18 +111,19 @@ DISJOINT = (
 
 
 def leaks(trained_on: Collection[Character], tested_on: Collection[Character]) -> list[Character]:
-    """Characters in both, sorted: empty where a test is fair."""
+    """Characters that are in both, sorted. Empty for a fair test."""
     return sorted(set(trained_on) & set(tested_on))
 
 
 def select(omniglot: Omniglot, split: Split) -> Omniglot:
-    """The drawings of `split` alone, copied, classes numbered anew from 0.
+    """Copy the drawings of a split; alphabets and characters are numbered from 0.
 
-    InputError when `omniglot` lacks a character of the split, as one does that was read without its evaluation set.
+    Raises:
+        InputError: If `omniglot` lacks a character of the split, because a set was not read.
     """
     missing = sorted(split.characters - set(omniglot.characters))
     if missing:
-        raise InputError(f"{len(missing)} characters of the split were not read, {missing[0]} the first of them")
+        raise InputError(f"{len(missing)} characters of the split were not read; the first is {missing[0]}")
     belongs = [
         omniglot.characters[character] in split.characters and drawer in split.drawers
         for character, drawer in zip(omniglot.character.tolist(), omniglot.drawer.tolist(), strict=True)

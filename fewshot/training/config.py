@@ -1,4 +1,4 @@
-"""How a Siamese network is trained, in one frozen dataclass that the API, the command line and config.json share."""
+"""Options of Siamese training: one frozen dataclass for the API, the command line and config.json."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fewshot.embedding.distortions import DISTORTIONS, SYMMETRIES
 from finetune.errors import InputError
 from finetune.options.fields import Options, option
 
-# By the contrastive loss of fewshot.training.losses, or by pytorch-metric-learning.
+# The first by fewshot.training.losses, the others by pytorch-metric-learning.
 LOSSES = ("contrastive", "triplet", "multi-similarity", "supcon", "arcface")
 MINERS = ("none", "batch-hard", "multi-similarity", "pair-margin")
 DISTANCES = ("euclidean", "cosine", "signal-to-noise")
@@ -22,15 +22,16 @@ _BATCHES = "Batches and augmentation"
 
 @dataclass(frozen=True, kw_only=True)
 class SiameseConfig(Options):
-    """All options of `fewshot train`, in the order of the help text. None: the run chooses the value and reports it.
+    """All options of `fewshot train`, in the order of the help text. For None the run chooses the value and reports it.
 
-    Raises InputError, naming the option, for a value of the wrong type or out of its range.
+    Raises:
+        InputError: If a value has the wrong type or is out of its range. The message names the option.
     """
 
     minutes: float | None = option(
         None,
-        "Minutes of training. The number of steps that fit is measured at the start. Reading the pictures and "
-        "measuring the result come on top.",
+        "Duration of the training steps in minutes. The speed is measured at the start, and gives the number of steps. "
+        "Reading the pictures and measuring the result take additional time.",
         low=0,
         unset="10, where --epochs is not given",
     )
@@ -113,8 +114,8 @@ class SiameseConfig(Options):
     shots: int = option(4, "Number of pictures of each class. Each is distorted anew.", low=2, section=_BATCHES)
     symmetries: int | None = option(
         None,
-        "Number of turned or mirrored versions that count as classes of their own: 1 (the picture alone), 4 (quarter "
-        "turns) or 8 (also mirror images).",
+        "Number of turned or mirrored versions of a class that count as separate classes: 1 (none), 4 (quarter turns) "
+        "or 8 (quarter turns and mirror images).",
         low=1,
         high=SYMMETRIES,
         unset="8 for Omniglot, 1 for a folder",
@@ -131,8 +132,10 @@ class SiameseConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.minutes is not None and self.epochs is not None:
-            raise InputError("--minutes and --epochs say the same in two ways: give one of them")
+            raise InputError("--minutes and --epochs both set the length of the training: give one of them")
         if self.symmetries not in (None, 1, 4, SYMMETRIES):
             raise InputError(f"--symmetries must be 1, 4 or 8, not {self.symmetries}")
         if self.loss == "contrastive" and self.distance not in (None, "euclidean"):
-            raise InputError(f"--distance {self.distance}: the contrastive loss is one of Euclidean distances")
+            raise InputError(
+                f"--distance {self.distance} cannot be used with --loss contrastive, which needs euclidean"
+            )

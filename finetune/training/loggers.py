@@ -1,4 +1,4 @@
-"""Where a run's figures go while it is under way: history.jsonl always, TensorBoard or Weights & Biases when asked."""
+"""Logs of a training: history.jsonl in the run folder, and TensorBoard or Weights & Biases for --log."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from finetune.files import write_text
 LINES_FILE = "history.jsonl"
 PROJECT = "fewtune"
 
-# The package that each tracker is, and the extra of ours that brings it.
+# Value of --log, also the name of the extra that installs it -> package.
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}
 
 Row = Mapping[str, float]
 
 
 class Tracker(Protocol):
-    """A program that draws a run's figures. Epochs come in order."""
+    """Sends figures to another program, in the order of the epochs."""
 
     def epoch(self, row: Row) -> None: ...
     def result(self, figures: Row) -> None: ...
@@ -34,20 +34,20 @@ class Tracker(Protocol):
 
 
 class Log:
-    """What a training tells its figures to; this one keeps none."""
+    """Receives the figures of a training. This one keeps none."""
 
     def begin(self, history: Sequence[Row]) -> None:
-        """The rows of the epochs that are done already: those after them will come anew."""
+        """Start. history: rows of finished epochs; later ones follow, even where they were logged before."""
 
     def epoch(self, row: Row) -> None:
-        """One more epoch is done."""
+        """Log a finished epoch."""
 
     def result(self, figures: Row) -> None:
-        """What the run is worth, as in its metrics.json."""
+        """Log the result of the run by name."""
 
 
 class RunLog(Log):
-    """history.jsonl in a run folder, a line for each epoch as it ends, and a tracker where there is one."""
+    """Writes a line per finished epoch to history.jsonl in a run folder, and sends it to a tracker where --log asks."""
 
     def __init__(self, folder: Path, config: Config):
         self._folder, self._config = folder, config
@@ -55,8 +55,8 @@ class RunLog(Log):
         self._since = time.monotonic()
 
     def begin(self, history: Sequence[Row]) -> None:
-        self._keep_only(history)
-        self._tracking(len(history))
+        self._drop_lines_after(history)
+        self._started_tracker(len(history))
         self._since = time.monotonic()
 
     def epoch(self, row: Row) -> None:
@@ -72,7 +72,7 @@ class RunLog(Log):
             self._tracker.epoch(line)
 
     def result(self, figures: Row) -> None:
-        tracker = self._tracking(0)
+        tracker = self._started_tracker(0)
         if tracker is not None:
             tracker.result({name: float(value) for name, value in figures.items()})
 
@@ -80,15 +80,15 @@ class RunLog(Log):
         if self._tracker is not None:
             self._tracker.close(failed)
 
-    def _tracking(self, epochs: int) -> Tracker | None:
-        """The tracker, started after so many epochs where it was not yet."""
+    def _started_tracker(self, epochs: int) -> Tracker | None:
+        """The tracker; it is started first where it was not yet. epochs: number of finished epochs."""
         if self._tracker is None and self._config.log != "none":
             start = TensorBoard if self._config.log == "tensorboard" else WeightsAndBiases
             self._tracker = start(self._folder, self._config, epochs)
         return self._tracker
 
-    def _keep_only(self, history: Sequence[Row]) -> None:
-        """Lines of the epochs in `history` alone: one that a crash has cut short, or that will come anew, goes."""
+    def _drop_lines_after(self, history: Sequence[Row]) -> None:
+        """Keep the lines of the epochs in `history` only. A crash may leave later ones, which will be repeated."""
         path, lines = self._folder / LINES_FILE, dict[Any, Row]()
         for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
             try:
@@ -102,9 +102,14 @@ class RunLog(Log):
 
 @contextmanager
 def open_log(config: Config, folder: Path | None) -> Iterator[Log]:
-    """The log of a run in `folder`, or one that keeps nothing for a run in memory; closed whatever happens.
+    """Open the log of a run and close it at the end.
 
-    InputError when --log names what is not installed, or there is no folder for it.
+    Args:
+        config: Its `log` names the tracker.
+        folder: Run folder. None for a log that keeps nothing.
+
+    Raises:
+        InputError: As `check_log`.
     """
     check_log(config, folder)
     if folder is None:
@@ -119,7 +124,11 @@ def open_log(config: Config, folder: Path | None) -> Iterator[Log]:
 
 
 def check_log(config: Config, folder: Path | None) -> None:
-    """InputError when --log names what is not installed, or there is no folder for it."""
+    """Check `config.log`.
+
+    Raises:
+        InputError: If its package is not installed, or there is no run folder.
+    """
     if config.log == "none":
         return
     if importlib.util.find_spec(TRACKERS[config.log]) is None:
@@ -134,7 +143,7 @@ class TensorBoard:
     def __init__(self, folder: Path, config: Config, epochs: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        # What an earlier process wrote of epochs that will come anew is not shown.
+        # Hides what an earlier process wrote about epochs that will be repeated.
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs + 1 if epochs else None)
         self._writer.add_text("config", f"```json\n{json.dumps(config.to_dict(), indent=2)}\n```", 0)
         self._epoch = epochs
@@ -155,7 +164,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases, whose own variables (WANDB_MODE, WANDB_PROJECT…) say where it goes."""
+    """A run of Weights & Biases. Its environment variables, such as WANDB_MODE, apply."""
 
     def __init__(self, folder: Path, config: Config, epochs: int):
         import wandb
@@ -181,7 +190,7 @@ class WeightsAndBiases:
 
 
 def _run_id(path: Path) -> str:
-    """The name by which a resumed run goes on as the same one."""
+    """Identifier of the run, kept in a file so that a resumed run continues it."""
     if not path.exists():
         write_text(path, secrets.token_hex(8))
     return path.read_text()

@@ -33,7 +33,7 @@ def real(real_data: Path) -> Omniglot:
 # --- drawings ---------------------------------------------------------------------------------------------------------
 
 
-def test_drawings_come_in_the_order_of_their_names(place: Path) -> None:
+def test_drawings_are_sorted_by_name(place: Path) -> None:
     omniglot = read_omniglot(place)
     assert omniglot.alphabets == ("Alpha", "Beta", "Gamma_(new)")
     assert omniglot.characters == tuple(
@@ -55,7 +55,7 @@ def test_ink_is_255_on_0(place: Path) -> None:
     assert np.array_equal(omniglot.pictures[7].numpy(), drawing(102) * np.uint8(255))
 
 
-def test_a_folder_reads_as_its_zip_does(place: Path, tmp_path: Path) -> None:
+def test_an_unpacked_archive_reads_like_its_zip(place: Path, tmp_path: Path) -> None:
     folder = tmp_path / "unpacked" / "omniglot"
     for kind in ("background", "evaluation"):
         unpacked(folder, pictures(kind))
@@ -69,7 +69,7 @@ def test_a_folder_reads_as_its_zip_does(place: Path, tmp_path: Path) -> None:
         assert torch.equal(our.answers, their.answers)
 
 
-def test_grey_pictures_are_cut_at_middle_grey(tmp_path: Path) -> None:
+def test_grey_pictures_are_thresholded_at_middle_grey(tmp_path: Path) -> None:
     grey = np.full((105, 105), 200, np.uint8)
     grey[50:60, 50:60] = 90
     path = tmp_path / "images_background" / "Alpha" / "character01" / "0001_01.png"
@@ -78,7 +78,7 @@ def test_grey_pictures_are_cut_at_middle_grey(tmp_path: Path) -> None:
     assert torch.equal(read_omniglot(tmp_path, ("background",)).pictures[0] > 0, torch.from_numpy(grey < 128))
 
 
-def test_what_macos_adds_to_archives_is_passed_over(tmp_path: Path) -> None:
+def test_files_that_macos_adds_are_ignored(tmp_path: Path) -> None:
     name = "images_background/Alpha/character01/0001_01.png"
     zipped(tmp_path / "images_background.zip", {name: png(drawing(0)), f"__MACOSX/{name}": b"junk"})
     assert len(read_omniglot(tmp_path, ("background",))) == 1
@@ -95,13 +95,13 @@ def test_what_macos_adds_to_archives_is_passed_over(tmp_path: Path) -> None:
         ({f"{copy}Alpha/character01/0001_01.png": png(drawing(0)) for copy in ("", "copy/")}, "Alpha/character01"),
     ],
 )
-def test_what_is_not_omniglot_is_named(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
+def test_files_that_are_not_omniglot_are_named(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
     zipped(tmp_path / "images_background.zip", {f"images_background/{name}": file for name, file in files.items()})
     with pytest.raises(InputError, match=message):
         read_omniglot(tmp_path, ("background",))
 
 
-def test_a_damaged_picture_says_so_as_one(tmp_path: Path) -> None:
+def test_a_damaged_picture_raises_unreadable_picture(tmp_path: Path) -> None:
     zipped(tmp_path / "images_background.zip", {"Alpha/character01/0001_01.png": png(drawing(0))[:60]})
     with pytest.raises(UnreadablePicture, match=r"0001_01\.png"):
         read_omniglot(tmp_path, ("background",))
@@ -116,7 +116,7 @@ def test_unknown_sets_are_refused(place: Path) -> None:
 # --- where it is ------------------------------------------------------------------------------------------------------
 
 
-def test_the_folder_is_found_by_hand_or_by_environment(
+def test_the_folder_is_an_argument_or_an_environment_variable(
     place: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert locate(place) == place
@@ -128,7 +128,7 @@ def test_the_folder_is_found_by_hand_or_by_environment(
     assert locate(place) == place
 
 
-def test_a_folder_without_omniglot_says_what_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_omniglot_names_the_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"images_background\.zip"):
         locate(tmp_path)
     monkeypatch.setenv("FEWTUNE_DATA", "")

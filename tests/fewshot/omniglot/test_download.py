@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from fake_omniglot import pictures, runs, zipped
+from told import Told
 
 from fewshot.omniglot import download as room
 from fewshot.omniglot.dataset import lake_runs, read_omniglot
@@ -41,22 +42,22 @@ def archives(folder: Path) -> list[Archive]:
     return [Archive("images_background.zip", 15, md5), Archive("one-shot-classification/all_runs.zip", 800, None)]
 
 
-def test_archives_are_fetched_once_and_announced(served: tuple[str, Path], tmp_path: Path) -> None:
+def test_archives_are_downloaded_once_and_named(served: tuple[str, Path], tmp_path: Path) -> None:
     source, folder = served
-    target, said = tmp_path / "new" / "omniglot", list[str]()
-    download(target, source=source, archives=archives(folder), announce=said.append)
+    target, told = tmp_path / "new" / "omniglot", Told()
+    download(target, source=source, archives=archives(folder), display=told)
     assert sorted(path.name for path in target.iterdir()) == ["all_runs.zip", "images_background.zip"]
-    assert said[0] == f"Downloading {source}/images_background.zip to {target / 'images_background.zip'}"
+    assert told.lines[0] == f"Downloading {source}/images_background.zip to {target / 'images_background.zip'}"
     assert len(read_omniglot(target, ("background",))) == 15
     assert len(lake_runs(target)) == 20
     before = {path: path.stat().st_mtime_ns for path in target.iterdir()}
-    download(target, source="http://127.0.0.1:9/nowhere", archives=archives(folder), announce=said.append)
+    download(target, source="http://127.0.0.1:9/nowhere", archives=archives(folder), display=told)
     assert {path: path.stat().st_mtime_ns for path in target.iterdir()} == before
-    assert all("there already" in line for line in said[2:])
-    assert len(said) == 4
+    assert all("exists already" in line for line in told.lines[2:])
+    assert len(told.lines) == 4
 
 
-def test_another_checksum_leaves_nothing(served: tuple[str, Path], tmp_path: Path) -> None:
+def test_a_wrong_checksum_leaves_no_file(served: tuple[str, Path], tmp_path: Path) -> None:
     source, _ = served
     wrong = Archive("images_background.zip", 15, "0" * 32)
     with pytest.raises(InputError, match="checksum"):
@@ -68,7 +69,7 @@ def test_another_checksum_leaves_nothing(served: tuple[str, Path], tmp_path: Pat
     ("files", "message"),
     [({"a/character01/0001_01.png": b""}, "holds 1 pictures"), ({"../a.png": b""}, r"'\.\./a\.png' leads out")],
 )
-def test_an_archive_with_something_else_leaves_nothing(
+def test_an_archive_with_other_contents_leaves_no_file(
     served: tuple[str, Path], tmp_path: Path, files: dict[str, bytes], message: str
 ) -> None:
     source, folder = served
@@ -78,7 +79,7 @@ def test_an_archive_with_something_else_leaves_nothing(
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_what_cannot_be_fetched_is_named(served: tuple[str, Path], tmp_path: Path) -> None:
+def test_an_address_that_cannot_be_fetched_is_named(served: tuple[str, Path], tmp_path: Path) -> None:
     source, _ = served
     missing = Archive("images_evaluation.zip", 6, None)
     with pytest.raises(InputError, match=r"images_evaluation\.zip cannot be fetched: .*404"):
@@ -88,7 +89,7 @@ def test_what_cannot_be_fetched_is_named(served: tuple[str, Path], tmp_path: Pat
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_a_download_without_end_is_cut(
+def test_a_download_that_is_too_large_is_stopped(
     served: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, folder = served

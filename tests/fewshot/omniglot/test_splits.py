@@ -31,7 +31,7 @@ def test_the_splits_have_their_published_sizes() -> None:
 
 
 @pytest.mark.parametrize("names", DISJOINT, ids=" ".join)
-def test_splits_to_train_and_to_test_on_share_no_character(names: tuple[str, ...]) -> None:
+def test_training_and_test_splits_share_no_character(names: tuple[str, ...]) -> None:
     for one, other in itertools.combinations(names, 2):
         assert leaks(SPLITS[one].characters, SPLITS[other].characters) == []
 
@@ -45,7 +45,7 @@ def test_every_split_is_of_omniglot() -> None:
     assert frozenset().union(*(SPLITS[f"vinyals-{part}"].characters for part in ("train", "val", "test"))) == every
 
 
-def test_koch_s_parts_share_no_drawer() -> None:
+def test_the_parts_of_koch_share_no_drawer() -> None:
     drawers = [SPLITS[f"koch-like-{part}"].drawers for part in ("train", "val", "test")]
     assert [list(part) for part in drawers] == [list(range(12)), list(range(12, 16)), list(range(16, 20))]
 
@@ -69,7 +69,7 @@ def test_leaks_are_listed_in_order() -> None:
     assert Character("Gurmukhi", 42) not in found
 
 
-def test_a_split_selects_its_drawings_and_numbers_them_anew(tmp_path: Path) -> None:
+def test_a_split_selects_its_drawings_and_numbers_its_classes_from_0(tmp_path: Path) -> None:
     zipped(tmp_path / "images_background.zip", pictures("background"))
     omniglot = read_omniglot(tmp_path, ("background",))
     chosen = select(omniglot, Split(frozenset({Character("Beta", 3), Character("Beta", 1)}), range(1, 3)))
@@ -80,9 +80,9 @@ def test_a_split_selects_its_drawings_and_numbers_them_anew(tmp_path: Path) -> N
     assert torch.equal(chosen.pictures, omniglot.pictures[[7, 8, 13, 14]])
 
 
-def test_a_split_of_what_was_not_read_is_refused(tmp_path: Path) -> None:
+def test_a_split_with_characters_that_were_not_read_is_refused(tmp_path: Path) -> None:
     zipped(tmp_path / "images_background.zip", pictures("background"))
-    with pytest.raises(InputError, match="659 characters of the split were not read, Angelic/character01"):
+    with pytest.raises(InputError, match="659 characters of the split were not read; the first is Angelic/character01"):
         select(read_omniglot(tmp_path, ("background",)), SPLITS["evaluation"])
 
 

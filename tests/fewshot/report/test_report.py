@@ -131,7 +131,7 @@ def test_without_omniglot_only_the_training_is_shown(
     found = report(str(run), tmp_path / "bare.html", device="cpu")
     text = found.path.read_text()
     assert found.tested is None
-    assert "Nothing was measured. where is Omniglot?" in text
+    assert "Nothing was measured. the folder of Omniglot is unknown" in text
     assert "How it was trained" in text
 
 

@@ -41,7 +41,7 @@ def drawn(pool: Pool, *, seed: int = 0, **options: int) -> Draw:
     st.sampled_from([1, 4, 8]),
     st.integers(0, 2**32 - 1),
 )
-def test_batches_are_groups_of_classes_that_are_laid_alike(
+def test_batches_are_groups_of_classes_with_one_symmetry(
     sizes: list[list[int]], groups: int, ways: int, shots: int, symmetries: int, seed: int
 ) -> None:
     pool, labels, group_of = pooled(sizes)
@@ -70,14 +70,14 @@ def test_batches_are_groups_of_classes_that_are_laid_alike(
     assert at == len(batch.rows)
 
 
-def test_single_pictures_are_given_as_copies() -> None:
+def test_single_pictures_are_repeated() -> None:
     pool = arrange(torch.arange(30))
     batch = drawn(pool, groups=2, ways=5, shots=4)
     assert (batch.rows.view(10, 4) == batch.rows.view(10, 4)[:, :1]).all()
     assert len(batch.rows) == 40
 
 
-def test_the_generator_alone_decides() -> None:
+def test_the_generator_alone_determines_the_batch() -> None:
     pool, _, _ = pooled([[4] * 9, [3] * 5])
     one, same, other = (drawn(pool, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(one.rows, same.rows)
@@ -86,7 +86,7 @@ def test_the_generator_alone_decides() -> None:
 
 
 @pytest.mark.parametrize("symmetries", [1, 4, 8])
-def test_every_symmetry_class_and_picture_has_its_turn(symmetries: int) -> None:
+def test_every_symmetry_class_and_picture_is_drawn(symmetries: int) -> None:
     pool, labels, _ = pooled([[4] * 9, [1, 2, 3]])
     batch = drawn(pool, groups=400, symmetries=symmetries)
     assert set(batch.symmetry.tolist()) == ALLOWED[symmetries]
@@ -95,7 +95,7 @@ def test_every_symmetry_class_and_picture_has_its_turn(symmetries: int) -> None:
     assert float(per_symmetry[per_symmetry > 0].min()) > 0.5 * len(batch.rows) / symmetries
 
 
-def test_groups_are_likelier_the_more_classes_they_have() -> None:
+def test_groups_are_drawn_in_proportion_to_their_classes() -> None:
     pool, labels, _ = pooled([[2] * 4, [2] * 12])
     batch = drawn(pool, groups=2000, ways=2, shots=2)
     first = (labels[batch.rows.view(2000, 4)[:, 0]] < 12).double().mean()

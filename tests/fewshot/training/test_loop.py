@@ -281,7 +281,7 @@ def test_training_data_has_a_fingerprint() -> None:
         ({"minutes": 1.0, "epochs": 1}, "--minutes and --epochs"),
         ({"symmetries": 3}, "--symmetries must be 1, 4 or 8, not 3"),
         ({"symmetries": 9}, "--symmetries"),
-        ({"distance": "cosine"}, "--distance cosine: the contrastive loss"),
+        ({"distance": "cosine"}, "--distance cosine cannot be used with --loss contrastive"),
         ({"distance": "signal-to-noise"}, "--distance signal-to-noise"),
         ({"loss": "hinge"}, "--loss must be one of"),
         ({"miner": "hardest"}, "--miner must be one of"),

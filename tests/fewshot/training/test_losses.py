@@ -61,7 +61,7 @@ def test_the_contrastive_loss_is_that_of_the_paper(
 
 
 @pytest.mark.parametrize(("classes", "each", "hardest"), [(2, 2, 8), (2, 4, 5), (3, 1, 4)])
-def test_only_pairs_that_there_are_are_averaged(classes: int, each: int, hardest: int) -> None:
+def test_only_existing_pairs_are_averaged(classes: int, each: int, hardest: int) -> None:
     """Fewer pictures of other classes than are asked for: all of them count, and nothing else does."""
     vectors, labels = random(classes, each)
     found = Contrastive(2.0, hardest)(vectors, labels)
@@ -70,7 +70,7 @@ def test_only_pairs_that_there_are_are_averaged(classes: int, each: int, hardest
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 5), st.integers(0, 8))
-def test_pairs_that_are_given_count_in_place_of_all(seed: int, same: int, different: int) -> None:
+def test_mined_pairs_replace_all_pairs(seed: int, same: int, different: int) -> None:
     vectors, labels = random(3, 4, seed)
     pairs = list(combinations(range(12), 2))
     alike = [pair for pair in pairs if labels[pair[0]] == labels[pair[1]]][:same]
@@ -87,14 +87,14 @@ def test_pairs_that_are_given_count_in_place_of_all(seed: int, same: int, differ
 
 
 @pytest.mark.parametrize("hardest", [0, 2])
-def test_nothing_is_lost_where_classes_are_apart_and_one_within(hardest: int) -> None:
+def test_the_loss_is_zero_for_separate_classes(hardest: int) -> None:
     vectors, labels = torch.eye(4).repeat_interleave(3, 0), torch.arange(4).repeat_interleave(3)
     assert float(Contrastive(1.0, hardest)(vectors, labels)) == pytest.approx(0, abs=1e-5)
     assert float(Contrastive(1.5, hardest)(vectors, labels)) == pytest.approx((1.5 - math.sqrt(2)) ** 2 / 2, abs=1e-5)
 
 
 @pytest.mark.parametrize("hardest", [0, 2, 50])
-def test_slopes_are_finite_where_vectors_coincide(hardest: int) -> None:
+def test_gradients_are_finite_for_equal_vectors(hardest: int) -> None:
     labels = torch.tensor([0, 0, 1, 1, 2])
     for vectors in (torch.ones(5, 3), torch.zeros(5, 3), torch.tensor([[1.0, 0, 0]] * 4 + [[0, 1.0, 0]])):
         moving = vectors.clone().requires_grad_()
@@ -172,7 +172,7 @@ def test_every_distance_learns_or_is_refused_in_one_line(loss: str, distance: st
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_every_loss_falls_when_it_is_followed(loss: str) -> None:
+def test_every_loss_falls_in_gradient_descent(loss: str) -> None:
     found = made(loss)
     optimizer = torch.optim.Adam(found.parameters(), lr=1e-2)
     pictures, labels = batch()
@@ -186,7 +186,7 @@ def test_every_loss_falls_when_it_is_followed(loss: str) -> None:
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_what_a_loss_has_learn_for_every_class_is_learned_with_the_encoder() -> None:
+def test_the_class_weights_of_a_loss_are_parameters() -> None:
     assert any(parameter.shape == (8, 5) for parameter in made("arcface").loss.parameters())
     assert not list(made("contrastive").loss.parameters())
 

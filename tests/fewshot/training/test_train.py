@@ -55,8 +55,8 @@ def splits(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setitem(SPLITS, val, Split(characters_of(VAL)))  # type: ignore[misc]
 
 
-def told_apart(embedder: Embedder, classes: range, each: int = 8) -> float:
-    """How often two pictures of one character are nearer than two of two; all are turned and moved by chance."""
+def auc_of(embedder: Embedder, classes: range, each: int = 8) -> float:
+    """AUC of same against different pairs; all pictures are turned and moved at random."""
     random, drawn = np.random.default_rng(0), []
     for number in classes:
         for hand in range(each):
@@ -89,12 +89,12 @@ def test_learning_a_folder_lowers_the_loss_and_beats_random_weights(
     torch.manual_seed(0)
     untrained = Embedder(create(embedder.spec), embedder.spec, device="cpu")
     assert embedder.spec == EncoderSpec("fewtune_conv4", 24, "whole")
-    assert told_apart(embedder, range(6)) > told_apart(untrained, range(6)) + 0.02
+    assert auc_of(embedder, range(6)) > auc_of(untrained, range(6)) + 0.02
     assert embedder.trained_on == frozenset()
 
 
 @pytest.mark.usefixtures("splits")
-def test_learning_omniglot_lowers_the_loss_and_keeps_what_its_validation_alphabets_chose(
+def test_learning_omniglot_lowers_the_loss_and_keeps_the_weights_with_the_best_validation(
     archives: Path, tmp_path: Path
 ) -> None:
     embedder = learn_omniglot(tmp_path / "run", "lake", recipe=small(epochs=25), data=archives)
@@ -111,7 +111,7 @@ def test_learning_omniglot_lowers_the_loss_and_keeps_what_its_validation_alphabe
 
 @pytest.mark.usefixtures("splits")
 @pytest.mark.parametrize(("split", "judged_by"), [("vinyals", "20-way 1-shot"), ("koch", "same or different")])
-def test_every_split_is_judged_by_what_its_protocol_measures(
+def test_every_split_is_validated_by_its_own_protocol(
     split: str, judged_by: str, archives: Path, tmp_path: Path
 ) -> None:
     learn_omniglot(tmp_path / "run", split, recipe=small(**TINY), data=archives)
@@ -125,7 +125,7 @@ def test_every_split_is_judged_by_what_its_protocol_measures(
     ("split", "options"),
     [("lake-minimal", {}), ("lake", {"everything": True}), ("lake", {"self_supervised": True})],
 )
-def test_nothing_judges_where_nothing_is_held_out(
+def test_there_is_no_validation_where_nothing_is_held_out(
     split: str, options: dict[str, bool], archives: Path, tmp_path: Path
 ) -> None:
     embedder = learn_omniglot(tmp_path / "run", split, recipe=small(**TINY), data=archives, **options)  # type: ignore[arg-type]
@@ -151,7 +151,7 @@ def test_no_examples_at_all_are_refused(examples: int, archives: Path, tmp_path:
 
 
 @pytest.mark.usefixtures("splits")
-def test_what_chooses_koch_s_threshold_is_not_learned_from(archives: Path, tmp_path: Path) -> None:
+def test_the_alphabets_of_koch_s_threshold_are_not_trained_on(archives: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--all cannot be used with --split koch"):
         learn_omniglot(tmp_path / "run", "koch", recipe=small(), data=archives, everything=True)
     with pytest.raises(InputError, match=r"--split must be one of lake, .*, not 'santoro'"):
@@ -162,7 +162,7 @@ def test_what_chooses_koch_s_threshold_is_not_learned_from(archives: Path, tmp_p
 # --- what a run leaves ------------------------------------------------------------------------------------------------
 
 
-def test_a_run_says_what_it_did(pictures: Path, tmp_path: Path) -> None:
+def test_a_run_records_its_options_and_figures(pictures: Path, tmp_path: Path) -> None:
     embedder = learn_folder(pictures, tmp_path / "run", recipe=small(epochs=10))
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "config.json", "history.csv", "metrics.json", "model.safetensors",
@@ -185,7 +185,7 @@ def test_a_run_says_what_it_did(pictures: Path, tmp_path: Path) -> None:
     assert float(row["loss"]) > 0
 
 
-def test_a_run_that_holds_classes_out_carries_what_the_recogniser_starts_from(tmp_path: Path) -> None:
+def test_a_run_with_held_out_classes_has_a_threshold_for_recognition(tmp_path: Path) -> None:
     pictures = folder_of(tmp_path / "twelve classes", 12)
     learn_folder(pictures, tmp_path / "run", recipe=small(epochs=2))
     carried = Embedder.load(tmp_path / "run", device="cpu").recognition
@@ -199,14 +199,14 @@ def test_a_run_that_holds_classes_out_carries_what_the_recogniser_starts_from(tm
     assert Embedder.load(tmp_path / "all", device="cpu").recognition is None
 
 
-def test_epochs_count_the_pictures_that_batches_really_hold(tmp_path: Path) -> None:
+def test_epochs_count_the_pictures_of_the_real_batches(tmp_path: Path) -> None:
     """Two classes cannot fill a batch of four ways; an epoch still shows as many pictures as there are."""
     folder = folder_of(tmp_path / "two", classes=2, each=8)
     learn_folder(folder, tmp_path / "run", recipe=small(epochs=2, alphabets=1, ways=4, shots=2))
     assert metrics_of(tmp_path / "run")["steps"] == 2 * 16 / (2 * 2)
 
 
-def test_the_seed_decides_every_bit_of_the_weights(pictures: Path, tmp_path: Path) -> None:
+def test_the_seed_determines_every_bit_of_the_weights(pictures: Path, tmp_path: Path) -> None:
     for name, seed in (("one", 5), ("same", 5), ("other", 6)):
         learn_folder(pictures, tmp_path / name, recipe=small(seed=seed, **TINY))
     assert_same_weights(tmp_path / "one", tmp_path / "same")
@@ -233,7 +233,7 @@ def test_pictures_that_cannot_be_read_are_left_out(pictures: Path, tmp_path: Pat
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_is_in_use_is_not_written_to(pictures: Path, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_not_written_to(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(InputError, match=r"\(--out\) is not empty and holds no run"):
@@ -247,7 +247,7 @@ def test_a_folder_that_is_in_use_is_not_written_to(pictures: Path, tmp_path: Pat
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
 
 
-def test_a_run_goes_on_with_the_same_options_only(pictures: Path, tmp_path: Path) -> None:
+def test_a_run_continues_with_the_same_options_only(pictures: Path, tmp_path: Path) -> None:
     learn_folder(pictures, tmp_path / "run", recipe=small(**TINY))
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     with pytest.raises(InputError, match=r"started with --lr 0\.002, not 0\.01"):
@@ -282,7 +282,7 @@ def test_a_flag_that_changed_is_named_as_it_is_spelt(archives: Path, tmp_path: P
         {"side": 8},
     ],
 )
-def test_networks_that_there_are_not_or_that_the_side_does_not_fit_are_refused(
+def test_unknown_networks_and_sides_that_do_not_fit_are_refused(
     options: dict[str, object], pictures: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError) as caught:
@@ -291,7 +291,7 @@ def test_networks_that_there_are_not_or_that_the_side_does_not_fit_are_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_folders_that_nothing_can_be_learned_from_are_refused(tmp_path: Path) -> None:
+def test_folders_without_two_classes_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     one = folder_of(tmp_path / "one", classes=1, each=3)
     broken = folder_of(tmp_path / "broken", classes=2, each=1)
@@ -325,7 +325,7 @@ def test_a_run_is_for_one_process(pictures: Path, tmp_path: Path) -> None:
 def test_a_run_that_was_killed_ends_with_the_same_weights(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.undo()  # the other process looks as often as is usual, and what is averaged depends on nothing else
+    monkeypatch.undo()  # the other process validates at the usual steps, which do not change the averaged weights
     options = {"epochs": 17, **TINY}  # 102 steps, kept at 51 and at the end
     script = (
         "import sys; sys.path.insert(0, sys.argv[3]); from pathlib import Path; from drawings import small; "

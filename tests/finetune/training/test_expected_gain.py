@@ -28,7 +28,7 @@ def test_more_pictures_show_smaller_gains() -> None:
         (850, 2000, 0.0, "head"),
     ],
 )
-def test_auto_trains_where_the_gain_can_be_seen(per_class: int, pictures: int, error: float, taken: str) -> None:
+def test_auto_trains_where_the_gain_can_be_measured(per_class: int, pictures: int, error: float, taken: str) -> None:
     choice = head_unless_training_pays(choose("auto", per_class), error, pictures, per_class)
     assert choice.strategy.name == taken
     assert ("trains in any case" in choice.reason) == (taken == "head")

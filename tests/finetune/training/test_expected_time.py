@@ -34,7 +34,7 @@ def test_the_estimate_leaves_weights_and_random_state_as_they_are(strategy: str,
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_a_picture_that_changed_is_named(make_folder: MakeFolder) -> None:
+def test_a_changed_picture_is_named(make_folder: MakeFolder) -> None:
     folder = make_folder(classes={"green": 20, "red": 20})
     prepared, config = prepared_for(folder, "full")
     network, _ = prepared.starting_network(config)

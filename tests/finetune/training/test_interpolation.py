@@ -18,7 +18,7 @@ ALIKE = {"red": 80, "green": 80, "blue": 80}
 
 
 @given(st.floats(0, 1), st.integers(0, 1000))
-def test_weights_between_lie_on_the_line_and_counts_are_those_of_the_trained(share: float, seed: int) -> None:
+def test_interpolated_weights_lie_on_the_line_and_integers_are_the_trained_ones(share: float, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
     start, trained = ({"weight": torch.randn(3, 2, generator=random), "count": torch.tensor(n)} for n in (1, 7))
     found = between(start, trained, share)
@@ -27,8 +27,8 @@ def test_weights_between_lie_on_the_line_and_counts_are_those_of_the_trained(sha
     assert found["count"] == 7
 
 
-def test_what_is_kept_on_the_way_is_at_least_as_good_on_validation(make_folder: MakeFolder, tmp_path: Path) -> None:
-    """The share that is told is that of the weights that are kept, and no epoch was better."""
+def test_interpolated_weights_are_at_least_as_good_on_validation(make_folder: MakeFolder, tmp_path: Path) -> None:
+    """The recorded share is that of the kept weights, and no epoch was better."""
     folder = make_folder(classes=ALIKE, noise=300, size=20)
     options: dict[str, Any] = {"epochs": 2, "lr": 3e-3, "val_fraction": 0.5, "test_fraction": 0}
     classifier = finetune.fit(folder, tmp_path / "run", strategy="full", **options, **SMALL)

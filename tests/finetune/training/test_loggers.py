@@ -27,7 +27,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
 
 
-def test_every_epoch_is_on_the_disk_as_soon_as_it_is_done(tmp_path: Path) -> None:
+def test_every_epoch_is_written_when_it_ends(tmp_path: Path) -> None:
     with open_log(Config(), tmp_path) as log:
         log.begin([])
         for done, row in enumerate(ROWS, 1):
@@ -38,8 +38,8 @@ def test_every_epoch_is_on_the_disk_as_soon_as_it_is_done(tmp_path: Path) -> Non
             assert found[-1] == row
 
 
-def test_a_run_that_goes_on_has_each_epoch_once(tmp_path: Path) -> None:
-    """Killed after the second epoch was told and before it was kept: it comes again, and half a line goes."""
+def test_a_continued_run_has_each_epoch_once(tmp_path: Path) -> None:
+    """Killed between the log and the checkpoint of the second epoch: it is repeated, and half a line is removed."""
     with open_log(Config(), tmp_path) as log:
         log.begin([])
         log.epoch(ROWS[0])
@@ -78,7 +78,7 @@ def test_tensorboard_reads_back_what_was_logged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
-def test_a_run_that_ends_early_leaves_its_log_whole(tmp_path: Path, stop: type[BaseException]) -> None:
+def test_a_run_that_ends_early_leaves_a_whole_log(tmp_path: Path, stop: type[BaseException]) -> None:
     def run() -> None:
         with open_log(Config(log="tensorboard"), tmp_path) as log:
             log.begin([])
@@ -91,13 +91,13 @@ def test_a_run_that_ends_early_leaves_its_log_whole(tmp_path: Path, stop: type[B
     assert len(lines_of(tmp_path)) == 1
 
 
-def test_a_log_with_nowhere_to_go_is_refused() -> None:
+def test_a_tracker_without_a_run_folder_is_refused() -> None:
     with pytest.raises(InputError, match="--out"), open_log(Config(log="tensorboard"), None):
         pass
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
-def test_a_log_that_is_not_installed_names_the_extra(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_a_tracker_that_is_not_installed_names_the_extra(make_folder: MakeFolder, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"pip install 'fewtune\[wandb\]'"):
         finetune.fit(make_folder(classes={"a": 6, "b": 6}), tmp_path / "run", log="wandb", backbone="fewtune_conv4")
     assert not (tmp_path / "run").exists()
@@ -117,7 +117,7 @@ def test_weights_and_biases_keeps_a_run_offline(tmp_path: Path, monkeypatch: pyt
     assert [line["epoch"] for line in lines_of(tmp_path)] == [1, 2, 3]
 
 
-def test_no_tracker_is_imported_unless_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_is_imported_only_for_its_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("wandb", "tensorboard", "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, name, None)  # which makes its import fail
     with open_log(Config(), tmp_path) as log:

@@ -26,7 +26,7 @@ def test_schedule_rises_to_one_then_falls_to_nearly_nothing(steps: int, share: f
     assert all(0 < rate <= 1 for rate in rates)
 
 
-def test_learning_rates_fall_towards_the_stem_and_spare_norms_and_biases_the_decay() -> None:
+def test_learning_rates_fall_towards_the_stem_and_norms_and_biases_are_not_decayed() -> None:
     backbone = Backbone("fewtune_conv4")
     network = Network(backbone, torch.nn.Linear(backbone.width, 3))
     plan = plan_for(FULL, Config(strategy="full", lr=1.0, stage_decay=0.5), network, 100)
@@ -49,7 +49,7 @@ def test_frozen_parameters_are_not_given_to_the_optimizer() -> None:
     assert given_away == {id(p) for p in network.parameters() if p.requires_grad}
 
 
-def test_train_gives_every_stage_one_rate() -> None:
+def test_the_strategy_train_has_one_rate_for_all_stages() -> None:
     backbone = Backbone("fewtune_conv4")
     network = Network(backbone, torch.nn.Linear(backbone.width, 3))
     optimizer = optimizer_for(network, plan_for(TRAIN, Config(), network, 100), Config())
@@ -57,14 +57,14 @@ def test_train_gives_every_stage_one_rate() -> None:
 
 
 @given(st.integers(1, 10_000))
-def test_small_folders_get_more_epochs_but_not_without_end(steps_per_epoch: int) -> None:
+def test_small_folders_get_more_epochs_up_to_a_bound(steps_per_epoch: int) -> None:
     epochs = epochs_for(FULL, steps_per_epoch)
     assert FULL.epochs <= epochs <= 40
     assert epochs * steps_per_epoch >= LEAST_STEPS["pretrained"] or epochs == 40
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 100), st.integers(1, 200))
-def test_order_is_a_permutation_that_seed_and_epoch_decide(seed: int, epoch: int, n: int) -> None:
+def test_the_order_is_a_permutation_determined_by_seed_and_epoch(seed: int, epoch: int, n: int) -> None:
     order = epoch_order(seed, epoch, n)
     assert sorted(order.tolist()) == list(range(n))
     assert torch.equal(order, epoch_order(seed, epoch, n))
@@ -73,7 +73,7 @@ def test_order_is_a_permutation_that_seed_and_epoch_decide(seed: int, epoch: int
 
 
 @given(st.integers(1, 300), st.integers(1, 40))
-def test_an_epoch_shows_every_picture_once_and_none_alone(n: int, batch_size: int) -> None:
+def test_an_epoch_has_every_picture_once_and_no_batch_of_one(n: int, batch_size: int) -> None:
     batches = list(Shuffle(seed=0, indices=range(100, 100 + n), batch_size=batch_size, first_epoch=2, epochs=3))
     assert len(batches) == batches_per_epoch(n, batch_size)
     assert sorted(index for batch in batches for _, index in batch) == list(range(100, 100 + n))
@@ -82,7 +82,7 @@ def test_an_epoch_shows_every_picture_once_and_none_alone(n: int, batch_size: in
         assert min(len(batch) for batch in batches) > 1
 
 
-def test_view_seeds_keep_their_parts_apart() -> None:
+def test_view_seeds_depend_on_where_their_parts_end() -> None:
     assert view_seed(1, 23) != view_seed(12, 3)
     assert 0 <= view_seed(0, 0, 0) < 2**63
 
