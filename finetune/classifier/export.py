@@ -19,7 +19,7 @@ import io
 import json
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from threading import Lock
@@ -35,6 +35,7 @@ from finetune.classifier.temperature import calibrated
 from finetune.data.folder import list_unlabelled
 from finetune.data.transforms import LONGEST
 from finetune.errors import InputError, reason_of
+from finetune.features.acceleration import Forward
 from finetune.features.forward import run_over
 from finetune.files import read_csv, replacing, write_json
 from finetune.models.onnx_graph import onnx_program
@@ -226,14 +227,15 @@ def _pt2(served: nn.Module, pixels: Tensor, facts: dict[str, str]) -> bytes:
     return file.getvalue()
 
 
-def _runner(content: bytes, format: str) -> Callable[[Tensor], Tensor]:
+def _runner(content: bytes, format: str) -> Forward:
     """What runs the exported file, pixels to probabilities, on several threads at once."""
     if format == "torch-export":
         module = torch.export.load(io.BytesIO(content)).module()
 
         def run(pixels: Tensor) -> Tensor:
             with torch.no_grad():
-                return module(pixels)  # type: ignore[no-any-return]
+                probabilities: Tensor = module(pixels)
+                return probabilities
 
         return run
 
@@ -252,7 +254,7 @@ def _runner(content: bytes, format: str) -> Callable[[Tensor], Tensor]:
 
 def _parity(
     classifier: Classifier,
-    run: Callable[[Tensor], Tensor],
+    network: Forward,
     sources: Sequence[Path],
     tolerance: float,
     display: Display,
@@ -263,7 +265,7 @@ def _parity(
         raise InputError(f"{sources[0]}: {contents[0].reason}; give --pictures FOLDER with pictures that can be read")
     wanted = log_probabilities.exp()
     with display.bar("checking the export", len(sources)) as advance:
-        seen = run_over(torch.device("cpu"), run, classifier.pictures(sources), advance=advance)
+        seen = run_over(torch.device("cpu"), network, classifier.pictures(sources), advance=advance)
     if not torch.equal(seen.index, index):
         raise InputError(f"{sources[0].parent}: pictures changed while the export was checked; start again")
     # What is not a number is no agreement.

@@ -32,7 +32,7 @@ THREE = {"red": 30, "green": 30, "blue": 30}
 
 
 @pytest.mark.parametrize(("name", "place"), FAMILIES.items())
-def test_what_is_left_sees_what_the_whole_saw_at_that_depth(name: str, place: tuple[int, str]) -> None:
+def test_the_remaining_network_has_the_same_activations(name: str, place: tuple[int, str]) -> None:
     size, highest = place
     torch.manual_seed(0)
     backbone = Backbone(name, image_size=size).eval()
@@ -71,16 +71,14 @@ def test_a_run_without_upper_stages_is_kept_loaded_and_exported(
     assert export(run, tmp_path / "small.onnx")["parity"]["pictures"] > 0
 
 
-def test_the_best_depth_of_the_curve_is_the_last_that_is_left(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_best_drops_the_stages_above_the_best_depth(make_folder: MakeFolder, tmp_path: Path) -> None:
     folder = make_folder(classes=THREE)
     metrics = finetune.fit(folder, tmp_path / "run", strategy="head", drop_above="best", **SMALL).metrics
     best = json.loads((tmp_path / "run" / "metrics.json").read_text())["probe_curve"]["best"]
     assert metrics["highest_stage"] == (None if best == "features" else best)
 
 
-def test_a_run_that_goes_on_without_reading_drops_stages_to_the_same_network(
-    make_folder: MakeFolder, tmp_path: Path
-) -> None:
+def test_a_resumed_run_drops_the_same_stages(make_folder: MakeFolder, tmp_path: Path) -> None:
     listing = list_folder(make_folder(classes=THREE))
     config, run = Config(strategy="head", drop_above="blocks.1", **SMALL), RunFolder(tmp_path / "run")
     run.begin(listing.root, config, resume=False)
@@ -88,7 +86,7 @@ def test_a_run_that_goes_on_without_reading_drops_stages_to_the_same_network(
     assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
 
 
-def test_a_stage_that_there_is_not_is_told_before_anything_is_read(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_an_unknown_stage_is_refused_before_any_picture_is_read(make_folder: MakeFolder, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no stage 'blocks.9'; .* blocks.1"):
         finetune.fit(make_folder(classes=THREE), tmp_path / "run", drop_above="blocks.9", **SMALL)
     with pytest.raises(InputError, match="--drop-above"):

@@ -92,6 +92,6 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("per_class", [0, -1, 87, 1000])
-def test_a_number_that_leaves_nothing_to_learn_from_or_test_on_is_refused(tmp_path: Path, per_class: int) -> None:
+def test_a_number_of_digits_that_leaves_an_empty_split_is_refused(tmp_path: Path, per_class: int) -> None:
     with pytest.raises(InputError, match="from 1 to 86"):
         write_digits(tmp_path / "digits", per_class=per_class)

@@ -257,7 +257,7 @@ def test_one_folder_around_the_classes_is_named(tmp_path: Path) -> None:
     assert "did you mean" not in refusal(write(tmp_path / "one", "cat/deep/1.jpg", "cat/2.jpg"))
 
 
-def test_classes_that_hold_only_folders_are_told_and_stay_classes(tmp_path: Path) -> None:
+def test_a_note_names_classes_with_nothing_but_folders(tmp_path: Path) -> None:
     root = write(tmp_path, "Greek/alpha/1.png", "Greek/beta/1.png", "Latin/a/1.png", "Latin/b/deep/1.png")
     listing = list_folder(root)
     assert listing.classes == ("Greek", "Latin")

@@ -346,7 +346,7 @@ def test_max_pixels_may_be_above_the_bound_of_pillow(monkeypatch: pytest.MonkeyP
     assert Image.MAX_IMAGE_PIXELS is None
 
 
-def test_reading_in_threads_leaves_the_state_of_the_process_as_it_was() -> None:
+def test_reading_in_threads_restores_the_state_of_the_process() -> None:
     palette = encoded(noise(60, 60).quantize(8), "PNG", transparency=bytes(8))
     before = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
     failures: list[BaseException] = []

@@ -72,7 +72,7 @@ def pairs_of(*pictures: Image.Image) -> list[tuple[int, int]]:
     return near_pairs([fingerprint(picture) for picture in pictures])
 
 
-def test_what_hashes_of_grey_cannot_see_makes_no_near_duplicates() -> None:
+def test_pictures_without_texture_are_no_near_duplicates() -> None:
     one = scene(1)
     red, green, blue = one.split()
     assert pairs_of(one, Image.merge("RGB", (blue, green, ImageEnhance.Brightness(red).enhance(0.3)))) == []
@@ -190,7 +190,7 @@ class Reading:
         return found
 
 
-def test_fingerprints_survive_the_cache_and_are_asked_for_only(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_fingerprints_are_cached_and_computed_only_on_request(make_folder: MakeFolder, tmp_path: Path) -> None:
     folder = make_folder(classes={"a": 4})
     (folder / "a" / "bad.png").write_bytes(b"no picture")
     reading = Reading(folder, tmp_path / "cache")

@@ -106,7 +106,7 @@ def test_small_classes_together_give_the_shares() -> None:
     assert (len(folder.train), len(folder.val), len(folder.test)) == (28, 6, 6)
 
 
-def test_a_class_that_grew_from_nothing_gives_its_share_of_what_was_added() -> None:
+def test_a_new_class_gives_its_fraction_of_the_added_pictures() -> None:
     recorded = {content: "train" for path, content in PLAIN.items() if path.startswith("cat")}
     recorded |= {PLAIN["dog/0.jpg"]: "val", PLAIN["dog/1.jpg"]: "train"}
     _, sides = audited(PLAIN, recorded=recorded)
@@ -128,7 +128,9 @@ def test_identical_pictures_are_on_one_side(pictures: dict[str, str]) -> None:
 
 @patient
 @given(folders, st.floats(0, 0.9), st.floats(0, 0.9))
-def test_every_class_can_be_trained_and_something_validated(pictures: dict[str, str], val: float, test: float) -> None:
+def test_every_class_has_a_training_picture_and_validation_is_not_empty(
+    pictures: dict[str, str], val: float, test: float
+) -> None:
     assume(val + test < 1)
     pictures = consistent(ANCHORS | pictures)
     folder, sides = audited(pictures, val_fraction=val, test_fraction=test)
@@ -240,7 +242,7 @@ def test_a_class_that_cannot_be_trained_is_not_measured_either() -> None:
     assert "val/owl/0.jpg" not in sides
 
 
-def test_a_given_validation_split_that_cannot_be_read_is_replaced() -> None:
+def test_an_unreadable_validation_split_is_replaced() -> None:
     pictures = {f"train/{path}": content for path, content in PLAIN.items()} | {"val/cat/9.jpg": None}
     folder, _ = audited(pictures)
     assert len(folder.val) == 2
@@ -329,7 +331,7 @@ def contents_of(listing: Listing) -> list[Content]:
     return contents
 
 
-def test_a_hostile_folder_is_read_through_and_left_as_it_was(tmp_path: Path) -> None:
+def test_a_hostile_folder_is_read_and_not_changed(tmp_path: Path) -> None:
     root = tmp_path / "hostile"
     hostile(root)
     before = state(root)

@@ -136,7 +136,7 @@ def test_a_class_of_large_groups_is_as_near_to_its_share_as_they_allow(sizes: li
         assert abs(counts[split] - 0.2 * sum(sizes)) <= largest
 
 
-def test_near_duplicates_across_given_splits_are_told_and_stay() -> None:
+def test_a_note_names_near_duplicates_across_given_splits() -> None:
     pictures = {f"train/{path}": content for path, content in PLAIN.items()}
     pictures |= {"val/cat/9.jpg": sha(0.6, 1), "test/dog/9.jpg": sha(0.6, 2)}
     looks = {PLAIN["cat/2.jpg"]: look(1), sha(0.6, 1): look(1, 1), PLAIN["dog/2.jpg"]: look(2), sha(0.6, 2): look(2)}
@@ -148,7 +148,7 @@ def test_near_duplicates_across_given_splits_are_told_and_stay() -> None:
     )
 
 
-def test_near_duplicates_are_parted_where_nothing_could_be_validated_on_otherwise() -> None:
+def test_near_duplicates_are_separated_if_validation_would_be_empty() -> None:
     pictures = {"cat/0.jpg": sha(0.9), "cat/1.jpg": sha(0.7), "dog/0.jpg": sha(0.8), "dog/1.jpg": sha(0.6)}
     looks = {sha(0.9): look(1), sha(0.7): look(1), sha(0.8): look(2), sha(0.6): look(2)}
     folder, sides = audited(pictures, looks)
@@ -157,7 +157,7 @@ def test_near_duplicates_are_parted_where_nothing_could_be_validated_on_otherwis
     assert "Near-duplicates in different splits are kept, 2 pairs: cat/0.jpg ~ cat/1.jpg and 1 more." in folder.notes
 
 
-def test_a_class_of_near_duplicates_is_trained_on_and_told() -> None:
+def test_a_note_names_a_class_of_near_duplicates() -> None:
     folder, sides = audited(
         PLAIN | {"owl/0.jpg": sha(0.1, 7), "owl/1.jpg": sha(0.5, 7)}, dict.fromkeys((sha(0.1, 7), sha(0.5, 7)), look(1))
     )

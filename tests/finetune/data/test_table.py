@@ -137,7 +137,7 @@ def test_a_picture_that_is_named_twice_counts_once(pictures: Path) -> None:
         ("path,label\na.jpg,Cat\nb.jpg,cat\n", "differ only in case"),
     ],
 )
-def test_what_is_wrong_with_a_csv_file_is_said_with_its_row(pictures: Path, text: str, named: str) -> None:
+def test_an_error_in_a_csv_file_names_its_row(pictures: Path, text: str, named: str) -> None:
     path = table(pictures, text)
     assert named.format(folder=pictures) in refusal(path)
     assert str(path) in refusal(path)

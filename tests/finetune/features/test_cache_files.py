@@ -144,7 +144,7 @@ def test_a_file_that_cannot_be_read_now_is_reported_once_and_stays(tmp_path: Pat
     assert shard.exists()
 
 
-def test_a_damaged_row_is_found_in_another_file_that_has_it(tmp_path: Path) -> None:
+def test_a_damaged_row_is_read_from_another_file(tmp_path: Path) -> None:
     filled(tmp_path, [1, 2])
     shard = the_shard(tmp_path)
     aside = tmp_path / "aside"

@@ -88,7 +88,7 @@ def depths(n: int, apart: tuple[float, ...], seed: int) -> tuple[torch.Tensor, t
     return torch.cat(parts, 1), labels
 
 
-def test_a_head_reads_the_depths_side_by_side_where_they_tell_more() -> None:
+def test_a_head_reads_more_depths_where_they_separate_classes_better() -> None:
     train, val = depths(400, (0, 2.0, 2.0, 2.0), 0), depths(400, (0, 2.0, 2.0, 2.0), 1)
     heads = solve_heads(train, val, [16] * 4)
     assert (heads.features.width, heads.best.width) == (16, 48)
@@ -113,7 +113,7 @@ def test_few_pictures_choose_by_cross_validation_and_many_by_validation() -> Non
     assert not solve_heads(train, many, [20]).cross_validated
 
 
-def test_cross_validation_takes_the_strength_that_serves_others_best() -> None:
+def test_cross_validation_chooses_the_strength_with_the_least_held_out_loss() -> None:
     """Of heads on so few pictures, the one chosen is close to the best that hindsight finds, over many draws."""
     lost = []
     for seed in range(12):
@@ -129,7 +129,7 @@ def test_cross_validation_takes_the_strength_that_serves_others_best() -> None:
     assert np.mean(lost) < 0.03
 
 
-def test_the_head_that_is_kept_learns_from_validation_pictures_where_it_may() -> None:
+def test_the_head_to_deploy_is_refitted_on_validation_pictures_if_allowed() -> None:
     train, val, test = clouds(12, 4, 2.0, 0), clouds(40, 4, 2.0, 1), clouds(400, 4, 2.0, 2)
     heads = solve_heads(train, val, [20], learn_from_val=True)
     assert heads.kept is not heads.best
@@ -141,7 +141,7 @@ def test_the_head_that_is_kept_learns_from_validation_pictures_where_it_may() ->
     assert alone.kept is alone.best
 
 
-def test_fewer_pictures_than_numbers_are_solved_as_if_there_were_not() -> None:
+def test_fewer_rows_than_columns_have_the_same_solution() -> None:
     features, labels = clouds(30, 3, 1.0, 0, width=200)
     asked = clouds(50, 3, 1.0, 1, width=200)[0]
     head = fit_head(features, labels, features, labels)

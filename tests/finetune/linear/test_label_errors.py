@@ -38,7 +38,7 @@ def test_little_is_disputed_where_labels_are_right() -> None:
     assert len(find_label_errors(FEATURES, DIGITS.target.astype(np.int64), range(len(FEATURES)))) < 0.01 * len(FEATURES)
 
 
-def test_a_copy_with_the_same_wrong_label_shields_nothing() -> None:
+def test_a_copy_with_the_same_wrong_label_does_not_hide_it() -> None:
     labels, wrong = flipped(0.02)
     copies = sorted(wrong)
     features, doubled = torch.cat([FEATURES, FEATURES[copies]]), np.concatenate([labels, labels[copies]])
@@ -51,7 +51,7 @@ def test_a_copy_with_the_same_wrong_label_shields_nothing() -> None:
     assert caught(together) > caught(apart)
 
 
-def test_a_dispute_takes_what_is_usual_for_the_class_that_is_found() -> None:
+def test_a_prediction_must_reach_the_usual_probability_of_its_class() -> None:
     probabilities = np.array([[0.9, 0.1], [0.7, 0.3], [0.35, 0.65], [0.2, 0.8], [0.1, 0.9], [0.6, 0.4], [0.8, 0.2]])
     labels = np.array([0, 0, 0, 1, 1, 1, 1])
     # Usual: 0.65 of the first class, 0.575 of the second. Row 5 is more probably of the first, and not as usual for it.

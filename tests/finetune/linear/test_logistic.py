@@ -26,7 +26,7 @@ def cost(x: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor, bias: torc
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(10, 80), st.integers(2, 60), st.integers(3, 5), st.integers(0, 99))
-def test_every_strength_of_a_path_is_solved_as_well_as_scikit_learn_solves_it(
+def test_every_strength_of_a_path_reaches_the_optimum_of_scikit_learn(
     n: int, width: int, classes: int, seed: int
 ) -> None:
     x, labels = rows(n, width, classes, seed)
@@ -37,7 +37,7 @@ def test_every_strength_of_a_path_is_solved_as_well_as_scikit_learn_solves_it(
         assert cost(x, labels, *model.solve(strength), strength) <= wanted * 1.005
 
 
-def test_a_class_that_counts_twice_is_as_if_its_rows_were_there_twice() -> None:
+def test_a_class_weight_of_two_equals_doubled_rows() -> None:
     x, labels = rows(40, 8, 3, 0)
     twice = torch.cat([x, x[labels == 1]]), torch.cat([labels, labels[labels == 1]])
     weighed = Logistic(x, labels, 3, torch.tensor([1.0, 2.0, 1.0])).solve(10.0)

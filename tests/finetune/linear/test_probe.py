@@ -129,7 +129,7 @@ def test_a_probe_judges_every_picture_by_the_others(seed: int, n: int, width: in
     assert probe.error == pytest.approx(float((targets - answers).square().sum() / guessed), rel=1e-6)
 
 
-def test_classes_that_part_at_an_earlier_depth_are_called_different() -> None:
+def test_pictures_separable_at_an_earlier_depth_are_called_different() -> None:
     labels = torch.arange(300) % 5
     parts = [depth(labels, 16, 0.0), depth(labels, 64, 0.6, 1), depth(labels, 200, 0.05, 2)]
     curve = probe_curve(parts, ["stem", "middle", "features"], labels)
@@ -142,7 +142,7 @@ def test_classes_that_part_at_an_earlier_depth_are_called_different() -> None:
     assert f"{curve.last.accuracy:.1%}" in reason
 
 
-def test_classes_that_part_at_the_last_depth_are_called_alike() -> None:
+def test_pictures_separable_at_the_last_depth_are_called_alike() -> None:
     labels = torch.arange(300) % 5
     parts = [depth(labels, 16, 0.1), depth(labels, 64, 0.2, 1), depth(labels, 200, 0.5, 2)]
     curve = probe_curve(parts, ["stem", "middle", "features"], labels)
@@ -151,7 +151,7 @@ def test_classes_that_part_at_the_last_depth_are_called_alike() -> None:
     assert "like the backbone's own" in choose("auto", 60, curve).reason
 
 
-def test_depths_are_told_apart_where_every_picture_is_named_right() -> None:
+def test_depths_differ_in_error_where_all_accuracies_are_one() -> None:
     """By how far the answers lie from the classes: accuracy has no room left."""
     labels = torch.arange(300) % 3
     parts = [depth(labels, 16, 0.0), depth(labels, 64, 2.0, 1), depth(labels, 64, 1.2, 2)]
@@ -177,7 +177,7 @@ def test_auto_follows_the_curve() -> None:
     assert choose("auto", 500, alike).strategy.name == "full"
 
 
-def test_a_probe_s_answers_are_those_of_ridge_regression_at_its_strength() -> None:
+def test_a_probes_predictions_are_those_of_ridge_regression() -> None:
     labels, others = torch.arange(60) % 3, torch.arange(40) % 3
     features, asked = depth(labels, 20, 0.8, 3), depth(others, 20, 0.8, 3)
     strength = probe_curve([features], ["features"], labels).last.strength
@@ -207,7 +207,7 @@ def test_too_few_pictures_are_refused() -> None:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_the_curve_of_a_folder_is_told_and_is_that_of_its_training_pictures(
+def test_the_probe_curve_of_a_folder_uses_its_training_pictures(
     call: Callable[..., Answer], make_folder: Callable[..., Path]
 ) -> None:
     folder = make_folder(classes={"cat": 20, "dog": 20})
@@ -231,7 +231,7 @@ def test_one_picture_of_a_class_is_too_few_to_probe(
     assert "two of each" in answer.err
 
 
-def test_a_run_tells_the_curve_that_it_chose_by_and_what_its_head_reads(make_folder: Callable[..., Path]) -> None:
+def test_a_run_reports_its_probe_curve_and_the_depths_of_its_head(make_folder: Callable[..., Path]) -> None:
     folder = make_folder(classes={"cat": 10, "dog": 10})
     chosen = finetune.fit(folder, backbone="fewtune_conv4", device="cpu").metrics
     curve = chosen["probe_curve"]

@@ -101,7 +101,7 @@ def test_partial_unfreezes_the_top_or_what_it_is_told() -> None:
     assert plan_for(PARTIAL, Config(strategy="partial", unfreeze="blocks.3"), network, 100).lowest == 4
 
 
-def test_weights_of_a_file_are_taken_whatever_its_classifier(tmp_path: Path) -> None:
+def test_weights_are_loaded_with_any_classifier_in_the_file(tmp_path: Path) -> None:
     source = timm.create_model("resnet10t", num_classes=7)
     write_tensors(tmp_path / "seven.safetensors", source.state_dict())
     torch.save({"state_dict": {f"module.{k}": v for k, v in source.state_dict().items()}}, tmp_path / "seven.pt")
@@ -164,14 +164,12 @@ def test_a_wrong_name_of_a_model_or_of_its_weights_gets_suggestions(name: str, s
     assert "\n" not in str(error.value)
 
 
-def test_an_image_size_that_a_model_does_not_take_is_one_line_that_names_sizes() -> None:
+def test_an_unsuitable_image_size_is_refused_with_usual_sizes() -> None:
     with pytest.raises(InputError, match=r"hiera_tiny_224 does not take --image-size 100 .* trained at 224, and most"):
         Backbone("hiera_tiny_224", image_size=100)
 
 
-def test_without_network_and_cache_one_sentence_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_weights_are_one_sentence_with_alternatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="--weights") as error:

@@ -97,7 +97,7 @@ def test_groups_run_from_the_stem_to_the_last_block_and_hold_every_parameter(coa
     assert sum(map(len, groups.values())) == len(list(model.parameters()))
 
 
-def test_intermediate_maps_are_those_that_the_blocks_hand_on() -> None:
+def test_intermediate_maps_are_the_outputs_of_the_blocks() -> None:
     model = timm.create_model(NAME, num_classes=0).eval()
     pictures = torch.rand(2, 3, 35, 35)
     with torch.inference_mode():
@@ -122,7 +122,7 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
     torch.testing.assert_close(*gradients)
 
 
-def test_its_features_tell_digits_apart_better_than_random_weights_and_raw_pixels(
+def test_its_features_separate_digits_better_than_random_weights_and_pixels(
     digits: tuple[Tensor, np.ndarray, Tensor, np.ndarray],
 ) -> None:
     learn, labels, test, truth = digits

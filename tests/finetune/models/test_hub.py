@@ -71,7 +71,7 @@ def unavailable() -> tuple[str, float]:
 
 
 @pytest.mark.usefixtures("closed")
-def test_a_hub_that_cannot_be_reached_is_said_at_once_with_what_works(cache: Path) -> None:
+def test_an_unreachable_hub_is_reported_at_once_with_alternatives(cache: Path) -> None:
     for repository in ("models--timm--resnet18.a1_in1k", "models--someone--resnet18", "models--timm--no_such_model"):
         keep(cache, repository)
     (cache / "models--timm--resnet34.a1_in1k" / "snapshots" / "abc").mkdir(parents=True)

@@ -68,7 +68,7 @@ def test_a_cached_file_that_timm_does_not_resample_fits_another_image_size(
     assert torch.equal(backbone.model.blocks[3].mlp.fc1.weight, source["blocks.3.mlp.fc1.weight"])
 
 
-def test_a_file_of_another_model_is_refused_by_what_resampling_does_not_mend(tmp_path: Path) -> None:
+def test_weights_of_another_model_are_refused_with_the_differences(tmp_path: Path) -> None:
     written("vit_tiny_patch16_224", tmp_path / "weights.safetensors")
     backbone = Backbone("deit3_small_patch16_224", image_size=64)
     before = {key: tensor.clone() for key, tensor in backbone.model.state_dict().items()}

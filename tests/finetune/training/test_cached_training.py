@@ -149,7 +149,9 @@ def all_of(inputs: FrozenInputs) -> tuple[Tensor, Tensor]:
 # ------------------------------------------------------------------------------------------------ never another result
 
 
-def test_no_cache_a_cold_and_a_warm_one_give_the_same_weights(job: Callable[..., Job], empty_cache: Path) -> None:
+def test_no_cache_a_cold_cache_and_a_warm_cache_give_the_same_weights(
+    job: Callable[..., Job], empty_cache: Path
+) -> None:
     without = job(cache=False)
     expected = without.train()
     assert not empty_cache.exists()
@@ -160,7 +162,7 @@ def test_no_cache_a_cold_and_a_warm_one_give_the_same_weights(job: Callable[...,
 
 
 @pytest.mark.usefixtures("converted")
-def test_so_they_do_where_the_frozen_stages_were_converted(job: Callable[..., Job]) -> None:
+def test_any_cache_gives_the_same_weights_with_converted_stages(job: Callable[..., Job]) -> None:
     without = job(cache=False)
     expected = without.train()
     assert without.display.lines == []  # which would tell that they could not be
@@ -230,7 +232,7 @@ def test_a_killed_run_resumes_to_the_same_weights(make_folder: MakeFolder, tmp_p
     assert (tmp_path / "whole" / "history.csv").read_text() == (tmp_path / "killed" / "history.csv").read_text()
 
 
-def test_a_run_goes_on_with_what_it_began_with_or_not_at_all(
+def test_a_run_resumes_with_the_same_inputs_or_not_at_all(
     make_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_folder(classes=THREE)
@@ -250,7 +252,7 @@ def _frozen(job: Job) -> FrozenInputs:
     return found
 
 
-def test_a_view_is_the_one_that_the_loader_gives_in_the_epoch_of_its_number(job: Callable[..., Job]) -> None:
+def test_a_cached_view_is_the_loaders_view_of_that_epoch(job: Callable[..., Job]) -> None:
     made = job(views=3, epochs=9, precision="float32")
     inputs = _frozen(made)
     lower = inputs._cut.lower
@@ -283,7 +285,7 @@ def test_no_more_views_are_made_than_there_are_epochs(job: Callable[..., Job]) -
 
 
 @pytest.mark.parametrize("many", [False, True], ids=["as it is", "converted"])
-def test_what_is_learned_holds_for_the_whole_network_in_float32(
+def test_the_whole_network_in_float32_has_the_validated_logits(
     many: bool, job: Callable[..., Job], request: pytest.FixtureRequest
 ) -> None:
     if many:
@@ -321,7 +323,7 @@ def _told(job: Job) -> str:
     return line
 
 
-def test_where_activations_cannot_be_kept_the_pictures_are_seen_and_it_is_told(
+def test_pictures_are_used_and_a_line_says_why_where_activations_cannot_be_cached(
     make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_folder(classes={"a": 6, "b": 6, "c": 6})
@@ -342,9 +344,7 @@ def _huge(network: nn.Module, preprocessing: Any) -> nn.Module:
     return Huge(network, preprocessing)
 
 
-def test_where_several_values_cross_the_cut_or_none_can_be_told_it_is_told(
-    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_line_says_why_a_cut_cannot_be_cached(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_folder(classes={"a": 4, "b": 4, "c": 4})
     cut = Backbone.cut
 

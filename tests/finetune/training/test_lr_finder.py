@@ -101,7 +101,7 @@ def test_a_curve_without_a_slope_suggests_nothing_and_says_why(losses: list[floa
 
 
 @pytest.mark.parametrize("options", [{"strategy": "full"}, {"strategy": "scratch", "optimizer": "sgd", "mixup": 0.2}])
-def test_a_sweep_is_the_same_again_and_ends_when_the_loss_grows_without_bound(
+def test_a_sweep_is_reproducible_and_ends_when_the_loss_diverges(
     make_folder: MakeFolder, options: dict[str, Any]
 ) -> None:
     folder, config = make_folder(classes=THREE, size=20), Config(**SMALL, **options)
@@ -130,9 +130,7 @@ def test_training_with_auto_starts_from_the_weights_that_it_was_given(make_folde
         assert torch.equal(tensor, weights_of(same)[name]), name
 
 
-def test_a_run_that_goes_on_keeps_the_rate_and_ends_with_the_same_weights(
-    make_folder: MakeFolder, tmp_path: Path
-) -> None:
+def test_a_resumed_run_keeps_its_rate_and_ends_with_the_same_weights(make_folder: MakeFolder, tmp_path: Path) -> None:
     folder = make_folder(classes=THREE, noise=60, size=20)
     config = Config(**SMALL, strategy="train", epochs=3, lr="auto")
     straight, network = train_once(folder, config, None)
@@ -178,7 +176,7 @@ def test_the_command_draws_the_curve_and_gives_its_points(make_folder: MakeFolde
 
 
 @pytest.mark.parametrize("option", ["--lr", "--warmup", "--patience", "--test-time", "--log"])
-def test_an_option_that_a_sweep_does_not_heed_is_refused(option: str, tmp_path: Path) -> None:
+def test_an_option_without_effect_in_a_sweep_is_refused(option: str, tmp_path: Path) -> None:
     answer = CliRunner().invoke(cli, ["lr-find", str(tmp_path), option, "1"])
     assert answer.exit_code == 2
     assert f"No such option '{option}'" in answer.output
