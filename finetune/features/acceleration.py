@@ -51,13 +51,9 @@ class Forward(Protocol):
 
 @dataclass(frozen=True)
 class Acceleration:
-    """A way to run a network.
+    """A way to run a network, such as "OpenVINO f32", and its smallest cosine with plain float32 over the examples.
 
-    Attributes:
-        run: The network, to be called.
-        name: The way in a few words, such as "OpenVINO f32".
-        closeness: Smallest cosine with plain float32 over the example pictures.
-        reusable: Whether the choice also holds for a larger number of pictures.
+    reusable: Whether the choice also holds for a larger number of pictures.
     """
 
     run: Forward
@@ -68,12 +64,9 @@ class Acceleration:
 
 @dataclass(frozen=True)
 class Examples:
-    """The pictures on which faster ways to run a network are compared with plain float32.
+    """The pictures, by position, on which faster ways to run a network are compared with plain float32.
 
-    Attributes:
-        pictures: The pictures that the network will receive.
-        indices: Positions of the examples among them.
-        hashes: sha256 of every picture, by position, where they are known already.
+    hashes: sha256 of every picture, by position, where they are known already.
     """
 
     pictures: Pictures
@@ -260,20 +253,12 @@ def _filling(compiled: Forward, size: int, uncompiled: Forward) -> Forward:
 
 
 class AcceleratedModel:
-    """A frozen network, run as fast as the precision allows. The way is chosen when it is first needed.
+    """A frozen network, run as fast as `precision` allows. The way is chosen when it is first needed.
 
     Attributes:
-        checked: Whether faster ways are compared with plain float32 on example pictures.
+        checked: Whether faster ways are compared with plain float32 on the examples.
         name: The accuracy of the outputs in a few words, for the key of a cache.
         batch_size: Pictures in a full batch.
-
-    Args:
-        fabric: Device and precision.
-        network: The network, in evaluation mode, with its normalisation.
-        examples: Pictures for the comparison with plain float32.
-        pictures: Number of pictures in all.
-        precision: As in `Config`.
-        display: As for `accelerated`.
     """
 
     def __init__(

@@ -26,10 +26,7 @@ SHARD_BYTES = 64 << 20
 class Activations:
     """Activations of n pictures in the requested order, in memory or mapped from files.
 
-    Args:
-        parts: Tensors (rows, ...), one for each file.
-        part: Shape (n,), the tensor that holds each picture's activations.
-        row: Shape (n,), their row in it.
+    Picture i is row `row[i]` of the tensor `parts[part[i]]`.
     """
 
     def __init__(self, parts: Sequence[Tensor], part: NDArray[np.int64], row: NDArray[np.int64]):
@@ -104,16 +101,9 @@ class ActivationCache:
         return bool(self._index(key).where)
 
     def known(self, key: FeatureKey, row_keys: Sequence[str]) -> NDArray[np.bool_]:
-        """Which rows the cache holds.
+        """Which rows, by `FeatureKey.row_key`, the cache holds: shape (n,).
 
         Each file is read once to compare its checksums. A damaged file is deleted, and its damaged rows are unknown.
-
-        Args:
-            key: Key of the activations.
-            row_keys: n keys from `FeatureKey.row_key`.
-
-        Returns:
-            Shape (n,).
         """
         index = self._index(key)
         wanted = [bytes.fromhex(row_key) for row_key in row_keys]
@@ -138,18 +128,10 @@ class ActivationCache:
         return found.loaded() if mapped and len(places) * parts[0].row_bytes <= self.memory else found
 
     def put(self, key: FeatureKey, row_keys: Sequence[str], values: Tensor) -> None:
-        """Add rows. A row that the cache holds already stays unchanged.
+        """Add rows (n, ...). A row that the cache holds already stays unchanged.
 
-        Rows are written in files of about SHARD_BYTES, the last ones by `flush` or `close`.
-
-        Args:
-            key: Key of the activations.
-            row_keys: n keys from `FeatureKey.row_key`.
-            values: Shape (n, ...).
-
-        Raises:
-            ValueError: If the shape differs from that of the key's other rows.
-            OverflowError: If the cache's number format cannot hold a value.
+        Rows are written in files of about SHARD_BYTES, the last ones by `flush` or `close`. ValueError where the shape
+        differs from the key's other rows, OverflowError where the number format cannot hold a value.
         """
         fresh: dict[str, int] = {}
         for position, (row_key, known) in enumerate(zip(row_keys, self.known(key, row_keys), strict=True)):
@@ -258,14 +240,9 @@ class ActivationCache:
 
 @dataclass
 class _Index:
-    """Where the rows of one key are.
+    """Where the rows of one key are: mapped from files, or pending in memory. where: Place of each row.
 
-    Attributes:
-        mapped: Rows by file.
-        pending: Rows in memory.
-        where: For each row, the `Rows` that contain it and its position there.
-        checked: Files whose checksums were compared.
-        refused: Damaged files; some could not be deleted.
+    checked: Files whose checksums were compared. refused: Damaged files, of which some could not be deleted.
     """
 
     key: FeatureKey

@@ -49,13 +49,9 @@ _HEADER_BYTES = 4096
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Activations of n pictures.
+    """Activations of n pictures: keys (n, 32), values (n, ...) on the CPU, checksums (n, 8).
 
-    Attributes:
-        keys: Shape (n, 32), uint8.
-        values: Shape (n, ...), on the CPU.
-        checksums: Shape (n, 8), uint8; None for rows in memory.
-        path: The file that the values are mapped from; None for rows in memory.
+    checksums, path: None for rows in memory; else of the file that the values are mapped from.
     """
 
     keys: NDArray[np.uint8]
@@ -95,15 +91,7 @@ def shards_of(folder: Path, key: str) -> list[Path]:
 
 
 def read_shard(path: Path, key: str) -> Rows:
-    """The rows in a file. Values are mapped, so only those that are used are read.
-
-    Args:
-        path: The file.
-        key: Name of the key that the rows belong to.
-
-    Raises:
-        InputError: If the file is missing or damaged.
-    """
+    """The rows in a file, mapped, so that only used values are read. InputError for a missing or damaged file."""
     tensors, metadata = read_tensors_and_metadata(path)
     keys, checksums, values = (tensors.get(name, torch.empty(0)) for name in ("keys", "checksums", "values"))
     valid = (
@@ -153,15 +141,7 @@ def _checksums(rows: Rows, key: str) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """The activations under one key in the folder.
-
-    Attributes:
-        name: Name of the key.
-        about: Fields of the key.
-        pictures: Number of rows.
-        bytes: Size of the files.
-        last_used: Time of the last use, in seconds since 1970.
-    """
+    """The activations under one key: its name and fields, and how many they are. last_used: In seconds since 1970."""
 
     name: str
     about: Mapping[str, Any]
@@ -182,21 +162,9 @@ class Freed:
 def add(
     folder: Path, key: str, about: Mapping[str, Any], rows: Rows, *, bound: int, in_use: Collection[Path]
 ) -> Path | None:
-    """Write rows to a new file. The least recently used files are deleted to make room.
+    """Write rows to a new file; the least recently used files, except those `in_use`, are deleted to make room.
 
-    Args:
-        folder: Folder of the cache.
-        key: Name of the key that the rows belong to.
-        about: Fields of the key.
-        rows: The rows.
-        bound: Bytes that the folder may take.
-        in_use: Files that are not deleted.
-
-    Returns:
-        The path of the file; None when there is no room within `bound`.
-
-    Raises:
-        InputError, OSError: When the folder cannot be written.
+    Returns None when there is no room within `bound` bytes. InputError or OSError when the folder cannot be written.
     """
     size = len(rows) * (rows.row_bytes + _KEY_BYTES + _CHECKSUM_BYTES) + _HEADER_BYTES
     with locked(folder):
@@ -238,15 +206,9 @@ def entries(folder: Path) -> list[CacheEntry]:
 
 
 def clear(folder: Path, *, older_than: float = 0.0, backbone: str | None = None) -> Freed:
-    """Delete cached activations. Other files in the folder stay.
+    """Delete activations that were not used for `older_than` seconds, of one backbone or of all. Other files stay.
 
-    Args:
-        folder: Folder of the cache.
-        older_than: Seconds; files that were used since then stay.
-        backbone: timm's name of the backbone whose activations are deleted. None for all.
-
-    Raises:
-        InputError, OSError: When the folder cannot be changed.
+    InputError or OSError when the folder cannot be changed.
     """
     if not folder.is_dir():
         return Freed(0, 0, 0)

@@ -71,15 +71,6 @@ class FeatureExtractor:
         config: Precision and number of workers.
         cache: Cache of the outputs.
         display: Shows one line when the network cannot be converted.
-
-    Example:
-        >>> with ActivationCache(display=display) as cache:  # doctest: +SKIP
-        ...     extractor = FeatureExtractor(
-        ...         fabric, network, "resnet18", "features", examples, 900, config, cache, display
-        ...     )
-        ...     features = extractor.extract(pictures)
-        >>> features.outputs().values.shape  # doctest: +SKIP
-        torch.Size([900, 1, 512])
     """
 
     def __init__(
@@ -202,18 +193,7 @@ class FeatureExtractor:
 
 
 def read_pictures(fabric: Fabric, stages: PooledStages, listing: Listing, config: Config, display: Display) -> Outputs:
-    """Pooled activations of every stage for the readable pictures of a listing.
-
-    Args:
-        fabric: Device and precision.
-        stages: The frozen backbone.
-        listing: The pictures.
-        config: Precision, workers, and whether outputs are cached on disk.
-        display: Shows progress.
-
-    Returns:
-        Values of shape (n, 1, sum of widths).
-    """
+    """Pooled activations of every stage for the readable pictures of a listing: values (n, 1, sum of widths)."""
     preprocessing = stages.backbone.preprocessing
     pictures = _in_evaluation_view(listing, preprocessing, config)
     examples = Examples(pictures, range(min(CPU_BATCH, len(pictures))))

@@ -128,16 +128,7 @@ def solve_heads(
 
 
 def nearest_mean(features: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
-    """Nearest-class-mean classification by the cosine.
-
-    Args:
-        features: Shape (n, width).
-        labels: Shape (n,), int64 from 0.
-        queries: Shape (m, width).
-
-    Returns:
-        Classes, shape (m,).
-    """
+    """Nearest-class-mean classification of queries (m, width) by the cosine: classes (m,)."""
     unit = nn.functional.normalize(features)
     means = torch.stack([unit[labels == label].mean(0) for label in range(int(labels.max()) + 1)])
     return (nn.functional.normalize(queries) @ nn.functional.normalize(means).T).argmax(1)
@@ -197,13 +188,9 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A head fitted on the training pictures, with the held-out results of heads like it.
+    """A head fitted on the training pictures, with held-out logits (n, classes) and losses of heads like it.
 
-    Attributes:
-        inputs: The head's input.
-        head: The head.
-        logits: Shape (n, classes), held-out logits; the validation pictures last.
-        losses: Shape (n or fewer,), held-out losses in nats, weighted by class.
+    The validation pictures are the last of n. Losses are in nats, weighted by class.
     """
 
     inputs: _Inputs

@@ -97,14 +97,8 @@ def contradicted(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) 
     """The pictures off the diagonal of the confident joint.
 
     A class is confident for a picture if its probability reaches the mean probability of the class over the pictures
-    with that label. The most probable confident class is predicted.
-
-    Args:
-        probabilities: Shape (n, classes), held out.
-        labels: Shape (n,).
-
-    Returns:
-        Row, predicted class, probability of the label and of the prediction; the least normalized margin first.
+    with that label. The most probable confident class is predicted. Returns row, prediction, probability of the label
+    and of the prediction; the least normalized margin first.
     """
     classes = probabilities.shape[1]
     own = probabilities[np.arange(len(labels)), labels]

@@ -74,12 +74,9 @@ class Logistic:
 
 
 def _lowest(objective: Callable[[Tensor], tuple[float, Tensor]], begin: Tensor) -> Tensor:
-    """The minimum of a convex function by L-BFGS (Liu & Nocedal 1989).
+    """The minimum of a convex function by L-BFGS (Liu & Nocedal 1989); `objective` returns value and gradient.
 
-    Args:
-        objective: Returns value and gradient. Its curvature at the start is about 1 in every direction, so that a step
-            of length 1 has the right order of magnitude.
-        begin: Start of the search.
+    Its curvature at the start is about 1 in every direction, so that a step of length 1 has the right magnitude.
     """
     place, (value, slope) = begin, objective(begin)
     steps: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=_REMEMBERED)
@@ -123,14 +120,9 @@ def spread(rows: Tensor) -> Tensor:
 
 
 def principal_axes(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Principal axes of centred rows.
+    """Left singular vectors (n, rank) and squared singular values (rank,), ascending, of centred rows (n, width).
 
-    Args:
-        rows: Shape (n, width), float64, of mean 0.
-
-    Returns:
-        Left singular vectors (n, rank) and squared singular values (rank,), ascending. Directions with a share of less
-        than 1e-12 of the largest squared singular value are left out.
+    Values below 1e-12 of the largest one are left out.
     """
     n, width = rows.shape
     if width < n:
@@ -147,15 +139,7 @@ def _kept(values: Tensor) -> Tensor:
 
 
 def folds_of(labels: Tensor, folds: int) -> Tensor:
-    """Stratified folds.
-
-    Args:
-        labels: Shape (n,), int64.
-        folds: Number of folds.
-
-    Returns:
-        Fold of each picture, 0 to folds - 1, shape (n,); -1 for the only picture of its class, which is never held out.
-    """
+    """Stratified folds, shape (n,), from 0; -1 for the only picture of its class, which is never held out."""
     fold = torch.full_like(labels, -1)
     for label in labels.unique():
         rows = (labels == label).nonzero()[:, 0]

@@ -90,9 +90,7 @@ class Backbone(nn.Module):
     def freeze_below(self, stage: int, *, batch_norm_trains: bool = False) -> None:
         """Freeze the stages below position `stage`: none for 0, all for len(stages).
 
-        Args:
-            stage: Position of the lowest trained stage.
-            batch_norm_trains: Whether batch norms of trained stages update their statistics.
+        batch_norm_trains: Whether batch norms of trained stages update their statistics.
         """
         self._lowest_trained = stage
         self._batch_norm_trains = batch_norm_trains
@@ -115,11 +113,9 @@ class Backbone(nn.Module):
         return self
 
     def drop_above(self, name: str) -> None:
-        """Remove the stages above the one called `name`. The features (n, width) are then its output, averaged over
-        places.
+        """Remove the stages above the one called `name`: the features (n, width) are its output, averaged over places.
 
-        Raises:
-            InputError: If there is no such stage, or the model's code cannot be traced.
+        InputError if there is no such stage, or the model's code cannot be traced.
         """
         above = self.stage_index(name) + 1
         if above == len(self.stages):

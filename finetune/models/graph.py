@@ -16,16 +16,9 @@ from finetune.errors import InputError, reason_of
 
 
 def cut(model: nn.Module, name: str, stages: Sequence[str], position: int) -> tuple[nn.Module, nn.Module]:
-    """Cut a network in two parts, which share its parameters.
+    """Cut a network, of this name and with these stages, below the stage at `position`.
 
-    Args:
-        model: The network.
-        name: Its name, for messages.
-        stages: Names of its stages, from the stem up.
-        position: Position of the lowest stage of the upper part.
-
-    Raises:
-        InputError: If the code of the network cannot be traced.
+    The two parts share its parameters. InputError if the code of the network cannot be traced.
     """
     if position == 0:
         return nn.Identity(), model
@@ -44,17 +37,8 @@ def cut(model: nn.Module, name: str, stages: Sequence[str], position: int) -> tu
 def pooled_below(model: nn.Module, name: str, stages: Sequence[str], position: int, pictures: Tensor) -> GraphModule:
     """The network below a stage, with its output averaged over places: pictures to features (n, width).
 
-    Modules keep their names, and stages are not taken apart.
-
-    Args:
-        model: The network.
-        name: Its name, for messages.
-        stages: Names of its stages, from the stem up.
-        position: Position of the lowest stage that is left out.
-        pictures: A batch (n, 3, size, size), which is run once to find the dimensions of the places.
-
-    Raises:
-        InputError: If the code of the network cannot be traced.
+    Modules keep their names, and stages are not taken apart. pictures: A batch that is run once to find the dimensions
+    of the places. InputError if the code of the network cannot be traced.
     """
     tracer = _Tracer(stages[1:])
     nodes, first = _traced(tracer, model, name, stages, position)

@@ -33,18 +33,10 @@ class WeightsUnavailable(InputError):
 def weights_from_hub(
     name: str, repository: str, file: str, display: Display, *, option: str, instead: Sequence[str]
 ) -> Path:
-    """The path of a file of the hub in the local cache. It is downloaded where it is missing.
+    """The path in the local cache of a file with the weights of model `name`; a missing file is downloaded.
 
-    Args:
-        name: Name of the model, for messages.
-        repository: Repository on the hub.
-        file: Name of the file there.
-        display: Shows one line before a download.
-        option: Command-line option that names a model, for the error.
-        instead: What else works without a network, for the error.
-
-    Raises:
-        WeightsUnavailable: Within PATIENCE seconds, where the hub cannot be reached.
+    WeightsUnavailable within PATIENCE seconds, where the hub cannot be reached; its message recommends `option`, the
+    option that names a model, and `instead`, alternatives that need no network.
     """
     try:
         return Path(hf_hub_download(repository, file, local_files_only=True))

@@ -68,14 +68,9 @@ class StageHooks:
 
 
 def pooled(activations: Tensor | Sequence[Tensor]) -> Tensor:
-    """Activations averaged over places.
+    """Activations averaged over places, (n, width); branches of a network side by side.
 
-    Args:
-        activations: Feature maps (n, width, h, w) or (n, h, w, width), or tokens (n, tokens, width); or several of
-            them, where a network has branches.
-
-    Returns:
-        Shape (n, width); branches side by side.
+    activations: Feature maps (n, width, h, w) or (n, h, w, width), or tokens (n, tokens, width), or several of these.
     """
     if not isinstance(activations, Tensor):
         branches = [branch for branch in activations if isinstance(branch, Tensor)]

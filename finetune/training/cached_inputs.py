@@ -69,14 +69,9 @@ def view_shown(seed: int, epoch: int, index: int, views: int) -> int:
 
 @dataclass(frozen=True)
 class Cut:
-    """A network cut below a stage.
+    """A network cut below a stage: pictures to activations (n, *shape), and these to features (n, width).
 
-    Attributes:
-        stage: Name of the lowest stage of the upper part.
-        lower: Normalised pictures (n, 3, size, size) to activations (n, *shape), in evaluation mode.
-        upper: Activations to features (n, width), traced in training mode.
-        upper_eval: The same, traced in evaluation mode.
-        shape: Shape of one picture's activations.
+    The lower part is in evaluation mode. The upper part is traced in training mode and in evaluation mode.
     """
 
     stage: str
@@ -94,15 +89,7 @@ class Cut:
 class FrozenInputs:
     """Cached activations of frozen stages, for the stages above them.
 
-    Args:
-        fabric: Device and precision.
-        network: The network.
-        cut: The network in two parts.
-        config: The run's options.
-        material: Training and validation pictures.
-        views: Number of views of a training picture.
-        train: Activations (n, views, numbers) of the training pictures, in the order of `material.indices`.
-        val: Activations (m, 1, numbers) of the validation pictures.
+    train: Shape (n, views, numbers), in the order of `material.indices`. val: Shape (m, 1, numbers).
     """
 
     def __init__(
