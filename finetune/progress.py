@@ -1,4 +1,4 @@
-"""What a person sees while a job runs: bars with rate and remaining time, and single lines; silent by default."""
+"""Progress of a job: bars with rate and remaining time, and single lines; silent by default."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Stopwatch:
         """Seconds since the start."""
         return time.monotonic() - self._started
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """The parts in words, such as "reading 3 s, threshold 12 s"."""
         return ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items())
 

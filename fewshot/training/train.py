@@ -266,7 +266,7 @@ def _times(task: SiameseTask, state: SiameseState, times: Stopwatch) -> tuple[st
     return (
         f"{state.step:,} steps in {training / 60:.1f} min, about {speed:,.0f} pictures/s; "
         f"{state.waiting:.1%} of the time for making batches{chosen}",
-        f"time: training steps {training:.0f} s, validation {state.validating:.0f} s, {times.told()}; "
+        f"time: training steps {training:.0f} s, validation {state.validating:.0f} s, {times.summary()}; "
         f"{times.total():.0f} s since the command began",
     )
 
