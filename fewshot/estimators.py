@@ -196,7 +196,7 @@ class RecognizerClassifier(ClassifierMixin, BaseEstimator):
             ValueError: For numbers that are not finite, other shapes, and labels that are no classes.
             InputError: For a rate outside (0, 1), and a temperature that is not above 0.
         """
-        return self._learn(X, y, None, anew=True)
+        return self._learn(X, y, None, restart=True)
 
     def partial_fit(self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None = None) -> Self:
         """Learn from more examples, also of new classes. Errors as for `fit`.
@@ -205,7 +205,7 @@ class RecognizerClassifier(ClassifierMixin, BaseEstimator):
         in scikit-learn it is optional and no limit: a class joins classes_ with its first example, which moves the
         columns after it. A class without examples is never predicted.
         """
-        return self._learn(X, y, classes, anew=not hasattr(self, "gallery_"))
+        return self._learn(X, y, classes, restart=not hasattr(self, "gallery_"))
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Labels (n,) of vectors (n, d): the nearest class, or `unknown_label` below threshold_."""
@@ -233,14 +233,14 @@ class RecognizerClassifier(ClassifierMixin, BaseEstimator):
         similarity = np.maximum(self._similarity(X), -1).astype(np.float32)
         return similarity[:, 1] - similarity[:, 0] if len(self.classes_) == 2 else similarity
 
-    def _learn(self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None, *, anew: bool) -> Self:
+    def _learn(self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None, *, restart: bool) -> Self:
         if self.temperature is not None and not 0 < self.temperature < np.inf:
             raise InputError(f"temperature must be above 0, not {self.temperature}")
-        vectors, labels = validate_data(self, X, y, reset=anew, dtype=np.float64)
+        vectors, labels = validate_data(self, X, y, reset=restart, dtype=np.float64)
         check_classification_targets(labels)
         given = np.unique(labels) if classes is None else _joined(np.unique(labels), np.unique(classes))
-        known = given if anew else _joined(self.classes_, given)
-        if anew:
+        known = given if restart else _joined(self.classes_, given)
+        if restart:
             rate = 0.05 if self.false_accept_rate is None else self.false_accept_rate
             gallery, enrolled = Gallery(self.n_features_in_ + 1, false_accept_rate=rate), np.empty(0, known.dtype)
         else:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fewshot.evaluation.verification import roc, roc_summary
 from finetune.errors import InputError
+from finetune.files import as_type
 
 POINTS = 200  # kept of a curve, besides its ends and the chosen points
 
@@ -51,8 +52,8 @@ class Calibration:
     auc: float
     eer: float
     eer_threshold: float
-    same_pairs: int
-    different_pairs: int
+    same_pairs: Annotated[int, msgspec.Meta(ge=1)]
+    different_pairs: Annotated[int, msgspec.Meta(ge=1)]
     thresholds: tuple[float, ...]
     false_accept: tuple[float, ...]
     false_reject: tuple[float, ...]
@@ -101,11 +102,7 @@ class Calibration:
         known = [field.name for field in fields(cls)]
         if not isinstance(values, Mapping) or set(values) != set(known):
             raise InputError(f"a calibration has the entries {', '.join(known)} and no others; it may be damaged")
-        read: dict[str, Callable[[str, Any], Any]] = {"int": _count, "float": _number, "tuple[float, ...]": _numbers}
-        checked: dict[str, Any] = {
-            field.name: read[str(field.type)](field.name, values[field.name]) for field in fields(cls)
-        }
-        found = cls(**checked)
+        found = as_type(dict(values), cls, "the calibration")
         _check_laws(found)
         return found
 
@@ -238,31 +235,13 @@ def _check_rate(rate: float) -> None:
         raise InputError(f"the rate of false accepts must be between 0 and 1, not {rate}")
 
 
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
-        raise InputError(f"{name} of a calibration must be a finite number; it may be damaged")
-    return float(value)
-
-
-def _numbers(name: str, value: Any) -> tuple[float, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise InputError(f"{name} of a calibration must be a list of numbers; it may be damaged")
-    return tuple(_number(name, each) for each in value)
-
-
-def _count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} of a calibration must be a whole number from 1; it may be damaged")
-    return value
-
-
 def _check_laws(found: Calibration) -> None:
     """InputError for values that no calibration can have."""
     thresholds, accepted, rejected = map(np.array, (found.thresholds, found.false_accept, found.false_reject))
     laws = {
         "auc and eer are between 0 and 1": 0 <= found.auc <= 1 and 0 <= found.eer <= 1,
         "the lists of the curve have one length": len(thresholds) == len(accepted) == len(rejected) >= 2,
-        "thresholds rise": bool((np.diff(thresholds) > 0).all()),
+        "thresholds are finite and rise": bool(np.isfinite(thresholds).all() and (np.diff(thresholds) > 0).all()),
         "false accepts fall from 1 to 0": _falls(accepted),
         "false rejects rise from 0 to 1": _falls(rejected[::-1]),
         "eer_threshold is one of the thresholds": found.eer_threshold in found.thresholds,

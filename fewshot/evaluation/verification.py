@@ -92,16 +92,16 @@ def labelled_pairs(labels: Sequence[Hashable] | Tensor, *, most: int = 100_000, 
     # In this order, partners precede a picture: same ones from the start of its class, different ones before.
     sizes = np.bincount(classes, minlength=1)
     start = np.repeat(sizes.cumsum() - sizes, sizes)
-    alike, unlike = int((place - start).sum()), int(start.sum())
-    if not alike or not unlike:
-        missing = "no two pictures of one class" if not alike else "no pictures of different classes"
+    same, different = int((place - start).sum()), int(start.sum())
+    if not same or not different:
+        missing = "no two pictures of one class" if not same else "no pictures of different classes"
         raise InputError(f"{len(order)} pictures give no pairs for calibration: there are {missing}")
-    wanted = min(alike, max(most // 2, most - unlike))
+    wanted = min(same, max(most // 2, most - different))
     random = np.random.default_rng(seed)
     rows = np.concatenate(
         [
             _some_pairs(place - start, start, wanted, random),
-            _some_pairs(start, np.zeros_like(start), min(unlike, most - wanted), random),
+            _some_pairs(start, np.zeros_like(start), min(different, most - wanted), random),
         ]
     )
     return torch.from_numpy(order[rows]), torch.arange(len(rows)) < wanted

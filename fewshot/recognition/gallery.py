@@ -23,7 +23,7 @@ _LENGTH_WITHIN = 1e-3
 _AT_ONCE = 1 << 24  # similarities computed at once
 
 
-class GallerySimilarities(NamedTuple):
+class SimilarClasses(NamedTuple):
     """Two enrolled classes that are too similar.
 
     similarity: Mean similarity of the examples of one class to the other, the higher of both directions.
@@ -67,8 +67,8 @@ class Gallery:
         >>> gallery = Gallery(2, false_accept_rate=0.1)
         >>> gallery.enrol("east", [[1.0, 0.0]])
         >>> gallery.enrol("north", [[0.0, 1.0]])
-        >>> gallery.similarity([[0.6, 0.8]]).round(1).tolist()
-        [[0.6, 0.8]]
+        >>> gallery.labels[gallery.similarity([[0.6, 0.8]]).argmax()]
+        'north'
     """
 
     def __init__(
@@ -255,7 +255,7 @@ class Gallery:
         found = self.threshold_for()
         return None if found is None else found.value
 
-    def alike(self, threshold: float) -> list[GallerySimilarities]:
+    def alike(self, threshold: float) -> list[SimilarClasses]:
         """Pairs of classes whose mean similarity is at least `threshold`, the most similar first."""
         counts = np.array(self._counts)
         if len(counts) < 2:
@@ -271,7 +271,7 @@ class Gallery:
         one, other = (both >= threshold).nonzero()
         order = np.argsort(-both[one, other], kind="stable")
         return [
-            GallerySimilarities(self._labels[one[at]], self._labels[other[at]], float(both[one[at], other[at]]))
+            SimilarClasses(self._labels[one[at]], self._labels[other[at]], float(both[one[at], other[at]]))
             for at in order
         ]
 

@@ -3,83 +3,82 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from fewshot.recognition.gallery import Gallery
+from fewshot.recognition.gallery import Gallery, Vectors
 from finetune.errors import InputError
-from finetune.files import read_tensors_and_metadata, write_tensors
+from finetune.files import as_type, read_tensors_and_metadata, write_tensors
 
 FORMAT = 2
 READABLE = (1, 2)  # formats; format 1 has no trials and always a rate
 GALLERY_FILE = "gallery.safetensors"
 
 
-@dataclass(frozen=True, eq=False)
-class StoredGallery:
-    """A gallery as its file holds it.
+@dataclass(frozen=True)
+class GalleryHeader:
+    """What the file says about its vectors.
 
     Attributes:
-        about: Format, embedder (fingerprint, origin), false_accept_rate, counts and labels of the trials.
-        tensors: Vectors of the examples, the background and the trials.
+        fingerprint, origin: Of the embedder; see `Embedder`.
+        false_accept_rate: Of the gallery.
+        counts: Number of examples of each label.
+        trials: Label of each trial.
+        format: Of the file.
     """
 
-    about: dict[str, Any]
-    tensors: dict[str, Tensor]
-
-    @property
-    def false_accept_rate(self) -> Any:
-        return self.about["false_accept_rate"]
-
-    def fill(self, gallery: Gallery) -> None:
-        """Fill an empty gallery. Raises KeyError, TypeError, ValueError, AttributeError or InputError if damaged."""
-        gallery.fill(self.about["counts"], self.tensors["examples"].numpy())
-        gallery.add_background(self.tensors["background"].numpy())
-        if self.about["format"] > 1:
-            pairs = zip(self.about["trials"], self.tensors["trials"].numpy(), strict=True)
-            for label, group in groupby(pairs, key=itemgetter(0)):
-                gallery.add_trials(label, [vector for _, vector in group])
+    fingerprint: str | None
+    origin: dict[str, Any] | None
+    false_accept_rate: float | None
+    counts: dict[str, int]
+    trials: tuple[str, ...] = ()
+    format: int = FORMAT
 
 
 def write_gallery(folder: Path, gallery: Gallery, *, fingerprint: str, origin: dict[str, Any] | None) -> None:
     """Save a gallery with the fingerprint and the origin of its embedder; the file is replaced as a whole."""
     check_folder(folder)
     labels, trials = gallery.trials
-    about = {
-        "format": FORMAT,
-        "fingerprint": fingerprint,
-        "origin": origin,
-        "false_accept_rate": gallery.false_accept_rate,
-        "counts": gallery.counts,
-        "trials": labels,
-    }
+    header = GalleryHeader(fingerprint, origin, gallery.false_accept_rate, gallery.counts, labels)
     vectors = {"examples": gallery.examples, "background": gallery.background, "trials": trials}
     write_tensors(
         folder / GALLERY_FILE,
         {name: torch.from_numpy(values) for name, values in vectors.items()},
-        {"gallery": json.dumps(about, allow_nan=False)},
+        {"gallery": json.dumps(asdict(header), allow_nan=False)},
     )
 
 
-def read_gallery(folder: Path) -> StoredGallery:
-    """Read a saved gallery. InputError if there is none, or it is damaged."""
+def read_gallery(folder: Path) -> tuple[GalleryHeader, dict[str, Vectors]]:
+    """The header and the vectors of a saved gallery. InputError if there is none, or it is damaged."""
     path = folder / GALLERY_FILE
     if not path.is_file():
         raise InputError(f"{folder} holds no gallery: it has no {GALLERY_FILE}; fewshot enrol makes one")
     tensors, metadata = read_tensors_and_metadata(path)
     try:
-        about = json.loads(metadata["gallery"])
+        header = json.loads(metadata["gallery"])
     except (KeyError, ValueError) as error:
         raise InputError(f"{path} is not a gallery; it may be damaged") from error
-    if not isinstance(about, dict) or about.get("format") not in READABLE:
+    if not isinstance(header, dict) or header.get("format") not in READABLE:
         raise InputError(f"{path} has another format; this version reads {READABLE[0]} to {READABLE[-1]}")
-    return StoredGallery(about, tensors)
+    return as_type(header, GalleryHeader, str(path)), {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def fill_gallery(gallery: Gallery, header: GalleryHeader, vectors: Mapping[str, Vectors], source: str) -> None:
+    """Fill an empty gallery with saved vectors. InputError, naming their `source`, if they are damaged."""
+    try:
+        gallery.fill(header.counts, vectors["examples"])
+        gallery.add_background(vectors["background"])
+        pairs = zip(header.trials, vectors["trials"] if header.format > 1 else (), strict=True)
+        for label, group in groupby(pairs, key=itemgetter(0)):
+            gallery.add_trials(label, [vector for _, vector in group])
+    except (KeyError, ValueError, InputError) as error:
+        raise InputError(f"{source} is damaged: {error}") from error
 
 
 def check_folder(folder: Path) -> None:

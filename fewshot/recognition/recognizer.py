@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fewshot.embedding.embedder import Embedder
 from fewshot.evaluation.threshold import Calibration
-from fewshot.recognition.gallery import SAME, Gallery, GallerySimilarities, check_rate
-from fewshot.recognition.gallery_files import GALLERY_FILE, check_folder, read_gallery, write_gallery
+from fewshot.recognition.gallery import SAME, Gallery, SimilarClasses, check_rate
+from fewshot.recognition.gallery_files import GALLERY_FILE, check_folder, fill_gallery, read_gallery, write_gallery
 from fewshot.recognition.operating_point import Threshold
 from finetune.data.folder import list_folder, list_unlabelled
 from finetune.data.images import Picture
@@ -135,7 +135,7 @@ class Recognizer:
         """
         return self.gallery.threshold_for(false_accept_rate)
 
-    def alike(self) -> list[GallerySimilarities]:
+    def alike(self) -> list[SimilarClasses]:
         """Pairs of enrolled classes that are too similar: examples of one would be accepted as the other."""
         threshold = self.threshold if self.labels else None
         return [] if threshold is None else self.gallery.alike(threshold)
@@ -291,18 +291,15 @@ class Recognizer:
         Raises:
             InputError: If there is none, it is damaged, or `embedder` is a different one.
         """
-        stored = read_gallery(Path(folder))
-        embedder = embedder or Embedder.of_origin(stored.about.get("origin"), device=device)
-        if embedder.fingerprint != stored.about.get("fingerprint"):
+        header, vectors = read_gallery(Path(folder))
+        embedder = embedder or Embedder.of_origin(header.origin, device=device)
+        if embedder.fingerprint != header.fingerprint:
             raise InputError(
-                f"{folder} was made with the embedder {stored.about.get('fingerprint')}, not {embedder.fingerprint}: "
-                "give its own embedder, or enrol again"
+                f"{folder} was made with the embedder {header.fingerprint}, not {embedder.fingerprint}: give its own "
+                "embedder, or enrol again"
             )
-        try:
-            recognizer = cls(embedder, false_accept_rate=stored.false_accept_rate)
-            stored.fill(recognizer.gallery)
-        except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
-            raise InputError(f"{Path(folder) / GALLERY_FILE} is damaged: {error}") from error
+        recognizer = cls(embedder, false_accept_rate=header.false_accept_rate)
+        fill_gallery(recognizer.gallery, header, vectors, str(Path(folder) / GALLERY_FILE))
         return recognizer
 
     def _accepted_from(self, rate: float | None, threshold: float | None, nearest: bool) -> float | None:
