@@ -33,7 +33,7 @@ from fewshot.omniglot.splits import SPLITS
 from fewshot.search.engines import ROUNDING
 from fewshot.search.index import Index
 from fewshot.training.config import SiameseConfig
-from fewshot.training.train import learn_omniglot, metrics_of
+from fewshot.training.train import metrics_of, train_omniglot
 from finetune.errors import InputError
 from finetune.files import read_json, write_json
 from finetune.progress import Display
@@ -45,7 +45,7 @@ MOST_DIMENSIONS = (64, 128, 256)
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. train: what learn_omniglot is told, None for what is not trained here; recipe: what departs
+    """A line of the table. train: what train_omniglot is told, None for what is not trained here; recipe: what departs
     from the usual one; model: what is measured where nothing is trained; run: the row whose encoder it is, where it is
     another's. rerank: as in fewshot.evaluation.models.open_model."""
 
@@ -116,7 +116,7 @@ def row(name: str, wanted: Row, args: argparse.Namespace, display: Display) -> d
         run = args.runs / f"{wanted.run or name}-{args.seed}"
         recipe = SiameseConfig(**(wanted.recipe or {}), seed=args.seed)
         going_on = (run / CONFIG_FILE).exists()
-        learn_omniglot(run, **wanted.train, recipe=recipe, data=args.data, resume=going_on, display=display)
+        train_omniglot(run, **wanted.train, config=recipe, data=args.data, resume=going_on, display=display)
         config = read_json(run / CONFIG_FILE)
         found |= {"training": metrics_of(run), "recipe": config["recipe"], "split": config["split"]}
         model = str(run)

@@ -26,7 +26,7 @@ from fewshot.evaluation.threshold import Calibration, calibrate
 from fewshot.evaluation.verification import labelled_pairs, similarity
 from fewshot.omniglot.dataset import read_omniglot
 from fewshot.training.config import SiameseConfig
-from fewshot.training.train import learn_omniglot
+from fewshot.training.train import train_omniglot
 from fewshot.training.training_data import OmniglotSource, omniglot_data
 from finetune.files import read_json, write_json
 from finetune.progress import Display
@@ -44,7 +44,7 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.run / WEIGHTS_FILE).exists():
         recipe = SiameseConfig(side=40, early_side=32, minutes=22.0)
-        learn_omniglot(args.run, "lake", recipe=recipe, data=args.data, display=Display(Console()))
+        train_omniglot(args.run, "lake", config=recipe, data=args.data, display=Display(Console()))
     path, held_out = SHIPPED["omniglot"] / CONFIG_FILE, Embedder.load(args.run)
     assert held_out.recognition is not None, "its training held alphabets out"
     write_json(path, read_json(path) | {"recognition": held_out.recognition})

@@ -8,55 +8,85 @@ from typing import TYPE_CHECKING, Any
 from finetune.errors import FewtuneError, InputError, UnreadablePicture
 
 if TYPE_CHECKING:
-    from fewshot.embedding.embedder import Embedder
+    from fewshot.embedding.embedder import Embedder, Embeddings
     from fewshot.estimators import EmbeddingTransformer, RecognizerClassifier
+    from fewshot.evaluation.benchmark import benchmark
     from fewshot.evaluation.open_set import open_set
     from fewshot.evaluation.threshold import Calibration, calibrate
+    from fewshot.omniglot.download import download
     from fewshot.recognition.operating_point import Share, Threshold
-    from fewshot.recognition.recognizer import Recognition, Recognizer, Trial
+    from fewshot.recognition.recognizer import Recognition, Recognizer, Trial, change_gallery
     from fewshot.recognition.verifier import Verification, Verifier
-    from fewshot.search.index import Index
+    from fewshot.report.report import write_report
+    from fewshot.search.index import Index, Neighbour
+    from fewshot.search.picture_index import embed_folder, open_index, search_pictures
+    from fewshot.training.config import SiameseConfig
+    from fewshot.training.train import train_folder, train_omniglot
 
 __all__ = [
     "Calibration",
     "Embedder",
     "EmbeddingTransformer",
+    "Embeddings",
     "FewtuneError",
     "Index",
     "InputError",
+    "Neighbour",
     "Recognition",
     "Recognizer",
     "RecognizerClassifier",
     "Share",
+    "SiameseConfig",
     "Threshold",
     "Trial",
     "UnreadablePicture",
     "Verification",
     "Verifier",
+    "benchmark",
     "calibrate",
+    "change_gallery",
+    "download",
+    "embed_folder",
+    "open_index",
     "open_set",
+    "search_pictures",
+    "train_folder",
+    "train_omniglot",
+    "write_report",
 ]
 
 _ROOMS = {
     "Calibration": "evaluation.threshold",
     "Embedder": "embedding.embedder",
     "EmbeddingTransformer": "estimators",
+    "Embeddings": "embedding.embedder",
     "Index": "search.index",
+    "Neighbour": "search.index",
     "Recognition": "recognition.recognizer",
     "Recognizer": "recognition.recognizer",
     "RecognizerClassifier": "estimators",
     "Share": "recognition.operating_point",
+    "SiameseConfig": "training.config",
     "Threshold": "recognition.operating_point",
     "Trial": "recognition.recognizer",
     "Verification": "recognition.verifier",
     "Verifier": "recognition.verifier",
+    "benchmark": "evaluation.benchmark",
     "calibrate": "evaluation.threshold",
+    "change_gallery": "recognition.recognizer",
+    "download": "omniglot.download",
+    "embed_folder": "search.picture_index",
+    "open_index": "search.picture_index",
     "open_set": "evaluation.open_set",
+    "search_pictures": "search.picture_index",
+    "train_folder": "training.train",
+    "train_omniglot": "training.train",
+    "write_report": "report.report",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name on first use: importing torch takes seconds, which `fewshot --help` does not need."""
+    # On first use: importing torch takes seconds, which `fewshot --help` should not wait for.
     if name in _ROOMS:
         return getattr(import_module(f"fewshot.{_ROOMS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -45,11 +45,12 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         n_features_in_: Numbers in a row, if pictures were given as rows of numbers.
 
     Example:
-        >>> from sklearn.pipeline import make_pipeline
         >>> from fewshot import EmbeddingTransformer, RecognizerClassifier
-        >>> pipeline = make_pipeline(EmbeddingTransformer("omniglot"), RecognizerClassifier())
-        >>> pipeline.fit(["cow.png", "cat.png"], ["cow", "cat"]).predict(["new.png"])  # doctest: +SKIP
-        array(['cow'], dtype='<U3')
+        >>> from sklearn.pipeline import make_pipeline
+        >>> pipeline = make_pipeline(EmbeddingTransformer("omniglot", device="cpu"), RecognizerClassifier())
+        >>> examples = ["signs/class00/00.png", "signs/class01/00.png"]
+        >>> pipeline.fit(examples, ["stop", "yield"]).predict(["sign.png"]).tolist()
+        ['stop']
     """
 
     def __init__(

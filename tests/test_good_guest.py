@@ -26,7 +26,7 @@ from PIL import Image
 import finetune
 from fewshot.embedding.embedder import Embedder
 from fewshot.training.config import SiameseConfig
-from fewshot.training.train import learn_folder
+from fewshot.training.train import train_folder
 from finetune.api.inspect import inspect_folder
 from finetune.api.preview import find_rate, probe_folder
 from finetune.models.device import open_engine, reproducible_numerics
@@ -85,7 +85,7 @@ def embed(folder: Path, out: Path) -> None:
 
 def train_encoder(folder: Path, out: Path) -> None:
     recipe = SiameseConfig(epochs=2, side=16, device="cpu", alphabets=1, ways=2, shots=2)
-    learn_folder(folder, out, recipe=recipe, everything=True)
+    train_folder(folder, out, config=recipe, everything=True)
 
 
 @pytest.mark.parametrize("job", [fit_head, fit_partial, fit_from_random_weights, preview, embed, train_encoder])

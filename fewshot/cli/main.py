@@ -85,14 +85,14 @@ def train(
     Give the word omniglot, or a folder with one sub-folder of pictures per class. --minutes limits the training steps
     alone. Reading the pictures, timing a step and measuring the result take additional time, which is shown.
     """
-    from fewshot.training.train import learn_folder, learn_omniglot, metrics_of
+    from fewshot.training.train import metrics_of, train_folder, train_omniglot
 
-    recipe, display = SiameseConfig(**options), display_for(as_json)
+    config, display = SiameseConfig(**options), display_for(as_json)
     if source == "omniglot":
-        learn_omniglot(
+        train_omniglot(
             out,
             split or "lake",
-            recipe=recipe,
+            config=config,
             everything=everything,
             examples=examples,
             self_supervised=self_supervised,
@@ -104,10 +104,10 @@ def train(
         for name, given in (("--split", split), ("--examples", examples), ("--data", data)):
             if given:
                 raise InputError(f"{name} is for omniglot, not for the folder {source}")
-        learn_folder(
+        train_folder(
             Path(source),
             out,
-            recipe=recipe,
+            config=config,
             everything=everything,
             self_supervised=self_supervised,
             resume=resume,
@@ -262,9 +262,9 @@ def report(run: str, out: Path | None, data: Path | None, seed: int, device: str
     accuracies beside the published ones, typical errors, ROC curves and a map of the embedding. It is one file that
     opens offline. The command first shows how long it will take.
     """
-    from fewshot.report.report import report as written
+    from fewshot.report.report import write_report
 
-    found = written(run, out, data=data, seed=seed, device=device, display=display_for(as_json))
+    found = write_report(run, out, data=data, seed=seed, device=device, display=display_for(as_json))
     if as_json:
         print_json(found.to_dict())
     else:

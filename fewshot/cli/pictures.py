@@ -55,11 +55,13 @@ def embed(
     New and changed pictures of FOLDER and its sub-folders are embedded; deleted ones are removed from the index. Then
     use: fewshot search INDEX PICTURE.
     """
-    from fewshot.search.picture_index import keep_index
+    from fewshot.search.picture_index import embed_folder
 
     display = display_for(as_json)
     embedder = open_embedder(model, weights, tolerance, device, as_json)
-    index, kept = keep_index(folder, out, embedder, kind=kind, batch_size=batch_size, workers=workers, display=display)
+    index, kept = embed_folder(
+        folder, out, embedder, kind=kind, batch_size=batch_size, workers=workers, display=display
+    )
     print_unreadable(kept.unreadable)
     found = asdict(kept) | {"pictures": len(index), "structure": index.structure, "recall": index.recall}
     if as_json:

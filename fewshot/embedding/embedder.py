@@ -63,6 +63,12 @@ class Embeddings:
         vectors: Shape (n, d), float32, unit length, in the order of the pictures; NaN for an unreadable one.
         unreadable: Position -> why the picture could not be read.
         sha256: Checksum of each file, by position; empty for a picture that was no file.
+
+    Example:
+        >>> from fewshot import Embedder
+        >>> found = Embedder.load("omniglot", device="cpu").embed_all(["sign.png", "missing.png"])
+        >>> found.vectors.shape, sorted(found.unreadable)
+        ((2, 256), [1])
     """
 
     vectors: NDArray[np.float32]

@@ -94,6 +94,16 @@ def benchmark(
 
     Raises:
         InputError: For a protocol that is named and cannot be used, and as `read_omniglot` and `open_model` raise it.
+
+    Returns:
+        Accuracy with a 95 % interval for each protocol, and the reasons for protocols that were left out.
+
+    Example:
+        >>> from fewshot import benchmark
+        >>> report = benchmark("pixels", ["lake"], data=Path("omniglot"))
+        >>> result = report.results[0]
+        >>> result.way, result.shot, result.trials
+        (20, 1, 400)
     """
     display = display or Display()
     model = open_model(source, views=views, rerank=rerank, device=device)

@@ -43,6 +43,13 @@ class Calibration:
         same_pairs, different_pairs: Number of calibration pairs.
         thresholds, false_accept, false_reject: The curve, rising thresholds, (points,) each. A curve of more than
             POINTS is thinned evenly in normal deviates.
+
+    Example:
+        >>> import numpy as np
+        >>> from fewshot import calibrate
+        >>> found = calibrate(np.array([0.9, 0.6, 0.4, 0.1]), np.array([True, True, False, False]))
+        >>> found.same_pairs, found.different_pairs, found.eer
+        (2, 2, 0.0)
     """
 
     threshold: float

@@ -69,6 +69,10 @@ def download(
 
     Raises:
         InputError: If an archive cannot be fetched, or is not the official one.
+
+    Example:
+        >>> from fewshot import download
+        >>> download(Path("data/omniglot"))  # doctest: +SKIP
     """
     display = display or Display()
     for archive in archives:

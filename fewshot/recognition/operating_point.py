@@ -26,7 +26,16 @@ MOST_FALSE_ACCEPTS = 0.2
 
 
 class Share(NamedTuple):
-    """An expected share of pictures and its 95 % interval."""
+    """An expected share of pictures and its 95 % interval.
+
+    Example:
+        >>> from fewshot import Embedder, Recognizer
+        >>> recognizer = Recognizer(Embedder.load("omniglot", device="cpu"))
+        >>> recognizer = recognizer.enrol("stop", "signs/class00/00.png").enrol("yield", "signs/class01/00.png")
+        >>> share = recognizer.expect().false_accepts
+        >>> 0 <= share.low <= share.value <= share.high <= 1
+        True
+    """
 
     value: float
     low: float
@@ -47,6 +56,13 @@ class Threshold:
             two examples and the encoder carries no calibration.
         refusals_measured: Whether `refusals` comes from pictures of the gallery's classes. If not, it comes from the
             pictures that the encoder was calibrated on.
+
+    Example:
+        >>> from fewshot import Embedder, Recognizer
+        >>> recognizer = Recognizer(Embedder.load("omniglot", device="cpu"), false_accept_rate=0.05)
+        >>> recognizer = recognizer.enrol("stop", "signs/class00/00.png").enrol("yield", "signs/class01/00.png")
+        >>> recognizer.expect().chosen_by
+        'rate'
     """
 
     value: float

@@ -29,6 +29,12 @@ class Verification:
         threshold: The smallest similarity of "same".
         false_accept_rate, false_reject_rate: Of the threshold, on the pairs that it was chosen on.
         score: Share of different pairs there that are less similar, from 0 to 1.
+
+    Example:
+        >>> from fewshot import Embedder, Verifier
+        >>> answer = Verifier(Embedder.load("omniglot", device="cpu")).verify("sign.png", "signs/class01/00.png")
+        >>> answer.same == (answer.similarity >= answer.threshold)
+        True
     """
 
     same: bool
@@ -50,9 +56,9 @@ class Verifier:
 
     Example:
         >>> from fewshot import Embedder, Verifier
-        >>> verifier = Verifier(Embedder.load("omniglot"))  # doctest: +SKIP
-        >>> verifier.verify("one.png", "other.png").same  # doctest: +SKIP
-        True
+        >>> verifier = Verifier(Embedder.load("omniglot", device="cpu"))
+        >>> verifier.verify("sign.png", "signs/class01/00.png").same
+        False
     """
 
     def __init__(self, embedder: Embedder, calibration: Calibration | None = None):

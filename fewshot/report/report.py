@@ -61,7 +61,7 @@ class WrittenReport:
         }
 
 
-def report(
+def write_report(
     run: str,
     out: Path | None = None,
     *,
@@ -85,6 +85,15 @@ def report(
 
     Raises:
         InputError: For unusable arguments, before anything is computed.
+
+    Returns:
+        The path of the page, and what was measured for it.
+
+    Example:
+        >>> from fewshot import write_report
+        >>> written = write_report("runs/signs", device="cpu")
+        >>> written.path.name
+        'report.html'
     """
     display = display or Display()
     trained = read_run(run)

@@ -26,7 +26,13 @@ _SQUARED_WITHIN = 2e-3  # of 1: allows lengths from 0.999 to 1.001
 
 
 class Neighbour(NamedTuple):
-    """A key found by a search, and the cosine similarity of its vector, 1 for the same direction."""
+    """A key found by a search, and the cosine similarity of its vector, 1 for the same direction.
+
+    Example:
+        >>> from fewshot import Neighbour
+        >>> Neighbour("cat.png", 0.9).key
+        'cat.png'
+    """
 
     key: str
     similarity: float

@@ -43,7 +43,7 @@ class IndexUpdate:
     unreadable: Mapping[str, str]
 
 
-def keep_index(
+def embed_folder(
     folder: Path,
     out: Path,
     embedder: Embedder,
@@ -68,6 +68,15 @@ def keep_index(
 
     Raises:
         InputError: If `out` was made with another embedder or from another folder.
+
+    Returns:
+        The index, and the numbers of pictures that were added, changed and removed.
+
+    Example:
+        >>> from fewshot import Embedder, embed_folder
+        >>> index, update = embed_folder(Path("signs"), Path("signs.index"), Embedder.load("omniglot", device="cpu"))
+        >>> len(index)
+        16
     """
     display = display or Display()
     paths = {path.relative_to(folder).as_posix(): path for path in list_unlabelled([folder])}
@@ -147,7 +156,27 @@ def _put(index: Index, keys: Sequence[str], digests: Sequence[str], vectors: NDA
 def open_index(
     folder: Path, embedder: Embedder | None = None, *, memory_mapped: bool = False, device: str = "auto"
 ) -> tuple[Index, Embedder]:
-    """The index in `folder`, and its embedder. InputError if `embedder` is a different one."""
+    """Open an index of pictures, with the embedder that made it.
+
+    Args:
+        folder: Folder of the index, as `embed_folder` wrote it.
+        embedder: The embedder; None loads the one that the index names.
+        memory_mapped: Read the vectors from disk, for an index larger than memory.
+        device: "auto", "cpu" or "cuda".
+
+    Returns:
+        The index and its embedder.
+
+    Raises:
+        InputError: If the folder holds no index, or `embedder` did not make it.
+
+    Example:
+        >>> from fewshot import Embedder, embed_folder, open_index
+        >>> _ = embed_folder(Path("signs"), Path("signs.index"), Embedder.load("omniglot", device="cpu"))
+        >>> index, embedder = open_index(Path("signs.index"), device="cpu")
+        >>> index.fingerprint == embedder.fingerprint
+        True
+    """
     fingerprint = None if embedder is None else embedder.fingerprint
     index = Index.load(folder, fingerprint=fingerprint, memory_mapped=memory_mapped, device=device)
     if embedder is None:
@@ -163,7 +192,26 @@ def open_index(
 def search_pictures(
     index: Index, embedder: Embedder, queries: Sequence[Path], *, k: int = 10, at_least: float | None = None
 ) -> tuple[list[tuple[Path, list[Neighbour]]], dict[str, str]]:
-    """The neighbours of every picture at `queries`, files or folders; and why others cannot be read, by path."""
+    """Find the most similar pictures of an index for every query.
+
+    Args:
+        index: The index.
+        embedder: The embedder that made it.
+        queries: Pictures, or folders of pictures.
+        k: Number of neighbours of each query.
+        at_least: Smallest similarity, from -1 to 1; None for no limit.
+
+    Returns:
+        Each query with its neighbours, the most similar first; and the reason for each unreadable query, by path.
+
+    Example:
+        >>> from fewshot import Embedder, embed_folder, search_pictures
+        >>> embedder = Embedder.load("omniglot", device="cpu")
+        >>> index, _ = embed_folder(Path("signs"), Path("signs.index"), embedder)
+        >>> [(query, neighbours)], unreadable = search_pictures(index, embedder, [Path("sign.png")], k=1)
+        >>> neighbours[0].key
+        'class00/03.png'
+    """
     paths = list_unlabelled(queries)
     found = embedder.embed_all(paths)
     good = [row for row in range(len(paths)) if row not in found.unreadable]

@@ -26,6 +26,11 @@ class SiameseConfig(Options):
 
     Raises:
         InputError: If a value has the wrong type or is out of its range. The message names the option.
+
+    Example:
+        >>> from fewshot import SiameseConfig
+        >>> SiameseConfig(minutes=5, margin=0.8).loss
+        'contrastive'
     """
 
     minutes: float | None = option(

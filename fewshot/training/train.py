@@ -42,11 +42,11 @@ MINUTES = 10.0  # default duration of the training steps
 FOLDER_SIDE = 64  # default side of fewtune_drawing on a folder: photographs have more detail than drawings
 
 
-def learn_omniglot(
+def train_omniglot(
     out: Path,
     split: str = "lake",
     *,
-    recipe: SiameseConfig | None = None,
+    config: SiameseConfig | None = None,
     everything: bool = False,
     examples: int | None = None,
     self_supervised: bool = False,
@@ -59,7 +59,7 @@ def learn_omniglot(
     Args:
         out: Run folder.
         split: Part of Omniglot: "lake", "lake-minimal", "vinyals" or "koch".
-        recipe: Options of the training.
+        config: Options of the training.
         everything: Also train on the validation alphabets; keep the last weights.
         examples: Drawings of each character. None for all 20.
         self_supervised: Train without labels; every drawing is its own class.
@@ -73,16 +73,20 @@ def learn_omniglot(
     Raises:
         InputError: If an option, the data or `out` cannot be used; nothing is written then.
         TrainingDiverged: If the loss stops being finite.
+
+    Example:
+        >>> from fewshot import SiameseConfig, train_omniglot
+        >>> encoder = train_omniglot(Path("runs/lake"), "lake", config=SiameseConfig(minutes=40))  # doctest: +SKIP
     """
     source = OmniglotSource(split, everything, examples, self_supervised, data)
-    return _Run(out, source, recipe or SiameseConfig(), display or Display()).embedder(resume)
+    return _Run(out, source, config or SiameseConfig(), display or Display()).embedder(resume)
 
 
-def learn_folder(
+def train_folder(
     folder: Path,
     out: Path,
     *,
-    recipe: SiameseConfig | None = None,
+    config: SiameseConfig | None = None,
     everything: bool = False,
     self_supervised: bool = False,
     resume: bool = False,
@@ -93,7 +97,7 @@ def learn_folder(
     Args:
         folder: One sub-folder of pictures per class.
         out: Run folder.
-        recipe: Options of the training.
+        config: Options of the training.
         everything: Also train on the classes that are held out otherwise; keep the last weights.
         self_supervised: Train without labels, on any folder: a picture and its distorted copies are one class.
         resume: Continue the run in `out`, to the same weights as without interruption.
@@ -105,8 +109,15 @@ def learn_folder(
     Raises:
         InputError: If an option, the folder or `out` cannot be used; nothing is written then.
         TrainingDiverged: If the loss stops being finite.
+
+    Example:
+        >>> from fewshot import SiameseConfig, train_folder
+        >>> config = SiameseConfig(epochs=1, network="fewtune_conv4", side=16, ways=2, shots=2, device="cpu")
+        >>> encoder = train_folder(Path("signs"), Path("runs/other"), config=config)
+        >>> encoder.embed(["sign.png"]).shape
+        (1, 384)
     """
-    config = recipe or SiameseConfig()
+    config = config or SiameseConfig()
     if config.network == "fewtune_drawing" and config.side is None:
         config = replace(config, side=FOLDER_SIDE)
     return _Run(out, FolderSource(folder, everything, self_supervised), config, display or Display()).embedder(resume)

@@ -8,7 +8,7 @@ from conftest import MakeFolder
 
 import finetune
 from fewshot.cli.main import main as fewshot_main
-from fewshot.training.train import learn_folder
+from fewshot.training.train import train_folder
 from finetune.cli.main import main
 from finetune.errors import InputError
 from finetune.processes import require_one_process
@@ -48,7 +48,7 @@ def test_the_api_raises_too(launched: pytest.MonkeyPatch, make_folder: MakeFolde
     with pytest.raises(InputError, match="one process"):
         finetune.fit(folder, tmp_path / "run")
     with pytest.raises(InputError, match="one process"):
-        learn_folder(folder, tmp_path / "run")
+        train_folder(folder, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -19,8 +19,8 @@ from PIL import Image
 
 from fewshot import Calibration, Embedder, Index, Verifier
 from fewshot.evaluation.verification import labelled_pairs, similarity
-from fewshot.search.picture_index import keep_index
-from fewshot.training.train import learn_folder
+from fewshot.search.picture_index import embed_folder
+from fewshot.training.train import train_folder
 from finetune.errors import InputError
 
 Call = Callable[..., Answer]
@@ -99,7 +99,7 @@ def test_a_killed_embed_continues(model: Path, tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from fewshot import Embedder\n"
         "import fewshot.search.picture_index as room\n"
         "room.AT_ONCE, room.SAVE_EVERY = 2, 0.0\n"
-        "room.keep_index(Path(sys.argv[1]), Path(sys.argv[2]), Embedder.load(sys.argv[3], device='cpu'))"
+        "room.embed_folder(Path(sys.argv[1]), Path(sys.argv[2]), Embedder.load(sys.argv[3], device='cpu'))"
     )
     out = tmp_path / "index"
     process = subprocess.Popen([sys.executable, "-c", script, tmp_path / "many", out, model])
@@ -110,7 +110,7 @@ def test_a_killed_embed_continues(model: Path, tmp_path: Path) -> None:
     assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
     there = len(Index.load(out))
     assert 0 < there < 60
-    index, kept = keep_index(tmp_path / "many", out, Embedder.load(model, device="cpu"))
+    index, kept = embed_folder(tmp_path / "many", out, Embedder.load(model, device="cpu"))
     assert (len(index), kept.unchanged, kept.embedded) == (60, there, 60 - there)
 
 
@@ -190,7 +190,7 @@ def test_a_verifier_calibrates_on_pairs(model: Path, pictures: Path) -> None:
 
 def test_held_out_classes_give_the_threshold_of_verify(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "pictures", classes=12, each=3)
-    learn_folder(folder, tmp_path / "run", recipe=small(alphabets=1, ways=4))
+    train_folder(folder, tmp_path / "run", config=small(alphabets=1, ways=4))
     carried = Embedder.load(tmp_path / "run", device="cpu").verification
     assert carried is not None
     found = Calibration.from_dict(carried)
@@ -198,7 +198,7 @@ def test_held_out_classes_give_the_threshold_of_verify(tmp_path: Path) -> None:
     assert (found.same_pairs, found.different_pairs) == (9, 27)
     first = sorted(folder.rglob("*.png"))[0]
     assert Verifier(Embedder.load(tmp_path / "run", device="cpu")).verify(first, first).threshold == found.threshold
-    learn_folder(folder, tmp_path / "all", recipe=small(alphabets=1, ways=4), everything=True)
+    train_folder(folder, tmp_path / "all", config=small(alphabets=1, ways=4), everything=True)
     assert Embedder.load(tmp_path / "all", device="cpu").verification is None
 
 

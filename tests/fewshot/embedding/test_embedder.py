@@ -24,7 +24,7 @@ from fewshot.embedding.embedder import Embedder
 from fewshot.embedding.encoder import EncoderSpec, create, read_square, round_to_half
 from fewshot.embedding.encoder_files import fingerprint_of
 from fewshot.omniglot.dataset import Character
-from fewshot.training.train import learn_folder
+from fewshot.training.train import train_folder
 from finetune.config import MAX_PIXELS
 from finetune.data.loader import Pictures
 from finetune.data.transforms import Preprocessing, evaluation_view
@@ -46,7 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Embedder]:
     """A run and what its training returned."""
     place = tmp_path_factory.mktemp("embedder")
     folder = folder_of(place / "pictures", classes=3, each=3)
-    return place / "run", learn_folder(folder, place / "run", recipe=small(alphabets=1, ways=2, epochs=3))
+    return place / "run", train_folder(folder, place / "run", config=small(alphabets=1, ways=2, epochs=3))
 
 
 @pytest.fixture

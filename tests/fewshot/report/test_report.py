@@ -20,9 +20,9 @@ from fewshot.omniglot.splits import LAKE, SPLITS, characters_of, select
 from fewshot.report.curves import verification_curves
 from fewshot.report.hardest import hardest_alphabets, hardest_classes, way_curves, wrong_neighbours
 from fewshot.report.held_out import cached_embedding
-from fewshot.report.report import WrittenReport, report
+from fewshot.report.report import WrittenReport, write_report
 from fewshot.report.run import read_run
-from fewshot.training.train import learn_folder, learn_omniglot
+from fewshot.training.train import train_folder, train_omniglot
 from finetune.errors import InputError
 
 
@@ -40,13 +40,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
-    learn_omniglot(folder, recipe=small(alphabets=1, epochs=4), data=data)
+    train_omniglot(folder, config=small(alphabets=1, epochs=4), data=data)
     return folder
 
 
 @pytest.fixture(scope="module")
 def written(run: Path, data: Path) -> WrittenReport:
-    return report(str(run), data=data, device="cpu")
+    return write_report(str(run), data=data, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_an_encoder_trained_on_everything_is_shown_without_accuracy(run: Path, d
     config = json.loads((run / "config.json").read_text())
     about = {name: config[name] for name in ("source", "split", "recipe")}
     Embedder(embedder.network, embedder.spec, trained_on=every, device="cpu").save(tmp_path / "leaking", **about)
-    found = report(str(tmp_path / "leaking"), data=data, device="cpu")
+    found = write_report(str(tmp_path / "leaking"), data=data, device="cpu")
     assert found.tested is None
     assert found.report.results == ()
     assert "were trained on" in found.path.read_text()
@@ -128,7 +128,7 @@ def test_without_omniglot_only_the_training_is_shown(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FEWTUNE_DATA", raising=False)
-    found = report(str(run), tmp_path / "bare.html", device="cpu")
+    found = write_report(str(run), tmp_path / "bare.html", device="cpu")
     text = found.path.read_text()
     assert found.tested is None
     assert "Nothing was measured. the folder of Omniglot is unknown" in text
@@ -148,7 +148,7 @@ def test_the_command_writes_the_page_and_prints_the_results(call, run: Path, dat
 
 
 def own_run(place: Path, classes: int = 20, **options: object) -> Path:
-    learn_folder(own_folder(place / "pictures", classes), place / "own", recipe=small(**options), everything=False)
+    train_folder(own_folder(place / "pictures", classes), place / "own", config=small(**options), everything=False)
     return place / "own"
 
 
@@ -187,7 +187,7 @@ def test_errors_of_the_report_are_one_line_with_exit_code_2(  # type: ignore[no-
 
 
 def test_a_run_on_a_folder_is_measured_on_its_held_out_classes(tmp_path: Path) -> None:
-    found = report(str(own_run(tmp_path)), device="cpu")
+    found = write_report(str(own_run(tmp_path)), device="cpu")
     text = found.path.read_text()
     assert found.tested == "4 held-out classes of pictures, 24 pictures"
     assert found.report.results == ()
@@ -199,8 +199,8 @@ def test_a_run_on_a_folder_is_measured_on_its_held_out_classes(tmp_path: Path) -
 def test_names_of_classes_are_escaped(tmp_path: Path) -> None:
     folder = own_folder(tmp_path / "pictures")
     (folder / "class00").rename(folder / "a<script>alert(1)<")
-    learn_folder(folder, tmp_path / "own", recipe=small())
-    text = report(str(tmp_path / "own"), device="cpu").path.read_text()
+    train_folder(folder, tmp_path / "own", config=small())
+    text = write_report(str(tmp_path / "own"), device="cpu").path.read_text()
     assert "a&lt;script&gt;alert(1)&lt;" in text
     assert "<script>alert" not in text
 
@@ -208,13 +208,13 @@ def test_names_of_classes_are_escaped(tmp_path: Path) -> None:
 def test_changed_pictures_are_not_measured_on(tmp_path: Path) -> None:
     run = own_run(tmp_path)
     (tmp_path / "pictures" / "class00").rename(tmp_path / "pictures" / "class99")
-    found = report(str(run), device="cpu")
+    found = write_report(str(run), device="cpu")
     assert found.tested is None
     assert "have changed since this run" in found.path.read_text()
 
 
 def test_a_run_without_held_out_classes_is_shown_without_accuracy(tmp_path: Path) -> None:
-    found = report(str(own_run(tmp_path, classes=4)), device="cpu")
+    found = write_report(str(own_run(tmp_path, classes=4)), device="cpu")
     assert found.tested is None
     assert "held out no classes" in found.path.read_text()
 

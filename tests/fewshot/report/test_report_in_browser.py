@@ -9,8 +9,8 @@ from drawings import small
 from playwright.sync_api import Browser
 from small_omniglot import small_omniglot, small_splits
 
-from fewshot.report.report import report
-from fewshot.training.train import learn_omniglot
+from fewshot.report.report import write_report
+from fewshot.training.train import train_omniglot
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +19,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = small_omniglot(tmp_path_factory.mktemp("omniglot"))
     run = tmp_path_factory.mktemp("runs") / "run"
     with small_splits():
-        learn_omniglot(run, recipe=small(alphabets=1, epochs=4), data=folder)
-        return report(str(run), data=folder, device="cpu").path
+        train_omniglot(run, config=small(alphabets=1, epochs=4), data=folder)
+        return write_report(str(run), data=folder, device="cpu").path
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from fewshot.embedding.encoder import EncoderSpec, create
 from fewshot.evaluation.verification import roc_summary
 from fewshot.omniglot.splits import SPLITS, Split, characters_of
 from fewshot.recognition.recognizer import Recognizer
-from fewshot.training.train import learn_folder, learn_omniglot, metrics_of
+from fewshot.training.train import metrics_of, train_folder, train_omniglot
 from fewshot.training.training_data import TRAINED
 from finetune.errors import InputError, TrainingDiverged
 from finetune.files import alone_in, read_json, read_tensors
@@ -82,7 +82,7 @@ def test_learning_a_folder_lowers_the_loss_and_beats_random_weights(
     self_supervised: bool, pictures: Path, tmp_path: Path
 ) -> None:
     recipe = small(epochs=40, side=24)
-    embedder = learn_folder(pictures, tmp_path / "run", recipe=recipe, self_supervised=self_supervised)
+    embedder = train_folder(pictures, tmp_path / "run", config=recipe, self_supervised=self_supervised)
     losses = [float(row["loss"]) for row in history_of(tmp_path / "run")]
     assert len(losses) > 1
     assert losses[-1] < 0.8 * losses[0]
@@ -97,7 +97,7 @@ def test_learning_a_folder_lowers_the_loss_and_beats_random_weights(
 def test_learning_omniglot_lowers_the_loss_and_keeps_the_weights_with_the_best_validation(
     archives: Path, tmp_path: Path
 ) -> None:
-    embedder = learn_omniglot(tmp_path / "run", "lake", recipe=small(epochs=25), data=archives)
+    embedder = train_omniglot(tmp_path / "run", "lake", config=small(epochs=25), data=archives)
     losses = [float(row["loss"]) for row in history_of(tmp_path / "run")]
     assert losses[-1] < 0.9 * losses[0]
     accuracies = [float(row["accuracy"]) for row in history_of(tmp_path / "run")]
@@ -114,7 +114,7 @@ def test_learning_omniglot_lowers_the_loss_and_keeps_the_weights_with_the_best_v
 def test_every_split_is_validated_by_its_own_protocol(
     split: str, judged_by: str, archives: Path, tmp_path: Path
 ) -> None:
-    learn_omniglot(tmp_path / "run", split, recipe=small(**TINY), data=archives)
+    train_omniglot(tmp_path / "run", split, config=small(**TINY), data=archives)
     validation = metrics_of(tmp_path / "run")["validation"]
     assert validation["of"] == judged_by
     assert 0 < validation["accuracy"] <= 1
@@ -128,7 +128,7 @@ def test_every_split_is_validated_by_its_own_protocol(
 def test_there_is_no_validation_where_nothing_is_held_out(
     split: str, options: dict[str, bool], archives: Path, tmp_path: Path
 ) -> None:
-    embedder = learn_omniglot(tmp_path / "run", split, recipe=small(**TINY), data=archives, **options)  # type: ignore[arg-type]
+    embedder = train_omniglot(tmp_path / "run", split, config=small(**TINY), data=archives, **options)  # type: ignore[arg-type]
     metrics = metrics_of(tmp_path / "run")
     assert metrics["validation"] is None
     assert metrics["kept_step"] == metrics["steps"]
@@ -139,7 +139,7 @@ def test_there_is_no_validation_where_nothing_is_held_out(
 @pytest.mark.usefixtures("splits")
 def test_learning_from_one_example_of_each_character(archives: Path, tmp_path: Path) -> None:
     recipe = small(epochs=8, **TINY)
-    learn_omniglot(tmp_path / "run", "lake", recipe=recipe, data=archives, examples=1)
+    train_omniglot(tmp_path / "run", "lake", config=recipe, data=archives, examples=1)
     assert read_json(tmp_path / "run" / "config.json")["steps"] == round(8 * 17 / 4)
 
 
@@ -147,15 +147,15 @@ def test_learning_from_one_example_of_each_character(archives: Path, tmp_path: P
 @pytest.mark.parametrize("examples", [0, -1])
 def test_no_examples_at_all_are_refused(examples: int, archives: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--examples"):
-        learn_omniglot(tmp_path / "run", "lake", recipe=small(**TINY), data=archives, examples=examples)
+        train_omniglot(tmp_path / "run", "lake", config=small(**TINY), data=archives, examples=examples)
 
 
 @pytest.mark.usefixtures("splits")
 def test_the_alphabets_of_koch_s_threshold_are_not_trained_on(archives: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--all cannot be used with --split koch"):
-        learn_omniglot(tmp_path / "run", "koch", recipe=small(), data=archives, everything=True)
+        train_omniglot(tmp_path / "run", "koch", config=small(), data=archives, everything=True)
     with pytest.raises(InputError, match=r"--split must be one of lake, .*, not 'santoro'"):
-        learn_omniglot(tmp_path / "run", "santoro", recipe=small(), data=archives)
+        train_omniglot(tmp_path / "run", "santoro", config=small(), data=archives)
     assert not (tmp_path / "run").exists()
 
 
@@ -163,7 +163,7 @@ def test_the_alphabets_of_koch_s_threshold_are_not_trained_on(archives: Path, tm
 
 
 def test_a_run_records_its_options_and_figures(pictures: Path, tmp_path: Path) -> None:
-    embedder = learn_folder(pictures, tmp_path / "run", recipe=small(epochs=10))
+    embedder = train_folder(pictures, tmp_path / "run", config=small(epochs=10))
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "config.json", "history.csv", "metrics.json", "model.safetensors",
     }  # fmt: skip
@@ -187,7 +187,7 @@ def test_a_run_records_its_options_and_figures(pictures: Path, tmp_path: Path) -
 
 def test_a_run_with_held_out_classes_has_a_threshold_for_recognition(tmp_path: Path) -> None:
     pictures = folder_of(tmp_path / "twelve classes", 12)
-    learn_folder(pictures, tmp_path / "run", recipe=small(epochs=2))
+    train_folder(pictures, tmp_path / "run", config=small(epochs=2))
     carried = Embedder.load(tmp_path / "run", device="cpu").recognition
     assert carried is not None
     recognizer = Recognizer(Embedder.load(tmp_path / "run", device="cpu"))
@@ -195,29 +195,29 @@ def test_a_run_with_held_out_classes_has_a_threshold_for_recognition(tmp_path: P
     threshold = recognizer.expect(0.05)
     assert threshold is not None
     assert not threshold.refusals_measured
-    learn_folder(pictures, tmp_path / "all", recipe=small(epochs=2), everything=True)
+    train_folder(pictures, tmp_path / "all", config=small(epochs=2), everything=True)
     assert Embedder.load(tmp_path / "all", device="cpu").recognition is None
 
 
 def test_epochs_count_the_pictures_of_the_real_batches(tmp_path: Path) -> None:
     """Two classes cannot fill a batch of four ways; an epoch still shows as many pictures as there are."""
     folder = folder_of(tmp_path / "two", classes=2, each=8)
-    learn_folder(folder, tmp_path / "run", recipe=small(epochs=2, alphabets=1, ways=4, shots=2))
+    train_folder(folder, tmp_path / "run", config=small(epochs=2, alphabets=1, ways=4, shots=2))
     assert metrics_of(tmp_path / "run")["steps"] == 2 * 16 / (2 * 2)
 
 
 def test_the_seed_determines_every_bit_of_the_weights(pictures: Path, tmp_path: Path) -> None:
     for name, seed in (("one", 5), ("same", 5), ("other", 6)):
-        learn_folder(pictures, tmp_path / name, recipe=small(seed=seed, **TINY))
+        train_folder(pictures, tmp_path / name, config=small(seed=seed, **TINY))
     assert_same_weights(tmp_path / "one", tmp_path / "same")
     one, other = (read_tensors(tmp_path / name / "model.safetensors") for name in ("one", "other"))
     assert not torch.equal(one["blocks.0.0.weight"], other["blocks.0.0.weight"])
 
 
 def test_a_finished_run_that_is_continued_is_left_as_it_is(pictures: Path, tmp_path: Path) -> None:
-    embedder = learn_folder(pictures, tmp_path / "run", recipe=small(**TINY))
+    embedder = train_folder(pictures, tmp_path / "run", config=small(**TINY))
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    again = learn_folder(pictures, tmp_path / "run", recipe=small(**TINY), resume=True)
+    again = train_folder(pictures, tmp_path / "run", config=small(**TINY), resume=True)
     assert again.fingerprint == embedder.fingerprint
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
@@ -225,8 +225,8 @@ def test_a_finished_run_that_is_continued_is_left_as_it_is(pictures: Path, tmp_p
 def test_pictures_that_cannot_be_read_are_left_out(pictures: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(pictures, tmp_path / "folder")
     (folder / "class00" / "text.png").write_text("hello")
-    learn_folder(folder, tmp_path / "run", recipe=small(**TINY))
-    learn_folder(pictures, tmp_path / "clean", recipe=small(**TINY))
+    train_folder(folder, tmp_path / "run", config=small(**TINY))
+    train_folder(pictures, tmp_path / "clean", config=small(**TINY))
     assert_same_weights(tmp_path / "run", tmp_path / "clean")
 
 
@@ -237,38 +237,38 @@ def test_a_folder_with_other_files_is_not_written_to(pictures: Path, tmp_path: P
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(InputError, match=r"\(--out\) is not empty and holds no run"):
-        learn_folder(pictures, tmp_path / "full", recipe=small())
+        train_folder(pictures, tmp_path / "full", config=small())
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match="--out"):
-        learn_folder(pictures, tmp_path / "file", recipe=small())
-    learn_folder(pictures, tmp_path / "run", recipe=small(**TINY))
+        train_folder(pictures, tmp_path / "file", config=small())
+    train_folder(pictures, tmp_path / "run", config=small(**TINY))
     with pytest.raises(InputError, match="already holds a run; continue it with --resume"):
-        learn_folder(pictures, tmp_path / "run", recipe=small(**TINY))
+        train_folder(pictures, tmp_path / "run", config=small(**TINY))
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
 
 
 def test_a_run_continues_with_the_same_options_only(pictures: Path, tmp_path: Path) -> None:
-    learn_folder(pictures, tmp_path / "run", recipe=small(**TINY))
+    train_folder(pictures, tmp_path / "run", config=small(**TINY))
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     with pytest.raises(InputError, match=r"started with --lr 0\.002, not 0\.01"):
-        learn_folder(pictures, tmp_path / "run", recipe=small(lr=0.01, **TINY), resume=True)
+        train_folder(pictures, tmp_path / "run", config=small(lr=0.01, **TINY), resume=True)
     with pytest.raises(InputError, match="started with --weight-decay"):
-        learn_folder(pictures, tmp_path / "run", recipe=small(weight_decay=0.1, **TINY), resume=True)
+        train_folder(pictures, tmp_path / "run", config=small(weight_decay=0.1, **TINY), resume=True)
     with pytest.raises(InputError, match="started with --self-supervised"):
-        learn_folder(pictures, tmp_path / "run", recipe=small(**TINY), self_supervised=True, resume=True)
+        train_folder(pictures, tmp_path / "run", config=small(**TINY), self_supervised=True, resume=True)
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
 @pytest.mark.usefixtures("splits")
 def test_a_flag_that_changed_is_named_as_it_is_spelt(archives: Path, tmp_path: Path) -> None:
-    learn_omniglot(tmp_path / "run", "lake-minimal", recipe=small(**TINY), data=archives)
+    train_omniglot(tmp_path / "run", "lake-minimal", config=small(**TINY), data=archives)
     for flag, options in (("--all", {"everything": True}), ("--examples", {"examples": 2})):
         with pytest.raises(InputError, match=f"started with {flag} "):
-            learn_omniglot(
-                tmp_path / "run", "lake-minimal", recipe=small(**TINY), data=archives, resume=True, **options
+            train_omniglot(
+                tmp_path / "run", "lake-minimal", config=small(**TINY), data=archives, resume=True, **options
             )
     with pytest.raises(InputError, match="started with --split lake-minimal, not lake"):
-        learn_omniglot(tmp_path / "run", "lake", recipe=small(**TINY), data=archives, resume=True)
+        train_omniglot(tmp_path / "run", "lake", config=small(**TINY), data=archives, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_unknown_networks_and_sides_that_do_not_fit_are_refused(
     options: dict[str, object], pictures: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError) as caught:
-        learn_folder(pictures, tmp_path / "run", recipe=small(**{**TINY, **options}))
+        train_folder(pictures, tmp_path / "run", config=small(**{**TINY, **options}))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
@@ -298,13 +298,13 @@ def test_folders_without_two_classes_are_refused(tmp_path: Path) -> None:
     (broken / "class00" / "00.png").write_text("hello")
     for folder in (tmp_path / "empty", one, broken, tmp_path / "missing"):
         with pytest.raises(InputError, match=folder.name):
-            learn_folder(folder, tmp_path / "run", recipe=small())
+            train_folder(folder, tmp_path / "run", config=small())
     assert not (tmp_path / "run").exists()
 
 
 def test_an_absurd_learning_rate_is_named(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingDiverged, match=r"--lr, now 1e\+30"):
-        learn_folder(pictures, tmp_path / "run", recipe=small(lr=1e30, epochs=10))
+        train_folder(pictures, tmp_path / "run", config=small(lr=1e30, epochs=10))
     with pytest.raises(InputError, match="has not finished"):
         Embedder.load(tmp_path / "run")
 
@@ -317,9 +317,9 @@ def test_a_run_is_for_one_process(pictures: Path, tmp_path: Path) -> None:
         alone_in(tmp_path / "run"),
         pytest.raises(InputError, match=r"another process is at a run in .*run \(--out\)"),
     ):
-        learn_folder(pictures, tmp_path / "run", recipe=small(epochs=1, **TINY))
+        train_folder(pictures, tmp_path / "run", config=small(epochs=1, **TINY))
     assert not (tmp_path / "run").exists()
-    learn_folder(pictures, tmp_path / "run", recipe=small(epochs=1, **TINY))
+    train_folder(pictures, tmp_path / "run", config=small(epochs=1, **TINY))
 
 
 def test_a_run_that_was_killed_ends_with_the_same_weights(
@@ -329,8 +329,8 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(
     options = {"epochs": 17, **TINY}  # 102 steps, kept at 51 and at the end
     script = (
         "import sys; sys.path.insert(0, sys.argv[3]); from pathlib import Path; from drawings import small; "
-        "from fewshot.training.train import learn_folder; "
-        f"learn_folder(Path(sys.argv[1]), Path(sys.argv[2]), recipe=small(**{options!r}))"
+        "from fewshot.training.train import train_folder; "
+        f"train_folder(Path(sys.argv[1]), Path(sys.argv[2]), config=small(**{options!r}))"
     )
     run, tests = tmp_path / "killed", Path(__file__).parents[2]
     process = subprocess.Popen([sys.executable, "-c", script, pictures, run, tests])
@@ -341,8 +341,8 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(
     assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
     with pytest.raises(InputError, match="has not finished; continue it with --resume"):
         Embedder.load(run)
-    learn_folder(pictures, run, recipe=small(**options), resume=True)
-    learn_folder(pictures, tmp_path / "whole", recipe=small(**options))
+    train_folder(pictures, run, config=small(**options), resume=True)
+    train_folder(pictures, tmp_path / "whole", config=small(**options))
     assert_same_weights(run, tmp_path / "whole")
     assert not (run / "state").exists()
     steps = [[row["step"] for row in history_of(folder)] for folder in (run, tmp_path / "whole")]
