@@ -1,4 +1,4 @@
-"""Omniglot's archives in small: drawings that tests make themselves, zipped or unpacked as the official ones are."""
+"""Small archives of made-up drawings, zipped or unpacked like the official ones."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def unit(values: Any) -> Vectors:
 
 
 def population(seed: Any, classes: int, each: int = 1) -> Vectors:
-    """(classes, each, WIDTH): random directions that have a little in common, and noise around them."""
+    """(classes, each, WIDTH): correlated random directions, with noise around them."""
     random = np.random.default_rng(seed)
     centres = unit(random.normal(size=(classes, 1, WIDTH))) + np.eye(WIDTH)[0]
     return unit(centres + 0.6 * unit(random.normal(size=(classes, each, WIDTH))))

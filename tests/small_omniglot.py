@@ -1,4 +1,4 @@
-"""Omniglot and its splits in small, such that a report has every section: made-up characters by few hands."""
+"""A small Omniglot with splits, enough for every section of a report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import fewshot.report.hardest
 import fewshot.report.map
 from fewshot.omniglot.splits import EVALUATION, SPLITS, Split, characters_of
 
-HANDS = 6  # so many drawings of a character as 5-shot takes
+DRAWERS = 6  # enough drawings of a character for 5-shot
 TESTED = ("Angelic", "Tengwar")
 # What is trained on shares Tagalog with vinyals-test.
 SMALL = {
@@ -34,7 +34,7 @@ SMALL = {
 
 @contextmanager
 def small_splits() -> Iterator[None]:
-    """The published splits in small, measured with fewer draws, and a smaller map: the same, in a tenth of the time."""
+    """Small versions of the published splits, with fewer draws and a smaller map."""
     with pytest.MonkeyPatch.context() as patch:
         for name, alphabets in SMALL.items():
             patch.setitem(SPLITS, name, Split(characters_of(alphabets)))  # type: ignore[misc]
@@ -48,13 +48,13 @@ def small_splits() -> Iterator[None]:
 
 
 def small_omniglot(folder: Path) -> Path:
-    """The archives: two alphabets to learn from, two to be tested on, and Lake's runs."""
+    """The archives: two alphabets for training, two for testing, and Lake's runs."""
     omniglot_of(folder, {"Tagalog": 3, "Hebrew": 2})
     files = {}
     for position, alphabet in enumerate(TESTED):
         for number in range(1, EVALUATION[alphabet] + 1):
             seed = 5000 + 100 * position + number
-            for drawer in range(HANDS):
+            for drawer in range(DRAWERS):
                 file = io.BytesIO()
                 Image.fromarray(character(seed, drawer) < 128).save(file, "PNG")
                 name = f"{alphabet}/character{number:02d}/{seed:04d}_{drawer + 1:02d}.png"

@@ -21,31 +21,37 @@ READABLE = (1, 2)  # formats; format 1 has no trials and always a rate
 GALLERY_FILE = "gallery.safetensors"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GalleryHeader:
     """What the file says about its vectors.
 
     Attributes:
+        format: Of the file.
         fingerprint, origin: Of the embedder; see `Embedder`.
         false_accept_rate: Of the gallery.
         counts: Number of examples of each label.
         trials: Label of each trial.
-        format: Of the file.
     """
 
+    format: int = FORMAT
     fingerprint: str | None
     origin: dict[str, Any] | None
     false_accept_rate: float | None
     counts: dict[str, int]
     trials: tuple[str, ...] = ()
-    format: int = FORMAT
 
 
 def write_gallery(folder: Path, gallery: Gallery, *, fingerprint: str, origin: dict[str, Any] | None) -> None:
     """Save a gallery with the fingerprint and the origin of its embedder; the file is replaced as a whole."""
     check_folder(folder)
     labels, trials = gallery.trials
-    header = GalleryHeader(fingerprint, origin, gallery.false_accept_rate, gallery.counts, labels)
+    header = GalleryHeader(
+        fingerprint=fingerprint,
+        origin=origin,
+        false_accept_rate=gallery.false_accept_rate,
+        counts=gallery.counts,
+        trials=labels,
+    )
     vectors = {"examples": gallery.examples, "background": gallery.background, "trials": trials}
     write_tensors(
         folder / GALLERY_FILE,

@@ -21,7 +21,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoder that has learned nothing and carries nothing, in a run's folder; small, so that it is fast."""
+    """A small untrained encoder without calibrations, in a run folder."""
     torch.manual_seed(0)
     spec = EncoderSpec("fewtune_drawing", 16, "drawing")
     network = create(spec)

@@ -61,7 +61,7 @@ def paper(count: int, drawer: int = 0, first: int = 0) -> list[NDArray[np.uint8]
 
 
 def by_hands(characters: int, drawers: range) -> tuple[list[NDArray[np.uint8]], list[str]]:
-    """Drawings of so many characters by several hands, and what they show."""
+    """Drawings of several characters by several drawers, and their labels."""
     pictures = [picture for drawer in drawers for picture in paper(characters, drawer)]
     return pictures, [f"character {number}" for _ in drawers for number in range(characters)]
 

@@ -26,7 +26,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def encoder(folder: Path, split: str) -> Path:
-    """A run's folder whose encoder, which never learned, says it was trained on `split`."""
+    """A run folder with an untrained encoder that claims to be trained on `split`."""
     spec = EncoderSpec("fewtune_conv4", 16, "drawing")
     network = create(spec)
     round_to_half(network)
@@ -79,7 +79,7 @@ def test_all_leaves_out_unsuitable_protocols_with_reasons(data: Path, tmp_path: 
 
 
 def _everything(place: Path) -> Path:
-    """An encoder that saw every character there is."""
+    """An encoder trained on every character."""
     folder = encoder(place / "everything", "background")
     config = json.loads((folder / "config.json").read_text())
     both = SPLITS["background"].characters | SPLITS["evaluation"].characters

@@ -202,7 +202,7 @@ def test_blank_pictures_have_finite_vectors() -> None:
 
 @pytest.mark.parametrize("side", [64, 224])
 def test_a_large_jpeg_is_decoded_as_sharply_as_its_pixels(side: int, tmp_path: Path) -> None:
-    """A JPEG may be decoded at a reduced scale, but not at one below what the network is shown."""
+    """A JPEG may be decoded at a reduced scale, but not below the network's input."""
     fine = np.random.default_rng(0).integers(0, 256, (440, 440, 3), dtype=np.uint8).repeat(2, 0).repeat(2, 1)
     Image.fromarray(fine).save(tmp_path / "fine.jpg", quality=95)
     with Image.open(tmp_path / "fine.jpg") as image:
@@ -221,11 +221,11 @@ def test_more_views_change_the_vectors_slightly(trained: tuple[Path, Embedder]) 
     assert np.array_equal(vectors, three.embed(paper(6)))
 
 
-# --- what is embedded -------------------------------------------------------------------------------------------------
+# --- inputs -----------------------------------------------------------------------------------------------------------
 
 
 def cropping(**options: object) -> Embedder:
-    """An untrained encoder of colour pictures, as timm's models are."""
+    """An untrained encoder of colour pictures, like timm's models."""
     torch.manual_seed(0)
     preprocessing = Preprocessing(35, 0.875, "bicubic", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     spec = EncoderSpec("fewtune_conv4", 35, "crop", preprocessing)
@@ -233,7 +233,7 @@ def cropping(**options: object) -> Embedder:
 
 
 def coloured(count: int) -> NDArray[np.uint8]:
-    """(count, 40, 48, 3), coarse squares, each picture another."""
+    """Different pictures (count, 40, 48, 3) of coarse squares."""
     coarse = np.random.default_rng(0).integers(0, 256, (count, 5, 6, 3), dtype=np.uint8)
     return coarse.repeat(8, 1).repeat(8, 2)
 
@@ -288,7 +288,7 @@ def test_a_folder_is_embedded_in_the_order_of_its_paths(tmp_path: Path) -> None:
 
 
 def test_unreadable_pictures_are_listed_by_position_and_shift_no_others(tmp_path: Path) -> None:
-    """In a collection of several batches, one of which holds nothing that can be read."""
+    """Several batches, one of them without a readable picture."""
     embedder, pixels = cropping(), coloured(60)
     paths = saved(tmp_path, pixels)
     wanted = embedder.embed(list(pixels))
@@ -396,7 +396,7 @@ def test_a_failed_conversion_is_reported_once(monkeypatch: pytest.MonkeyPatch) -
     assert shown.getvalue().count("it cannot be converted (an operator of its own)") == 1
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_single_path_in_place_of_a_list_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Where encoders come from: timm, with weights from a file, and the runs of `finetune fit`."""
+"""Encoders from timm, with weights from a file, and from runs of `finetune fit`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0, "trivial_au
 
 
 def pictures(count: int = 5, side: int = 50) -> list[NDArray[np.uint8]]:
-    """Colours in coarse squares, each another picture."""
+    """Different pictures of coarse coloured squares."""
     coarse = np.random.default_rng(0).integers(0, 256, (count, 5, 5, 3), dtype=np.uint8)
     return list(coarse.repeat(side // 5, 1).repeat(side // 5, 2))
 
@@ -47,7 +47,7 @@ def conv4(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fitted(make_folder: MakeFolder, tmp_path: Path) -> tuple[Path, Path]:
-    """A run of `finetune fit` and the folder that it learned from."""
+    """A run of `finetune fit` and its training folder."""
     folder = make_folder(classes={"blue": 12, "green": 12, "red": 12})
     finetune.fit(folder, tmp_path / "run", strategy="scratch", epochs=1, **SMALL)
     return tmp_path / "run", folder

@@ -12,11 +12,11 @@ from torch import Tensor
 from fewshot.embedding.framing import INKED, MARGIN, SMALLEST, FramedPictures, frame_drawings, frame_whole, render
 
 DRAWN = drawings(24)
-HALVED, FULL = 32, 105  # sides at which a page of 105 pixels is kept at half its size, and as it is
+HALVED, FULL = 32, 105  # sides for which a page of 105 pixels is halved, and kept at full size
 
 
 def on_page(ink: Tensor, top: int, left: int, height: int = 105, width: int = 105) -> Tensor:
-    """(height, width), `ink` at one place of it."""
+    """A page (height, width) with `ink` at one position."""
     page = torch.zeros(height, width, dtype=torch.uint8)
     page[top : top + ink.shape[0], left : left + ink.shape[1]] = ink
     return page
@@ -48,7 +48,7 @@ def test_the_window_surrounds_the_ink_with_its_margin(data: st.DataObject, side:
     top, left = data.draw(st.integers(0, page - height)), data.draw(st.integers(0, page - width))
     ink = torch.full((height, width), 255, dtype=torch.uint8)
     framed = frame_drawings(on_page(ink, top, left, page, page)[None], side)
-    # A picture of half the size stands for twice as many pixels, one more than the page has where that is odd.
+    # A halved picture covers twice its pixels, one more than a page with an odd number.
     stands_for = framed.pictures.shape[-1] * (2 if side == HALVED else 1)
     x, y, half = (float(value) for value in framed.window[0])
     assert (x + 1) / 2 * stands_for == pytest.approx(left + width / 2, abs=1e-3)

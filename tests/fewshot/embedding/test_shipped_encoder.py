@@ -1,4 +1,4 @@
-"""The encoder that ships: what it is, and that it does what was recorded of it."""
+"""The encoder that ships: its size, its fingerprint and its recorded accuracy."""
 
 from __future__ import annotations
 

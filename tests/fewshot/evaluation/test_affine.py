@@ -21,7 +21,7 @@ def glyphs(*seeds: int) -> Tensor:
 
 
 def warped(pictures: Tensor, linear: list[list[float]], moved: tuple[int, int] = (0, 0)) -> Tensor:
-    """Each of the pictures, looked up at `linear` of its places (x, y) from the middle, then rolled down and right."""
+    """The pictures, warped by `linear` about the centre, then rolled down and right."""
     lookup = torch.tensor([[*row, 0.0] for row in linear]).expand(len(pictures), 2, 3)
     places = F.affine_grid(lookup, [len(pictures), 1, *pictures.shape[1:]], align_corners=False)
     seen = F.grid_sample(pictures[:, None].float(), places, align_corners=False)[:, 0]
@@ -70,7 +70,7 @@ def test_the_further_the_warp_the_larger_the_distance() -> None:
 @settings(max_examples=5, deadline=None)
 @given(st.integers(0, 1000), st.integers(-4, 4), st.integers(-4, 4))
 def test_the_distance_does_not_depend_on_the_position(seed: int, down: int, right: int) -> None:
-    # By whole cells: otherwise the ink is gathered anew, and the distance changes by a little.
+    # By whole cells; other shifts gather the ink in other cells, which changes the distance slightly.
     one, other = F.pad(glyphs(seed), (4 * CELL,) * 4), glyphs(seed + 1)
     moved = one.roll((CELL * down, CELL * right), (1, 2))
     assert affine_alignment(moved, other).item() == pytest.approx(affine_alignment(one, other).item(), abs=1e-3)

@@ -24,7 +24,7 @@ def glyphs(*seeds: int) -> Tensor:
 
 
 def by_definition(one: Tensor, other: Tensor) -> float:
-    """Dubuisson & Jain (1994), word by word."""
+    """Dubuisson & Jain (1994), literally."""
     a, b = (picture.nonzero().double().numpy() for picture in (one, other))
     a, b = a - a.mean(0), b - b.mean(0)
     apart = np.sqrt(((a[:, None] - b) ** 2).sum(2))

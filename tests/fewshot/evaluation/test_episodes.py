@@ -21,13 +21,13 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def drawn(classes: int, each: int, count: int, way: int, shot: int = 1, queries: int = 1, seed: int = 0) -> Episodes:
-    """Of rows whose class is row // each."""
+    """A pool of rows whose class is row // each."""
     pool = arrange(torch.arange(classes).repeat_interleave(each))
     return sample(pool, count, way=way, shot=shot, queries=queries, generator=seeded(seed))
 
 
 def one_by_one(vectors: Tensor, episodes: Episodes, metric: Metric) -> list[list[list[float]]]:
-    """Snell et al. (2017), section 2, word by word, in float64."""
+    """Snell et al. (2017), section 2, literally, in float64."""
     found = []
     for support, query in zip(episodes.support.tolist(), episodes.query.tolist(), strict=True):
         prototypes = []

@@ -123,7 +123,7 @@ def embedded(vectors: Tensor, drawers: int = 4, characters: tuple[Character, ...
 
 
 def random(seed: int = 0, noise: float = 1, drawers: int = 4) -> EmbeddedDrawings:
-    """A direction for each character, and every drawing `noise` away from it."""
+    """A direction for each character, plus noise for every drawing."""
     generator = torch.Generator().manual_seed(seed)
     centre = torch.randn(len(NAMES), 8, generator=generator).repeat_interleave(drawers, 0)
     return embedded(centre + noise * torch.randn(len(NAMES) * drawers, 8, generator=generator), drawers)
@@ -216,7 +216,7 @@ def test_turns_of_one_character_are_resampled_together() -> None:
 
 
 def test_the_class_interval_counts_errors_that_a_class_attracts() -> None:
-    """Nothing goes wrong but that one class of ten claims whatever is asked of the others: the accuracy hangs on it."""
+    """One class of ten takes all queries of the others, so the accuracy depends on it alone."""
     owner = torch.stack([torch.randperm(10, generator=torch.Generator().manual_seed(i))[:2] for i in range(500)])
     thief = owner == 0
     credit = torch.where(thief.flip(1), 0.0, 1.0)[:, :, None]
@@ -254,7 +254,7 @@ def test_group_intervals_contain_the_accuracy(episodes: list[tuple[int, float]])
     assert low - 0.5 / len(group.unique()) <= float(credit.mean()) <= high + 0.5 / len(group.unique())
 
 
-# --- what was trained on ----------------------------------------------------------------------------------------------
+# --- leaks ------------------------------------------------------------------------------------------------------------
 
 
 def test_leaks_are_refused_unless_allowed() -> None:

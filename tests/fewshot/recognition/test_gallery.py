@@ -73,7 +73,7 @@ def test_arguments_are_copied() -> None:
     assert np.array_equal(gallery.similarity(queries), before)
 
 
-# --- whatever happened before -----------------------------------------------------------------------------------------
+# --- any history ------------------------------------------------------------------------------------------------------
 
 # Few directions, so that the same ones come again, also as another class.
 POOL = unit(np.random.default_rng(0).normal(size=(12, 5)) + 0.5)
@@ -81,7 +81,7 @@ SOME = st.lists(st.integers(0, len(POOL) - 1), min_size=1, max_size=3)
 
 
 class History(RuleBasedStateMachine):
-    """Enrolled and forgotten at random, beside what a dictionary remembers of it."""
+    """Random enrolments and removals, compared with a dictionary."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ History.TestCase.settings = settings(max_examples=25, stateful_step_count=15, de
 test_after_any_history_a_gallery_is_as_one_made_at_once = History.TestCase
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 ONE = POOL[:1]
 

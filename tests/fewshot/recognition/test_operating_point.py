@@ -47,7 +47,7 @@ def false_accepts(classes: int, rate: float, calibration: Calibration | None, ea
 
 @pytest.fixture(scope="module")
 def measured() -> Calibration:
-    """What is known of an encoder: pairs of classes that are never enrolled."""
+    """A calibration from pairs of classes that are never enrolled."""
     pictures = population(1234, 300, 2)
     first, second = np.random.default_rng(0).integers(0, 300, (2, 20_000))
     different = (pictures[first, 0] * pictures[second, 1]).sum(1)[first != second]
@@ -66,7 +66,7 @@ def test_without_a_calibration_the_examples_set_the_threshold(classes: int, each
 
 
 def test_the_estimate_adapts_to_any_scale_of_similarity() -> None:
-    """Encoders whose cosines all lie near 1 are no exception."""
+    """Also for encoders whose cosines are all close to 1."""
     shares = []
     for seed in range(10):
         everyone = unit(population([seed, 3], 320) + 20 * np.eye(WIDTH)[1])
@@ -78,7 +78,7 @@ def test_the_estimate_adapts_to_any_scale_of_similarity() -> None:
 
 @pytest.mark.parametrize("each", [3, 10])
 def test_more_examples_do_not_lower_acceptance(each: int) -> None:
-    """Of what is enrolled, at the same rate."""
+    """For enrolled classes, at the same rate."""
     accepted = []
     for examples in (1, each):
         shares = []

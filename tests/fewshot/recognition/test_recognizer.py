@@ -228,7 +228,7 @@ def test_a_lower_rate_of_false_accepts_raises_the_threshold(embedder: Embedder) 
     assert strict.expect(0.3) == lenient.expect()
 
 
-# --- what is accepted, told at recognition ----------------------------------------------------------------------------
+# --- threshold of a single call ---------------------------------------------------------------------------------------
 
 
 def test_rate_threshold_and_nearest_apply_to_one_call(recognizer: Recognizer) -> None:
@@ -287,7 +287,7 @@ def test_too_similar_classes_are_listed(recognizer: Recognizer) -> None:
 
 @pytest.fixture
 def labelled(tmp_path: Path) -> Path:
-    """Two enrolled characters by three hands, ten that are not enrolled by two."""
+    """Two enrolled characters by three drawers, ten others by two."""
     for number, drawers in [(0, 3), (1, 3), *((number, 2) for number in range(60, 70))]:
         folder = tmp_path / "labelled" / f"character {number}"
         folder.mkdir(parents=True)

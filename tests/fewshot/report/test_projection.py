@@ -10,19 +10,21 @@ from finetune.errors import InputError
 
 
 def clusters(count: int = 4, each: int = 12, width: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors (n, width) in heaps that lie far apart, and the heap of each (n,)."""
+    """Vectors (n, width) in distant clusters, and the cluster of each (n,)."""
     random = np.random.default_rng(0)
-    heap = np.repeat(np.arange(count), each)
-    return (10 * np.eye(count, width)[heap] + random.normal(0, 0.1, (len(heap), width))).astype(np.float32), heap
+    cluster = np.repeat(np.arange(count), each)
+    return (10 * np.eye(count, width)[cluster] + random.normal(0, 0.1, (len(cluster), width))).astype(
+        np.float32
+    ), cluster
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_separate_clusters_stay_separate(method: str) -> None:
-    vectors, heap = clusters(3)
+    vectors, cluster = clusters(3)
     found = project(vectors, method)  # type: ignore[arg-type]
     distance = np.linalg.norm(found.places[:, None] - found.places, axis=2)
     np.fill_diagonal(distance, np.inf)
-    assert (heap[distance.argmin(1)] == heap).all()
+    assert (cluster[distance.argmin(1)] == cluster).all()
     assert found.method == method
     assert found.trust is not None
     assert found.trust > 0.8

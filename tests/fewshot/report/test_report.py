@@ -219,7 +219,7 @@ def test_a_run_without_held_out_classes_is_shown_without_accuracy(tmp_path: Path
     assert "held out no classes" in found.path.read_text()
 
 
-# --- what is asked ----------------------------------------------------------------------------------------------------
+# --- measurements -----------------------------------------------------------------------------------------------------
 
 
 def embedded_of(label: list[int], alphabet: list[int], vectors: torch.Tensor) -> EmbeddedDrawings:
@@ -256,7 +256,7 @@ def test_wrong_neighbours_match_a_plain_search(labels: list[int], seed: int) -> 
 
 
 def test_hardest_classes_come_first_with_their_confusion() -> None:
-    """Alphabet 1 has two classes in one place; all else lies apart."""
+    """Alphabet 1 has two identical classes; all others are distinct."""
     label = [number for number in range(8) for _ in range(4)]
     places = torch.eye(8)
     places[7] = places[6]

@@ -33,7 +33,7 @@ def cell(sheet: Image.Image, corner: tuple[int, int]) -> np.ndarray:
 
 
 def caption(sheet: Image.Image, corner: tuple[int, int]) -> np.ndarray:
-    """What stands below a cell, up to the paper's edge at the right of the gap."""
+    """The caption of a cell, up to the right edge of the gap."""
     return np.asarray(sheet.crop((corner[0], corner[1] + CELL, corner[0] + CELL + GAP, corner[1] + CELL + 44)))
 
 
@@ -90,7 +90,7 @@ def test_an_unreadable_picture_is_drawn_as_its_reason(tmp_path: Path) -> None:
 
 @pytest.fixture(params=["found", "none"])
 def fonts(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """With the fonts of this machine, and as on one where Pillow finds none."""
+    """With the installed fonts, and as if Pillow found none."""
     if request.param == "none":
         for name in ("XDG_DATA_HOME", "XDG_DATA_DIRS", "WINDIR"):
             monkeypatch.setenv(name, str(tmp_path))

@@ -20,7 +20,7 @@ def test_a_gpu_gives_the_same_answers_or_is_reported_missing() -> None:
     for change in (lambda: None, lambda: index.remove(named(7)), lambda: index.replace(["key 9"], unit(1))):
         change()
         assert_exact(index, unit(50, seed=1), 10)
-        assert_exact(index, unit(2, seed=1), 2500)  # more than a GPU tells
+        assert_exact(index, unit(2, seed=1), 2500)  # more neighbours than FAISS finds on a GPU
 
 
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])

@@ -213,7 +213,7 @@ while True:
 
 
 def state_in(folder: Path) -> int:
-    """The number of the one whole state in the folder."""
+    """The number of the complete state in the folder."""
     index = Index.load(folder)
     states = {int(key.split()[0]) for key in index.keys}
     assert len(states) == 1

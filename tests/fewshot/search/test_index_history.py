@@ -13,7 +13,7 @@ from fewshot.search.index import Index
 
 
 class History(RuleBasedStateMachine):
-    """Any sequence of changes comes to what a dict of vectors comes to."""
+    """Any sequence of changes has the result of the same changes to a dict."""
 
     kind = "exact"
 
