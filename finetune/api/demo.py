@@ -1,4 +1,4 @@
-"""The main job on what ships with the package: every strategy on handwritten digits, against training from scratch."""
+"""`run_demo`: every strategy on handwritten digits, compared with training from scratch. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -18,15 +18,21 @@ PER_CLASS = 10
 
 
 def run_demo(out: Path, *, seed: int = 0, display: Display) -> list[dict[str, Any]]:
-    """Write the digits to `out`/digits, fit every strategy into `out`/NAME, and show and return their metrics.
+    """Write the digits to `out`/digits, and fit every strategy into `out`/NAME; finished runs are not repeated.
 
-    A strategy whose run is there already, finished, is not fitted again.
+    Args:
+        out: Folder of the digits and the runs.
+        seed: Seed of all random numbers.
+        display: Shows progress, and the table.
+
+    Returns:
+        The metrics of each strategy.
     """
     folder = out / "digits"
-    Config(seed=seed)  # refuses what is no seed
+    Config(seed=seed)  # raises for an invalid seed
     write_digits(folder, per_class=PER_CLASS, seed=seed)
     display.say(
-        f"{folder}: handwritten digits, {PER_CLASS} pictures per class to learn from and {PER_CLASS} to choose on"
+        f"{folder}: handwritten digits, {PER_CLASS} training pictures and {PER_CLASS} validation pictures per class"
     )
     rows = []
     for name in STRATEGIES:

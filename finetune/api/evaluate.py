@@ -1,4 +1,4 @@
-"""How good a finished run is on a folder of pictures, classes matched by name and training pictures left out."""
+"""`evaluate`: a finished run measured on labelled pictures, without those that it was trained on."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from finetune.metrics import measure_predictions
 from finetune.progress import Display
 from finetune.report.report import write_report
 
-# A picture that the run has learned from, and so cannot be measured on.
+# Use of a picture that the run has learned from, which cannot measure it.
 LEARNED = "learned"
 
 
@@ -52,15 +52,31 @@ def evaluate(
     device: str = "auto",
     display: Display | None = None,
 ) -> dict[str, Any]:
-    """Measure the classifier in `run` on `folder`: one sub-folder per class, the same below train/, val/, test/, or a
-    table of pictures as `fit` takes it.
+    """Measure the classifier of a run on labelled pictures.
 
-    split: which of these, when there are such; by default test/, else val/, else all there is. Pictures of the run are
-    recognised by content: those that it was trained on are left out, and so are those that it was chosen on, unless
-    there are no others. Identical pictures under two labels are left out. The result's `split` is "val" when it is of
-    pictures that the run was chosen on, else "test". out: folder to leave metrics.json, predictions.csv,
-    probabilities.safetensors and report.html in, in place of an evaluation that is there; None leaves nothing.
-    InputError when a class of `folder` is not one of the run's, or nothing is left.
+    Pictures of the run are recognised by their content. Those that it was trained on are left out, and so are those
+    that it was chosen on, unless there are no others. Identical pictures under two labels are left out.
+
+    Args:
+        run: A run folder.
+        folder: One sub-folder of pictures for each class, or the same below train/, val/ and test/; or a table, as
+            `fit` takes it.
+        split: Which of train, val and test to measure on, where there are such; by default test, else val, else all.
+        out: Folder for metrics.json, predictions.csv, probabilities.safetensors and report.html; an evaluation that is
+            there is replaced. None writes nothing.
+        device: One of auto, cpu, cuda.
+        display: Shows progress.
+
+    Returns:
+        The content of metrics.json, and the path of the report. Its `split` is "val" where the pictures are those that
+        the run was chosen on, else "test".
+
+    Raises:
+        InputError: If a class is not one of the run's, no picture is left, or `out` holds something else.
+
+    Example:
+        >>> evaluate("runs/flowers", "more-flowers")["accuracy"]
+        0.93
     """
     started = time.monotonic()
     display = display or Display()
@@ -123,8 +139,8 @@ def evaluate(
 
 
 def place_for(run: Path, folder: Path) -> Path:
-    """Where an evaluation of `run` on a folder or table goes by default: below the run, by its name, numbered where
-    another one of this name has its evaluation there."""
+    """The folder below `run` for an evaluation on a folder or table, by the name of that; numbered where the folder of
+    this name holds an evaluation on other pictures."""
     name = (folder.stem if folder.is_file() else folder.resolve().name) or "pictures"
     names = chain([name], (f"{name}-{number}" for number in count(2)))
     places = (run / "evaluations" / name for name in names)
@@ -155,7 +171,7 @@ def _check_out(out: Path, run: Path, folder: Path | None) -> None:
 def _write(
     out: Path, metrics: EvaluationMetrics, samples: Sequence[Sample], log_probabilities: Tensor, classes: Sequence[str]
 ) -> None:
-    """metrics.json goes last: with it there is an evaluation."""
+    """Write the files of an evaluation; metrics.json is last, because with it there is an evaluation."""
     predictions = [(sample, metrics.split, row) for sample, row in zip(samples, log_probabilities, strict=True)]
     write_csv(out / PREDICTIONS_FILE, PREDICTIONS_HEADER, prediction_rows(classes, predictions))
     write_tensors(out / PROBABILITIES_FILE, {metrics.split: log_probabilities.float()})
@@ -172,11 +188,11 @@ def _wanted(listing: Listing, split: str | None) -> list[Sample]:
 
 
 def _used_by_content(run: Path) -> dict[str, str]:
-    """For what each picture of the run served, by its content: LEARNED, "val" or "test"."""
+    """The use of each picture of the run, by its content: LEARNED, "val" or "test"."""
     path = run / PICTURES_FILE
     if not path.exists():
         if read_run_config(run).folder is not None:
             raise InputError(f"{path} is missing: without it, pictures that the run was trained on cannot be left out")
-        return {}  # a classifier saved through the API alone
+        return {}  # saved by Classifier.save, without a run
     rows = read_csv(path, ("sha256", "learned", "split"))
     return {row["sha256"]: LEARNED if row["learned"] == "yes" else row["split"] for row in rows}

@@ -1,4 +1,4 @@
-"""What a folder of pictures is like before anything is trained on it: `inspect_folder`. It only reads."""
+"""`inspect_folder`: classes, sizes, duplicates and label errors of a folder, before any training. It only reads."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from finetune.models.pretrained import WITHOUT_A_NETWORK, load_pretrained
 from finetune.progress import Display
 from finetune.random_state import restored_random_state
 
-# The longer side over the shorter beyond which most of a picture is cut off before a network sees it.
+# Longer side over shorter side beyond which the centre crop cuts off most of a picture.
 ODD_ASPECT = 3.0
-# Paths of each class that are given as examples.
+# Most example paths of each class.
 EXAMPLES = 6
 
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """Pictures that are identical, or near-duplicates. paths: ascending. labels, splits: those that they stand in."""
+    """Pictures that are identical, or near-duplicates. paths: sorted. labels, splits: of the pictures."""
 
     paths: tuple[str, ...]
     labels: tuple[str, ...]
@@ -50,7 +50,7 @@ class NearDuplicates:
 
 @dataclass(frozen=True)
 class SuspectLabel:
-    """A picture whose label is disputed. margin: the probability of `label` less that of `predicted`, -1 to 0."""
+    """A picture whose label is probably wrong. margin: probability of `label` minus that of `predicted`, -1 to 0."""
 
     path: str
     label: str
@@ -61,9 +61,12 @@ class SuspectLabel:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Width and height of readable pictures, upright, in pixels; the median one by area. odd: paths, see ODD_ASPECT.
+    """Sizes of the readable pictures.
 
-    formats, modes: how many there are of each, by Pillow's names.
+    Attributes:
+        smallest, median, largest: Width and height in pixels, turned upright, in the order of area.
+        odd: Paths of pictures longer than ODD_ASPECT.
+        formats, modes: Number of pictures of each, by Pillow's names.
     """
 
     smallest: tuple[int, int]
@@ -76,14 +79,23 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found. counts: readable pictures of each class by split, "-" for one that is not used.
+    """The result of `inspect_folder`.
 
-    examples: paths of some of each class, evenly spread.
-
-    refusal: why a run on the folder would stop, None where it would not. identical, near: groups, those across splits
-    first, then those across classes. suspects: the worst first, None where labels cannot be judged; of the pictures of
-    train and val: those of test are left alone, lest a classifier has a say in what it is measured on. not_judged: why
-    no label was judged, None where it is for the pictures alone.
+    Attributes:
+        root: The folder.
+        pictures, bytes: Of all files.
+        counts: Readable pictures of each class by split; "-" stands for unused pictures.
+        examples: Paths of some pictures of each class, evenly spread.
+        sizes: None where no picture can be read.
+        unreadable: Files that cannot be read, with the reason.
+        identical, near: Groups of identical pictures and of near-duplicates: first those across splits, then those
+            across classes.
+        suspects: Probable label errors, the worst first; None where labels cannot be judged. Test pictures are not
+            judged: a classifier must not choose the pictures that it is measured on.
+        judged: Number of pictures whose label was judged.
+        notes: Remarks on the folder.
+        refusal: Why a run on the folder would stop; None where it would not.
+        not_judged: Why no label was judged; None where the only reason is too few pictures.
     """
 
     root: Path
@@ -114,11 +126,22 @@ class Inspection:
 
 @restored_random_state()
 def inspect_folder(folder: Source, *, config: Config | None = None, display: Display | None = None) -> Inspection:
-    """Read every picture of `folder` once, as a run with `config` would, and tell what is worth knowing before one.
+    """Read every picture of a folder once, as a run would, and report problems.
 
-    Nothing in the folder is changed; activations are kept in the cache, for the run to come. Without a network and
-    weights in the hub's cache, everything but the labels is inspected. InputError for a folder or backbone that cannot
-    be used.
+    Nothing in the folder is changed. Activations are cached for a later run. Without pretrained weights, everything but
+    the labels is inspected.
+
+    Args:
+        folder: A folder or a table, as `fit` takes it.
+        config: Options of the run to come.
+        display: Shows progress.
+
+    Raises:
+        InputError: For a folder or backbone that cannot be used.
+
+    Example:
+        >>> inspect_folder("flowers").counts
+        {'rose': {'train': 14, 'val': 3, 'test': 3}, 'tulip': {'train': 14, 'val': 3, 'test': 3}}
     """
     config, display = config or Config(), display or Display()
     listing = list_pictures(folder, to_train=False)
@@ -160,7 +183,7 @@ def inspect_folder(folder: Source, *, config: Config | None = None, display: Dis
 
 
 def _audited(listing: Listing, contents: Sequence[Content], config: Config) -> tuple[Folder | None, str | None]:
-    """The folder as a run would use it, or why it would not."""
+    """The splits of a run on the folder, or why it would stop."""
     try:
         found = audit(
             listing,
@@ -172,11 +195,11 @@ def _audited(listing: Listing, contents: Sequence[Content], config: Config) -> t
         )
         return found, None
     except InputError as error:
-        return None, str(error).split("\n")[0].rstrip(": ")  # the lines that follow list what is told elsewhere
+        return None, str(error).split("\n")[0].rstrip(": ")  # the other lines list unreadable files
 
 
 def _splits(listing: Listing, contents: Sequence[Content], found: Folder | None) -> dict[int, str]:
-    """The split of each readable picture, "-" for one that a run would not use; as they are given where none can be."""
+    """The split of each readable picture, "-" for an unused one; the given splits where a run would stop."""
     readable = [index for index, content in enumerate(contents) if content.reason is None]
     if found is None:
         return {index: listing.samples[index].split or "-" for index in readable}
@@ -217,7 +240,7 @@ def _sizes(listing: Listing, contents: Sequence[Content], config: Config) -> Siz
     def header(path: str) -> Header | None:
         try:
             return read_header(listing.root / path, max_pixels=config.max_pixels)
-        except UnreadablePicture:  # it could be read a moment ago; a run will tell
+        except UnreadablePicture:  # it was readable a moment ago
             return None
 
     with ThreadPoolExecutor(max(1, cores())) as pool:
@@ -249,7 +272,7 @@ def _identical(listing: Listing, contents: Sequence[Content], splits: dict[int, 
 
 def _alike(listing: Listing, splits: dict[int, str], group: Sequence[int]) -> NearDuplicates:
     samples = [listing.samples[index] for index in group]
-    # Where splits are given, a picture that is not used for its twin still stands where it stands.
+    # A picture that is left out because of its duplicate still counts in the split that it was given in.
     stands = {sample.split or splits[index] for index, sample in zip(group, samples, strict=True)}
     return NearDuplicates(
         tuple(sorted(sample.path for sample in samples)),
@@ -270,7 +293,7 @@ def _suspects(
     near: Sequence[tuple[int, int]],
     width: int,
 ) -> tuple[tuple[SuspectLabel, ...] | None, int]:
-    """The suspects, and how many pictures were judged."""
+    """Probable label errors, and how many pictures were judged."""
     place = {index: row for row, index in enumerate(outputs.index.tolist())}
     rows = [index for index, split in sorted(splits.items()) if split != "test"]
     if not rows:
@@ -295,7 +318,7 @@ def _suspects(
 
 
 def _group_numbers(contents: Sequence[Content], rows: Sequence[int], near: Sequence[tuple[int, int]]) -> list[int]:
-    """For each of `rows` a number that identical and near-duplicate pictures share."""
+    """A number for each of `rows`, shared by identical and near-duplicate pictures."""
     first: dict[str, int] = {}
     for group in connected(near):
         first |= {contents[index].sha256: group[0] for index in group}

@@ -40,7 +40,7 @@ from finetune.models.device import describe
 from finetune.progress import Display
 from finetune.training.loop import TrainingResult
 
-# Training pictures that a trained network is measured on, at most: enough to tell whether it has learned them.
+# Most training pictures that the classifier is measured on: enough for the diagnosis.
 MOST_OF_TRAIN = 300
 
 
@@ -130,11 +130,11 @@ def _with_training(metrics: RunMetrics, training: TrainingResult) -> RunMetrics:
 def _judged(
     classifier: Classifier, rows: FeatureTable, heads: Heads | None, asked: dict[str, list[int]], display: Display
 ) -> dict[str, Tensor]:
-    """Log-probabilities (n, classes) of the pictures at the indices asked for, by split; of those without any, none."""
+    """Log-probabilities (n, classes) of pictures by split. asked: their indices; empty splits are left out."""
     asked = {split: indices for split, indices in asked.items() if indices}
     if heads is not None and classifier.config.test_time == "plain":
         by = {"train": heads.best, "test": heads.kept}
-        # The network is a head on the frozen backbone: what is known is not computed again.
+        # A head on the frozen backbone, whose activations are known.
         answers = {split: head(rows.pooled[asked[split]]) for split, head in by.items() if split in asked}
         return {split: logits.log_softmax(1) for split, logits in ({"val": heads.val_logits} | answers).items()}
     found = log_probabilities(classifier, rows, [index for indices in asked.values() for index in indices], display)
@@ -142,8 +142,7 @@ def _judged(
 
 
 def log_probabilities(classifier: Classifier, rows: FeatureTable, indices: Sequence[int], display: Display) -> Tensor:
-    """(n, classes) of the pictures at n indices. InputError for one that could be read when the run began and now
-    cannot."""
+    """Log-probabilities (n, classes) of the pictures at n indices. InputError where one can no longer be read."""
     paths = rows.paths()
     wanted = [paths[index] for index in indices]
     found, readable, contents = classifier.log_probabilities(wanted, display=display)

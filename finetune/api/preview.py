@@ -1,4 +1,4 @@
-"""The probe curve of a folder of pictures: how near they are to what a backbone knows, before any training."""
+"""Before any training: `probe_folder`, the probe curve of a folder, and `find_rate`, a learning rate for it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,26 @@ from finetune.training.cached_inputs import inputs_for
 from finetune.training.lr_finder import STEPS, Sweep, sweep_rates
 from finetune.training.plan import TrainingTask
 
-_NO_RATE = "strategy head solves its head at once and has no learning rate; choose another one (--strategy partial)"
+_NO_RATE = (
+    "strategy head solves its head in closed form and has no learning rate; choose another one (--strategy partial)"
+)
 
 
 @restored_random_state()
 def probe_folder(folder: Source, *, config: Config | None = None, display: Display | None = None) -> ProbeCurve:
-    """The curve of the pictures that a run on `folder` would learn from; those that judge it are left alone.
+    """Probe curve of the training pictures of a folder; validation and test pictures are not used.
 
-    InputError for a folder or backbone that cannot be used, and where a class has fewer than two pictures.
+    Args:
+        folder: A folder or a table, as `fit` takes it.
+        config: Options of the run to come.
+        display: Shows progress.
+
+    Raises:
+        InputError: For a folder or backbone that cannot be used, and for a class with fewer than two pictures.
+
+    Example:
+        >>> probe_folder("flowers").best.depth
+        'blocks.5'
     """
     config, display = config or Config(), display or Display()
     listing = list_pictures(folder)
@@ -48,9 +60,20 @@ def probe_folder(folder: Source, *, config: Config | None = None, display: Displ
 
 @restored_random_state()
 def find_rate(folder: Source, *, config: Config | None = None, display: Display | None = None) -> Sweep:
-    """The sweep of the training that a run on `folder` would make, with the batches that it would learn from.
+    """Learning-rate sweep for a run on a folder, with its network and its training batches.
 
-    InputError for a folder, file or option that cannot be used, and for a strategy that learns nothing by gradient.
+    Args:
+        folder: A folder or a table, as `fit` takes it.
+        config: Options of the run to come.
+        display: Shows progress.
+
+    Raises:
+        InputError: For a folder, file or option that cannot be used, and for a strategy that trains no weights by
+            gradient.
+
+    Example:
+        >>> find_rate("flowers", config=Config(strategy="partial")).suggestion
+        0.0012
     """
     config, display = config or Config(), display or Display()
     if config.strategy == "head":
@@ -63,7 +86,7 @@ def find_rate(folder: Source, *, config: Config | None = None, display: Display 
     network, _ = prepared.starting_network(config)
     plan, material = prepared.plan(network, config), prepared.training_data(config)
     network.backbone.freeze_below(plan.lowest, batch_norm_trains=plan.batch_norm_trains)
-    # No more views than the sweep shows: it takes few steps.
+    # A sweep has few steps, which need the views of few epochs.
     epochs = min(plan.epochs, math.ceil(STEPS / plan.steps_per_epoch))
     inputs = inputs_for(prepared.fabric, network, config, material, lowest=plan.lowest, epochs=epochs, display=display)
     with reproducible_numerics(prepared.fabric.device):

@@ -1,4 +1,4 @@
-"""What a user keeps of a run: predict, save, load."""
+"""The classifier that a run results in: predict, save, load."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from finetune.progress import Display
 from finetune.random_state import restored_random_state
 
 WEIGHTS_FILE = "model.safetensors"
-# Where a run that is being replaced waits in its folder until the new one is saved.
+# Folder inside the run folder that keeps a run which is being replaced, until the new one is saved.
 REPLACED = ".replaced"
 
 # Names of classes that repr() lists.
@@ -40,10 +40,14 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class Prediction:
-    """label: the likeliest class. probability: of it, in [0, 1]. top: (class, probability), likeliest first.
+    """The prediction for one picture.
 
-    path: the picture's path as given, or None for one given as bytes, array or PIL image.
-    unsure: whether the probability is below what was asked for; the label is then a guess, and still the likeliest.
+    Attributes:
+        label: The most probable class.
+        probability: Of the label, in [0, 1].
+        top: The most probable classes with their probabilities, in falling order.
+        path: The path of the picture as given; None for bytes, an array or a PIL image.
+        unsure: Whether the probability is below `min_probability`; the label is then a guess.
     """
 
     label: str
@@ -56,7 +60,18 @@ class Prediction:
 class Classifier:
     """A trained network with its class names and its preprocessing.
 
-    temperature: over 0, by which log-probabilities are divided (see `calibration`); 1 changes nothing.
+    Args:
+        network: Backbone and head.
+        classes: Names of the classes, in the order of the head's outputs.
+        preprocessing: What the backbone expects of its pictures.
+        config: Options of the run.
+        fabric: Device and precision.
+        temperature: Divides the log-probabilities (see `finetune.classifier.temperature`); 1 changes nothing.
+
+    Example:
+        >>> classifier = load("runs/pets")
+        >>> classifier.predict("new.jpg").label
+        'cat'
     """
 
     def __init__(
@@ -76,7 +91,7 @@ class Classifier:
         self.temperature = temperature
         # Figures of its run; None for a classifier without a run.
         self.run_metrics: RunMetrics | None = None
-        # The run folder that it was saved in or loaded from; None for one that was kept in memory.
+        # The run folder that it was saved in or loaded from; None for a run in memory.
         self.folder: Path | None = None
 
     @property
@@ -100,8 +115,8 @@ class Classifier:
         return f"<Classifier: {'; '.join(parts)}>"
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        # A classifier is pickled as the bytes of its two files, JSON and safetensors, so that it can be sent to the
-        # processes of a pool without a shared folder. The project itself loads run folders only, never a pickle.
+        # Pickled as the bytes of its two files, JSON and safetensors: it can be sent to other processes without a
+        # shared folder. The project itself never loads a pickle.
         device = "cpu" if self.fabric.device.type == "cpu" else "auto"
         precision = "bfloat16" if str(self.fabric._precision.precision).startswith("bf16") else "float32"
         config, weights = json.dumps(self._saved()).encode(), save(self._tensors())
@@ -120,15 +135,15 @@ class Classifier:
         """Predict the class of one picture, or of each picture of a list.
 
         Args:
-            picture: A path, bytes, an array (h, w) or (h, w, 3 or 4), or a PIL image; or a list or tuple of such.
+            picture: A path, bytes, an array (h, w) or (h, w, 3 or 4), or a PIL image; or a list or tuple of these.
             top: Number of classes in `Prediction.top`.
             min_probability: As for `predict_all`.
 
         Returns:
-            The prediction; for a list what `predict_all` returns.
+            The prediction; for a list, what `predict_all` returns.
 
         Raises:
-            UnreadablePicture: When the one picture cannot be read; in a list it takes the prediction's place.
+            UnreadablePicture: If the picture cannot be read. In a list, the error takes the place of the prediction.
         """
         if isinstance(picture, (list, tuple)):
             return self.predict_all(picture, top=top, min_probability=min_probability)
@@ -145,9 +160,17 @@ class Classifier:
         min_probability: float = 0.0,
         display: Display | None = None,
     ) -> list[Prediction | UnreadablePicture]:
-        """One answer for each picture, in order: its prediction, or the error that says why it cannot be read.
+        """Predict the class of each picture.
 
-        min_probability: in [0, 1], below which a prediction is marked as unsure; `refusal` finds it for an error rate.
+        Args:
+            pictures: Paths, bytes, arrays or PIL images.
+            top: Number of classes in `Prediction.top`.
+            min_probability: In [0, 1]; predictions below it are marked as unsure. `finetune predict --target-error`
+                chooses it for an error rate.
+            display: Shows progress.
+
+        Returns:
+            For each picture, in order, its prediction, or the error that says why it cannot be read.
         """
         if isinstance(pictures, (str, Path)):
             raise InputError(f"predict_all takes a list of pictures; for the one at {pictures} there is predict")
@@ -155,7 +178,7 @@ class Classifier:
             raise InputError(f"top must be at least 1, not {top}")
         if not 0 <= min_probability <= 1:
             raise InputError(f"min_probability must be between 0 and 1, not {min_probability}")
-        pictures = list(pictures)  # a column of a data frame looks up labels, not positions
+        pictures = list(pictures)  # a data frame column is indexed by labels, not positions
         log_probabilities, index, contents = self.log_probabilities(pictures, display=display)
         names = [str(picture) if isinstance(picture, (str, Path)) else None for picture in pictures]
         answers: list[Prediction | UnreadablePicture] = [
@@ -171,9 +194,15 @@ class Classifier:
     def log_probabilities(
         self, pictures: Sequence[Picture], *, display: Display | None = None
     ) -> tuple[Tensor, Tensor, dict[int, Content]]:
-        """(n, classes) for the n readable pictures, their positions (n,), and what reading told of every picture.
+        """Calibrated log-probabilities, averaged over the views of a picture where there are several.
 
-        They are averaged over views first, where there are several, and then brought to the classifier's temperature.
+        Args:
+            pictures: Paths, bytes, arrays or PIL images.
+            display: Shows progress.
+
+        Returns:
+            Log-probabilities (n, classes) of the n readable pictures, their positions (n,), and for every position its
+            content hash, or the reason why it cannot be read.
         """
         with (display or Display()).bar("predicting", len(pictures)) as advance:
             outputs = run_frozen(
@@ -189,25 +218,25 @@ class Classifier:
         return calibrated(found, self.temperature), outputs.index, outputs.contents
 
     def pictures(self, sources: Sequence[Picture]) -> Pictures:
-        """`sources` in the view that predictions are made on."""
+        """`sources` in the view of predictions."""
         view = evaluation_view(self.preprocessing, self.config.test_time)
         return Pictures(sources, view, self.preprocessing.shortest_side, self.config.max_pixels)
 
     def save(self, folder: str | Path, record: dict[str, Any] | None = None) -> None:
-        """Write weights and configuration into `folder`; `record` adds to config.json what made the run."""
+        """Write model.safetensors and config.json into `folder`; `record` is added to config.json."""
         folder = Path(folder)
         write_tensors(folder / WEIGHTS_FILE, self._tensors())
         write_json(folder / CONFIG_FILE, self._saved() | (record or {}))
 
     def _tensors(self) -> dict[str, Tensor]:
-        """What model.safetensors holds."""
+        """The content of model.safetensors."""
         return {
             name.replace("backbone.model.", "backbone.", 1): value.detach().cpu().contiguous()
             for name, value in self.network.state_dict().items()
         }
 
     def _saved(self) -> dict[str, Any]:
-        """What config.json holds of the classifier itself."""
+        """The part of config.json that describes the classifier."""
         return {
             "format": FORMAT,
             "config": self.config.to_dict(),
@@ -220,15 +249,25 @@ class Classifier:
 
 @restored_random_state()
 def load(folder: str | Path, *, device: str = "auto", precision: str | None = None) -> Classifier:
-    """The classifier saved in the run folder. precision: that of the run when None.
+    """Load the classifier of a run.
 
-    InputError when `folder` holds no finished run, or its files do not belong together.
+    Args:
+        folder: A run folder.
+        device: One of auto, cpu, cuda.
+        precision: One of auto, float32, bfloat16; by default that of the run.
+
+    Raises:
+        InputError: If `folder` holds no finished run, or its files are damaged or do not belong together.
+
+    Example:
+        >>> load("runs/pets").predict("new.jpg").label
+        'cat'
     """
     folder = Path(folder)
     saved = read_run_config(folder)
     if saved.classes is None:
         replaced = folder / REPLACED
-        older = f", or use the run that it replaces: {replaced}" if (replaced / WEIGHTS_FILE).exists() else ""
+        older = f", or use the run that it is to replace: {replaced}" if (replaced / WEIGHTS_FILE).exists() else ""
         raise InputError(
             f"{folder} holds a run that has not finished; continue it with: finetune fit … --resume{older}"
         )
@@ -271,7 +310,7 @@ def _restored(
 def _unpickled(
     config: bytes, weights: bytes, metrics: dict[str, Any] | None, folder: Path | None, device: str, precision: str
 ) -> Classifier:
-    """The classifier that `Classifier.__reduce__` wrote down."""
+    """The classifier that `Classifier.__reduce__` pickled."""
     names = ("the configuration of the pickled classifier", "its weights")
     saved = RunConfig.from_dict(json.loads(config), names[0])
     classifier = _restored(saved, from_bytes(weights), names, device, precision)

@@ -1,6 +1,6 @@
-"""A run as one file that other programs can run: ONNX or torch.export, checked against the run before it is kept.
+"""Export of a classifier as one file for other programs, ONNX or torch.export, checked against the run.
 
-The file holds all that follows on pixels: normalisation, network, temperature. With onnxruntime, a picture goes in so:
+The file maps pixels to probabilities: normalisation, network, temperature. With onnxruntime:
 
     about = json.load(open("pets.onnx.json"))["preprocessing"]
     side, border = (about["size"], about["size"]), (1 - about["crop_pct"]) / 2
@@ -8,9 +8,9 @@ The file holds all that follows on pixels: normalisation, network, temperature. 
     pixels = np.asarray(ImageOps.fit(picture, side, Image.Resampling.BICUBIC, bleed=border)).transpose(2, 0, 1)[None]
     probabilities = onnxruntime.InferenceSession("pets.onnx").run(None, {"pixels": pixels})[0]
 
-or, with OpenVINO, whose precision must be asked for: `openvino.compile_model("pets.onnx", "CPU",
+or with OpenVINO, in its full precision: `openvino.compile_model("pets.onnx", "CPU",
 {"INFERENCE_PRECISION_HINT": "f32"})(pixels)[0]`. Pillow resizes nearly as a run does; `finetune.load(run).pictures(
-["new.jpg"]).batch([0]).pixels` are the very pixels.
+["new.jpg"]).batch([0]).pixels` are exactly its pixels.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from finetune.classifier.temperature import calibrated
 from finetune.data.folder import list_unlabelled
 from finetune.data.transforms import LONGEST
 from finetune.errors import InputError, reason_of
-from finetune.features.acceleration import Forward
 from finetune.features.forward import run_over
 from finetune.files import read_csv, replacing, write_json
 from finetune.models.onnx_graph import onnx_program
@@ -44,10 +43,10 @@ from finetune.progress import Display
 
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}
 
-# Of ONNX: old enough for programs of the last years, and what torch's exporter writes without converting.
+# ONNX operator set: the one that torch's exporter writes natively, and old enough for most programs.
 OPSET = 18
 
-# The largest difference of a probability that an export may show. float32 in another order of sums makes about 1e-6.
+# Largest allowed difference of a probability. Another order of float32 sums makes about 1e-6.
 TOLERANCE = 1e-4
 
 INPUT, OUTPUT = "pixels", "probabilities"
@@ -70,20 +69,31 @@ def export(
     pictures: str | Path | None = None,
     display: Display | None = None,
 ) -> dict[str, Any]:
-    """Write the classifier in `run` to `out`, and to `out`.json what must be done before and what its answers mean.
+    """Write the classifier of a run to one file, and a description of its input and its classes to `out`.json.
 
-    format: "onnx" or "torch-export", which torch.export.load reads. out: by default beside the run, with its name. An
-    older export there is replaced, whole; the run is not changed.
+    The graph takes uint8 pixels of the evaluation view, shape (n, 3, size, size) for any n, or (n, 10, 3, size, size)
+    with ten-crop views, and returns probabilities (n, classes). The file is kept only if it gives the same labels as
+    the classifier in float32 on the CPU, and the same probabilities to within `tolerance`.
 
-    The graph takes uint8 (n, 3, size, size), any n, as the evaluation view makes them ((n, 10, 3, size, size) for a run
-    with ten-crop views), and gives probabilities (n, classes). Before the file is kept it is read again and run on
-    every validation picture of the run, or on those in the folder `pictures`, beside the classifier in float32 on the
-    CPU: every label must be the same and no probability may differ by more than `tolerance`.
+    torch.load may run code in a .pt2 file: load only your own. An ONNX file holds no code.
 
-    Of a .pt2 file torch reads weights and graph as plain data, but would also unpickle what a stranger had put there:
-    load only your own. An ONNX file holds no code.
+    Args:
+        run: A run folder; it is not changed.
+        out: File to write; by default beside the run, with its name. An older export there is replaced.
+        format: "onnx", or "torch-export" for torch.export.load.
+        tolerance: Largest allowed difference of a probability.
+        pictures: Picture or folder of pictures to check the file on; by default the validation pictures of the run.
+        display: Shows progress.
 
-    Returns what the JSON file says. InputError where the pictures are gone, or the two do not agree; nothing is left.
+    Returns:
+        The content of the JSON file.
+
+    Raises:
+        InputError: If the pictures are gone, or the file does not agree with the run; no file is then left.
+
+    Example:
+        >>> export("runs/pets", "pets.onnx")["classes"]
+        ['cat', 'dog']
     """
     run, display = Path(run), display or Display()
     if format not in ENDINGS:
@@ -100,7 +110,9 @@ def export(
     content = _exported(classifier, about)
     with replacing(file) as temporary:
         temporary.write_bytes(content)
-        about["parity"] = _parity(classifier, _runner(temporary.read_bytes(), format), sources, tolerance, display)
+        about["parity"] = _parity(
+            classifier, _ExportedModel(temporary.read_bytes(), format), sources, tolerance, display
+        )
         write_json(_beside(file), about)
     display.say(
         f"{file} agrees on {about['parity']['pictures']} pictures: every label, and probabilities to "
@@ -110,7 +122,7 @@ def export(
 
 
 class Served(nn.Module):
-    """What a classifier does with pixels, as one graph: uint8 (n, 3, size, size) to probabilities (n, classes)."""
+    """A classifier as one graph: uint8 (n, 3, size, size) to probabilities (n, classes)."""
 
     def __init__(self, classifier: Classifier):
         super().__init__()
@@ -134,7 +146,7 @@ def _place(run: Path, out: Path | None, format: str) -> Path:
     if file.suffix != ending:
         raise InputError(f"{file} (--out) must end in {ending} for --format {format}")
     if file.resolve().is_relative_to(run):
-        raise InputError(f"{file} (--out) lies in the run, which an export leaves as it is; choose another place")
+        raise InputError(f"{file} (--out) lies in the run, which an export does not change; choose another place")
     for path in (file, _beside(file)):
         if path.is_dir():
             raise InputError(f"{path} (--out) is a folder")
@@ -146,11 +158,11 @@ def _beside(file: Path) -> Path:
 
 
 def _validation_pictures(run: Path, saved: RunConfig) -> list[Path]:
-    """Those of the run, all of them there. InputError, telling of --pictures, when they are not."""
+    """The validation pictures of the run. InputError, which names --pictures, where one is missing."""
     instead = "give --pictures FOLDER with pictures to check the export on"
     table = run / PICTURES_FILE
     if saved.folder is None or not table.exists():
-        raise InputError(f"{run} does not say what pictures it was validated on; {instead}")
+        raise InputError(f"{run} does not name its validation pictures; {instead}")
     try:
         rows = read_csv(table, ("path", "split"))
     except InputError as error:
@@ -191,11 +203,11 @@ def _about(classifier: Classifier, format: str) -> dict[str, Any]:
 
 
 def _exported(classifier: Classifier, about: dict[str, Any]) -> bytes:
-    """The content of the file, `about` in its metadata. InputError where the network's code cannot be exported."""
+    """The content of the file, with `about` in its metadata. InputError for a network that cannot be exported."""
     served = Served(classifier).eval()
-    # Of two pictures: what is 1 in the example would be taken for 1 always.
+    # Two pictures, because exporters take a size of 1 for a constant.
     pixels = torch.zeros(2, *about["input"]["shape"][1:], dtype=torch.uint8)
-    # ASCII, in which any name can be told, also one of a file system that is not UTF-8.
+    # Escaped to ASCII, because a class name may not be valid UTF-8.
     facts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
     make = _onnx if about["format"] == "onnx" else _pt2
     try:
@@ -208,7 +220,7 @@ def _exported(classifier: Classifier, about: dict[str, Any]) -> bytes:
 
 
 def _onnx(served: nn.Module, pixels: Tensor, facts: dict[str, str]) -> bytes:
-    import onnx  # here, because it takes a while to import
+    import onnx  # here, because it is slow to import
 
     model = onnx_program(served, pixels, names=(INPUT, OUTPUT), opset=OPSET).model_proto
     onnx.helper.set_model_props(model, facts)
@@ -220,55 +232,53 @@ def _onnx(served: nn.Module, pixels: Tensor, facts: dict[str, str]) -> bytes:
 def _pt2(served: nn.Module, pixels: Tensor, facts: dict[str, str]) -> bytes:
     file = io.BytesIO()
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own ways
+        warnings.simplefilter("ignore")  # of the exporter itself
         program = torch.export.export(served, (pixels,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
         program.example_inputs = None  # which would be pickled
         torch.export.save(program, file, extra_files={"about.json": json.dumps(facts)})
     return file.getvalue()
 
 
-def _runner(content: bytes, format: str) -> Forward:
-    """What runs the exported file, pixels to probabilities, on several threads at once."""
-    if format == "torch-export":
-        module = torch.export.load(io.BytesIO(content)).module()
+class _ExportedModel:
+    """The exported file as a function: uint8 pixels to probabilities, from several threads at once."""
 
-        def run(pixels: Tensor) -> Tensor:
+    def __init__(self, content: bytes, format: str):
+        self._module: nn.Module | None = None
+        if format == "torch-export":
+            self._module = torch.export.load(io.BytesIO(content)).module()
+            return
+        import openvino
+
+        core = openvino.Core()
+        compiled = core.compile_model(core.read_model(content), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        self._request, self._lock = compiled.create_infer_request(), Lock()
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        if self._module is not None:
             with torch.no_grad():
-                probabilities: Tensor = module(pixels)
+                probabilities: Tensor = self._module(pixels)
                 return probabilities
-
-        return run
-
-    import openvino
-
-    core = openvino.Core()
-    compiled = core.compile_model(core.read_model(content), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    request, one_at_a_time = compiled.create_infer_request(), Lock()
-
-    def infer(pixels: Tensor) -> Tensor:
-        with one_at_a_time:  # it takes all cores for each batch
-            return torch.tensor(request.infer([pixels.contiguous().numpy()])[0])
-
-    return infer
+        with self._lock:  # a request computes one batch at a time, on all cores
+            return torch.tensor(self._request.infer([pixels.contiguous().numpy()])[0])
 
 
 def _parity(
     classifier: Classifier,
-    network: Forward,
+    exported: _ExportedModel,
     sources: Sequence[Path],
     tolerance: float,
     display: Display,
 ) -> dict[str, Any]:
-    """How the exported file compares with the classifier on `sources`. InputError where it does not agree."""
+    """Compare the exported file with the classifier on `sources`. InputError where they do not agree."""
     log_probabilities, index, contents = classifier.log_probabilities(sources, display=display)
     if not len(index):
         raise InputError(f"{sources[0]}: {contents[0].reason}; give --pictures FOLDER with pictures that can be read")
     wanted = log_probabilities.exp()
     with display.bar("checking the export", len(sources)) as advance:
-        seen = run_over(torch.device("cpu"), network, classifier.pictures(sources), advance=advance)
+        seen = run_over(torch.device("cpu"), exported, classifier.pictures(sources), advance=advance)
     if not torch.equal(seen.index, index):
         raise InputError(f"{sources[0].parent}: pictures changed while the export was checked; start again")
-    # What is not a number is no agreement.
+    # NaN counts as a difference.
     differences = (seen.values - wanted).abs().amax(1).nan_to_num(nan=math.inf)
     others = (seen.values.argmax(1) != wanted.argmax(1)).sum()
     if others or differences.max() > tolerance:

@@ -1,4 +1,4 @@
-"""Predictions as a CSV table that a spreadsheet opens without running anything."""
+"""Predictions as a CSV table, in which no cell is a formula to a spreadsheet."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from finetune.errors import InputError, UnreadablePicture
 from finetune.files import write_csv
 
 COLUMNS = ("path", "label", "probability", "unsure", "error")
-# A cell that begins with one of these is a formula to a spreadsheet.
+# Spreadsheets take a cell that begins with one of these for a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def check_table(path: Path) -> None:
-    """InputError where `path` holds anything but such a table, which a new one may replace."""
+    """InputError where `path` holds anything but a table of predictions, which may be replaced."""
     if path.is_dir():
         raise InputError(f"{path} (--csv) is a folder; give the name of a file")
     if path.exists():
@@ -26,8 +26,7 @@ def check_table(path: Path) -> None:
 
 
 def write_table(path: Path, answers: Sequence[Prediction | UnreadablePicture], *, top: int) -> None:
-    """A row for each picture, in order: its label, probability, whether it is unsure, why it cannot be read, and the
-    next classes, `top` in all. The file is written whole or not at all."""
+    """Write a row for each picture, in order, with its `top` most probable classes; completely or not at all."""
     header = list(COLUMNS)
     for rank in range(2, top + 1):
         header += [f"label_{rank}", f"probability_{rank}"]

@@ -1,4 +1,4 @@
-"""When to say "unsure": the probability below which a prediction is refused, for an error not to be exceeded."""
+"""Rejection: the probability below which a prediction is answered "unsure", chosen for an error rate."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ from finetune.classifier.run_folder import PREDICTIONS_FILE
 from finetune.errors import InputError
 from finetune.files import read_csv
 
-# Shares of the validation pictures that may be answered. They are few because all bounds hold at once: each further one
-# makes the others wider.
+# Shares of the validation pictures that are answered. All bounds hold at once, so each further share widens the others.
 COVERAGES = (1.0, 0.98, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.35, 0.2)
 
-# How sure it is that the error on new pictures is under its bound: of the chosen row, and of each one alone.
+# Confidence that the error on new pictures is below its bound: of all rows together, and of each row alone.
 CONFIDENCE = 0.95
 EACH = 1 - (1 - CONFIDENCE) / len(COVERAGES)
 
-# Beyond so many validation pictures a target counts as out of reach.
+# A target that needs more validation pictures counts as out of reach.
 MOST_NEEDED = 10_000_000
 
-# predictions.csv keeps six decimals: what was rounded up to a threshold is not below it.
+# predictions.csv has six decimals: a probability that was rounded up to a threshold is not below it.
 HALF_DIGIT = 5e-7
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """A threshold and what the validation pictures show of it.
+    """A threshold and its figures on the validation pictures.
 
-    min_probability: predictions below it are refused. coverage: share of the validation pictures that are answered.
-    error: share of these answers that is wrong. bound: upper bound of that share on new pictures, at CONFIDENCE.
-    answered: number of validation pictures that are answered.
+    Attributes:
+        min_probability: Predictions below it are answered "unsure".
+        coverage: Share of the validation pictures that get an answer.
+        error: Share of these answers that is wrong.
+        bound: Upper bound of that share on new pictures, at CONFIDENCE.
+        answered: Number of validation pictures that get an answer.
     """
 
     min_probability: float
@@ -45,18 +47,19 @@ class Rejection:
     answered: int
 
 
-def refusals(probabilities: Sequence[float], right: Sequence[bool]) -> list[Rejection]:
+def rejections(probabilities: Sequence[float], right: Sequence[bool]) -> list[Rejection]:
     """One threshold for each of COVERAGES, with its error bound, most pictures answered first.
 
     Args:
-        probabilities: Of the predicted class, (n,), of pictures that the network did not learn from.
-        right: (n,), whether the prediction is the true class.
+        probabilities: Of the predicted class, shape (n,), of pictures that the network did not learn from.
+        right: Whether the prediction is correct, shape (n,).
 
     Returns:
-        A row for each coverage; none where there is no picture. Each bound is the upper end of a one-sided
-        Clopper-Pearson interval (1934). The confidence is divided between all rows (Bonferroni), as in "selection with
-        guaranteed risk" of Geifman and El-Yaniv (2017), so that a row chosen after looking holds for new pictures of
-        the same kind.
+        A row for each coverage; none without a picture. Each bound is the upper end of a one-sided Clopper-Pearson
+        interval (1934). The confidence is divided between all rows (Bonferroni), so that the bound of a row still
+        holds when the row is chosen by these figures.
+
+    Source: Geifman and El-Yaniv (2017), "selection with guaranteed risk".
     """
     values, wrong = np.asarray(probabilities, dtype=np.float64), ~np.asarray(right, dtype=bool)
     if len(values) == 0:
@@ -72,12 +75,12 @@ def refusals(probabilities: Sequence[float], right: Sequence[bool]) -> list[Reje
     return rows
 
 
-def refusal_for(rows: Sequence[Rejection], target_error: float) -> Rejection:
-    """The row that answers most pictures among those whose bound is at most `target_error`.
+def rejection_for(rows: Sequence[Rejection], target_error: float) -> Rejection:
+    """The row with the largest coverage among those whose bound is at most `target_error`.
 
     Raises:
-        InputError: For a target outside of (0, 1), and for one that no row can guarantee. The message says which
-            target can be guaranteed and how many validation pictures the one asked for would need.
+        InputError: For a target outside (0, 1), and for one that no row guarantees. The message says which target can
+            be guaranteed, and how many validation pictures `target_error` needs.
     """
     if not 0 < target_error < 1:
         raise InputError(f"--target-error must be between 0 and 1, not {target_error:g}")
@@ -141,7 +144,7 @@ def _needed(row: Rejection, target: float) -> int | None:
 
 
 def _rounded_up(value: float) -> float:
-    """`value` above 0 to two digits, upwards, so that the number in a message can be asked for."""
+    """A positive value rounded up to two digits."""
     step = 10.0 ** (math.floor(math.log10(value)) - 1)
     return round(math.ceil(value / step - 1e-9) * step, 12)
 
@@ -152,9 +155,10 @@ def upper_bound(errors: float, n: int, confidence: float) -> float:
 
 
 def validation_answers(run: Path) -> tuple[list[float], list[bool]]:
-    """Of each validation picture of the run: the probability of its prediction, and whether that was right.
+    """The probability of each prediction of a validation picture, and whether it is correct.
 
-    InputError where predictions.csv is missing or damaged.
+    Raises:
+        InputError: If predictions.csv is missing or damaged.
     """
     path = run / PREDICTIONS_FILE
     try:
@@ -167,5 +171,5 @@ def validation_answers(run: Path) -> tuple[list[float], list[bool]]:
         if not all(0 <= probability <= 1 for probability in probabilities):
             raise ValueError("a probability is not between 0 and 1")
     except ValueError as error:
-        raise InputError(f"{path} is not as a run leaves it ({error}); give --min-probability instead") from error
+        raise InputError(f"{path} may be damaged ({error}); give --min-probability instead") from error
     return probabilities, [row["label"] == row["predicted"] for row in rows]

@@ -1,4 +1,4 @@
-"""The run folder while a run is under way: may it start or go on there, and what it has computed already."""
+"""The run folder of `finetune fit`: begin, resume, replace, finish; and the tables in it."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from finetune.features.forward import Outputs
 from finetune.files import alone_in, read_tensors_and_metadata, write_json, write_tensors
 
 PREDICTIONS_FILE = "predictions.csv"
-# Log-probabilities of every class, (n, classes) for each split, in the order of the predictions.
+# Log-probabilities (n, classes) by split, in the order of predictions.csv.
 PROBABILITIES_FILE = "probabilities.safetensors"
 PREDICTIONS_HEADER = ("path", "split", "label", "predicted", "probability", "probability_of_label")
 PICTURES_FILE = "pictures.csv"
-# A row for each epoch, once training is over; `loggers` has them while it goes on.
+# A row for each epoch, written when training has ended.
 HISTORY_FILE = "history.csv"
-# learned: whether what was kept has learned from it.
+# learned: whether the kept classifier has learned from the picture.
 PICTURES_HEADER = ("path", "split", "label", "sha256", "learned")
 
-# All that a run leaves in its folder. config.json is first: without it there is no run.
+# Everything that a run writes to its folder. config.json is first: without it there is no run.
 RUN_FILES = (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -53,11 +53,12 @@ RUN_FILES = (
 
 
 class RunFolder:
-    """A run folder that is being filled. What only a continuation needs lies in `state/` and goes at the end.
+    """A run folder while it is being written.
 
-    As a context it keeps other processes away from `begin` on, until it is left. A run that fails before `started`
-    leaves nothing in the folder. A run that replaces another one sets the old files aside in `.replaced/` when it
-    writes its own first file; they are deleted once the new classifier is saved, and put back where it never is.
+    As a context manager it locks out other processes from `begin` until the end. A run that fails before `started`
+    leaves nothing in the folder. A run that replaces another one moves the old files to `.replaced/` when it writes its
+    first file. They are deleted once the new classifier is saved, and moved back if it never is. `state/` keeps what
+    only a continuation needs, and is deleted at the end.
     """
 
     def __init__(self, path: Path):
@@ -66,7 +67,7 @@ class RunFolder:
         self._features = path / STATE / "features.safetensors"
         self._replaced = path / REPLACED
 
-        # Splits that earlier runs on the folder recorded, by sha256; None until this run has read them.
+        # Splits recorded by earlier runs on the pictures, by sha256; None until they are read.
         self.recorded: dict[str, str] | None = None
 
         self._request: dict[str, Any] = {}
@@ -78,7 +79,7 @@ class RunFolder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
-            if self._began:  # otherwise the folder is of another run, or of another process
+            if self._began:  # otherwise the folder belongs to another run, or to another process
                 self._tidy(kind)
         finally:
             self._lock.close()
@@ -86,11 +87,21 @@ class RunFolder:
     def begin(
         self, folder: Path, config: Config, *, resume: bool, overwrite: bool = False, table: str | None = None
     ) -> bool:
-        """Check that this run may start or continue here; True when it has finished already. Nothing is changed.
+        """Check that the run may begin or continue here, and lock the folder. Nothing is written.
 
-        overwrite: a run that is here is replaced. table: what lists the pictures, None where the folder itself does.
-        InputError when there is something else here, a run that was started with other options or pictures, or one that
-        another process is at.
+        Args:
+            folder: The pictures.
+            config: Options of the run.
+            resume: Continue the run that is here.
+            overwrite: Replace the run that is here.
+            table: The table that lists the pictures; None where the folder itself does.
+
+        Returns:
+            Whether the run has finished already.
+
+        Raises:
+            InputError: If the folder holds anything but a run, or a run that was started with other options or
+                pictures, or one that another process is writing.
         """
         if resume and overwrite:
             raise InputError("--resume continues the run in --out and --overwrite replaces it; give one of them")
@@ -122,16 +133,16 @@ class RunFolder:
         return found.classes is not None and has_finished(self.path, (WEIGHTS_FILE, METRICS_FILE))
 
     def started(self) -> None:
-        """Say that every option and picture was accepted: from now on a failure leaves what --resume needs."""
+        """Call when all options and pictures are accepted: a failure from here on leaves what --resume needs."""
         self._started = True
 
     def _recover(self) -> None:
-        """Put the old run back where a process was killed while it set it aside."""
+        """Move the old run back where a process was killed while moving it to `.replaced/`."""
         if self._replaced.is_dir() and not (self.path / CONFIG_FILE).exists():
             self._put_back()
 
     def _set_aside(self) -> None:
-        """Move the old run into `.replaced/`. An unfinished one is deleted where `.replaced/` holds a run already."""
+        """Move the old run to `.replaced/`. An unfinished run is deleted where `.replaced/` holds a run already."""
         if self._replaced.is_dir() and not _saved(self.path):
             _delete(self.path)
             return
@@ -149,7 +160,7 @@ class RunFolder:
         shutil.rmtree(self._replaced)
 
     def _tidy(self, kind: type[BaseException] | None) -> None:
-        """Delete the old run once the new one is saved; undo what a failed run wrote. kind: the exception, or None."""
+        """Delete the old run where the new one is saved; undo a failed run. kind: of the exception, or None."""
         replaced = self._replaced.is_dir()
         if _saved(self.path):
             if replaced:
@@ -162,7 +173,7 @@ class RunFolder:
                 _delete(self.path)
 
     def keep_features(self, listing: Listing, outputs: Outputs) -> None:
-        """Write config.json, which says what run this is, and keep what was computed for --resume."""
+        """Write config.json, with which the run begins, and keep the activations for --resume."""
         if self._overwrites:
             self._set_aside()
         self._wrote = not self._resumes
@@ -178,13 +189,13 @@ class RunFolder:
         write_tensors(self._features, {"values": outputs.values, "index": outputs.index}, metadata)
 
     def kept_features(self, listing: Listing) -> Outputs | None:
-        """What keep_features was given, None when it was not called yet. InputError when the pictures have changed."""
+        """The activations that `keep_features` kept; None where it was not called. InputError for changed pictures."""
         if not self._features.exists() or self._overwrites:
             return None
         tensors, metadata = read_tensors_and_metadata(self._features)
         if metadata["listing"] != _fingerprint(listing):
             raise InputError(
-                f"{listing.name} has changed since the run in {self.path} was started; start a new one in another "
+                f"{listing.name} has changed since the run in {self.path} was started; start a new run in another "
                 "--out, or with --overwrite in this one"
             )
         self.recorded = json.loads(metadata.get("recorded", "{}"))
@@ -192,7 +203,7 @@ class RunFolder:
         return Outputs(tensors["values"], tensors["index"], contents)
 
     def holds_classifier(self) -> bool:
-        """Whether there is a classifier here that can be loaded, of a run that may still be under way."""
+        """Whether a classifier can be loaded from here; its run may still be under way."""
         return _saved(self.path)
 
     def finish(self) -> None:
@@ -201,14 +212,14 @@ class RunFolder:
 
 
 def _saved(path: Path) -> bool:
-    """Whether there is a classifier in `path` that can be loaded."""
+    """Whether `path` holds a classifier that can be loaded."""
     if not all((path / name).exists() for name in (CONFIG_FILE, WEIGHTS_FILE)):
         return False
     return read_run_config(path).classes is not None
 
 
 def _delete(path: Path) -> None:
-    """Everything of a run in `path`; files of others stay."""
+    """Delete the files of a run; other files in `path` stay."""
     for name in RUN_FILES:
         if (path / name).is_dir():
             shutil.rmtree(path / name)
@@ -221,7 +232,7 @@ def _fingerprint(listing: Listing) -> str:
 
 
 def prediction_rows(classes: Sequence[str], predictions: Sequence[tuple[Sample, str, Tensor]]) -> list[tuple[str, ...]]:
-    """Of each picture, with its split and its log-probabilities (classes,), the row of predictions.csv."""
+    """Rows of predictions.csv. predictions: picture, split and log-probabilities (classes,) of each."""
     table: list[tuple[str, ...]] = []
     for sample, split, log_probabilities in predictions:
         row = log_probabilities.exp()

@@ -1,4 +1,4 @@
-"""Pictures copied or linked into one folder per predicted class."""
+"""Copies of pictures, or links to them, in one folder for each predicted class."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from finetune.errors import InputError
 from finetune.files import check_writable
 
 UNSURE = "unsure"
-# Not allowed in a file name by some system, or a sign of an escape.
+# Characters that some system does not allow in a file name, and those that could be read as an escape.
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]|^\.|^ |[. ]$|%(?=[0-9A-F]{2})')
 
 
@@ -26,13 +26,22 @@ def check_target(target: Path, sources: Collection[Path]) -> None:
 
 
 def sort_pictures(target: Path, answers: Sequence[Prediction], classes: Sequence[str], *, link: bool) -> int:
-    """Put each answered picture into `target`/<class>/, unsure ones into `target`/unsure/; how many were put.
+    """Copy each picture to `target`/<class>/, unsure ones to `target`/unsure/.
 
-    A file that is there already is never replaced: another picture of its name gets a number, "a-2.jpg". A picture that
-    an earlier call put there counts as done. link: make symbolic links instead of copies. A class whose name is no
-    safe folder name has the unsafe characters as %XX.
+    An existing file is never replaced: another picture of the same name gets a number, "a-2.jpg". A picture that an
+    earlier call has copied is not copied again. Unsafe characters of a class name become %XX in the folder's name.
 
-    InputError where a file cannot be written.
+    Args:
+        target: Folder of the folders.
+        answers: Predictions of pictures that were given by path.
+        classes: Names of all classes.
+        link: Make symbolic links in place of copies.
+
+    Returns:
+        The number of pictures in the folders.
+
+    Raises:
+        InputError: If a file cannot be written.
     """
     folders = {label: target / safe_name(label) for label in classes}
     unsure = target / _name_for_unsure(classes)
@@ -54,7 +63,7 @@ def safe_name(label: str) -> str:
 
 
 def _name_for_unsure(classes: Sequence[str]) -> str:
-    """ "unsure", after as many underscores as it takes to be no class."""
+    """ "unsure", with as many leading underscores as make it differ from every class."""
     name, known = UNSURE, {safe_name(label).casefold() for label in classes}
     while name in known:
         name = f"_{name}"
@@ -94,8 +103,8 @@ def _is_of(place: Path, source: Path, *, link: bool) -> bool:
 
 
 def _copy(source: Path, place: Path) -> None:
-    """A copy that is whole or not there; FileExistsError where `place` exists."""
-    place.open("xb").close()  # the name is this process's from here on
+    """Copy a file completely or not at all; FileExistsError where `place` exists."""
+    place.open("xb").close()  # reserves the name
     temporary = place.with_name(f".{place.name}.{os.getpid()}")
     try:
         shutil.copy2(source, temporary)

@@ -1,4 +1,4 @@
-"""Probabilities that mean what they say: one temperature, fitted on validation pictures."""
+"""Calibration of probabilities: one temperature, fitted on validation pictures."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor
 from finetune.classifier.run_metrics import CalibrationMetrics
 from finetune.metrics import expected_calibration_error
 
-# What is tried, 5 % apart. Validation pictures that are all told apart would ask for a temperature of 0, which turns
-# every doubt into certainty; ones that are mostly wrong for one without end, which makes all classes alike.
+# Temperatures that are tried, 5 % apart. The bounds matter where validation pictures are all predicted correctly, which
+# would give a temperature of 0, or mostly wrongly, which would give an infinite one.
 TEMPERATURES = tuple(1.05**step for step in range(-33, 48))
 
-# Standard deviation of log-temperature before any picture was seen: few pictures move it little from 1.
+# Standard deviation of the normal prior on log-temperature: with few pictures the temperature stays near 1.
 SPREAD = 0.5
 
-# Parts that validation is cut into, where it must judge what was fitted on it.
+# Folds of the cross-validation where the validation pictures both fit and measure.
 FOLDS = 5
 
 
 def calibrated(log_probabilities: Tensor, temperature: float) -> Tensor:
-    """Log-probabilities (n, classes) at a temperature: over 1 they come nearer to each other, under 1 they part.
+    """Log-probabilities (n, classes) at a temperature: above 1 less confident, below 1 more; the order stays.
 
-    The order of the classes stays. Log-probabilities averaged over views are taken as they are after averaging.
+    With several views of a picture, the temperature applies after averaging over them.
     """
     if temperature == 1:
         return log_probabilities
@@ -32,20 +32,24 @@ def calibrated(log_probabilities: Tensor, temperature: float) -> Tensor:
 
 
 def fit_temperature(log_probabilities: Tensor, labels: Tensor) -> float:
-    """Temperature scaling (Guo et al. 2017, section 4.2) of log-probabilities (n, classes) for labels (n,): one of
-    TEMPERATURES, that with the least log-loss on them. Give it pictures that the network did not learn from.
+    """The temperature of TEMPERATURES with the lowest log-loss, or 1 without clear evidence for another one.
 
-    1, which changes nothing, is left only on evidence. A normal prior on its logarithm (SPREAD) holds it near 1 while
-    pictures are few. It falls below 1 only while the error that the probabilities claim on average stays at or over
-    what the pictures can show, (wrong + 1) / (n + 2) by Laplace's rule of succession. And it is kept only where it
-    lowers the log-loss of pictures that did not fit it, in FOLDS-fold cross-validation.
+    A normal prior on its logarithm (SPREAD) holds it near 1 with few pictures. It is below 1 only while the mean error
+    that the probabilities claim is at least what the pictures can show, (wrong + 1) / (n + 2) by Laplace's rule of
+    succession. And it differs from 1 only where that lowers the log-loss in FOLDS-fold cross-validation.
+
+    Args:
+        log_probabilities: Shape (n, classes), of pictures that the network did not learn from.
+        labels: True classes, shape (n,), int64.
+
+    Source: Guo et al. (2017), section 4.2.
     """
     return _Trials(log_probabilities, labels).chosen(torch.ones(len(labels), dtype=torch.bool))
 
 
 def cross_calibrated(log_probabilities: Tensor, labels: Tensor) -> Tensor:
-    """`log_probabilities` (n, classes), each picture's at the temperature that `fit_temperature` finds on the other
-    folds: what calibration is worth where there are no other pictures to tell."""
+    """Log-probabilities (n, classes), each fold calibrated by the temperature of the other folds: an honest measure of
+    calibration where there are no other pictures."""
     trials = _Trials(log_probabilities, labels)
     result = log_probabilities.clone()
     for fold in _folds(len(labels)):
@@ -78,7 +82,7 @@ def calibration_summary(
 
 
 class _Trials:
-    """What every temperature does to every picture, computed once: all that is fitted is sums over some of them."""
+    """Losses of every picture at every temperature, computed once; fits on subsets are sums of these."""
 
     def __init__(self, log_probabilities: Tensor, labels: Tensor):
         given = log_probabilities.double()
@@ -107,7 +111,7 @@ class _Trials:
         return TEMPERATURES[best] if gain > 0 else 1.0
 
     def _fitted(self, among: Tensor) -> int:
-        """Position of the likeliest temperature, the prior included."""
+        """Position of the most probable temperature, with the prior."""
         n = int(among.sum())
         if n == 0:
             return self._one
@@ -119,7 +123,7 @@ class _Trials:
 
 
 def _folds(n: int) -> list[Tensor]:
-    """Masks (n,): each of n pictures in one of FOLDS parts, the same on every machine; none without a picture."""
+    """Masks (n,) of at most FOLDS folds, none of them empty; the same on every machine."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
     part = torch.empty(n, dtype=torch.int64)
     part[order] = torch.arange(n) % FOLDS

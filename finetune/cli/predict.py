@@ -74,7 +74,7 @@ def predict(
     """
     import finetune
     from finetune.classifier.prediction_table import check_table, write_table
-    from finetune.classifier.rejection import refusal_for, refusals, validation_answers
+    from finetune.classifier.rejection import rejection_for, rejections, validation_answers
     from finetune.classifier.sorting import check_target, sort_pictures
     from finetune.data.table import list_paths
 
@@ -88,7 +88,7 @@ def predict(
         check_target(sort_into, pictures)
     classifier, display = finetune.load(run, device=device), display_for(as_json)
     if target_error is not None:
-        chosen = refusal_for(refusals(*validation_answers(run)), target_error)
+        chosen = rejection_for(rejections(*validation_answers(run)), target_error)
         min_probability = chosen.min_probability
         display.say(f"unsure below {chosen.min_probability:.2%}; {1 - chosen.coverage:.1%} of validation is")
     answers = classifier.predict_all(

@@ -1,4 +1,4 @@
-"""The axes of a chart: numbers laid on the drawing, ticks and grid, and the lines and words that all is drawn with."""
+"""The axes of a chart: scales, ticks and grid; and SVG paths and text."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup
 
-# Units of a drawing.
+# Size of a drawing in SVG units.
 WIDTH, HEIGHT = 420, 270
 
 
 class Axis:
-    """A range of numbers laid on 0 to 1, by their logarithms where `log`."""
+    """Maps a range of numbers to 0 to 1, on a logarithmic scale where `log`."""
 
     def __init__(self, ends: tuple[float, float], log: bool, *, padded: bool):
         self.log = log
@@ -45,7 +45,7 @@ class Axis:
 
 
 class Frame:
-    """Where the data lie in the drawing."""
+    """Maps data to places in the drawing."""
 
     def __init__(self, x: Axis, y: Axis, *, left: float, bottom: float):
         self.x, self.y = x, y
@@ -81,7 +81,7 @@ class Frame:
 
 
 def path(points: Sequence[tuple[float, float] | None], kind: str) -> Markup:
-    """A line through places of the drawing, broken where there is None. kind: its classes in the style."""
+    """A line through places of the drawing, with a gap at each None. kind: its CSS classes."""
     steps, drawing = [], False
     for point in points:
         if point is not None:
@@ -91,21 +91,21 @@ def path(points: Sequence[tuple[float, float] | None], kind: str) -> Markup:
 
 
 def text(x: float, y: float, words: str, anchor: str, kind: str = "") -> Markup:
-    """Words at a place, which is their start, middle or end (anchor); kind: more classes of the style."""
+    """Text whose start, middle or end (anchor) is at a place. kind: more CSS classes."""
     return Markup('<text class="{}" x="{}" y="{}">{}</text>').format(
         f"{anchor} {kind}".strip(), short(x), short(y), words
     )
 
 
 def number(value: float, percent: bool = False) -> str:
-    """As a person reads it: three digits that tell, or a percentage."""
+    """A number with three significant digits, or as a percentage."""
     if percent:
         return f"{100 * value:.2g}%" if 0 < abs(value) < 0.00995 else f"{100 * value:.1f}%".replace(".0%", "%")
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def shortened(name: str, longest: int) -> str:
-    """`name` in at most so many letters."""
+    """`name`, cut to `longest` letters."""
     return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
@@ -114,11 +114,11 @@ def _tick(value: float, percent: bool) -> str:
 
 
 def short(value: float) -> str:
-    """A length as the drawing has it: to a tenth of a unit."""
+    """A length rounded to a tenth of a unit."""
     return f"{value:.1f}".rstrip("0").rstrip(".")
 
 
 def _round_step(step: float) -> float:
-    """The next of 1, 2, 2.5, 5 and 10 times a power of ten."""
+    """`step` rounded up to 1, 2, 2.5, 5 or 10 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= step * 0.999)

@@ -1,7 +1,7 @@
-"""Charts as inline SVG that a person can read: lines, bars, points. Colours and type come from the page's style.
+"""Charts as inline SVG: lines, bars, points. Colours and fonts come from the style of the page.
 
-A chart is an HTML figure: the drawing, 420 units wide so that its text can be read on a phone, and a legend below it.
-Screen readers get the title and the numbers.
+A chart is an HTML figure: a drawing 420 units wide, whose text is readable on a phone, and a legend below it. Screen
+readers get the title and the numbers.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from markupsafe import Markup, escape
 
 from finetune.report.axes import WIDTH, Axis, Frame, number, path, short, shortened, text
 
-# Of the lines' colours in the page's style.
+# Number of line colours in the style of the page.
 COLOURS = 8
-# Lines of fewer points get a dot at each.
+# Lines of at most this many points get a dot at each.
 _DOTS = 25
-# So many numbers of a line are told to a screen reader, before only its ends and extremes are.
+# Screen readers get all numbers of a line up to this many, and of longer ones the ends and the extremes.
 _TOLD = 16
 
 
 @dataclass(frozen=True)
 class Line:
-    """A named line through the points (x[i], y[i]); a y that is no number leaves a gap."""
+    """A named line through the points (x[i], y[i]), with a gap where y is not finite."""
 
     name: str
     x: Sequence[float]
@@ -35,7 +35,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """A place on the x axis worth pointing at, by a labelled upright line."""
+    """A labelled vertical line at a place on the x axis."""
 
     x: float
     label: str
@@ -54,7 +54,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Bar:
-    """A named value, with its interval where it has one; a highlighted bar is the one that the others stand beside."""
+    """A named value, with its interval where it has one. highlighted: the bar that the others are compared with."""
 
     name: str
     value: float
@@ -65,7 +65,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Point:
-    """A place on a map. group: gives the colour. thumbnail: data URI that shows while the point is pointed at."""
+    """A place on a map. group: sets the colour. thumbnail: data URI, shown while the pointer is on the point."""
 
     x: float
     y: float
@@ -92,11 +92,23 @@ def line_chart(
     bands: Sequence[Band] = (),
     dots: bool = True,
 ) -> Markup:
-    """Lines over one pair of axes.
+    """Draw lines on one pair of axes.
 
-    percent, percent_x: y or x is a share, shown in per cent. x_names: labels of x = 0, 1, and so on. x_range, y_range:
-    ends of the axes, by default those of the data. diagonal: draw the line x = y. dots: mark the points of lines that
-    have few. ValueError where there is nothing to draw.
+    Args:
+        lines: The lines, in the order of their colours.
+        title: Above the chart.
+        x_label, y_label: Below and beside the axes.
+        log_x, log_y: Logarithmic axes.
+        percent, percent_x: y or x is a share in [0, 1], shown in per cent.
+        x_names: Labels of x = 0, 1, and so on.
+        marks: Labelled places on the x axis.
+        x_range, y_range: Ends of the axes, by default those of the data.
+        diagonal: Draw the line x = y.
+        bands: Intervals of lines.
+        dots: Draw the points of lines that have few.
+
+    Raises:
+        ValueError: If there is no point to draw.
     """
     drawn = {line.name: [(x, y) for x, y in zip(line.x, line.y, strict=True) if _drawable(x, y)] for line in lines}
     points = [point for line in drawn.values() for point in line]
@@ -131,7 +143,7 @@ def line_chart(
 
 
 def bar_chart(bars: Sequence[Bar], *, title: str, value_label: str, percent: bool = False) -> Markup:
-    """Lying bars from 0, a line each, with names and values in words. Values must not be negative."""
+    """Draw horizontal bars, each with its name and its value. Values must be at least 0."""
     row, left, right = 40, 2, 62
     longest = max([bar.high if bar.high is not None else bar.value for bar in bars], default=0) or 1
     length = (WIDTH - left - right) / (1 if percent and longest <= 1 else longest)
@@ -156,9 +168,15 @@ def bar_chart(bars: Sequence[Bar], *, title: str, value_label: str, percent: boo
 
 
 def scatter(points: Sequence[Point], *, title: str, groups: Sequence[str] = ()) -> Markup:
-    """A map of points without axes. Pointing at one, or walking to it with the arrow keys, shows its label and picture.
+    """Draw a map of points without axes. The pointer or the arrow keys show the label and picture of a point.
 
-    groups: the order of the groups' colours, by default that of their first points. At most twelve are in the legend.
+    Args:
+        points: The points.
+        title: Above the map.
+        groups: Groups in the order of their colours, by default in order of appearance. The legend lists up to 12.
+
+    Raises:
+        ValueError: If there is no point.
     """
     if not points:
         raise ValueError("there is no point to draw")

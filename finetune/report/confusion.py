@@ -1,4 +1,4 @@
-"""The confusion matrix of a report: its classes in an order that shows what is confused, its cells with pictures."""
+"""The confusion matrix of a report, the pictures behind its cells, and galleries of pictures."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from finetune.errors import UnreadablePicture
 from finetune.report.page import thumbnail
 from finetune.report.results import Answer
 
-# More classes than this are laid so that those which are taken for each other stand together.
+# More classes than this are ordered so that confused classes are neighbours.
 MANY = 30
-# Of more classes than this, only so many are shown: those with most mistakes.
+# Of more classes than this, only those with the most mistakes are shown.
 LARGEST = 120
 
 
-# What all thumbnails of a page may take, in characters; and how many pictures it may read, one in _SHARE of many.
+# Most characters of all thumbnails of a page. Most pictures that it reads: PICTURES, or one in _SHARE of many.
 BYTES = 2_500_000
 PICTURES, _SHARE = 160, 20
-# Pixels on the longest side.
+# Longest side of a thumbnail, in pixels.
 SIDE = 128
 GALLERY = 12
-# Of the pictures behind a cell, so many are shown and so many more named.
+# Pictures behind a cell that are shown, and further ones that are named.
 _OF_CELL, NAMED = 12, 12
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Pictures of the class in row `row` that were predicted as the class in column `column`, the surest first.
+    """Pictures of one true class (row) with one predicted class (column), the most confident first.
 
-    share: of the pictures of that class.
+    share: of the pictures of the true class.
     """
 
     row: int
@@ -60,9 +60,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Confusion:
-    """classes: in the order of rows and columns. rows: the cells of each, None where there is no picture.
+    """A confusion matrix.
 
-    clustered: whether the order is by confusion. left_out: how many classes are not shown.
+    Attributes:
+        classes: In the order of rows and columns.
+        rows: Cells, None where there is no picture.
+        clustered: Whether confused classes are neighbours.
+        left_out: Number of classes that are not shown.
     """
 
     classes: tuple[str, ...]
@@ -76,12 +80,12 @@ class Confusion:
 
     @property
     def most_confused(self) -> list[Cell]:
-        """Cells of wrong pictures, the fullest first."""
+        """Cells of wrong predictions, the largest first."""
         return sorted((cell for cell in self.cells if not cell.right), key=lambda cell: -len(cell.answers))
 
 
 def confusion_of(answers: Sequence[Answer], classes: Sequence[str]) -> Confusion:
-    """The matrix of `answers`, in the classes' own order up to MANY, clustered by confusion beyond."""
+    """The matrix of `answers`. Up to MANY classes keep their order; beyond, confused classes are neighbours."""
     behind: defaultdict[tuple[str, str], list[Answer]] = defaultdict(list)
     for answer in answers:
         behind[answer.label, answer.predicted].append(answer)
@@ -110,8 +114,9 @@ def confusion_of(answers: Sequence[Answer], classes: Sequence[str]) -> Confusion
 def by_confusion(counts: NDArray[np.float64]) -> list[int]:
     """An order of the classes of a confusion matrix (classes, classes) in which confused ones are neighbours.
 
-    Average linkage on how often two classes are taken for each other, with the leaves in their best order
-    (Bar-Joseph et al. 2001).
+    Average linkage on how often two classes are confused, with optimal leaf order.
+
+    Source: Bar-Joseph et al. (2001).
     """
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
@@ -125,7 +130,7 @@ def by_confusion(counts: NDArray[np.float64]) -> list[int]:
 
 @dataclass(frozen=True)
 class ErrorGallery:
-    """Pictures under a heading, with a sentence that says which they are. explained: heat maps stand beside them."""
+    """Pictures under a heading, with a sentence that describes them. explained: with heat maps."""
 
     name: str
     sentence: str
@@ -134,7 +139,7 @@ class ErrorGallery:
 
 
 def galleries(answers: Sequence[Answer], *, explained: bool = False) -> tuple[ErrorGallery, ...]:
-    """Confidently wrong, least certain, confidently right: GALLERY pictures of each, where there are any."""
+    """Up to GALLERY pictures that are confidently wrong, least certain, and confidently right."""
     surest = sorted(answers, key=lambda answer: -answer.probability)
     found = (
         ErrorGallery(
@@ -158,8 +163,7 @@ def galleries(answers: Sequence[Answer], *, explained: bool = False) -> tuple[Er
 
 
 class Album:
-    """Thumbnails as data URIs, by path as listed; what is not in it was not asked for, or is in `gone` or past the
-    bounds."""
+    """Thumbnails as data URIs, by path below `root`. gone: paths that can no longer be read."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -171,7 +175,7 @@ class Album:
         return self._pictures.get(path)
 
     def fill(self, paths: Iterable[str], *, pictures: int, characters: int) -> None:
-        """Read `paths`, the most wanted first, until one of the bounds is met; a path counts as often as it comes."""
+        """Read thumbnails of `paths`, in their order, up to so many pictures and characters in all."""
         wanted = list(islice(dict.fromkeys(paths), pictures))
         spent = 0
         with ThreadPoolExecutor(cores()) as readers:
@@ -196,15 +200,15 @@ class Album:
 
 
 def shown_in(cell: Cell, album: Album) -> tuple[list[Answer], list[Answer], int]:
-    """What stands behind a cell: pictures to see, pictures to name, and how many more there are."""
+    """The pictures of a cell that are shown, those that are named, and the number of the rest."""
     seen = [answer for answer in cell.answers[:_OF_CELL] if album.get(answer.path)]
     rest = [answer for answer in cell.answers if answer not in seen] if len(seen) < len(cell.answers) else []
     return seen, rest[:NAMED], max(0, len(rest) - NAMED)
 
 
 def open_album(root: Path, galleries: Sequence[ErrorGallery], cells: Sequence[Cell], answers: int) -> Album:
-    """An album with the galleries' pictures and what room is left for of the cells': wrong ones first, each cell's
-    surest before any cell's second."""
+    """Thumbnails of the galleries, and of the cells as far as there is room: wrong predictions first, and the first
+    picture of every cell before the second of any."""
     album = Album(root)
     wanted = [answer.path for gallery in galleries for answer in gallery.answers]
     for right in (False, True):

@@ -1,4 +1,4 @@
-"""A contact sheet: pictures in equal cells with a few words below each, as one PNG to look at."""
+"""A contact sheet: one PNG with pictures in equal cells and text below each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from finetune.data.images import read_image
 from finetune.errors import InputError, UnreadablePicture
 from finetune.files import check_writable, replacing
 
-# What a sheet may have: pixels, of 3 bytes in memory, and pixels on a side, which is what viewers open.
+# Bounds of a sheet: its pixels, 3 bytes each in memory; and its longest side, which viewers limit.
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 32_000
 
@@ -51,14 +51,15 @@ class Section:
 
 
 def write_sections(path: Path, sections: Sequence[Section]) -> None:
-    """A PNG of the sections below one another, COLUMNS pictures a line; whole or not at all.
+    """Write a PNG of the sections, one below the other, with COLUMNS pictures in a row.
 
-    Names and pictures as `draw_captioned` has them. InputError without sections, for a path that does not end in .png,
-    and for a sheet of more than MAX_PIXELS, or MAX_SIDE on a side, before any picture is read.
+    Raises:
+        InputError: Without sections, for a path that does not end in .png, and for a sheet of more than MAX_PIXELS or
+            MAX_SIDE; before any picture is read.
     """
     check_name(path)
     if not sections:
-        raise InputError("a contact sheet of nothing was asked for; give one section at least")
+        raise InputError("a contact sheet needs at least one section")
     width = 2 * MARGIN + COLUMNS * (CELL + GAP) - GAP
     sheet = blank(width, 2 * MARGIN - GAP + sum(_height(section) for section in sections), f"{len(sections)} sections")
     draw, lettering, top = ImageDraw.Draw(sheet), Lettering(TEXT), MARGIN
@@ -91,7 +92,7 @@ def check_place(path: Path, pictures: Path) -> None:
 
 
 def blank(width: int, height: int, what: str) -> Image.Image:
-    """An empty sheet. InputError, that says it is of `what`, for one beyond the bounds."""
+    """An empty sheet. InputError, which names `what` it shows, for one beyond the bounds."""
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
         raise InputError(
             f"a contact sheet of {what} would be {width}x{height} pixels, "
@@ -101,16 +102,16 @@ def blank(width: int, height: int, what: str) -> Image.Image:
 
 
 def save_sheet(sheet: Image.Image, path: Path) -> None:
-    """The sheet as a PNG at `path`, whole or not at all."""
+    """Write the sheet as a PNG, completely or not at all."""
     with replacing(path) as temporary:
         sheet.save(temporary, "PNG")
 
 
 def draw_captioned(sheet: Image.Image, corner: tuple[int, int], captioned: Captioned, lettering: Lettering) -> None:
-    """The picture with its words, its upper left corner at `corner`.
+    """Draw a picture with its text; `corner` is the upper left one.
 
-    Pictures are upright and fitted whole into equal cells. A name too long is shortened in the middle, and signs that
-    the font lacks are replaced. In place of a picture that cannot be read stands the reason.
+    The picture is turned upright and fits into its cell completely. A name that is too long is shortened in the middle,
+    and characters that the font lacks are replaced. A picture that cannot be read is replaced by the reason.
     """
     left, top = corner
     draw = ImageDraw.Draw(sheet)
@@ -122,7 +123,7 @@ def draw_captioned(sheet: Image.Image, corner: tuple[int, int], captioned: Capti
 
 
 def fitted(picture: str | Path | Image.Image, lettering: Lettering) -> Image.Image:
-    """The picture, whole, in the middle of a square cell; or why there is none."""
+    """The complete picture in the middle of a square cell, or the reason why it cannot be read."""
     cell = Image.new("RGB", (CELL, CELL), MAT)
     try:
         image = read_image(picture, at_least=CELL)
@@ -141,27 +142,27 @@ def fitted(picture: str | Path | Image.Image, lettering: Lettering) -> Image.Ima
 
 
 class Lettering:
-    """A font that is there, and text such that it can write it: DejaVu Sans, or else the few signs of Pillow's own."""
+    """A font, and text in the characters that it has. DejaVu Sans where it is installed, else the font of Pillow."""
 
     def __init__(self, size: int) -> None:
         try:
             self.font: ImageFont.FreeTypeFont | ImageFont.ImageFont = ImageFont.truetype("DejaVuSans.ttf", size)
         except OSError:  # not on this machine
             self.font = ImageFont.load_default(size)
-        self._missing = self._shape("\uffff")  # no character, so that any font shows its sign for what it lacks
+        self._missing = self._shape("\uffff")  # no character: fonts draw their sign for a missing one
 
     def drawable(self, text: str) -> str:
-        """`text` in signs that the font has: without accents where it lacks these, and else a question mark. What a
-        file name of another encoding leaves is written as a backslash escape."""
+        """`text` in characters of the font: without accents where it lacks these, otherwise a question mark. Bytes of a
+        file name in another encoding become backslash escapes."""
         plain = unicodedata.normalize("NFC", text.encode(errors="backslashreplace").decode())
         return "".join(self._drawable(sign) for sign in plain)
 
     def shortened(self, text: str, width: int) -> str:
-        """`text` as `drawable` makes it, its middle left out as far as it is wider than so many pixels."""
+        """`text` in characters of the font, shortened in the middle to `width` pixels."""
         text = self.drawable(text)
         if self.font.getlength(text) <= width:
             return text
-        kept = min(len(text), width)  # of a path of thousands of letters, no more could ever fit
+        kept = min(len(text), width)  # a letter is at least a pixel wide
         while kept and self.font.getlength(_without_middle(text, kept)) > width:
             kept -= 1
         return _without_middle(text, kept)
@@ -179,5 +180,5 @@ class Lettering:
 
 
 def _without_middle(text: str, kept: int) -> str:
-    """The end, which tells pictures of one folder apart, is not shorter than the beginning."""
+    """Keep `kept` letters, of which at least half are at the end: there the names of a folder differ."""
     return text[: kept // 2] + "…" + text[len(text) - (kept + 1) // 2 :]

@@ -36,7 +36,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What is wrong with a run, if anything.
+    """The diagnosis of a run.
 
     kind: a key of NAMES. sentence: the diagnosis in words. evidence: the numbers behind it. advice: what to try next,
     most promising first, each "--flag VALUE: reason" or a plain sentence.

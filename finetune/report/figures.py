@@ -1,4 +1,4 @@
-"""The charts of a report, each from the results; None where there is nothing to draw it from."""
+"""The charts and sentences of a report, made from the results of a run; None where there is nothing to show."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from finetune.report.charts import Band, Bar, Line, Mark, bar_chart, line_chart
 from finetune.report.results import RunResults
 from finetune.strategies import STRATEGIES
 
-# So many classes have a curve of their own; of more, those with the least area.
+# Most classes with a curve of their own: those with the smallest area.
 _CURVES = 5
 _BINS = 10
 
@@ -158,9 +158,11 @@ def _depths(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Areas:
-    """How well each class is told from the rest. roc, precision_recall: area by class, of those that can be measured.
+    """How well each class is separated from the others.
 
-    charts: the two curves, of the classes with the least area and the mean over all.
+    Attributes:
+        roc, precision_recall: Area under the curve by class, of the classes that can be measured.
+        charts: The curves of the classes with the smallest area, and their mean over all classes.
     """
 
     roc: dict[str, float]
@@ -195,7 +197,7 @@ def areas(results: RunResults) -> Areas | None:
         roc_curves[name] = roc_curve(truth, score)[:2]
         roc[name] = float(auc(*roc_curves[name]))
         found, recall, _ = precision_recall_curve(truth, score)
-        precision[name] = float(-(np.diff(recall) * found[:-1]).sum())  # average precision, as its definition has it
+        precision[name] = float(-(np.diff(recall) * found[:-1]).sum())  # average precision
         precision_curves[name] = recall[::-1], found[::-1]
     drawings = (
         _curves(
@@ -218,7 +220,7 @@ def areas(results: RunResults) -> Areas | None:
 
 
 def _curves(curves: Mapping[str, Curve], area: Mapping[str, float], *, title: str, **labels: Any) -> Markup:
-    """The mean over classes and the curves of those with the least area, the area in the legend."""
+    """The mean over the classes, and the curves of those with the smallest area, which the legend says."""
     grid = np.linspace(0, 1, 101)
     mean = np.mean([np.interp(grid, *curve) for curve in curves.values()], axis=0)
     worst = sorted(curves, key=lambda name: area[name])[:_CURVES]
@@ -234,7 +236,7 @@ def _curves(curves: Mapping[str, Curve], area: Mapping[str, float], *, title: st
 
 
 def reliability_chart(results: RunResults) -> Markup | None:
-    """How often predictions of each probability are right, with intervals."""
+    """Accuracy of predictions by their probability, with intervals."""
     if results.log_probabilities is None or not results.answers:
         return None
     labels = _labels(results)
@@ -256,7 +258,7 @@ def reliability_chart(results: RunResults) -> Markup | None:
 
 
 def calibration_error(results: RunResults) -> float | None:
-    """The expected calibration error of the probabilities as the run gives them, where it has kept them."""
+    """The expected calibration error of the probabilities; None where a run has not kept them."""
     if results.log_probabilities is None:
         return None
     return expected_calibration_error(results.log_probabilities, _labels(results))

@@ -1,4 +1,4 @@
-"""HTML pages that stand alone in one file: the templates, the style, the script, pictures inside the page."""
+"""HTML pages in one file, with style, script and pictures inside."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ _FLAG = re.compile(r"(--[a-z][a-z-]*)")
 
 
 def render(template: str, *, package: str | None = None, **values: Any) -> str:
-    """The page that `template` makes of `values`: all text in them is escaped, what is markup is a markupsafe.Markup.
+    """Fill in a template. The page loads nothing, and its content security policy allows the script of the page alone.
 
-    package: one with a templates/ folder of its own, which comes before finetune's; its templates extend base.html.j2.
-    A page loads nothing and runs no script but the one in base.html.j2: its own policy forbids it.
+    Args:
+        template: Name of the template; it extends base.html.j2.
+        package: With a templates/ folder that is searched before finetune's.
+        values: Variables of the template. Text is escaped, unless it is a markupsafe.Markup.
     """
     return _environment(package).get_template(template).render(**values)
 
 
 def thumbnail(picture: Image.Image, side: int = THUMBNAIL) -> str:
-    """A data URI of `picture` made at most `side` pixels wide and high."""
+    """A data URI of `picture`, reduced to at most `side` pixels on each side."""
     small = picture.convert("RGB")
     small.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
     file = io.BytesIO()
@@ -54,7 +56,7 @@ def _environment(package: str | None) -> Environment:
 
 
 def _flags(sentence: str) -> Markup:
-    """`sentence` with its command-line options set as code, which no line break divides."""
+    """`sentence` with its command-line options set as code."""
     return Markup(_FLAG.sub(r'<code class="flag">\1</code>', str(escape(sentence))))
 
 

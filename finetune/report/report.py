@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that opens anywhere, made from the run folder's files."""
+"""The report of a run: one HTML file, made from the files of the run folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from finetune.report.results import RunResults, read_results
 
 REPORT_FILE = "report.html"
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
-# Most rows of a list of files; metrics.json has the rest.
+# Most rows of a list of files; all are in metrics.json.
 _LEDGER = 200
 
 

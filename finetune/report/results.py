@@ -1,4 +1,4 @@
-"""What a report is made of: the files of a run, or of an evaluation, read and checked."""
+"""The files of a run or of an evaluation, read and checked, as a report needs them."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from finetune.classifier.run_metrics import (
 from finetune.errors import InputError
 from finetune.files import read_csv, read_tensors
 
-# A log-probability is at most 0, and rounding does not add more than this.
+# A log-probability is at most 0, apart from rounding.
 _LARGEST = 1e-3
 # Beyond this size a number of an epoch cannot be drawn.
 _LARGEST_NUMBER = 1e100
-# What is read of each epoch.
+# Columns of history.csv that are read.
 _OF_AN_EPOCH = ("epoch", "train_loss", "val_loss", "val_accuracy")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What was predicted for one picture. path: as listed, below the folder of pictures. probability: of `predicted`;
+    """The prediction for one picture. path: below the folder of pictures. probability: of `predicted`;
     probability_of_label: of the true class."""
 
     path: str
@@ -149,7 +149,7 @@ def _answers(rows: list[dict[str, str]], classes: Sequence[str], path: Path) -> 
             if not (0 <= answer.probability <= 1 and 0 <= answer.probability_of_label <= 1):
                 raise ValueError("a probability is not between 0 and 1")
     except (KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{path / PREDICTIONS_FILE} is not as a run leaves it ({error}); it may be damaged") from error
+        raise InputError(f"{path / PREDICTIONS_FILE} may be damaged: {error}") from error
     return answers
 
 
@@ -159,7 +159,7 @@ def _log_probabilities(path: Path, split: str, rows: int, classes: int) -> Tenso
         return None
     found = read_tensors(file).get(split)
     if found is None or len(found) != rows:
-        raise InputError(f"{file} does not belong to {path / PREDICTIONS_FILE}: they tell of different pictures")
+        raise InputError(f"{file} does not belong to {path / PREDICTIONS_FILE}: they are of different pictures")
     if found.shape != (rows, classes) or not bool((found <= _LARGEST).all()):
         raise InputError(f"{file} holds no log-probabilities of {classes} classes; it may be damaged")
     return found.float()
@@ -174,11 +174,11 @@ def _history(path: Path) -> tuple[dict[str, float], ...]:
             raise ValueError("a number in it is not finite")
         return rows
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not as a run leaves it ({error}); it may be damaged") from error
+        raise InputError(f"{path} may be damaged: {error}") from error
 
 
 def _table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a table of the run that has these columns, and maybe others."""
+    """The rows of a table of the run that has at least these columns."""
     if not path.exists():
-        raise InputError(f"{path} is missing: a report is made of it")
+        raise InputError(f"{path} is missing: a report needs it")
     return read_csv(path, columns)

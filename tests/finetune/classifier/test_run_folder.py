@@ -159,7 +159,7 @@ def test_a_new_run_that_is_killed_goes_on_and_the_old_one_is_there_until_it_is_s
         while not (out / "state" / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
-    with pytest.raises(InputError, match=r"--resume, or use the run that it replaces: .*\.replaced"):
+    with pytest.raises(InputError, match=r"--resume, or use the run that it is to replace: .*\.replaced"):
         finetune.load(out)
     assert finetune.load(out / ".replaced").classes == ("blue", "green")
     options = SMALL | {"strategy": "head"}

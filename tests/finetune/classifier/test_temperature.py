@@ -24,8 +24,8 @@ from finetune.classifier.rejection import (
     EACH,
     Rejection,
     pictures_needed,
-    refusal_for,
-    refusals,
+    rejection_for,
+    rejections,
     upper_bound,
     validation_answers,
 )
@@ -159,14 +159,14 @@ def answers(n: int, random: np.random.Generator, slope: float = 6.0) -> tuple[li
 @given(SEEDS, st.integers(50, 2000), st.floats(0.001, 0.999), st.floats(0.001, 0.999))
 @settings(max_examples=60, deadline=None)
 def test_a_stricter_target_never_refuses_less(seed: int, n: int, one: float, other: float) -> None:
-    rows = refusals(*answers(n, np.random.default_rng(seed)))
+    rows = rejections(*answers(n, np.random.default_rng(seed)))
     strict, loose = sorted((one, other))
     if min(row.bound for row in rows) > strict:
         with pytest.raises(InputError, match="--target-error"):
-            refusal_for(rows, strict)
+            rejection_for(rows, strict)
         return
-    chosen = refusal_for(rows, strict)
-    assert chosen.min_probability >= refusal_for(rows, loose).min_probability
+    chosen = rejection_for(rows, strict)
+    assert chosen.min_probability >= rejection_for(rows, loose).min_probability
     assert chosen.error <= chosen.bound <= strict
 
 
@@ -177,7 +177,7 @@ def test_the_error_on_new_pictures_is_under_the_target_as_often_as_stated(target
     broken = promised = 0
     for _ in range(400):
         try:
-            threshold = refusal_for(refusals(*answers(600, random)), target).min_probability
+            threshold = rejection_for(rejections(*answers(600, random)), target).min_probability
         except InputError:
             continue
         promised += 1
@@ -188,7 +188,7 @@ def test_the_error_on_new_pictures_is_under_the_target_as_often_as_stated(target
 
 
 def test_an_error_that_the_network_keeps_anyway_refuses_nothing() -> None:
-    assert refusal_for(refusals([0.5] * 1000, [True] * 1000), 0.1) == Rejection(
+    assert rejection_for(rejections([0.5] * 1000, [True] * 1000), 0.1) == Rejection(
         0.0, 1.0, 0.0, upper_bound(0, 1000, 1 - 0.05 / len(COVERAGES)), 1000
     )
 
@@ -198,7 +198,7 @@ def test_an_error_that_the_network_keeps_anyway_refuses_nothing() -> None:
 )
 def test_a_target_that_cannot_be_promised_is_one_clear_line(probabilities: list[float], right: list[bool]) -> None:
     with pytest.raises(InputError, match="cannot be promised") as told:
-        refusal_for(refusals(probabilities, right), 0.001)
+        rejection_for(rejections(probabilities, right), 0.001)
     assert "\n" not in str(told.value)
 
 
@@ -222,8 +222,8 @@ def test_the_bound_is_where_so_few_errors_have_become_unlikely(trial: tuple[int,
 
 
 def test_probabilities_that_were_rounded_up_in_the_table_are_not_refused() -> None:
-    rows = refusals([1.0] * 500 + [0.6] * 500, [True] * 500 + [False, True] * 250)
-    assert refusal_for(rows, 0.05).min_probability <= 0.9999996
+    rows = rejections([1.0] * 500 + [0.6] * 500, [True] * 500 + [False, True] * 250)
+    assert rejection_for(rows, 0.05).min_probability <= 0.9999996
 
 
 # --- in a run ---------------------------------------------------------------------------------------------------------
@@ -316,12 +316,12 @@ def test_doubtful_pictures_are_unsure_and_keep_their_label(run, fitted: Path) ->
 
 
 def test_a_target_error_takes_its_threshold_from_the_validation_pictures(run, fitted: Path) -> None:  # type: ignore[no-untyped-def]
-    rows = refusals(*validation_answers(fitted / "run"))
+    rows = rejections(*validation_answers(fitted / "run"))
     chosen = min(rows, key=lambda row: row.bound)
     answer = run("predict", fitted / "run", fitted / "pictures", "--target-error", chosen.bound + 1e-6, "--json")
     assert answer.code == 0, answer.err
     found = [json.loads(line) for line in answer.out.splitlines()]
-    expected = refusal_for(rows, chosen.bound + 1e-6).min_probability
+    expected = rejection_for(rows, chosen.bound + 1e-6).min_probability
     assert [row["unsure"] for row in found] == [row["probability"] < expected for row in found]
 
 
@@ -365,14 +365,14 @@ def test_a_run_without_its_predictions_says_so(content: str | None, run, fitted:
 @given(st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_the_target_that_is_offered_instead_can_be_asked_for(trial: tuple[int, int]) -> None:
     errors, n = trial
-    rows = refusals([0.9] * n, [position >= errors for position in range(n)])
+    rows = rejections([0.9] * n, [position >= errors for position in range(n)])
     with pytest.raises(InputError) as told:
-        refusal_for(rows, 1e-5)
+        rejection_for(rows, 1e-5)
     offered = re.search(r"ask for --target-error (\S+) or more", str(told.value))
     if offered is None:
         assert min(row.bound for row in rows) > 0.99
     else:
-        assert refusal_for(rows, float(offered[1])).bound <= float(offered[1])
+        assert rejection_for(rows, float(offered[1])).bound <= float(offered[1])
 
 
 @given(SEEDS, st.integers(5, 300), st.floats(0.005, 0.3))
@@ -380,11 +380,11 @@ def test_the_target_that_is_offered_instead_can_be_asked_for(trial: tuple[int, i
 @settings(max_examples=30, deadline=None)
 def test_a_target_that_cannot_be_promised_says_how_many_pictures_it_takes(seed: int, n: int, target: float) -> None:
     probabilities, right = answers(n, np.random.default_rng(seed))
-    rows = refusals(probabilities, right)
+    rows = rejections(probabilities, right)
     if min(row.bound for row in rows) <= target:
         return
     with pytest.raises(InputError) as told:
-        refusal_for(rows, target)
+        rejection_for(rows, target)
     needed = pictures_needed(rows, target)
     assert "--min-probability" in str(told.value)
     if needed is None:
@@ -399,6 +399,6 @@ def test_a_target_that_cannot_be_promised_says_how_many_pictures_it_takes(seed: 
 
 
 def test_errors_of_the_surest_answers_are_named_where_no_number_of_pictures_helps() -> None:
-    rows = refusals([0.9] * 50, [position >= 10 for position in range(50)])
+    rows = rejections([0.9] * 50, [position >= 10 for position in range(50)])
     with pytest.raises(InputError, match=r"surest 50 of 50 validation pictures 20\.0% are predicted wrong"):
-        refusal_for(rows, 0.1)
+        rejection_for(rows, 0.1)

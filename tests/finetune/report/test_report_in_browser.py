@@ -73,7 +73,7 @@ def test_the_page_of_true_photographs_is_whole_accessible_fits_and_explains_mist
 ) -> None:
     opened = Opened(browser, photographs, width=width, scheme=scheme)
     assert_fits_and_shows(opened, more_than=20)
-    assert opened.page.get_by_alt_text("what spoke for cats").count() >= 2
+    assert opened.page.get_by_alt_text("heat map of cats").count() >= 2
     opened.page.get_by_role("link", name="of dogs predicted as cats").click()
     assert opened.page.locator(".behind:target img").first.is_visible()
     assert opened.violations() == []
