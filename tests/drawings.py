@@ -30,7 +30,7 @@ def small(**options: object) -> SiameseConfig:
         "device": "cpu",
         "precision": "float32",
     }
-    return SiameseConfig(**{**usual, **options})  # type: ignore[arg-type]
+    return SiameseConfig.from_dict(usual | options)
 
 
 def character(number: int, drawer: int = 0, *, side: int = 105, width: int = 4) -> NDArray[np.uint8]:

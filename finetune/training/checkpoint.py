@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from finetune.errors import InputError
 from finetune.files import read_tensors_and_metadata, write_tensors
 
-_OPTIMIZER, _STATE = "optimizer", "course"
+_OPTIMIZER, _STATE = "optimizer", "course"  # names in the file
 _ADVICE = "remove it to train again from the start"
 
 

@@ -295,7 +295,7 @@ def test_training_data_has_a_fingerprint() -> None:
 )
 def test_invalid_options_are_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        SiameseConfig(**options)  # type: ignore[arg-type]
+        SiameseConfig.from_dict(options)
 
 
 def test_a_config_survives_its_json() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -50,9 +51,9 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def splits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The published splits in small."""
     for train, val in TRAINED.values():
-        monkeypatch.setitem(SPLITS, train, Split(characters_of(TRAIN)))  # type: ignore[misc]
+        monkeypatch.setitem(cast(dict[str, Split], SPLITS), train, Split(characters_of(TRAIN)))
         if val is not None:
-            monkeypatch.setitem(SPLITS, val, Split(characters_of(VAL)))  # type: ignore[misc]
+            monkeypatch.setitem(cast(dict[str, Split], SPLITS), val, Split(characters_of(VAL)))
 
 
 def auc_of(embedder: Embedder, classes: range, each: int = 8) -> float:
@@ -126,9 +127,9 @@ def test_every_split_is_validated_by_its_own_protocol(
     [("lake-minimal", {}), ("lake", {"everything": True}), ("lake", {"self_supervised": True})],
 )
 def test_there_is_no_validation_where_nothing_is_held_out(
-    split: str, options: dict[str, bool], archives: Path, tmp_path: Path
+    split: str, options: dict[str, Any], archives: Path, tmp_path: Path
 ) -> None:
-    embedder = train_omniglot(tmp_path / "run", split, config=small(**TINY), data=archives, **options)  # type: ignore[arg-type]
+    embedder = train_omniglot(tmp_path / "run", split, config=small(**TINY), data=archives, **options)
     metrics = metrics_of(tmp_path / "run")
     assert metrics["validation"] is None
     assert metrics["kept_step"] == metrics["steps"]
