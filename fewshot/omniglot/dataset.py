@@ -32,12 +32,7 @@ _LARGEST = 1_000_000  # bytes; the pictures have a few hundred
 
 
 class Character(NamedTuple):
-    """One class of Omniglot.
-
-    Attributes:
-        alphabet: Name of the alphabet in the archives.
-        number: Counted from 1 within the alphabet, as in the folder `character01`.
-    """
+    """One class of Omniglot. number: from 1 within the alphabet, as in the folder `character01`."""
 
     alphabet: str
     number: int
@@ -174,14 +169,9 @@ def lake_runs(folder: Path | None = None) -> list[OneShotRun]:
 
 
 def contents(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Read every file of an archive: a zip, or the folder that it was unpacked to.
+    """Name and content of every file of a zip or an unpacked folder, sorted by name, without hidden files.
 
-    Yields:
-        Name and content, sorted by name, without hidden files and the files that macOS adds.
-
-    Raises:
-        InputError: If the archive is damaged, or a zip that would be unsafe to unpack. Nothing is unpacked here, but no
-            official archive is unsafe.
+    InputError if the archive is damaged, or a zip that would be unsafe to unpack: no official archive is.
     """
     return _unpacked(path) if path.is_dir() else _zipped(path)
 
@@ -263,13 +253,7 @@ def _ink(content: bytes, name: str) -> NDArray[np.uint8]:
 
 
 def labelled(pictures: Tensor, shown: Sequence[Character], drawer: Tensor) -> Omniglot:
-    """Label drawings; alphabets and characters are numbered from 0.
-
-    Args:
-        pictures: Shape (n, 105, 105), uint8.
-        shown: The character of each picture.
-        drawer: Shape (n,), int64.
-    """
+    """Pictures (n, 105, 105) with their characters and drawers (n,); classes are numbered from 0."""
     characters = tuple(sorted(set(shown)))
     alphabets = tuple(sorted({character.alphabet for character in characters}))
     alphabet_of = {name: position for position, name in enumerate(alphabets)}

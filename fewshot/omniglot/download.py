@@ -22,13 +22,7 @@ TIMEOUT = 30  # seconds without a byte
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip in the official repository.
-
-    Attributes:
-        path: Path in the repository.
-        pictures: Number of pictures in it.
-        md5: Published checksum. None where there is none.
-    """
+    """A zip in the official repository: its path there, its number of pictures and its published checksum, if any."""
 
     path: str
     pictures: int

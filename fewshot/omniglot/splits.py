@@ -13,12 +13,7 @@ from finetune.files import read_json
 
 @dataclass(frozen=True)
 class Split:
-    """A part of Omniglot.
-
-    Attributes:
-        characters: Its characters.
-        drawers: Its drawers, 0 to 19.
-    """
+    """A part of Omniglot: the drawings of these characters by these drawers, 0 to 19."""
 
     characters: frozenset[Character]
     drawers: range = range(DRAWERS)
@@ -116,11 +111,7 @@ def leaks(trained_on: Collection[Character], tested_on: Collection[Character]) -
 
 
 def select(omniglot: Omniglot, split: Split) -> Omniglot:
-    """Copy the drawings of a split; alphabets and characters are numbered from 0.
-
-    Raises:
-        InputError: If `omniglot` lacks a character of the split, because a set was not read.
-    """
+    """Copy the drawings of a split, classes numbered from 0. InputError if a character of it was not read."""
     missing = sorted(split.characters - set(omniglot.characters))
     if missing:
         raise InputError(f"{len(missing)} characters of the split were not read; the first is {missing[0]}")

@@ -13,13 +13,7 @@ from fewshot.evaluation.episodes import Pool
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """Pictures of one batch. All tensors have shape (n,) and type int64.
-
-    Attributes:
-        rows: Positions of the pictures.
-        labels: Class and symmetry in one number: a class that is turned is another class.
-        symmetry: Symmetry of each picture, 0 to 7.
-    """
+    """Pictures of one batch: (n,) int64 each. labels: class and symmetry in one; a turned class is another class."""
 
     rows: Tensor
     labels: Tensor
@@ -27,15 +21,8 @@ class Draw:
 
 
 def draw(pool: Pool, *, groups: int, ways: int, shots: int, symmetries: int, generator: torch.Generator) -> Draw:
-    """Draw a batch.
-
-    Args:
-        pool: The pictures by class and group.
-        groups: Groups to draw, with probability proportional to their classes. One symmetry applies to a whole group.
-        ways: Most classes of a group.
-        shots: Pictures of a class. None is drawn twice unless the class has fewer.
-        symmetries: Symmetries to draw from: 1, 4 or 8.
-        generator: Source of all random numbers.
+    """Draw a batch: groups with probability proportional to their classes, up to `ways` classes of each, and `shots`
+    pictures of each class. One symmetry applies to a whole group. No picture is repeated unless its class has fewer.
     """
     step = SYMMETRIES // symmetries if symmetries != 4 else 1  # the four turns are the first four
     parts = []

@@ -34,16 +34,10 @@ class Contrastive(nn.Module):
         self.margin, self.hardest = margin, hardest
 
     def forward(self, vectors: Tensor, labels: Tensor, pairs: tuple[Tensor, ...] | None = None) -> Tensor:
-        """Compute the loss.
+        """Loss of embeddings (n, d) of any length with labels (n,).
 
-        Args:
-            vectors: Embeddings, shape (n, d), of any length.
-            labels: Shape (n,), int64.
-            pairs: Pairs that a miner selects, instead of all pairs of the batch: positions of the first and second
-                pictures of same pairs, then of different pairs.
-
-        Returns:
-            Scalar tensor.
+        pairs: pairs that a miner selects, instead of all: positions of both pictures of the same pairs, then of the
+        different ones.
         """
         unit = F.normalize(vectors, dim=1)
         distance = (2 - 2 * unit @ unit.T).clamp_min(_TINY).sqrt()
@@ -64,13 +58,7 @@ class Contrastive(nn.Module):
 
 
 class Siamese(nn.Module):
-    """An encoder and the loss of its embeddings.
-
-    Args:
-        encoder: Maps pictures (n, channels, h, w) to embeddings (n, d).
-        loss: Maps embeddings, labels (n,) and pairs to a scalar.
-        miner: Maps embeddings and labels to pairs. None for all pairs.
-    """
+    """An encoder and the loss of its embeddings; a miner selects the pairs that count, without one all do."""
 
     def __init__(self, encoder: nn.Module, loss: nn.Module, miner: nn.Module | None = None):
         super().__init__()
@@ -87,16 +75,9 @@ class Siamese(nn.Module):
 
 
 def siamese(encoder: nn.Module, width: int, classes: int, config: SiameseConfig) -> Siamese:
-    """`encoder` with the loss, miner and distance that `config` names.
+    """`encoder` with the loss, miner and distance that `config` names; InputError if they cannot be combined.
 
-    Args:
-        encoder: Maps pictures to embeddings (n, width).
-        width: Size of an embedding.
-        classes: Number of labels, for losses with weights of each class.
-        config: The run's options.
-
-    Raises:
-        InputError: If loss, miner and distance do not go together.
+    width: size of an embedding. classes: number of labels, for losses with weights of each class.
     """
     # Imported here: it takes a second that only training needs.
     from pytorch_metric_learning import distances, losses, miners

@@ -36,13 +36,7 @@ TRAINED: dict[str, tuple[str, str | None]] = {
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Pictures that are not trained on; thresholds are chosen on them.
-
-    Attributes:
-        pictures: n pictures.
-        classes: Shape (n,), int64.
-        groups: Shape (n,), int64.
-    """
+    """Pictures that thresholds are chosen on, never trained on. classes, groups: (n,) int64."""
 
     pictures: FramedPictures
     classes: Tensor
@@ -87,18 +81,7 @@ class SiameseData:
 
 @dataclass(frozen=True)
 class OmniglotSource:
-    """The part of Omniglot to train on.
-
-    Attributes:
-        split: A name in TRAINED.
-        everything: Train on the validation part too; the last weights are then kept.
-        examples: Drawings of each character, by its first drawers. None for all.
-        self_supervised: Train without labels; every picture is its own class.
-        folder: Folder of the archives, as for `fewshot.omniglot.dataset.locate`.
-
-    Raises:
-        InputError: If an option is out of its range, or the split must not train on its validation part.
-    """
+    """The part of Omniglot to train on; options as in `train_omniglot`. folder: of the archives."""
 
     split: str
     everything: bool = False
@@ -134,13 +117,7 @@ class OmniglotSource:
 
 
 def omniglot_data(omniglot: Omniglot, source: OmniglotSource, side: int) -> SiameseData:
-    """Training data from drawings that are read already.
-
-    Args:
-        omniglot: Holds the characters of the split.
-        source: The part to train on.
-        side: Side of the encoder's input in pixels.
-    """
+    """Training data from drawings that are read already, for an input of `side` pixels."""
     train, val = TRAINED[source.split]
     labels, wanted = not source.self_supervised, SPLITS[train]
     trained_on = wanted.characters
@@ -176,16 +153,7 @@ def omniglot_data(omniglot: Omniglot, source: OmniglotSource, side: int) -> Siam
 
 @dataclass(frozen=True)
 class FolderSource:
-    """A folder of pictures to train on.
-
-    Attributes:
-        folder: One sub-folder per class.
-        everything: Train on all classes; the last weights are then kept.
-        self_supervised: Train without labels; every picture is its own class, in any folders.
-
-    Raises:
-        InputError: If there is no such folder.
-    """
+    """A folder of pictures to train on; options as in `train_folder`."""
 
     folder: Path
     everything: bool = False

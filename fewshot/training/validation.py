@@ -19,12 +19,7 @@ EPISODES, MOST_WAYS = 4000, 20
 
 
 class Validation(Protocol):
-    """Measures the embeddings of held-out pictures.
-
-    Attributes:
-        name: Name of the measurement, such as "20-way 1-shot".
-        pictures: n pictures to embed.
-    """
+    """Measures the embeddings of held-out pictures. name: such as "20-way 1-shot"."""
 
     @property
     def name(self) -> str: ...
@@ -32,7 +27,7 @@ class Validation(Protocol):
     def pictures(self) -> FramedPictures: ...
 
     def accuracy(self, vectors: Tensor) -> float:
-        """Accuracy in [0, 1] of the pictures' embeddings, shape (n, d), unit length."""
+        """Accuracy, in [0, 1], of the embeddings (n, d) of the pictures, of unit length."""
         ...
 
 
@@ -64,13 +59,7 @@ class PairValidation:
 
 
 def one_shot_validation(pictures: FramedPictures, labels: Tensor, groups: Tensor | None) -> OneShotValidation:
-    """Episodes of 20 classes, or of all where a group has fewer.
-
-    Args:
-        pictures: n held-out pictures.
-        labels: Shape (n,), int64.
-        groups: Shape (n,): an episode takes its classes from one group. None for one group.
-    """
+    """Episodes of 20 classes of one group, or of all where a group has fewer. labels, groups: (n,) int64."""
     pool = arrange(labels, groups)
     way = min(MOST_WAYS, int(pool.member_sizes.min()))
     episodes = sample(pool, EPISODES, way=way, shot=1, generator=torch.Generator().manual_seed(0))
@@ -78,14 +67,7 @@ def one_shot_validation(pictures: FramedPictures, labels: Tensor, groups: Tensor
 
 
 def omniglot_validation(omniglot: Omniglot, split: str, pictures: FramedPictures, side: int) -> Validation:
-    """What the protocol of `split` measures, on held-out drawings.
-
-    Args:
-        omniglot: The drawings.
-        split: A name in `TRAINED`.
-        pictures: The drawings, framed.
-        side: Side of the encoder's input in pixels.
-    """
+    """What the protocol of `split` measures, on held-out drawings. pictures: the drawings, framed for `side`."""
     if split == "koch":
         unembedded = EmbeddedDrawings(
             vectors=torch.empty(len(omniglot), 0),

@@ -25,13 +25,7 @@ _Z = 1.96
 
 @dataclass(frozen=True)
 class StrategyChoice:
-    """A strategy, and why it was chosen.
-
-    Attributes:
-        strategy: The strategy.
-        reason: A sentence.
-        curve: The probe curve that the choice is based on. None without one.
-    """
+    """A strategy, the reason in a sentence, and the probe curve that it is based on, if any."""
 
     strategy: Strategy
     reason: str
@@ -89,15 +83,9 @@ def _similarity(curve: ProbeCurve | None) -> str:
 
 
 def expected_gain(error: float, per_class: float, *, different: bool) -> float:
-    """Expected gain in accuracy of training over the head.
+    """Expected gain in accuracy, in [0, 1], of training over a head with this error rate.
 
-    Args:
-        error: Error rate of the head, in [0, 1].
-        per_class: Mean number of training pictures per class.
-        different: Whether the pictures differ from the backbone's own.
-
-    Returns:
-        Gain in [0, 1].
+    per_class: mean number of training pictures. different: whether the pictures differ from the backbone's own.
     """
     rate = REMOVED_IF_DIFFERENT if different else REMOVED
     return error * min(MOST_REMOVED, rate * math.log(max(1.0, per_class / FEW)))

@@ -102,15 +102,7 @@ class RunLog(Log):
 
 @contextmanager
 def open_log(config: Config, folder: Path | None) -> Iterator[Log]:
-    """Open the log of a run and close it at the end.
-
-    Args:
-        config: Its `log` names the tracker.
-        folder: Run folder. None for a log that keeps nothing.
-
-    Raises:
-        InputError: As `check_log`.
-    """
+    """The log of a run in `folder`, or one that keeps nothing where that is None; closed at the end."""
     check_log(config, folder)
     if folder is None:
         yield Log()
@@ -124,11 +116,7 @@ def open_log(config: Config, folder: Path | None) -> Iterator[Log]:
 
 
 def check_log(config: Config, folder: Path | None) -> None:
-    """Check `config.log`.
-
-    Raises:
-        InputError: If its package is not installed, or there is no run folder.
-    """
+    """InputError if the package of `config.log` is not installed, or there is no run folder for it."""
     if config.log == "none":
         return
     if importlib.util.find_spec(TRACKERS[config.log]) is None:

@@ -60,27 +60,18 @@ class TrainingResult:
         return len(self.history)
 
     def to_state(self) -> dict[str, Any]:
-        """Everything but the weights as JSON values, for a checkpoint."""
-        return {
-            "history": self.history,
-            "best": None if self.best is None else asdict(self.best),
-            "best_epoch": self.best_epoch,
-            "lr": self.lr,
-            "sweep": self.sweep,
-        }
+        """The values that a checkpoint keeps beside the weights, as JSON."""
+        best = None if self.best is None else asdict(self.best)
+        rest = {name: getattr(self, name) for name in ("history", "best_epoch", "lr", "sweep")}
+        return {**rest, "best": best}
 
     @staticmethod
     def from_checkpoint(saved: Checkpoint) -> TrainingResult:
         """The result so far that a checkpoint holds."""
-        state = saved.state
-        return TrainingResult(
-            weights=saved.weights["best"],
-            history=tuple(state["history"]),
-            best=None if state["best"] is None else Score(**state["best"]),
-            best_epoch=state["best_epoch"],
-            lr=state["lr"],
-            sweep=state["sweep"],
-        )
+        state, best = saved.state, saved.state["best"]
+        best = None if best is None else Score(**best)
+        result = TrainingResult(saved.weights["best"], tuple(state["history"]), best, state["best_epoch"])
+        return replace(result, lr=state["lr"], sweep=state["sweep"])
 
 
 @dataclass(frozen=True)
@@ -120,9 +111,8 @@ def train(
 ) -> TrainingResult:
     """Train `task.network`; on return it holds the weights that are kept.
 
-    Training ends early when validation has not improved for `task.plan.patience` epochs. The weights of the best epoch
-    by validation are kept. Where the network starts with a solved head, weights between the start and the trained ones
-    are tried as well, and the start is kept where training does not improve on it (`ModelSelection.keep`).
+    The weights of the best epoch by validation are kept. Where the network starts with a solved head, weights between
+    the start and the trained ones are tried as well, and the start is kept where training does not improve on it.
 
     Args:
         task: The network, its pictures and the training schedule.
@@ -292,9 +282,7 @@ def _epoch_result(row: Mapping[str, float], epochs: int, seconds: float) -> Epoc
 def epochs_without_gain(history: Sequence[Mapping[str, float]], start: Score | None) -> int:
     """Number of epochs since validation last improved: accuracy above all before, or loss below all before.
 
-    Args:
-        history: One row per epoch, with `val_accuracy` and `val_loss`.
-        start: The score before training, which counts as well. None for random weights.
+    start: the score before training, which counts as well; None for random weights.
     """
     accuracy, loss, since = (-math.inf, math.inf, 0) if start is None else (start.accuracy, start.loss, 0)
     for row in history:

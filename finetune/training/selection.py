@@ -34,10 +34,7 @@ class Score:
 class ModelSelection:
     """Scores weights on the validation pictures and decides which to keep.
 
-    Attributes:
-        labels: Shape (m,), int64.
-        class_weights: Shape (classes,), or None.
-        per_class: Mean number of training pictures per class.
+    labels: (m,) int64. class_weights: (classes,) or None. per_class: mean number of training pictures per class.
     """
 
     labels: Tensor
@@ -54,18 +51,12 @@ class ModelSelection:
         return Score(accuracy(logits, self.labels), log_loss(logits, self.labels, self.class_weights))
 
     def keep(self, trained: Tensor, start: Tensor) -> bool:
-        """Whether the trained weights replace the start.
+        """Whether the trained weights replace the start, by their logits (m, classes).
 
         With enough validation pictures the better score wins. With few, the number of training pictures decides how
         much evidence is needed. From FEW per class up, the trained weights must classify at least as many pictures
-        correctly. With fewer, the number of corrected pictures must exceed that of spoiled ones by 1.64 standard
-        errors (5 %, one-sided).
-
-        Args:
-            trained: Logits (m, classes) of the trained weights.
-            start: Logits (m, classes) before training.
-
-        Source: McNemar (1947).
+        correctly. With fewer, the corrected pictures must outnumber the spoiled ones by 1.64 standard errors (McNemar
+        1947; 5 %, one-sided).
         """
         if not self.few:
             return self.score(trained).beats(self.score(start))

@@ -19,12 +19,7 @@ from finetune.training.plan import Plan, TrainingTask
 
 
 class TrainStep:
-    """Optimiser and loss of a training; a call takes one step.
-
-    Args:
-        task: The network and its training schedule.
-        learner: Maps the inputs of a batch to logits. It uses the network's own parameters.
-    """
+    """Optimiser and loss of a training; a call takes one step. learner: maps a batch's inputs to logits."""
 
     def __init__(self, task: TrainingTask, learner: nn.Module):
         config, classes, weights = task.config, task.network.head.out_features, task.data.class_weights
@@ -87,14 +82,11 @@ def parameter_groups(parameters: Iterable[Tensor], lr: float, weight_decay: floa
         lr: Full learning rate, also kept under "full_rate".
         weight_decay: Weight decay of parameters with two dimensions or more.
     """
-    every = list(parameters)
-    halves = (
-        ([tensor for tensor in every if tensor.ndim > 1], weight_decay),
-        ([tensor for tensor in every if tensor.ndim <= 1], 0.0),
-    )
-    return [
-        {"params": tensors, "lr": lr, "full_rate": lr, "weight_decay": decay} for tensors, decay in halves if tensors
-    ]
+    decayed, others = list[Tensor](), list[Tensor]()
+    for tensor in parameters:
+        (decayed if tensor.ndim > 1 else others).append(tensor)
+    groups = (decayed, weight_decay), (others, 0.0)
+    return [{"params": group, "lr": lr, "full_rate": lr, "weight_decay": decay} for group, decay in groups if group]
 
 
 def scale_learning_rates(optimizer: Optimizer, lr_scale: float) -> None:
@@ -104,17 +96,7 @@ def scale_learning_rates(optimizer: Optimizer, lr_scale: float) -> None:
 
 
 def mixup(pixels: Tensor, labels: Tensor, counts: Tensor, classes: int, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Blend each picture with another of the batch, its target and its count likewise.
-
-    Args:
-        pixels: Pictures, shape (n, 3, size, size).
-        labels: Shape (n,), int64.
-        counts: Weight of each picture in the loss, shape (n,).
-        classes: Number of classes.
-        alpha: Parameter of the beta distribution, above 0.
-
-    Returns:
-        Blended pictures, targets of shape (n, classes), and counts.
+    """Blend each picture with another of the batch; targets (n, classes) and counts (n,) likewise.
 
     Source: Zhang et al. (2018), section 2.
     """
@@ -130,16 +112,7 @@ def weights_on_cpu(network: nn.Module) -> dict[str, Tensor]:
 
 
 def schedule(step: int, steps: int, warmup: int) -> float:
-    """Factor of the full learning rate: a linear rise over `warmup` steps, then a half cosine down to 0.
-
-    Args:
-        step: Counted from 0.
-        steps: Number of all steps.
-        warmup: Number of steps of the rise.
-
-    Returns:
-        Factor in (0, 1].
-    """
+    """Factor of the full learning rate at `step`, from 0: linear over `warmup` steps, then a half cosine down to 0."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
