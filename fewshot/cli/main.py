@@ -24,6 +24,9 @@ from finetune.options.command_line import (
 )
 from finetune.options.help_text import HelpfulCommand, InOrderOfUse
 
+at_seed = click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random episodes and pairs."
+)
 at_data = click.option(
     "--data",
     type=click.Path(path_type=Path),
@@ -158,9 +161,7 @@ def train(
     "--rerank", is_flag=True, help="Compare the few nearest drawings again by affine alignment (lake and koch only)."
 )
 @click.option("--allow-leaks", is_flag=True, help="Also test on characters that were trained on; the report says so.")
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random episodes and pairs."
-)
+@at_seed
 @at_data
 @on_device
 @as_json
@@ -244,15 +245,8 @@ def download(folder: Path) -> None:
     show_default="report.html in RUN; omniglot.html for the encoder that ships",
     help="HTML file to write.",
 )
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    show_default="the folder in the environment variable FEWTUNE_DATA",
-    help="Folder that holds Omniglot.",
-)
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random episodes and pairs."
-)
+@at_data
+@at_seed
 @on_device
 @as_json
 def report(run: str, out: Path | None, data: Path | None, seed: int, device: str, as_json: bool) -> None:

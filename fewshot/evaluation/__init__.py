@@ -1,1 +1,1 @@
-"""Protocols, episodes, verification and thresholds, with intervals."""
+"""Measuring encoders: protocols, episodes, verification, thresholds, intervals."""

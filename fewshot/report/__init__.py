@@ -1,1 +1,1 @@
-"""What an encoder learned, as one page."""
+"""Reports: one page about an encoder, its accuracy and its errors."""

@@ -1,1 +1,1 @@
-"""Nearest neighbours by name: the index, its files, pictures in it."""
+"""The index: nearest neighbours of named vectors, its files, and indexes of pictures."""
