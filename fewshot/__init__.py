@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from fewshot.evaluation.open_set import open_set
     from fewshot.evaluation.threshold import Calibration, calibrate
     from fewshot.omniglot.download import download
+    from fewshot.recognition.answers import Recognition, Trial
     from fewshot.recognition.operating_point import Share, Threshold
-    from fewshot.recognition.recognizer import Recognition, Recognizer, Trial, change_gallery
+    from fewshot.recognition.recognizer import Recognizer, change_gallery
     from fewshot.recognition.verifier import Verification, Verifier
     from fewshot.report.report import write_report
     from fewshot.search.index import Index, Neighbour
@@ -62,13 +63,13 @@ _ROOMS = {
     "Embeddings": "embedding.embedder",
     "Index": "search.index",
     "Neighbour": "search.index",
-    "Recognition": "recognition.recognizer",
+    "Recognition": "recognition.answers",
     "Recognizer": "recognition.recognizer",
     "RecognizerClassifier": "estimators",
     "Share": "recognition.operating_point",
     "SiameseConfig": "training.config",
     "Threshold": "recognition.operating_point",
-    "Trial": "recognition.recognizer",
+    "Trial": "recognition.answers",
     "Verification": "recognition.verifier",
     "Verifier": "recognition.verifier",
     "benchmark": "evaluation.benchmark",

@@ -15,8 +15,9 @@ from finetune.errors import InputError
 from finetune.options.command_line import as_json, display_for, existing, on_device, print_json
 
 if TYPE_CHECKING:
+    from fewshot.recognition.answers import Recognition
     from fewshot.recognition.operating_point import Share, Threshold
-    from fewshot.recognition.recognizer import Recognition, Recognizer
+    from fewshot.recognition.recognizer import Recognizer
 
 
 # Largest number of too similar pairs of classes that is shown.

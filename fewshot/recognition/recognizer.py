@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from fewshot.embedding.embedder import Embedder
 from fewshot.evaluation.threshold import Calibration
+from fewshot.recognition.answers import Recognition, Trial
 from fewshot.recognition.gallery import SAME, Gallery, SimilarClasses, check_rate
 from fewshot.recognition.gallery_files import GALLERY_FILE, check_folder, fill_gallery, read_gallery, write_gallery
 from fewshot.recognition.operating_point import Threshold
@@ -27,66 +27,6 @@ from finetune.progress import Display
 DEFAULT_ENCODER = "omniglot"
 
 Pictures = Picture | Tensor | Sequence[Picture | Tensor]
-
-
-@dataclass(frozen=True)
-class Recognition:
-    """Answer of a recogniser for one picture.
-
-    Attributes:
-        label: The class; None for unknown, or if no threshold is known.
-        nearest: The most similar class, accepted or not.
-        similarity: To `nearest`: the cosine with the mean of its examples.
-        score: Share of pictures of no enrolled class that are less similar to their nearest class, from 0 to 1; None if
-            nothing is known about such pictures.
-        threshold: The smallest similarity that is accepted; None if none is known, or `nearest` was requested.
-        similarities: Of every class, the most similar first.
-        scores: Of every class, in the same order; empty if nothing is known.
-
-    Example:
-        >>> from fewshot import Embedder, Recognizer
-        >>> recognizer = Recognizer(Embedder.load("omniglot", device="cpu")).enrol("stop", "signs/class00/00.png")
-        >>> answer = recognizer.recognize("sign.png")
-        >>> answer.nearest, answer.similarity > 0.5
-        ('stop', True)
-    """
-
-    label: str | None
-    nearest: str
-    similarity: float
-    score: float | None
-    threshold: float | None
-    similarities: Mapping[str, float]
-    scores: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """Results of a recogniser on labelled pictures.
-
-    Attributes:
-        known: Number of pictures of enrolled classes.
-        right, refused, misnamed: Shares of these that are named correctly, called unknown and named wrongly.
-        unknown: Number of pictures of other classes.
-        accepted: Share of these that are given a class.
-        threshold: The threshold that follows from these pictures and all earlier ones.
-
-    Example:
-        >>> from fewshot import Embedder, Recognizer
-        >>> recognizer = Recognizer(Embedder.load("omniglot", device="cpu"))
-        >>> recognizer = recognizer.enrol("class00", "signs/class00/00.png").enrol("class01", "signs/class01/00.png")
-        >>> trial = recognizer.calibrate("signs")  # class02 and class03 are not enrolled
-        >>> trial.known, trial.unknown
-        (6, 8)
-    """
-
-    known: int
-    right: float | None
-    refused: float | None
-    misnamed: float | None
-    unknown: int
-    accepted: float | None
-    threshold: Threshold | None
 
 
 class Recognizer:

@@ -18,8 +18,9 @@ from PIL import Image
 
 from fewshot.embedding.embedder import Embedder
 from fewshot.embedding.encoder import EncoderSpec, create, round_to_half
+from fewshot.recognition.answers import Recognition
 from fewshot.recognition.gallery_files import GALLERY_FILE
-from fewshot.recognition.recognizer import Recognition, Recognizer
+from fewshot.recognition.recognizer import Recognizer
 from finetune.errors import InputError, UnreadablePicture
 from finetune.files import read_tensors_and_metadata, write_tensors
 
