@@ -6,44 +6,89 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from finetune.api.demo import run_demo
     from finetune.api.evaluate import evaluate
     from finetune.api.fit import fit
+    from finetune.api.inspect import Inspection, inspect_folder
+    from finetune.api.preview import find_rate, probe_folder
     from finetune.classifier.classifier import Classifier, Prediction, load
+    from finetune.classifier.explain import HeatMap, heat_maps
+    from finetune.classifier.export import export
+    from finetune.classifier.prediction_table import write_table
+    from finetune.classifier.sorting import sort_pictures
     from finetune.config import Config
+    from finetune.data.split_record import forget_splits
     from finetune.errors import FewtuneError, InputError, TrainingDiverged, UnreadablePicture
+    from finetune.features.cache_files import clear_cache
+    from finetune.linear.probe import ProbeCurve
+    from finetune.progress import Display
+    from finetune.report.report import write_report
     from finetune.training.loop import EpochResult
+    from finetune.training.lr_finder import Sweep
 
 __all__ = [
     "Classifier",
     "Config",
+    "Display",
     "EpochResult",
     "FewtuneError",
+    "HeatMap",
     "InputError",
+    "Inspection",
     "Prediction",
+    "ProbeCurve",
+    "Sweep",
     "TrainingDiverged",
     "UnreadablePicture",
+    "clear_cache",
     "evaluate",
+    "export",
+    "find_rate",
     "fit",
+    "forget_splits",
+    "heat_maps",
+    "inspect_folder",
     "load",
+    "probe_folder",
+    "run_demo",
+    "sort_pictures",
+    "write_report",
+    "write_table",
 ]
 
-_HOME = {
+_ROOMS = {
     "Classifier": "classifier.classifier",
     "Config": "config",
+    "Display": "progress",
     "EpochResult": "training.loop",
     "FewtuneError": "errors",
+    "HeatMap": "classifier.explain",
     "InputError": "errors",
+    "Inspection": "api.inspect",
     "Prediction": "classifier.classifier",
+    "ProbeCurve": "linear.probe",
+    "Sweep": "training.lr_finder",
     "TrainingDiverged": "errors",
     "UnreadablePicture": "errors",
+    "clear_cache": "features.cache_files",
     "evaluate": "api.evaluate",
+    "export": "classifier.export",
+    "find_rate": "api.preview",
     "fit": "api.fit",
+    "forget_splits": "data.split_record",
+    "heat_maps": "classifier.explain",
+    "inspect_folder": "api.inspect",
     "load": "classifier.classifier",
+    "probe_folder": "api.preview",
+    "run_demo": "api.demo",
+    "sort_pictures": "classifier.sorting",
+    "write_report": "report.report",
+    "write_table": "classifier.prediction_table",
 }
 
 
 def __getattr__(name: str) -> Any:
-    # Importing torch takes seconds, which `finetune --help` and a mistyped option need not wait for.
-    if name not in _HOME:
-        raise AttributeError(f"module 'finetune' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"finetune.{_HOME[name]}"), name)
+    # On first use: importing torch takes seconds, which `finetune --help` and a mistyped option should not wait for.
+    if name in _ROOMS:
+        return getattr(importlib.import_module(f"finetune.{_ROOMS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -39,6 +39,11 @@ class Config(Options):
     """All options of a run, in the order of the help text. None: the run chooses the value and reports it.
 
     Raises InputError, naming the option, for a value of the wrong type or out of its range.
+
+    Example:
+        >>> from finetune import Config
+        >>> Config(strategy="partial", epochs=5).lr is None  # None: the strategy's own
+        True
     """
 
     strategy: str = option(

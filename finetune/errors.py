@@ -12,19 +12,44 @@ import re
 
 
 class FewtuneError(Exception):
-    """Base of every error that the project raises on purpose; commands exit with `exit_code`."""
+    """Base of every error that the project raises on purpose; commands exit with `exit_code`.
+
+    Example:
+        >>> from finetune import FewtuneError, load
+        >>> try:
+        ...     load("nowhere")
+        ... except FewtuneError as error:
+        ...     print(error.exit_code)
+        2
+    """
 
     exit_code = 1
 
 
 class InputError(FewtuneError):
-    """A file, folder or option that cannot be used; the message names it and says what to do."""
+    """A file, folder or option that cannot be used; the message names it and says what to do.
+
+    Example:
+        >>> from finetune import InputError, load
+        >>> try:
+        ...     load("nowhere")
+        ... except InputError as error:
+        ...     print(error)
+        nowhere...
+    """
 
     exit_code = 2
 
 
 class UnreadablePicture(InputError):
-    """One picture that cannot be decoded. `source` names it, `reason` says why in a few words."""
+    """One picture that cannot be decoded. `source` names it, `reason` says why in a few words.
+
+    Example:
+        >>> from finetune import UnreadablePicture, load
+        >>> (answer,) = load("runs/photos", device="cpu").predict_all(["missing.png"])
+        >>> isinstance(answer, UnreadablePicture), answer.reason
+        (True, 'no such file')
+    """
 
     def __init__(self, source: str, reason: str):
         super().__init__(f"{source}: {reason}")
@@ -37,7 +62,13 @@ class UnreadablePicture(InputError):
 
 
 class TrainingDiverged(FewtuneError):
-    """The loss stopped being a finite number; the message says at which step and the likely cause."""
+    """The loss stopped being a finite number; the message says at which step and the likely cause.
+
+    Example:
+        >>> from finetune import TrainingDiverged
+        >>> TrainingDiverged("the training loss became nan at step 3").exit_code
+        1
+    """
 
 
 def reason_of(error: BaseException) -> str:

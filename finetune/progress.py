@@ -15,7 +15,13 @@ Advance = Callable[[int, str], None]
 
 
 class Display:
-    """Shows on `console`; shows nothing when that is None."""
+    """Shows on `console`; shows nothing when that is None.
+
+    Example:
+        >>> from finetune import Display, fit
+        >>> from rich.console import Console
+        >>> display = Display(Console(stderr=True))  # shows bars and messages; Display() shows nothing
+    """
 
     def __init__(self, console: Console | None = None):
         self.console = console

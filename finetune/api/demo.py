@@ -27,6 +27,10 @@ def run_demo(out: Path, *, seed: int = 0, display: Display) -> list[dict[str, An
 
     Returns:
         The metrics of each strategy.
+
+    Example:
+        >>> from finetune import run_demo
+        >>> rows = run_demo(Path("demo"))  # doctest: +SKIP
     """
     folder = out / "digits"
     Config(seed=seed)  # raises for an invalid seed

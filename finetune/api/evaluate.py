@@ -75,8 +75,9 @@ def evaluate(
         InputError: If a class is not one of the run's, no picture is left, or `out` holds something else.
 
     Example:
-        >>> evaluate("runs/flowers", "more-flowers")["accuracy"]
-        0.93
+        >>> from finetune import evaluate
+        >>> evaluate("runs/photos", "photos/", device="cpu")["n"] < 40  # without the pictures that the run trained on
+        True
     """
     started = time.monotonic()
     display = display or Display()

@@ -114,9 +114,10 @@ def fit(
         TrainingDiverged: When the loss stops being finite; the head stays in `out`.
 
     Example:
-        >>> classifier = fit("flowers", "runs/flowers", strategy="head")
-        >>> classifier.predict("new.jpg").label
-        'tulip'
+        >>> from finetune import fit
+        >>> classifier = fit("photos/", "runs/flowers", strategy="head", backbone="fewtune_conv4", device="cpu")
+        >>> classifier.predict("new.png").label
+        'cat'
     """
     started = time.monotonic()
     require_one_process("finetune fit")

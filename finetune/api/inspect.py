@@ -96,6 +96,11 @@ class Inspection:
         notes: Remarks on the folder.
         refusal: Why a run on the folder would stop; None where it would not.
         not_judged: Why no label was judged; None where the only reason is too few pictures.
+
+    Example:
+        >>> from finetune import Config, inspect_folder
+        >>> inspect_folder("photos/", config=Config(backbone="fewtune_conv4", device="cpu")).unreadable
+        ()
     """
 
     root: Path
@@ -136,12 +141,17 @@ def inspect_folder(folder: Source, *, config: Config | None = None, display: Dis
         config: Options of the run to come.
         display: Shows progress.
 
+    Returns:
+        Counts, sizes, unreadable files, duplicates and suspect labels.
+
     Raises:
         InputError: For a folder or backbone that cannot be used.
 
     Example:
-        >>> inspect_folder("flowers").counts
-        {'rose': {'train': 14, 'val': 3, 'test': 3}, 'tulip': {'train': 14, 'val': 3, 'test': 3}}
+        >>> from finetune import Config, inspect_folder
+        >>> found = inspect_folder("photos/", config=Config(backbone="fewtune_conv4", device="cpu"))
+        >>> found.pictures, found.balance
+        (40, 1.0)
     """
     config, display = config or Config(), display or Display()
     listing = list_pictures(folder, to_train=False)

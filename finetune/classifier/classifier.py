@@ -48,6 +48,12 @@ class Prediction:
         top: The most probable classes with their probabilities, in falling order.
         path: The path of the picture as given; None for bytes, an array or a PIL image.
         unsure: Whether the probability is below `min_probability`; the label is then a guess.
+
+    Example:
+        >>> from finetune import load
+        >>> prediction = load("runs/photos", device="cpu").predict("new.png")
+        >>> prediction.label, prediction.unsure
+        ('cat', False)
     """
 
     label: str
@@ -69,8 +75,9 @@ class Classifier:
         temperature: Divides the log-probabilities (see `finetune.classifier.temperature`); 1 changes nothing.
 
     Example:
-        >>> classifier = load("runs/pets")
-        >>> classifier.predict("new.jpg").label
+        >>> from finetune import load
+        >>> classifier = load("runs/photos", device="cpu")
+        >>> classifier.predict("new.png").label
         'cat'
     """
 
@@ -256,12 +263,16 @@ def load(folder: str | Path, *, device: str = "auto", precision: str | None = No
         device: One of auto, cpu, cuda.
         precision: One of auto, float32, bfloat16; by default that of the run.
 
+    Returns:
+        The classifier.
+
     Raises:
         InputError: If `folder` holds no finished run, or its files are damaged or do not belong together.
 
     Example:
-        >>> load("runs/pets").predict("new.jpg").label
-        'cat'
+        >>> from finetune import load
+        >>> load("runs/photos", device="cpu").classes
+        ('cat', 'dog')
     """
     folder = Path(folder)
     saved = read_run_config(folder)

@@ -42,6 +42,12 @@ class HeatMap:
         heat: Shape (size, size), float32 in [0, 1]; 0 everywhere where no place raises the score.
         label: The class.
         probability: Of the class, in [0, 1].
+
+    Example:
+        >>> from finetune import heat_maps, load
+        >>> (found,) = heat_maps(load("runs/photos", device="cpu"), ["new.png"], ["dog"])
+        >>> found.overlay().size
+        (35, 35)
     """
 
     picture: Image.Image
@@ -75,6 +81,12 @@ def heat_maps(
 
     Raises:
         InputError: For a backbone without such a map, and for a label that the classifier does not know.
+
+    Example:
+        >>> from finetune import heat_maps, load
+        >>> (found,) = heat_maps(load("runs/photos", device="cpu"), ["new.png"])
+        >>> found.label, found.heat.shape
+        ('cat', (35, 35))
 
     Source: Selvaraju et al. (2017), section 3.
     """

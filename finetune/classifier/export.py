@@ -92,7 +92,8 @@ def export(
         InputError: If the pictures are gone, or the file does not agree with the run; no file is then left.
 
     Example:
-        >>> export("runs/pets", "pets.onnx")["classes"]
+        >>> from finetune import export
+        >>> export("runs/photos", "photos.onnx")["classes"]
         ['cat', 'dog']
     """
     run, display = Path(run), display or Display()

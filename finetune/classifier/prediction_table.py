@@ -26,7 +26,23 @@ def check_table(path: Path) -> None:
 
 
 def write_table(path: Path, answers: Sequence[Prediction | UnreadablePicture], *, top: int) -> None:
-    """Write a row for each picture, in order, with its `top` most probable classes; completely or not at all."""
+    """Write predictions as a CSV table, one row per picture.
+
+    A row has the path, label, probability, whether the answer is unsure, the reason for an unreadable picture, and the
+    next classes. The file is complete or not written.
+
+    Args:
+        path: File to write.
+        answers: Predictions, as `Classifier.predict_all` gives them.
+        top: Number of classes in a row.
+
+    Raises:
+        InputError: If the file cannot be written.
+
+    Example:
+        >>> from finetune import load, write_table
+        >>> write_table(Path("answers.csv"), load("runs/photos", device="cpu").predict_all(["new.png"]), top=2)
+    """
     header = list(COLUMNS)
     for rank in range(2, top + 1):
         header += [f"label_{rank}", f"probability_{rank}"]

@@ -42,6 +42,12 @@ def sort_pictures(target: Path, answers: Sequence[Prediction], classes: Sequence
 
     Raises:
         InputError: If a file cannot be written.
+
+    Example:
+        >>> from finetune import load, sort_pictures
+        >>> classifier = load("runs/photos", device="cpu")
+        >>> sort_pictures(Path("sorted"), classifier.predict_all(["new.png"]), classifier.classes, link=False)
+        1
     """
     folders = {label: target / safe_name(label) for label in classes}
     unsure = target / _name_for_unsure(classes)

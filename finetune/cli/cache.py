@@ -71,11 +71,11 @@ def clear(older_than: float | None, backbone: str | None, as_json: bool) -> None
 
     A later run computes again what it needs.
     """
-    from finetune.features.cache_files import clear
+    from finetune.features.cache_files import clear_cache
     from finetune.files import default_folder
 
     folder = default_folder()
-    freed = clear(folder, older_than=(older_than or 0) * _DAY, backbone=backbone)
+    freed = clear_cache(folder, older_than=(older_than or 0) * _DAY, backbone=backbone)
     if as_json:
         print_json({"folder": str(folder), "bytes": freed.bytes, "files": freed.files, "families": freed.entries})
     else:

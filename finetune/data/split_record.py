@@ -52,7 +52,19 @@ def record_splits(listing: Listing, splits: Mapping[str, str], config: Config, d
 
 
 def forget_splits(pictures: Path | None = None) -> int:
-    """Delete the records of the folder or table `pictures`, of all where None is given; how many there were."""
+    """Delete the recorded splits of a folder or table, so that the next run makes new ones.
+
+    Args:
+        pictures: The folder or table. None for all records.
+
+    Returns:
+        Number of deleted records.
+
+    Example:
+        >>> from finetune import forget_splits
+        >>> forget_splits(Path("never-used"))
+        0
+    """
     forgotten = 0
     for path in sorted(_folder().glob("*.json")):
         try:

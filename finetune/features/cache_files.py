@@ -205,10 +205,24 @@ def entries(folder: Path) -> list[CacheEntry]:
     return sorted(found, key=lambda entry: -entry.last_used)
 
 
-def clear(folder: Path, *, older_than: float = 0.0, backbone: str | None = None) -> Freed:
-    """Delete activations that were not used for `older_than` seconds, of one backbone or of all. Other files stay.
+def clear_cache(folder: Path, *, older_than: float = 0.0, backbone: str | None = None) -> Freed:
+    """Delete cached activations.
 
-    InputError or OSError when the folder cannot be changed.
+    Args:
+        folder: Folder of the cache. Other files in it stay.
+        older_than: Delete only activations that were not used for so many seconds.
+        backbone: timm's name of the backbone whose activations are deleted. None for all.
+
+    Returns:
+        Number of deleted files and their bytes.
+
+    Raises:
+        InputError: If the folder cannot be changed.
+
+    Example:
+        >>> from finetune import clear_cache
+        >>> clear_cache(Path("no-cache-here")).bytes
+        0
     """
     if not folder.is_dir():
         return Freed(0, 0, 0)

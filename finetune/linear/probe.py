@@ -61,7 +61,14 @@ class Probe:
 
 @dataclass(frozen=True)
 class ProbeCurve:
-    """Probes from the stem to the features, and one on all depths together, for a number of pictures and classes."""
+    """Probes from the stem to the features, and one on all depths together, for a number of pictures and classes.
+
+    Example:
+        >>> from finetune import Config, probe_folder
+        >>> curve = probe_folder("photos/", config=Config(backbone="fewtune_conv4", device="cpu"))
+        >>> curve.pictures, curve.classes
+        (28, 2)
+    """
 
     probes: tuple[Probe, ...]
     together: Probe

@@ -48,6 +48,11 @@ def write_report(run: str | Path, *, classifier: Classifier | None = None) -> Pa
 
     Raises:
         InputError: If `run` holds no finished run, or a damaged one.
+
+    Example:
+        >>> from finetune import load, write_report
+        >>> write_report("runs/photos", classifier=load("runs/photos", device="cpu")).name
+        'report.html'
     """
     results = read_results(Path(run))
     path = results.path / REPORT_FILE

@@ -86,6 +86,14 @@ class EpochResult:
         val_accuracy: Accuracy on the validation pictures, in [0, 1].
         lr: Learning rate of the head at the last step.
         seconds: Duration of the epoch, validation included.
+
+    Example:
+        >>> from finetune import fit
+        >>> results = []
+        >>> options = {"strategy": "full", "epochs": 1, "backbone": "fewtune_conv4", "device": "cpu", "workers": 0}
+        >>> _ = fit("photos/", on_epoch=results.append, **options)
+        >>> results[0].epoch
+        1
     """
 
     epoch: int

@@ -39,6 +39,13 @@ class Sweep:
         trouble: Why there is no suggestion.
         stages: Rate of each trained stage as a factor of the head's rate, by the name of the stage.
         diverged: Whether a large loss ended the sweep.
+
+    Example:
+        >>> from finetune import Config, find_rate
+        >>> config = Config(backbone="fewtune_conv4", strategy="partial", device="cpu", workers=0)
+        >>> sweep = find_rate("photos/", config=config)
+        >>> sweep.rates == tuple(sorted(sweep.rates))
+        True
     """
 
     rates: tuple[float, ...]

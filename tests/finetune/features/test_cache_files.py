@@ -18,7 +18,7 @@ from made_activations import KEY, aged, data_of, filled, flipped, keys_of, of, o
 from told import Told
 
 from finetune.features.cache import ActivationCache
-from finetune.features.cache_files import clear, default_bound, entries, shards_of, size_of
+from finetune.features.cache_files import clear_cache, default_bound, entries, shards_of, size_of
 from finetune.files import default_folder
 
 # ------------------------------------------------------------------------------------------------ several processes
@@ -85,7 +85,7 @@ def test_old_temporary_files_of_a_killed_process_are_deleted(tmp_path: Path) -> 
 def test_files_deleted_by_another_process_stay_readable_until_the_next_run(tmp_path: Path) -> None:
     filled(tmp_path, range(9))
     found = opened(tmp_path, memory=0).get(KEY, keys_of(range(9)))
-    clear(tmp_path)
+    clear_cache(tmp_path)
     assert torch.equal(found[:], values_of(range(9)))
     assert not opened(tmp_path).known(KEY, keys_of(range(9))).any()
 
