@@ -90,13 +90,8 @@ def confusion(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def reliability(log_probabilities: Tensor, labels: Tensor, bins: int = 15) -> list[ReliabilityBin]:
-    """The bins of a reliability diagram, empty ones left out.
-
-    Args:
-        log_probabilities: Shape (n, classes).
-        labels: True classes, shape (n,), int64.
-        bins: Number of bins, of equal width.
-    """
+    """The bins of a reliability diagram, of equal width, without empty ones: log-probabilities (n, classes) against
+    labels (n,)."""
     best, predicted = log_probabilities.double().max(1)
     confidence, right = best.exp().clamp(0, 1), predicted == labels
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1
@@ -123,12 +118,7 @@ def expected_calibration_error(log_probabilities: Tensor, labels: Tensor, bins: 
 
 
 def measure_predictions(log_probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> Measurement:
-    """All figures of log-probabilities.
-
-    Args:
-        log_probabilities: Shape (n, classes), n at least 1.
-        labels: True classes, shape (n,), int64.
-        classes: Names of the classes, in the order of the columns.
+    """All figures of log-probabilities (n, classes) against labels (n,); n is at least 1.
 
     Example:
         >>> measured = measure_predictions(torch.tensor([[0.9, 0.1], [0.6, 0.4]]).log(), torch.tensor([0, 1]), "ab")

@@ -19,17 +19,9 @@ from finetune.progress import Display
 def drop_above(
     stages: PooledStages, rows: FeatureTable, asked: str, curve: ProbeCurve | None, display: Display
 ) -> tuple[PooledStages, FeatureTable]:
-    """Remove the stages of the backbone above one of them.
+    """Remove the stages of the backbone above `asked`, and their activations from `rows`.
 
-    Args:
-        stages: The backbone, which is changed.
-        rows: Activations of all its depths.
-        asked: Name of the highest stage to keep, or BEST for the depth whose probe has the lowest error.
-        curve: The probe curve; BEST needs it.
-        display: Shows how much is left.
-
-    Returns:
-        The remaining depths, and the activations of these.
+    `asked` is the name of a stage, or BEST for the depth whose probe has the lowest error on the curve.
 
     Raises:
         InputError: For an unknown stage, for BEST without a curve, and for a model that cannot be cut there.

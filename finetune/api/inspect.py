@@ -61,13 +61,8 @@ class SuspectLabel:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of the readable pictures.
-
-    Attributes:
-        smallest, median, largest: Width and height in pixels, turned upright, in the order of area.
-        odd: Paths of pictures longer than ODD_ASPECT.
-        formats, modes: Number of pictures of each, by Pillow's names.
-    """
+    """Width and height of the readable pictures, upright, in pixels, ordered by area. odd: paths of those longer than
+    ODD_ASPECT. formats, modes: number of pictures of each, by Pillow's names."""
 
     smallest: tuple[int, int]
     median: tuple[int, int]
@@ -82,18 +77,12 @@ class Inspection:
     """The result of `inspect_folder`.
 
     Attributes:
-        root: The folder.
-        pictures, bytes: Of all files.
         counts: Readable pictures of each class by split; "-" stands for unused pictures.
         examples: Paths of some pictures of each class, evenly spread.
-        sizes: None where no picture can be read.
-        unreadable: Files that cannot be read, with the reason.
         identical, near: Groups of identical pictures and of near-duplicates: first those across splits, then those
             across classes.
         suspects: Probable label errors, the worst first; None where labels cannot be judged. Test pictures are not
             judged: a classifier must not choose the pictures that it is measured on.
-        judged: Number of pictures whose label was judged.
-        notes: Remarks on the folder.
         refusal: Why a run on the folder would stop; None where it would not.
         not_judged: Why no label was judged; None where the only reason is too few pictures.
 

@@ -46,14 +46,8 @@ MOST_OF_TRAIN = 300
 
 @dataclass(frozen=True)
 class Outcome:
-    """A measured classifier, and the training behind it.
-
-    Attributes:
-        classifier: Its probabilities are calibrated.
-        metrics: Contents of metrics.json.
-        log_probabilities: Of the val and test pictures by split, (n, classes), calibrated.
-        training: How the weights were trained; empty for a head that was solved.
-    """
+    """A measured classifier, and the training behind it. metrics: the content of metrics.json. log_probabilities: of
+    the val and test pictures by split, (n, classes), calibrated. training: empty for a head that was solved."""
 
     classifier: Classifier
     metrics: RunMetrics
@@ -70,13 +64,8 @@ def measure(
 ) -> Outcome:
     """Fit the temperature of the classifier, and measure it.
 
-    Args:
-        classifier: Gets its temperature here.
-        prepared: The pictures, and the heads that are baselines.
-        heads: Those of `prepared` where the classifier is `heads.kept`; None where it was trained by gradient. Figures
-            of validation pictures are then of a head that has not learned from them.
-        training: The training of the classifier.
-        display: Shows progress.
+    heads: those of `prepared` where the classifier is `heads.kept`: its figures of validation pictures are then those
+    of `heads.best`, which has not learned from them. None where the classifier was trained by gradient.
     """
     rows, choice = prepared.rows, prepared.choice
     some = rows.indices("train")[:: max(1, -(-len(rows.folder.train) // MOST_OF_TRAIN))]

@@ -40,16 +40,8 @@ MOST = 3000
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run before training by gradient.
-
-    Attributes:
-        fabric: Device and precision.
-        stages: The frozen backbone, with its pooled activations at every depth.
-        rows: The pictures: their splits, labels and activations.
-        choice: The strategy, and why it was chosen.
-        heads: Linear heads on the frozen backbone.
-        class_weights: Shape (classes,), or None where all pictures count the same.
-    """
+    """A run before training by gradient: the frozen backbone, the pictures with their activations, the strategy, and
+    linear heads. class_weights: shape (classes,), or None where all pictures count the same."""
 
     fabric: Fabric
     stages: PooledStages
@@ -105,13 +97,7 @@ class Prepared:
 
 
 def prepare(listing: Listing, config: Config, run: RunFolder | None, display: Display) -> Prepared:
-    """Read the pictures, choose the strategy and solve the heads.
-
-    Args:
-        listing: The pictures.
-        config: The options of the run.
-        run: Keeps what was read for --resume; None for a run in memory.
-        display: Shows progress.
+    """Read the pictures, choose the strategy and solve the heads. run: keeps the activations for --resume.
 
     Raises:
         InputError: For a folder, file or option that cannot be used.

@@ -116,11 +116,7 @@ def overlays(classifier: Classifier, paths: Sequence[Path]) -> dict[Path, Image.
 
 
 def last_feature_map(backbone: Backbone) -> nn.Module:
-    """The last module of the backbone whose output has places, (n, width, h, w).
-
-    Raises:
-        InputError: If that output is no such map: transformers give (n, tokens, width), or have the width last.
-    """
+    """The last module whose output has places. InputError where it is no map (n, width, h, w), as in transformers."""
     found: tuple[nn.Module, bool] | None = None
 
     def look(module: nn.Module, arguments: object, output: object) -> None:

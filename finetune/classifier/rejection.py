@@ -30,15 +30,8 @@ HALF_DIGIT = 5e-7
 
 @dataclass(frozen=True)
 class Rejection:
-    """A threshold and its figures on the validation pictures.
-
-    Attributes:
-        min_probability: Predictions below it are answered "unsure".
-        coverage: Share of the validation pictures that get an answer.
-        error: Share of these answers that is wrong.
-        bound: Upper bound of that share on new pictures, at CONFIDENCE.
-        answered: Number of validation pictures that get an answer.
-    """
+    """A threshold, and its figures on the validation pictures: the share and number of those that get an answer, the
+    share of these answers that is wrong, and the upper bound of that on new pictures at CONFIDENCE."""
 
     min_probability: float
     coverage: float

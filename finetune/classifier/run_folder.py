@@ -87,21 +87,10 @@ class RunFolder:
     def begin(
         self, folder: Path, config: Config, *, resume: bool, overwrite: bool = False, table: str | None = None
     ) -> bool:
-        """Check that the run may begin or continue here, and lock the folder. Nothing is written.
+        """Check that the run may begin or continue here, and lock the folder; True where it has finished already.
 
-        Args:
-            folder: The pictures.
-            config: Options of the run.
-            resume: Continue the run that is here.
-            overwrite: Replace the run that is here.
-            table: The table that lists the pictures; None where the folder itself does.
-
-        Returns:
-            Whether the run has finished already.
-
-        Raises:
-            InputError: If the folder holds anything but a run, or a run that was started with other options or
-                pictures, or one that another process is writing.
+        folder, table: of the pictures; table is None where the folder itself lists them. InputError where there is
+        anything but a run, or a run with other options or pictures, or one that another process is writing.
         """
         if resume and overwrite:
             raise InputError("--resume continues the run in --out and --overwrite replaces it; give one of them")

@@ -17,15 +17,12 @@ STATE = "state"
 
 
 def continues_run(folder: Path, *, resume: bool, overwritable: bool = False) -> bool:
-    """Whether `folder` holds a run that is to be continued; False where a new run may begin.
+    """Whether `folder` (--out) holds a run that is to be continued; False where a new run may begin.
 
-    Args:
-        folder: Where the run is to be written (--out).
-        resume: Whether a run that is there may be continued.
-        overwritable: Whether the command can replace a run, which the message then says.
+    overwritable: whether the command can replace a run, which the message then says.
 
     Raises:
-        InputError: If `folder` holds anything but a run, or a run that is not to be continued.
+        InputError: If `folder` holds anything but a run, or a run and `resume` is False.
     """
     if not (folder / CONFIG_FILE).exists():
         check_free(folder, "--out", "run")

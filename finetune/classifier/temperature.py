@@ -64,11 +64,8 @@ def calibration_summary(
 ) -> CalibrationMetrics:
     """Expected calibration errors before and after a temperature that was fitted on `val`.
 
-    Args:
-        temperature: As `fit_temperature` found it.
-        val: Log-probabilities (n, classes) before the temperature, and labels (n,).
-        test: The same of pictures that did not fit the temperature. The errors are measured on these; where there are
-            none, on `val` by cross-validation.
+    val, test: log-probabilities (n, classes) before the temperature, and labels (n,). The errors are measured on test;
+    without it on val, by cross-validation.
     """
     log_probabilities, labels = val if test is None else test
     after = cross_calibrated(*val) if test is None else calibrated(log_probabilities, temperature)

@@ -96,9 +96,6 @@ def line_chart(
 
     Args:
         lines: The lines, in the order of their colours.
-        title: Above the chart.
-        x_label, y_label: Below and beside the axes.
-        log_x, log_y: Logarithmic axes.
         percent, percent_x: y or x is a share in [0, 1], shown in per cent.
         x_names: Labels of x = 0, 1, and so on.
         marks: Labelled places on the x axis.
@@ -170,13 +167,8 @@ def bar_chart(bars: Sequence[Bar], *, title: str, value_label: str, percent: boo
 def scatter(points: Sequence[Point], *, title: str, groups: Sequence[str] = ()) -> Markup:
     """Draw a map of points without axes. The pointer or the arrow keys show the label and picture of a point.
 
-    Args:
-        points: The points.
-        title: Above the map.
-        groups: Groups in the order of their colours, by default in order of appearance. The legend lists up to 12.
-
-    Raises:
-        ValueError: If there is no point.
+    groups: in the order of their colours, by default in order of appearance; the legend lists up to 12. ValueError
+    without a point.
     """
     if not points:
         raise ValueError("there is no point to draw")

@@ -60,14 +60,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Confusion:
-    """A confusion matrix.
-
-    Attributes:
-        classes: In the order of rows and columns.
-        rows: Cells, None where there is no picture.
-        clustered: Whether confused classes are neighbours.
-        left_out: Number of classes that are not shown.
-    """
+    """A confusion matrix. rows: cells, None where there is no picture. clustered: whether confused classes are
+    neighbours. left_out: number of classes that are not shown."""
 
     classes: tuple[str, ...]
     rows: tuple[tuple[Cell | None, ...], ...]

@@ -158,12 +158,8 @@ def _depths(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Areas:
-    """How well each class is separated from the others.
-
-    Attributes:
-        roc, precision_recall: Area under the curve by class, of the classes that can be measured.
-        charts: The curves of the classes with the smallest area, and their mean over all classes.
-    """
+    """Areas under the curves by class, of the classes that can be measured. charts: the curves of the classes with the
+    smallest area, and their mean over all classes."""
 
     roc: dict[str, float]
     precision_recall: dict[str, float]

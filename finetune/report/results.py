@@ -55,9 +55,8 @@ class Answer:
 class RunResults:
     """A run, or an evaluation of one, as its files describe it.
 
-    config: config.json of the run. answers: the predictions on the pictures that the figures are of. log_probabilities:
-    a row (classes,) for each of these, None where a run has not kept them. pictures: the folder of `answers`.
-    per_split: how many pictures of each (split, class) there are.
+    answers: the predictions on the pictures that the figures are of. log_probabilities: a row (classes,) for each of
+    these, None where a run has not kept them. pictures: their folder. per_split: how many of each (split, class).
     """
 
     path: Path

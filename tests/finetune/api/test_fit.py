@@ -52,7 +52,7 @@ def test_every_strategy_learns_easy_classes_and_leaves_a_run_that_predicts(
     assert not (tmp_path / "run" / "state").exists()
 
 
-def test_a_run_folder_tells_what_was_done(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_a_run_folder_records_the_run(make_folder: MakeFolder, tmp_path: Path) -> None:
     folder = make_folder(classes=THREE)
     run = tmp_path / "run"
     metrics = finetune.fit(folder, run, strategy="full", epochs=2, **SMALL).metrics
@@ -168,7 +168,7 @@ def test_a_network_that_is_less_accurate_as_saved_is_not_kept(
     assert metrics["val"]["accuracy"] == finetune.fit(folder, strategy="head", **SMALL).metrics["val"]["accuracy"]
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_says_where(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_a_non_finite_loss_stops_the_run_and_names_the_step(make_folder: MakeFolder, tmp_path: Path) -> None:
     folder = make_folder(classes=THREE)
     with pytest.raises(
         finetune.TrainingDiverged, match=r"at step \d+ of .*lower the learning rate \(--lr, now 1e\+30\)"
@@ -196,7 +196,7 @@ def test_a_very_rare_class_does_not_swallow_the_common_one(make_folder: MakeFold
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_what_is_reported_is_what_the_saved_classifier_says(
+def test_reported_figures_are_those_of_the_saved_classifier(
     precision: str, make_folder: MakeFolder, tmp_path: Path
 ) -> None:
     folder = make_folder(classes=THREE, noise=150)
@@ -232,7 +232,7 @@ def test_a_damaged_checkpoint_says_how_to_go_on(make_folder: MakeFolder, tmp_pat
         finetune.fit(folder, run, resume=True, **options)
 
 
-def test_a_strip_of_a_picture_is_seen_by_its_middle(make_folder: MakeFolder) -> None:
+def test_the_middle_of_a_very_long_picture_is_used(make_folder: MakeFolder) -> None:
     classifier = finetune.fit(make_folder(classes=THREE), strategy="head", image_size=64, **SMALL)
     strip = np.full((1, 20_000, 3), 216, dtype=np.uint8)
     assert classifier.predict(strip).probability > 0

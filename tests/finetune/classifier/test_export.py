@@ -72,7 +72,7 @@ def infer(file: Path | bytes, pixels: Tensor) -> Tensor:
     return torch.tensor(compiled([pixels.numpy()])[0])
 
 
-def test_the_onnx_file_says_of_pixels_what_the_run_says_of_pictures(place: Path, exported: Path) -> None:
+def test_the_onnx_file_agrees_with_the_run(place: Path, exported: Path) -> None:
     paths = sorted((place / "pictures").rglob("*.png"))
     classifier = finetune.load(place / "run", device="cpu", precision="float32")
     pixels = classifier.pictures(paths).batch(range(len(paths))).pixels
@@ -85,7 +85,7 @@ def test_the_onnx_file_says_of_pixels_what_the_run_says_of_pictures(place: Path,
             assert float(row.max()) == pytest.approx(prediction.probability, abs=1e-5)
 
 
-def test_what_the_graph_leaves_out_stands_beside_it_and_in_it(place: Path, exported: Path) -> None:
+def test_preprocessing_is_described_in_the_file_and_beside_it(place: Path, exported: Path) -> None:
     about = read_json(exported.with_name("pets.onnx.json"))
     saved = read_json(place / "run" / "config.json")
     assert about["classes"] == CLASSES == saved["classes"]
@@ -107,7 +107,7 @@ def test_what_the_graph_leaves_out_stands_beside_it_and_in_it(place: Path, expor
     assert {entry.domain: entry.version for entry in model.opset_import}[""] == about["opset"] == 18
 
 
-def test_a_torch_export_is_the_run_itself_and_holds_no_pickle(place: Path) -> None:
+def test_a_torch_export_agrees_with_the_run_and_holds_no_pickle(place: Path) -> None:
     before = contents(place / "run")
     about = export(place / "run", format="torch-export")
     file = place / "run.pt2"
@@ -150,7 +150,7 @@ def test_a_head_that_reads_several_depths_is_exported(place: Path, tmp_path: Pat
     assert about["parity"]["pictures"] == 30
 
 
-def test_an_export_that_does_not_agree_leaves_what_was_there(  # type: ignore[no-untyped-def]
+def test_an_export_that_does_not_agree_keeps_the_old_file(  # type: ignore[no-untyped-def]
     run, place: Path, tmp_path: Path
 ) -> None:
     """A network whose answers are no numbers agrees with nothing."""
@@ -209,7 +209,7 @@ def test_bad_input_is_one_line_and_exit_code_2(  # type: ignore[no-untyped-def]
     assert not [path for path in tmp_path.rglob("*.*") if path not in places.values()]
 
 
-def test_where_the_pictures_have_gone_others_will_do(run, place: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_missing_pictures_can_be_replaced_by_others(run, place: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     shutil.copytree(place / "run", tmp_path / "run")
     change(tmp_path / "run", folder=str(tmp_path / "gone"))
     words = ("export", tmp_path / "run", "--format", "torch-export")

@@ -31,7 +31,7 @@ def test_a_row_for_each_picture_and_no_formula(tmp_path: Path) -> None:
     check_table(path)
 
 
-def test_nothing_but_such_a_table_is_replaced(tmp_path: Path) -> None:
+def test_only_a_table_of_predictions_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("path,label\na.jpg,cat\n")
     with pytest.raises(InputError, match=r"labels\.csv \(--csv\) exists"):
         check_table(tmp_path / "labels.csv")

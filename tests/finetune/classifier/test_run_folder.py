@@ -49,7 +49,7 @@ def test_run_files_names_the_files_of_rooms_that_it_cannot_import() -> None:
     assert {REPORT_FILE, LINES_FILE, *TRACKERS, place_for(run, Path("pictures")).parent.name} <= set(RUN_FILES)
 
 
-def test_a_run_that_failed_stands_in_no_ones_way_and_leaves_no_empty_folder(tmp_path: Path) -> None:
+def test_a_failed_run_leaves_no_lock_and_no_folder(tmp_path: Path) -> None:
     path, config = tmp_path / "new" / "run", Config()
     for _ in range(2):
         with RunFolder(path) as failed:

@@ -55,7 +55,7 @@ def honest(n: int, seed: int, *, classes: int = 4, spread: float = 2.0) -> tuple
 
 @given(SEEDS, st.sampled_from([0.4, 0.7, 1.6, 3.0]))
 @settings(max_examples=10, deadline=None)
-def test_the_temperature_that_was_hidden_is_found_again(seed: int, hidden: float) -> None:
+def test_fit_temperature_recovers_a_known_temperature(seed: int, hidden: float) -> None:
     found, labels = honest(2000, seed)
     assert fit_temperature(calibrated(found, 1 / hidden), labels) == pytest.approx(hidden, rel=0.15)
 
@@ -76,12 +76,12 @@ def test_calibration_error_falls_on_pictures_that_did_not_fit_the_temperature(se
 
 @given(SEEDS, st.integers(0, 60))
 @settings(max_examples=25, deadline=None)
-def test_few_pictures_move_an_honest_network_little(seed: int, n: int) -> None:
+def test_few_pictures_change_a_calibrated_network_little(seed: int, n: int) -> None:
     # Of 2,500 draws the furthest were 0.44 and 2.3; a factor of 2 is left about once in 500.
     assert 1 / 3 <= fit_temperature(*honest(n, seed)) <= 3
 
 
-def test_honest_networks_are_left_alone_more_often_than_not_and_lose_little() -> None:
+def test_calibrated_networks_usually_keep_temperature_1_and_lose_little() -> None:
     fitted = [fit_temperature(*honest(40, seed)) for seed in range(100)]
     assert fitted.count(1.0) > 50
     found, labels = honest(20_000, 1000)
@@ -91,7 +91,7 @@ def test_honest_networks_are_left_alone_more_often_than_not_and_lose_little() ->
 
 @given(st.integers(1, 400), st.floats(0.1, 30))
 @settings(deadline=None)
-def test_pictures_that_are_all_told_apart_do_not_turn_doubt_into_certainty(n: int, margin: float) -> None:
+def test_perfect_validation_does_not_make_probabilities_certain(n: int, margin: float) -> None:
     labels = torch.arange(n) % 3
     found = (margin * torch.eye(3, dtype=torch.float64)[labels]).log_softmax(1)
     temperature = fit_temperature(found, labels)
@@ -118,7 +118,7 @@ def test_a_temperature_keeps_the_order_of_classes_and_sums_to_one(seed: int, tem
     )
 
 
-def test_no_picture_is_judged_by_a_temperature_that_it_fitted() -> None:
+def test_cross_calibration_uses_the_other_folds_only() -> None:
     found, labels = honest(300, 0)
     found = calibrated(found, 1 / 3)
     before = cross_calibrated(found, labels)
@@ -158,7 +158,7 @@ def answers(n: int, random: np.random.Generator, slope: float = 6.0) -> tuple[li
 
 @given(SEEDS, st.integers(50, 2000), st.floats(0.001, 0.999), st.floats(0.001, 0.999))
 @settings(max_examples=60, deadline=None)
-def test_a_stricter_target_never_refuses_less(seed: int, n: int, one: float, other: float) -> None:
+def test_a_stricter_target_never_rejects_less(seed: int, n: int, one: float, other: float) -> None:
     rows = rejections(*answers(n, np.random.default_rng(seed)))
     strict, loose = sorted((one, other))
     if min(row.bound for row in rows) > strict:
@@ -187,7 +187,7 @@ def test_the_error_on_new_pictures_is_under_the_target_as_often_as_stated(target
     assert broken / 400 <= 1 - CONFIDENCE
 
 
-def test_an_error_that_the_network_keeps_anyway_refuses_nothing() -> None:
+def test_nothing_is_rejected_where_the_error_is_below_the_target_anyway() -> None:
     assert rejection_for(rejections([0.5] * 1000, [True] * 1000), 0.1) == Rejection(
         0.0, 1.0, 0.0, upper_bound(0, 1000, 1 - 0.05 / len(COVERAGES)), 1000
     )
@@ -204,7 +204,7 @@ def test_a_target_that_cannot_be_promised_is_one_clear_line(probabilities: list[
 
 @given(st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.5, 0.999))
 @settings(max_examples=50, deadline=None)
-def test_the_bound_is_where_so_few_errors_have_become_unlikely(trial: tuple[int, int], confidence: float) -> None:
+def test_the_upper_bound_matches_the_binomial_tail(trial: tuple[int, int], confidence: float) -> None:
     errors, n = trial
     bound = upper_bound(errors, n, confidence)
     if errors == n:
@@ -221,7 +221,7 @@ def test_the_bound_is_where_so_few_errors_have_become_unlikely(trial: tuple[int,
     assert sum(map(math.exp, logs)) == pytest.approx(1 - confidence, rel=1e-5)
 
 
-def test_probabilities_that_were_rounded_up_in_the_table_are_not_refused() -> None:
+def test_probabilities_that_were_rounded_up_in_the_table_are_not_rejected() -> None:
     rows = rejections([1.0] * 500 + [0.6] * 500, [True] * 500 + [False, True] * 250)
     assert rejection_for(rows, 0.05).min_probability <= 0.9999996
 
@@ -245,7 +245,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_a_true_run_is_better_calibrated_on_pictures_that_did_not_fit_its_temperature(make_folder: MakeFolder) -> None:
+def test_a_real_run_is_better_calibrated_on_pictures_that_did_not_fit_its_temperature(make_folder: MakeFolder) -> None:
     """Trained for a moment, with smoothed labels, it doubts what it does not get wrong."""
     metrics = finetune.fit(
         make_folder(classes={"blue": 60, "red": 60}, size=24), strategy="scratch", epochs=4, val_fraction=0.3,
@@ -269,7 +269,7 @@ def at_temperature(fitted: Path, folder: Path, value: object) -> Path:
     return folder
 
 
-def test_a_saved_temperature_is_what_predictions_are_made_at(fitted: Path, tmp_path: Path) -> None:
+def test_predictions_use_the_saved_temperature(fitted: Path, tmp_path: Path) -> None:
     pictures = sorted((fitted / "pictures").rglob("*.png"))[::20]
     plain = finetune.load(fitted / "run", device="cpu")
     plain.temperature = 1.0
@@ -293,7 +293,7 @@ def test_a_run_from_before_there_were_temperatures_is_read(fitted: Path, tmp_pat
 
 
 @pytest.mark.parametrize("value", [0, -1, "warm", None])
-def test_a_temperature_that_is_none_is_named(value: object, fitted: Path, tmp_path: Path) -> None:
+def test_an_invalid_temperature_is_named(value: object, fitted: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"config\.json"):
         finetune.load(at_temperature(fitted, tmp_path / "run", value), device="cpu")
 
@@ -363,7 +363,7 @@ def test_a_run_without_its_predictions_says_so(content: str | None, run, fitted:
 
 
 @given(st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_the_target_that_is_offered_instead_can_be_asked_for(trial: tuple[int, int]) -> None:
+def test_the_offered_target_error_is_accepted(trial: tuple[int, int]) -> None:
     errors, n = trial
     rows = rejections([0.9] * n, [position >= errors for position in range(n)])
     with pytest.raises(InputError) as told:
@@ -398,7 +398,7 @@ def test_a_target_that_cannot_be_promised_says_how_many_pictures_it_takes(seed: 
     assert min(upper_bound(errors, answered, EACH) for errors, answered in repeated) <= target
 
 
-def test_errors_of_the_surest_answers_are_named_where_no_number_of_pictures_helps() -> None:
+def test_the_message_says_when_more_pictures_do_not_help() -> None:
     rows = rejections([0.9] * 50, [position >= 10 for position in range(50)])
     with pytest.raises(InputError, match=r"surest 50 of 50 validation pictures 20\.0% are predicted wrong"):
         rejection_for(rows, 0.1)

@@ -32,7 +32,7 @@ def test_every_point_lies_inside_the_drawing(points: list[tuple[float, float]], 
     assert all(0 <= x <= width and 0 <= y <= height for x, y in places)
 
 
-def test_a_chart_tells_its_numbers_in_words_and_escapes_names() -> None:
+def test_a_chart_describes_its_numbers_and_escapes_names() -> None:
     chart = line_chart(
         [Line("<train>", [1, 2, 3], [0.5, math.nan, 0.75]), Line("val", [1, 2, 3], [0.4, 0.5, 0.6], dashed=True)],
         title="Accuracy & more",
@@ -73,7 +73,7 @@ def test_bars_are_as_long_as_their_values() -> None:
     assert wide == pytest.approx(2 * half, abs=0.2)
 
 
-def test_a_map_has_a_named_point_for_each_and_one_way_in_for_the_keyboard() -> None:
+def test_map_points_are_named_and_the_first_takes_keyboard_focus() -> None:
     small = thumbnail(Image.new("RGB", (400, 100), "red"), 40)
     page = drawn(
         f"<div>{scatter([Point(0, 0, 'a<', 'A', small), Point(1, 2, 'b', 'B')], title='Map')}</div>".replace(
@@ -91,7 +91,7 @@ def test_numbers_read_well() -> None:
     assert [number(value, percent=True) for value in (0.98765, 1, 0.0012)] == ["98.8%", "100%", "0.12%"]
 
 
-def test_a_page_forbids_whatever_comes_from_elsewhere() -> None:
+def test_a_page_allows_nothing_from_the_network() -> None:
     page = render("base.html.j2")
     assert "default-src 'none'" in page
     assert "http://" not in page

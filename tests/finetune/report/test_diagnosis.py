@@ -76,7 +76,7 @@ LONG = {"epochs": 14, "patience": 14, "lr": 3e-3, **NO_AUGMENTATION}
         ({"strategy": "head"}, False, "done"),
     ],
 )
-def test_a_true_run_that_was_made_to_go_wrong_is_told_so_by_its_own_files(
+def test_real_runs_get_the_diagnosis_that_they_were_made_for(
     options: dict[str, Any], random_labels: bool, kind: str, tmp_path: Path
 ) -> None:
     """Labels that mean nothing can be learned by heart, and help with no other picture."""
@@ -97,7 +97,7 @@ def test_a_true_run_that_was_made_to_go_wrong_is_told_so_by_its_own_files(
     assert f">{told.name}</span>" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_a_network_that_was_stopped_before_it_had_fitted_is_not_too_small() -> None:
+def test_early_stopping_is_not_diagnosed_as_underfitting() -> None:
     turned = epochs([2.2, 1.0, 0.4, 0.3], [2.2, 2.1, 2.4, 2.9])
     found = diagnosed(0.40, 500, 0.65, turned, best_epoch=2)
     assert found.kind == "overfit"
@@ -114,7 +114,7 @@ def test_without_training_accuracy_the_history_decides() -> None:
     assert any("rose from 1 to 1.9" in line for line in found.evidence)
 
 
-def test_too_little_known_is_said() -> None:
+def test_without_enough_figures_there_is_no_diagnosis() -> None:
     assert diagnosed(0.7).kind == "unknown"
     assert diagnose(RunMetrics.from_dict({**MEASURED, "strategy": "head"}), [], CONFIG, 10).kind == "unknown"
 
@@ -132,7 +132,7 @@ def test_advice_names_flags_that_exist_and_fits_the_run() -> None:
     assert diagnosed(0.99, train=1.0).advice == ()
 
 
-def test_an_overfitting_network_is_not_sent_back_to_the_head_that_it_was_better_than() -> None:
+def test_no_advice_to_use_the_head_where_training_was_better() -> None:
     partial = diagnosed(0.6, train=1.0, history=epochs([0.3], [0.9]), best_epoch=1, strategy="partial", kept="partial")
     assert partial.kind == "overfit"
     assert not any(line.startswith("--strategy") for line in partial.advice)
@@ -141,7 +141,7 @@ def test_an_overfitting_network_is_not_sent_back_to_the_head_that_it_was_better_
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 5000), st.sampled_from(["head", "partial", "full", "scratch"]))
-def test_every_diagnosis_has_its_numbers_and_options_that_can_be_given(
+def test_every_diagnosis_has_evidence_and_names_options_that_exist(
     train: float, val: float, n: int, strategy: str
 ) -> None:
     found = diagnosed(val, n, train, epochs([1.0], [1.0]), strategy=strategy, kept=strategy, best_epoch=1)

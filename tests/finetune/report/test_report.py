@@ -43,7 +43,7 @@ def trained(make_folder: MakeFolder, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_a_report_names_what_was_found_and_how_it_was_made(tmp_path: Path) -> None:
+def test_a_report_shows_the_results_and_the_command(tmp_path: Path) -> None:
     run = made_run(tmp_path, FEW, 30, certainty=1.0)
     page = unescape(write_report(run).read_text())
     metrics = json.loads((run / "metrics.json").read_text())
@@ -93,7 +93,7 @@ def test_a_report_names_what_was_found_and_how_it_was_made(tmp_path: Path) -> No
         ),
     ],
 )  # fmt: skip
-def test_what_was_kept_of_a_training_and_how_fast_it_learned_is_told_in_words(
+def test_a_report_says_which_weights_were_kept_and_how_the_rate_was_found(
     metrics: dict[str, Any], told: str, tmp_path: Path
 ) -> None:
     run = made_run(tmp_path, FEW, 4)
@@ -164,7 +164,7 @@ def test_a_matrix_without_mistakes_says_how_low_the_accuracy_may_still_be(tmp_pa
     assert f"the accuracy may be as low as {low:.1%}" in page
 
 
-def test_the_command_in_a_report_asks_for_the_very_options_of_the_run(tmp_path: Path) -> None:
+def test_the_command_in_a_report_repeats_the_options_of_the_run(tmp_path: Path) -> None:
     run = made_run(tmp_path, FEW, 4)
     options: dict[str, Any] = {
         "cache": False,
@@ -196,7 +196,7 @@ def test_names_of_files_and_classes_are_escaped(tmp_path: Path) -> None:
     assert "&lt;b&gt;broken" in page
 
 
-def test_what_an_older_run_has_not_kept_is_said(tmp_path: Path) -> None:
+def test_a_report_says_what_an_older_run_lacks(tmp_path: Path) -> None:
     run = made_run(tmp_path, FEW, 8)
     (run / "probabilities.safetensors").unlink()
     page = write_report(run).read_text()
@@ -204,7 +204,7 @@ def test_what_an_older_run_has_not_kept_is_said(tmp_path: Path) -> None:
     assert "Confidently wrong" in page or "Confidently right" in page
 
 
-def test_pictures_that_are_gone_are_said_to_be_so(tmp_path: Path) -> None:
+def test_a_report_says_that_pictures_are_gone(tmp_path: Path) -> None:
     run = made_run(tmp_path, FEW, 8)
     shutil.rmtree(tmp_path / "pictures")
     page = write_report(run).read_text()

@@ -41,7 +41,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1440, "dark")])
-def test_the_page_of_two_classes_is_whole_accessible_and_fits(
+def test_the_page_of_two_classes_is_complete_accessible_and_fits(
     browser: Browser, few: Path, width: int, scheme: str
 ) -> None:
     opened = Opened(browser, few, width=width, scheme=scheme)
@@ -68,7 +68,7 @@ def photographs(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1440, "dark")])
-def test_the_page_of_true_photographs_is_whole_accessible_fits_and_explains_mistakes(
+def test_the_page_of_photographs_is_complete_accessible_fits_and_explains_mistakes(
     browser: Browser, photographs: Path, width: int, scheme: str
 ) -> None:
     opened = Opened(browser, photographs, width=width, scheme=scheme)
@@ -82,7 +82,7 @@ def test_the_page_of_true_photographs_is_whole_accessible_fits_and_explains_mist
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1440, "light")])
-def test_the_page_of_many_classes_is_whole_accessible_and_fits(
+def test_the_page_of_many_classes_is_complete_accessible_and_fits(
     browser: Browser, many: Path, width: int, scheme: str
 ) -> None:
     opened = Opened(browser, many, width=width, scheme=scheme)
