@@ -248,7 +248,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_real_run_is_better_calibrated_on_pictures_that_did_not_fit_its_temperature(make_folder: MakeFolder) -> None:
     """Trained for a moment, with smoothed labels, it doubts what it does not get wrong."""
     metrics = finetune.fit(
-        make_folder(classes={"blue": 60, "red": 60}, size=24), strategy="scratch", epochs=4, val_fraction=0.3,
+        make_folder(classes={"blue": 60, "red": 60}, size=24), strategy="scratch", epochs=6, val_fraction=0.3,
         test_fraction=0.3, backbone="fewtune_conv4", image_size=32, device="cpu", workers=0,
     ).metrics  # fmt: skip
     told = metrics["calibration"]
