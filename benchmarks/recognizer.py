@@ -37,9 +37,9 @@ from numpy.typing import NDArray
 
 from fewshot.embedding.embedder import Embedder
 from fewshot.evaluation.embedded import embed_once
-from fewshot.evaluation.open_set import open_set
 from fewshot.omniglot.dataset import read_omniglot
 from fewshot.omniglot.splits import leaks
+from fewshot.recognition.open_set import open_set
 from fewshot.recognition.recognizer import Recognizer
 from finetune.data.folder import list_folder
 from finetune.files import write_json

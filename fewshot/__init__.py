@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from fewshot.embedding.embedder import Embedder, Embeddings
     from fewshot.estimators import EmbeddingTransformer, RecognizerClassifier
     from fewshot.evaluation.benchmark import benchmark
-    from fewshot.evaluation.open_set import open_set
     from fewshot.evaluation.threshold import Calibration, calibrate
     from fewshot.omniglot.download import download
     from fewshot.recognition.answers import Recognition, Trial
+    from fewshot.recognition.open_set import open_set
     from fewshot.recognition.operating_point import Share, Threshold
     from fewshot.recognition.recognizer import Recognizer, change_gallery
     from fewshot.recognition.verifier import Verification, Verifier
@@ -78,7 +78,7 @@ _ROOMS = {
     "download": "omniglot.download",
     "embed_folder": "search.picture_index",
     "open_index": "search.picture_index",
-    "open_set": "evaluation.open_set",
+    "open_set": "recognition.open_set",
     "search_pictures": "search.picture_index",
     "train_folder": "training.train",
     "train_omniglot": "training.train",

@@ -1,1 +1,1 @@
-"""Recognition from a few examples, with a threshold for unknown pictures."""
+"""Recognition from a few examples: gallery, threshold for unknown pictures, open-set metrics."""

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewshot.evaluation.open_set import OpenSet, auroc, fpr_at_tpr, open_set, oscr
+from fewshot.recognition.open_set import OpenSet, auroc, fpr_at_tpr, open_set, oscr
 from finetune.errors import InputError
 
 LEVELS = st.integers(-4, 4).map(float)
