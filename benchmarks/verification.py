@@ -67,10 +67,10 @@ def main() -> None:
 
 def calibrated(embedder: Embedder, data: Path | None, rate: float) -> Calibration:
     """On the alphabets that the encoder's training held out."""
-    material = omniglot_data(read_omniglot(data, ("background",)), OmniglotSource("lake"), embedder.spec.side)
-    assert material.held_out is not None, "this split holds alphabets out"
-    rows, same = labelled_pairs(material.held_out.classes)
-    vectors = embedder.embed_framed(material.held_out.pictures)
+    training_data = omniglot_data(read_omniglot(data, ("background",)), OmniglotSource("lake"), embedder.spec.side)
+    assert training_data.held_out is not None, "this split holds alphabets out"
+    rows, same = labelled_pairs(training_data.held_out.classes)
+    vectors = embedder.embed_framed(training_data.held_out.pictures)
     return calibrate(similarity(vectors, rows), same, false_accept_rate=rate)
 
 

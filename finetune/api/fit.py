@@ -204,7 +204,7 @@ class _Job:
         network, start_logits = prepared.starting_network(self.config)
         start = weights_on_cpu(network)
         try:
-            training = self._training(network, start_logits, prepared, log)
+            training = self._train(network, start_logits, prepared, log)
             if training.best_epoch > 0 or head is None:
                 trained = self._measured(network, prepared, None, training)
                 # Training compares in its own precision. What counts is the accuracy of the classifier that is saved.
@@ -226,7 +226,7 @@ class _Job:
         _restore(network, start)  # the head shares the backbone
         return head.after(training)
 
-    def _training(self, network: Network, start_logits: Tensor | None, prepared: Prepared, log: Log) -> TrainingResult:
+    def _train(self, network: Network, start_logits: Tensor | None, prepared: Prepared, log: Log) -> TrainingResult:
         plan, data = prepared.plan(network, self.config), prepared.training_data(self.config)
         task = TrainingTask(prepared.fabric, network, plan, self.config, data)
         network.backbone.freeze_below(plan.lowest, batch_norm_trains=plan.batch_norm_trains)
