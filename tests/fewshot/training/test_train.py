@@ -256,7 +256,7 @@ def test_a_run_continues_with_the_same_options_only(pictures: Path, tmp_path: Pa
     with pytest.raises(InputError, match="started with --weight-decay"):
         train_folder(pictures, tmp_path / "run", config=small(weight_decay=0.1, **TINY), resume=True)
     other = shutil.copytree(pictures, tmp_path / "other")
-    with pytest.raises(InputError, match="holds a run on .*folder, not on .*other"):
+    with pytest.raises(InputError, match=r"holds a run on .*folder, not on .*other"):
         train_folder(other, tmp_path / "run", config=small(**TINY), resume=True)
     with pytest.raises(InputError, match="started with --self-supervised"):
         train_folder(pictures, tmp_path / "run", config=small(**TINY), self_supervised=True, resume=True)
