@@ -12,15 +12,7 @@ import torch
 
 @contextmanager
 def restored_random_state() -> Iterator[None]:
-    """Restore the random states of Python, NumPy and torch at the end. Also a decorator.
-
-    Example:
-        >>> before = torch.initial_seed()
-        >>> with restored_random_state():
-        ...     _ = torch.manual_seed(before + 1)
-        >>> torch.initial_seed() == before
-        True
-    """
+    """Restore the random states of Python, NumPy and torch at the end. Also a decorator."""
     python, legacy = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:

@@ -114,8 +114,7 @@ def check_listing(listing: Listing, *, to_train: bool) -> None:
 def list_unlabelled(paths: Sequence[Path]) -> list[Path]:
     """The pictures at `paths`: files, and all pictures below folders, sorted.
 
-    Raises:
-        InputError: For a path that does not exist, and for a folder without pictures.
+    InputError for a path that does not exist, and for a folder without pictures.
     """
     found: list[Path] = []
     for path in paths:

@@ -37,13 +37,7 @@ def fingerprint(picture: Image.Image) -> bytes:
     """The fingerprint of a picture, computed in about a third of a millisecond.
 
     It depends on the decoded pixels: another version of a decoder, or a JPEG decoded at another scale, may change a bit
-    or two.
-
-    Args:
-        picture: Upright and RGB.
-
-    Returns:
-        FINGERPRINT_BYTES bytes.
+    or two. The picture must be upright and RGB.
     """
     import imagehash  # imported here because it is slow to import
 
@@ -66,16 +60,10 @@ def fingerprint(picture: Image.Image) -> bytes:
 
 
 def near_pairs(fingerprints: Sequence[bytes]) -> list[tuple[int, int]]:
-    """Every two pictures that are near-duplicates.
+    """Positions (i, j), i < j, ascending, of every two pictures that are near-duplicates.
 
     Flat and striped pictures are left out, because too little of them is seen. Every pair is compared: less than a
     second for 10,000 pictures, and 100 times that for 100,000.
-
-    Args:
-        fingerprints: The fingerprints of n pictures.
-
-    Returns:
-        Positions (i, j), i < j, ascending.
     """
     import faiss  # imported here because it is slow to import
 

@@ -13,12 +13,7 @@ _ROUNDING = 1e-9  # 0.15 * 20 must not be a little less than 3
 
 @dataclass(frozen=True)
 class Group:
-    """Pictures that stay in one split: identical pictures and near-duplicates.
-
-    Attributes:
-        name: Lowest sha256 of their contents.
-        counts: Number of pictures of each class.
-    """
+    """Pictures that stay in one split, by class. The name is the lowest sha256 of their contents."""
 
     name: str
     counts: Mapping[str, int]

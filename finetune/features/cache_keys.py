@@ -101,21 +101,10 @@ def feature_key(
     runtime: str = "torch",
     kept_as: str = "float32",
 ) -> FeatureKey:
-    """The key of the outputs of a frozen network for pictures.
+    """The key of the outputs of a frozen network for pictures; options are fields of `FeatureKey`.
 
-    Args:
-        fabric: Device and precision.
-        module: The frozen network.
-        pictures: The pictures, in the view that the network receives.
-        preprocessing: Normalisation of the pictures.
-        backbone: timm's name of the backbone that the network is a part of.
-        cut: As in `FeatureKey`.
-        test_time: As for `run_frozen`.
-        runtime: The program that runs the network, with its precision where that is not the precision of `fabric`.
-        kept_as: "float32", "bfloat16" or "float16".
-
-    Raises:
-        ValueError: For another number format, and for a view whose parameters are unknown.
+    runtime: The program that runs the network, with its precision where that is not the precision of `fabric`.
+    ValueError for another number format, and for a view whose parameters are unknown.
     """
     if kept_as not in DTYPES:
         raise ValueError(f"kept_as must be one of {', '.join(DTYPES)}, not {kept_as!r}")

@@ -27,14 +27,9 @@ _DIRECTIONS = 256
 
 @dataclass(frozen=True)
 class LabelError:
-    """A picture whose label `given` is contradicted by the confident prediction `predicted`.
+    """A picture, by its row, whose label `given` is contradicted by the confident prediction `predicted`.
 
-    Attributes:
-        row: Row of the picture.
-        given: The label.
-        predicted: The predicted class.
-        probability_of_given, probability_of_predicted: By a probe that was fitted without the picture and its
-            near-duplicates.
+    Probabilities are those of a probe that was fitted without the picture and its near-duplicates.
     """
 
     row: int

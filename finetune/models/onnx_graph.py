@@ -22,17 +22,10 @@ def onnx_program(
     opset: int | None = None,
     optimize: bool = True,
 ) -> Any:
-    """Export a network.
+    """Export a network as torch's ONNXProgram, weights included, for batches of the size of `batch`.
 
-    Args:
-        network: The network.
-        batch: Example batch.
-        names: Names of input and output, for batches of any size. None for batches of the size of `batch`.
-        opset: Version of ONNX's operators. None for torch's default.
-        optimize: Simplify the graph. It adds a fifth to the time, and runtimes do it by themselves.
-
-    Returns:
-        torch's ONNXProgram, weights included.
+    names: Of input and output, for batches of any size. optimize: Simplify the graph, which adds a fifth to the time,
+    and which runtimes do by themselves.
     """
     options: dict[str, Any] = {}
     if names is not None:

@@ -14,11 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 
 class StageHooks:
-    """Pooled activations of a network at several depths. Several threads may use it on one network.
-
-    Args:
-        modules: Names of modules of the network, by position from the stem up.
-    """
+    """Pooled inputs of modules, named by position from the stem up. Several threads may use it on one network."""
 
     def __init__(self, modules: Mapping[int, str]):
         self.modules = dict(modules)
