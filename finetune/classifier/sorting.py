@@ -30,7 +30,12 @@ def sort_pictures(target: Path, answers: Sequence[Prediction], classes: Sequence
 
     An existing file is never replaced: another picture of the same name gets a number, "a-2.jpg". A picture that an
     earlier call has copied is not copied again. Unsafe characters of a class name become %XX in the folder's name.
-    link: make symbolic links in place of copies.
+
+    Args:
+        target: Folder of the folders.
+        answers: Predictions of pictures that were given by path.
+        classes: Names of all classes.
+        link: Make symbolic links in place of copies.
 
     Returns:
         The number of pictures in the folders.
