@@ -6,8 +6,8 @@
 
 `record` runs the commands on handwritten digits, on 40 cats and dogs and on Omniglot (both from FEWTUNE_DATA) and keeps
 what each of them printed and wrote. `compare` reads both folders and lists every number that differs, with the largest
-difference of each file. Times, versions and folder names are left out of the comparison. Sentences for people, which
-may be rewritten, are counted apart. It exits with 1 where a number differs by more than --tolerance, or a name or a shape
+difference of each file. Times, versions and folder names are left out. Sentences for people, which may be rewritten,
+are counted apart. It exits with 1 where a number differs by more than --tolerance, or a name or a shape
 differs. The comparison is written to benchmarks/results/golden.json. Record on one machine: other processors change the
 last bits. Run `record` twice at one revision to see which bits the machine itself changes.
 """
