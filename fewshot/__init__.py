@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from finetune.errors import FewtuneError, InputError, UnreadablePicture
 
 if TYPE_CHECKING:
+    from fewshot.cli.demo import run_demo
+    from fewshot.cli.info import info
     from fewshot.embedding.embedder import Embedder, Embeddings
     from fewshot.estimators import EmbeddingTransformer, RecognizerClassifier
     from fewshot.evaluation.benchmark import benchmark
@@ -48,8 +50,10 @@ __all__ = [
     "change_gallery",
     "download",
     "embed_folder",
+    "info",
     "open_index",
     "open_set",
+    "run_demo",
     "search_pictures",
     "train_folder",
     "train_omniglot",
@@ -77,8 +81,10 @@ _ROOMS = {
     "change_gallery": "recognition.recognizer",
     "download": "omniglot.download",
     "embed_folder": "search.picture_index",
+    "info": "cli.info",
     "open_index": "search.picture_index",
     "open_set": "recognition.open_set",
+    "run_demo": "cli.demo",
     "search_pictures": "search.picture_index",
     "train_folder": "training.train",
     "train_omniglot": "training.train",

@@ -33,12 +33,22 @@ class DemoResult:
     interval: tuple[float, float]
 
 
-def run_demo(out: Path, *, seed: int = 0, display: Display) -> list[dict[str, Any]]:
-    """Write the digits to `out`/digits and measure how often the nearest example shows the correct digit.
+def run_demo(out: Path, *, seed: int = 0, display: Display | None = None) -> list[dict[str, Any]]:
+    """Measure how often the nearest example shows the same handwritten digit, by the encoder that ships and by pixels.
 
-    Compares the encoder that ships, which was not trained on digits, with plain pixels. Shows a table and returns the
-    results as JSON values.
+    Args:
+        out: Folder; the digits are written to `out`/digits.
+        seed: Seed of the examples.
+        display: Shows progress and a table. None for no output.
+
+    Returns:
+        The results, as JSON values.
+
+    Example:
+        >>> from fewshot import run_demo
+        >>> rows = run_demo(Path("demo"))  # doctest: +SKIP
     """
+    display = display or Display()
     folder = out / "digits"
     write_digits(folder, seed=seed)
     paths = sorted((folder / "test").rglob("*.png"))

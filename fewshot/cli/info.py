@@ -14,7 +14,22 @@ from fewshot.search.index_files import ABOUT_FILE
 
 
 def info(path: str) -> dict[str, Any]:
-    """Describe the folder of an index or a gallery, or an encoder as Embedder.load takes it, as JSON values."""
+    """Describe an index, a gallery or an encoder.
+
+    Args:
+        path: Folder of an index or a gallery, or an encoder as `Embedder.load` takes it.
+
+    Returns:
+        The main facts, as JSON values.
+
+    Raises:
+        InputError: If the path holds none of them.
+
+    Example:
+        >>> from fewshot import info
+        >>> info("omniglot")["width"]
+        256
+    """
     folder = Path(path)
     if (folder / ABOUT_FILE).is_file():
         return _of_index(folder)

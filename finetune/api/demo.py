@@ -17,7 +17,7 @@ from finetune.strategies import STRATEGIES
 PER_CLASS = 10
 
 
-def run_demo(out: Path, *, seed: int = 0, display: Display) -> list[dict[str, Any]]:
+def run_demo(out: Path, *, seed: int = 0, display: Display | None = None) -> list[dict[str, Any]]:
     """Write the digits to `out`/digits, and fit every strategy into `out`/NAME; finished runs are not repeated.
 
     Args:
@@ -32,6 +32,7 @@ def run_demo(out: Path, *, seed: int = 0, display: Display) -> list[dict[str, An
         >>> from finetune import run_demo
         >>> rows = run_demo(Path("demo"))  # doctest: +SKIP
     """
+    display = display or Display()
     folder = out / "digits"
     Config(seed=seed)  # raises for an invalid seed
     write_digits(folder, per_class=PER_CLASS, seed=seed)
