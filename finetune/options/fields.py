@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from types import NoneType
 from typing import Any, Self, get_args, get_type_hints
 
@@ -136,10 +137,15 @@ def flag(name: str) -> str:
 
 def value_type(options: type[Options], name: str) -> type:
     """The type of an option's value, beside None and a word: str, int, float or bool."""
-    hint = get_type_hints(options)[name]
+    hint = _hints(options)[name]
     types = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
     found: type = types[0]
     return found
+
+
+@cache
+def _hints(options: type[Options]) -> dict[str, Any]:
+    return get_type_hints(options)
 
 
 def _check(options: type[Options], option: dataclasses.Field[Any], value: Any) -> None:
