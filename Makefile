@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check format
+.PHONY: install demo test quick check format
 
 install: .venv/.installed
 
@@ -19,6 +19,10 @@ demo: install
 # A process a core, and a thread a process: several threads that wait for each other at every step cost far more.
 test: install
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist loadfile
+
+# The answer of the inner loop: every test that takes less than half a second of CPU.
+quick: install
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 check: install
 	$(BIN)/ruff format --check .

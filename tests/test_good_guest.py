@@ -88,6 +88,7 @@ def train_encoder(folder: Path, out: Path) -> None:
     train_folder(folder, out, config=recipe, everything=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", [fit_head, fit_partial, fit_from_random_weights, preview, embed, train_encoder])
 def test_a_library_call_leaves_the_process_as_it_was_and_is_silent(
     job: Callable[[Path, Path], None], make_folder: MakeFolder, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -66,6 +66,7 @@ def test_an_exported_name_is_documented_and_listed(package: ModuleType, name: st
         assert "Returns:" in documentation or inspect.signature(thing).return_annotation in (None, "None")
 
 
+@pytest.mark.slow
 @each
 @pytest.mark.usefixtures("at_place")
 def test_the_example_of_an_exported_name_runs(package: ModuleType, name: str) -> None:

@@ -6,12 +6,15 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from types import NoneType
 from typing import Any, Self, get_args, get_type_hints
 
 from finetune.errors import InputError
 from finetune.options.suggestions import CHOICES, did_you_mean
+
+
+# Types of the fields of each dataclass: resolving them takes milliseconds.
+_HINTS: dict[Any, dict[str, Any]] = {}
 
 
 def option(
@@ -137,15 +140,12 @@ def flag(name: str) -> str:
 
 def value_type(options: type[Options], name: str) -> type:
     """The type of an option's value, beside None and a word: str, int, float or bool."""
-    hint = _hints(options)[name]
+    if options not in _HINTS:
+        _HINTS[options] = get_type_hints(options)
+    hint = _HINTS[options][name]
     types = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
     found: type = types[0]
     return found
-
-
-@cache
-def _hints(options: type[Options]) -> dict[str, Any]:
-    return get_type_hints(options)
 
 
 def _check(options: type[Options], option: dataclasses.Field[Any], value: Any) -> None:

@@ -76,11 +76,13 @@ def blobs(seed: int = 0, classes: int = 4, each: int = 12, noise: float = 0.3) -
 # --- what scikit-learn asks of every estimator ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @parametrize_with_checks([RecognizerClassifier(), RecognizerClassifier(temperature=0.1)])
 def test_the_classifier_passes_scikit_learn_s_checks(estimator: Any, check: Any) -> None:
     check(estimator)
 
 
+@pytest.mark.slow
 def test_the_transformer_passes_scikit_learn_s_checks(small: Path) -> None:
     results = check_estimator(EmbeddingTransformer(small, workers=1, device="cpu"), on_skip=None)
     assert len(results) > 40
@@ -372,6 +374,7 @@ def test_a_pipeline_recognises_drawings_from_one_example_of_each() -> None:
     assert np.array_equal(again.predict_proba(pictures), pipeline.predict_proba(pictures))
 
 
+@pytest.mark.slow
 def test_a_grid_search_works() -> None:
     steps = [("embed", EmbeddingTransformer(device="cpu")), ("recognize", RecognizerClassifier())]
     grid = {"embed__views": [1, 2], "recognize__temperature": [0.01, 1.0]}
@@ -395,6 +398,7 @@ def test_a_column_of_paths_is_accepted(small: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(columns.fit_transform(table), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_scikit_learn_s_digits_are_recognised_from_a_few_rows() -> None:
     rows, labels = load_digits(return_X_y=True)
     pipeline = make_pipeline(EmbeddingTransformer(device="cpu"), RecognizerClassifier()).fit(rows[:50], labels[:50])

@@ -18,6 +18,8 @@ from finetune.api.preview import find_rate, probe_folder
 from finetune.cli.main import cli
 from finetune.progress import Display
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0}
 
 

@@ -14,6 +14,8 @@ from fewshot.omniglot.splits import SPLITS
 from finetune.errors import InputError
 from finetune.files import write_json
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -92,6 +92,7 @@ def test_unreadable_pictures_are_listed_and_left_out(call: Call, model: Path, pi
     assert "sign 0/0.png: not a picture" in answer.err
 
 
+@pytest.mark.slow
 def test_a_killed_embed_continues(model: Path, tmp_path: Path) -> None:
     for number in range(60):
         save(tmp_path / "many" / f"{number}.png", number % 20, number // 20)

@@ -52,6 +52,7 @@ def test_without_json_a_person_reads_how_it_went_and_what_to_do_next(  # type: i
     assert "has finished already" in again.err
 
 
+@pytest.mark.slow
 def test_minutes_are_the_time_that_training_takes(call, pictures: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     answer = call("train", pictures, "--out", tmp_path / "run", "--minutes", "0.01", "--json", *FAST)
     assert answer.code == 0, answer.err
@@ -60,6 +61,7 @@ def test_minutes_are_the_time_that_training_takes(call, pictures: Path, tmp_path
     assert 0.05 < metrics["seconds"] < 6
 
 
+@pytest.mark.slow
 def test_what_the_minutes_cover_is_said_before_training_and_the_parts_at_the_end(  # type: ignore[no-untyped-def]
     call, tmp_path: Path
 ) -> None:
@@ -83,6 +85,7 @@ def test_a_training_that_nothing_judges_says_that_nothing_comes_on_top(  # type:
     assert "1 epoch of training steps; nothing is held out, so no validation comes on top" in answer.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -123,6 +126,7 @@ def test_bad_input_is_one_line_that_names_it_and_exit_code_2(  # type: ignore[no
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_weights_so_far_and_the_run_can_go_on(  # type: ignore[no-untyped-def]
     call, pictures: Path, tmp_path: Path
 ) -> None:

@@ -96,6 +96,7 @@ def test_the_fingerprint_depends_on_weights_and_preprocessing() -> None:
     assert len({embedder.fingerprint, smaller.fingerprint, other.fingerprint}) == 3
 
 
+@pytest.mark.slow
 def test_no_use_of_an_embedder_changes_its_weights(tmp_path: Path) -> None:
     embedder = untrained(views=2)
     before = embedder.network_fingerprint
@@ -105,6 +106,7 @@ def test_no_use_of_an_embedder_changes_its_weights(tmp_path: Path) -> None:
     assert fingerprint_of(embedder.network, embedder.spec) == before == untrained().fingerprint != embedder.fingerprint
 
 
+@pytest.mark.slow
 def test_importing_the_encoder_module_registers_all_networks() -> None:
     script = (
         "from fewshot.embedding.encoder import EncoderSpec, create\n"
@@ -332,6 +334,7 @@ def test_workers_and_batch_size_do_not_change_vectors() -> None:
 # --- faster than the network is ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("views", [1, 3])
 def test_large_collections_are_embedded_faster_within_the_tolerance(
     views: int, monkeypatch: pytest.MonkeyPatch

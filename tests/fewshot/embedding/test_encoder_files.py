@@ -24,6 +24,8 @@ from finetune import InputError
 from finetune.data.folder import list_unlabelled
 from finetune.features.forward import run_frozen
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0, "trivial_augment": False, "batch_size": 8}
 
 

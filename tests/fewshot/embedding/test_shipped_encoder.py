@@ -32,6 +32,7 @@ def test_the_shipped_encoder_distinguishes_new_characters_from_one_example() -> 
     assert (nearest == np.arange(20)).mean() >= 0.8
 
 
+@pytest.mark.slow
 def test_the_shipped_encoder_reaches_its_recorded_accuracy_on_lake(real_data: Path) -> None:
     results = Path(__file__).parents[3] / "benchmarks" / "results" / "omniglot.json"
     (recorded,) = (

@@ -88,6 +88,7 @@ def runs(real_data: Path) -> list[OneShotRun]:
         pytest.skip(str(error))
 
 
+@pytest.mark.slow
 def test_hausdorff_has_the_error_of_the_official_demo(runs: list[OneShotRun]) -> None:
     result = lake(modified_hausdorff, runs)
     assert result.trials == 400

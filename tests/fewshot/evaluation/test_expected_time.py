@@ -15,6 +15,8 @@ from fewshot.evaluation.measure import NEEDED, WORK, drawings_to_embed, seconds_
 from fewshot.evaluation.models import Model, by_embedding
 from fewshot.omniglot.dataset import Omniglot, lake_runs
 
+pytestmark = pytest.mark.slow
+
 
 def slow_embed(drawings: Tensor) -> Tensor:
     time.sleep(0.001 * len(drawings))

@@ -291,6 +291,7 @@ def test_half_of_the_pairs_are_same_and_all_by_two_drawers_of_one_alphabet(seed:
     assert not (vectors.drawer[one] == vectors.drawer[other]).any()
 
 
+@pytest.mark.slow
 def test_verification_of_perfect_and_of_equal_vectors() -> None:
     result = koch(other_alphabets(PERFECT), PERFECT, pairs=400)
     assert (result.accuracy, result.auc, result.eer, result.validation_accuracy) == (1, 1, 0, 1)
@@ -300,6 +301,7 @@ def test_verification_of_perfect_and_of_equal_vectors() -> None:
     assert (chance.accuracy, chance.auc, chance.eer) == (0.5, 0.5, 0.5)
 
 
+@pytest.mark.slow
 def test_the_threshold_comes_from_validation_alone() -> None:
     test, validation = random(noise=0.5), other_alphabets(random(1, noise=0.5))
     result = koch(validation, test, metric="euclidean", pairs=2000)
@@ -386,6 +388,7 @@ def test_an_embedding_of_another_shape_or_not_finite_is_refused() -> None:
         embed_once(omniglot, lambda pictures: pictures.flatten(1) / 0.0)
 
 
+@pytest.mark.slow
 def test_every_protocol_measures_and_every_picture_is_embedded_once() -> None:
     omniglot = tiny(SPLITS["evaluation"].characters | SPLITS["vinyals-test"].characters)
     seen: list[Tensor] = []

@@ -81,6 +81,7 @@ def test_the_equal_error_threshold_has_the_closest_rates(both) -> None:
     assert found.eer - 1e-9 <= max(accepted, rejected)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(BOTH, RATES)
 def test_rates_do_not_change_under_increasing_maps(both, rate: float) -> None:
@@ -94,6 +95,7 @@ def test_rates_do_not_change_under_increasing_maps(both, rate: float) -> None:
         assert (found.auc, found.eer) == pytest.approx((plain.auc, plain.eer))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(BOTH, RATES, RATES)
 def test_at_gives_the_point_that_calibrate_would_choose(both, rate: float, other: float) -> None:
@@ -103,6 +105,7 @@ def test_at_gives_the_point_that_calibrate_would_choose(both, rate: float, other
     assert point == (found.threshold, found.false_accept_rate, found.false_reject_rate)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(BOTH, RATES)
 def test_a_calibration_survives_json(both, rate: float) -> None:

@@ -55,6 +55,7 @@ def test_ink_is_255_on_0(place: Path) -> None:
     assert np.array_equal(omniglot.pictures[7].numpy(), drawing(102) * np.uint8(255))
 
 
+@pytest.mark.slow
 def test_an_unpacked_archive_reads_like_its_zip(place: Path, tmp_path: Path) -> None:
     folder = tmp_path / "unpacked" / "omniglot"
     for kind in ("background", "evaluation"):
@@ -190,6 +191,7 @@ def test_runs_have_their_answers(place: Path) -> None:
             assert torch.equal(run.test[item], run.train[answer].roll(1, dims=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -209,6 +211,7 @@ def test_incomplete_runs_are_named(tmp_path: Path, change: dict[str, bytes | Non
 # --- the real thing ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_whole_of_omniglot_is_read(real: Omniglot) -> None:
     assert real.pictures.shape == (32_460, 105, 105)
     assert len(real.alphabets) == 50
@@ -222,6 +225,7 @@ def test_the_whole_of_omniglot_is_read(real: Omniglot) -> None:
     assert shares.max() < 0.25  # ink, not paper
 
 
+@pytest.mark.slow
 def test_the_runs_are_drawings_of_the_evaluation_set(real: Omniglot, real_data: Path) -> None:
     whose = {picture.numpy().tobytes(): row for row, picture in enumerate(real.pictures)}
     for run in lake_runs(real_data):

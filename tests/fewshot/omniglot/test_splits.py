@@ -86,6 +86,7 @@ def test_a_split_with_characters_that_were_not_read_is_refused(tmp_path: Path) -
         select(read_omniglot(tmp_path, ("background",)), SPLITS["evaluation"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["background", "evaluation"])
 def test_the_official_sets_are_as_listed(name: str, real_data: Path) -> None:
     folder = real_data / "omniglot" / f"images_{name}"

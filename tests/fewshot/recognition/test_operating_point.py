@@ -60,6 +60,7 @@ def test_the_share_of_accepted_unknown_pictures_is_the_given_rate(classes: int, 
     assert false_accepts(classes, 0.1, measured) == pytest.approx(0.1, abs=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("classes", "each"), [(3, 1), (3, 10), (20, 1), (100, 1), (100, 5)])
 def test_without_a_calibration_the_examples_set_the_threshold(classes: int, each: int) -> None:
     assert false_accepts(classes, 0.1, None, each) == pytest.approx(0.1, abs=0.08)

@@ -511,6 +511,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_save_leaves_the_old_or_the_new_gallery(recognizer: Recognizer, tmp_path: Path) -> None:
     recognizer.save(tmp_path)
     path = tmp_path / GALLERY_FILE

@@ -61,6 +61,7 @@ def own_folder(folder: Path, classes: int = 20) -> Path:
 # --- Omniglot ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_report_is_one_file_in_the_run_folder(written: WrittenReport, run: Path, page: str) -> None:
     assert written.path == run / "report.html"
     assert len(page.encode()) < 5_000_000
@@ -138,6 +139,7 @@ def test_without_omniglot_only_the_training_is_shown(
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_page_and_prints_the_results(call, run: Path, data: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     answer = call("report", own_run(tmp_path), "--json", "--out", tmp_path / "deep" / "page.html")
     assert answer.code == 0, answer.err

@@ -12,6 +12,8 @@ from small_omniglot import small_omniglot, small_splits
 from fewshot.report.report import write_report
 from fewshot.training.train import train_omniglot
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -97,6 +97,7 @@ def fonts(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return str(request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -23,6 +23,7 @@ def test_a_gpu_gives_the_same_answers_or_is_reported_missing() -> None:
         assert_exact(index, unit(2, seed=1), 2500)  # more neighbours than FAISS finds on a GPU
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
 def test_an_approximate_index_reaches_and_reports_its_recall(kind: str) -> None:
     index = Index(32, kind=kind, least_recall=0.97)

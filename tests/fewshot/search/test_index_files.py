@@ -87,6 +87,7 @@ for kind, mapped in (("exact", True), ("ivf", True), ("hnsw", True), ("exact", F
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="only Linux says how much is resident")
 def test_a_memory_mapped_index_is_not_read_into_memory(tmp_path: Path) -> None:
     for kind in KINDS:
@@ -223,6 +224,7 @@ def state_in(folder: Path) -> int:
     return state
 
 
+@pytest.mark.slow
 def test_a_killed_save_leaves_the_old_or_the_new_state(tmp_path: Path) -> None:
     folder, moments, state = tmp_path / "index", random.Random(0), 0
     for _ in range(2):
@@ -248,6 +250,7 @@ def test_a_killed_save_leaves_the_old_or_the_new_state(tmp_path: Path) -> None:
     assert len(list(folder.iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_a_reader_does_not_fail_during_writes(tmp_path: Path) -> None:
     folder, done = tmp_path / "index", threading.Event()
     index = Index(WIDTH)

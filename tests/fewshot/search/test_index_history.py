@@ -3,6 +3,7 @@ from __future__ import annotations
 import tempfile
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -10,6 +11,8 @@ from made_index import WIDTH, assert_exact, named, unit
 
 from fewshot.search.engines import Vectors
 from fewshot.search.index import Index
+
+pytestmark = pytest.mark.slow
 
 
 class History(RuleBasedStateMachine):

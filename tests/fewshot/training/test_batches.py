@@ -32,6 +32,7 @@ def drawn(pool: Pool, *, seed: int = 0, **options: int) -> Draw:
     return draw(pool, **{**usual, **options}, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     groups_of_sizes,

@@ -207,6 +207,7 @@ def test_without_validation_the_last_averaged_weights_are_kept() -> None:
     assert state.best_step == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"loss": "arcface"}, {"loss": "triplet", "miner": "batch-hard"}])
 def test_a_continued_run_ends_with_the_same_weights(options: dict[str, object], tmp_path: Path) -> None:
     whole, straight = trained(task(30, giving(0.1, 0.2, 0.9), **options))

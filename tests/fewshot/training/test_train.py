@@ -78,6 +78,7 @@ def history_of(run: Path) -> list[dict[str, str]]:
 # --- what is learned --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("self_supervised", [False, True])
 def test_learning_a_folder_lowers_the_loss_and_beats_random_weights(
     self_supervised: bool, pictures: Path, tmp_path: Path
@@ -94,6 +95,7 @@ def test_learning_a_folder_lowers_the_loss_and_beats_random_weights(
     assert embedder.trained_on == frozenset()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("splits")
 def test_learning_omniglot_lowers_the_loss_and_keeps_the_weights_with_the_best_validation(
     archives: Path, tmp_path: Path
@@ -110,6 +112,7 @@ def test_learning_omniglot_lowers_the_loss_and_keeps_the_weights_with_the_best_v
     assert embedder.trained_on >= characters_of(TRAIN)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("splits")
 @pytest.mark.parametrize(("split", "judged_by"), [("vinyals", "20-way 1-shot"), ("koch", "same or different")])
 def test_every_split_is_validated_by_its_own_protocol(
@@ -121,6 +124,7 @@ def test_every_split_is_validated_by_its_own_protocol(
     assert 0 < validation["accuracy"] <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("splits")
 @pytest.mark.parametrize(
     ("split", "options"),
@@ -137,6 +141,7 @@ def test_there_is_no_validation_where_nothing_is_held_out(
     assert embedder.trained_on == characters_of(TRAIN | VAL if "everything" in options else TRAIN)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("splits")
 def test_learning_from_one_example_of_each_character(archives: Path, tmp_path: Path) -> None:
     recipe = small(epochs=8, **TINY)
@@ -326,6 +331,7 @@ def test_a_run_is_for_one_process(pictures: Path, tmp_path: Path) -> None:
     train_folder(pictures, tmp_path / "run", config=small(epochs=1, **TINY))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_ends_with_the_same_weights(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from finetune import load
 from finetune.api.demo import run_demo
 from finetune.progress import Display
 from finetune.strategies import STRATEGIES
+
+pytestmark = pytest.mark.slow
 
 
 def test_demo_compares_every_strategy_with_scratch_and_pretraining_wins(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from finetune.models.backbone import Backbone
 from finetune.models.pooled import PooledStages
 from finetune.progress import Display
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = {
     "fewtune_conv4": (35, "blocks.1"),
     "resnet10t": (64, "layer2"),

@@ -36,6 +36,7 @@ FAMILIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size", "lowest"), FAMILIES, ids=[name for name, _, _ in FAMILIES])
 def test_a_family_is_cut_where_partial_begins_and_pooled_at_every_stage(name: str, size: int, lowest: str) -> None:
     torch.manual_seed(0)
@@ -57,6 +58,7 @@ def test_a_family_is_cut_where_partial_begins_and_pooled_at_every_stage(name: st
         torch.testing.assert_close(stages(pictures)[:, -backbone.width :], whole)
 
 
+@pytest.mark.slow
 def test_hiera_trains_partially_on_frozen_stages_and_predicts_the_same_when_loaded(
     make_folder: MakeFolder, tmp_path: Path
 ) -> None:
@@ -86,6 +88,7 @@ def test_hiera_trains_partially_on_frozen_stages_and_predicts_the_same_when_load
     torch.testing.assert_close(loaded, found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "names"),
     [

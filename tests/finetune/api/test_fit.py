@@ -22,6 +22,8 @@ from finetune.training.loop import TrainingResult
 from finetune.training.plan import TrainingTask
 from finetune.training.step import weights_on_cpu
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0, "trivial_augment": False, "batch_size": 8}
 THREE = {"blue": 30, "green": 30, "red": 30}
 

@@ -18,6 +18,8 @@ import finetune
 from finetune.progress import Advance, Display
 from finetune.training.loop import EpochResult
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {
     "backbone": "fewtune_conv4", "device": "cpu", "workers": 0, "trivial_augment": False, "batch_size": 8,
 }  # fmt: skip

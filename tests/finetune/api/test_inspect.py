@@ -81,6 +81,7 @@ def test_a_person_reads_the_worst_first_with_paths_to_copy(run, folder: Path) ->
     assert places == sorted(places)
 
 
+@pytest.mark.slow
 def test_flipped_labels_are_told_and_drawn(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     write_digits(tmp_path / "digits", per_class=20)
     folder = tmp_path / "digits"

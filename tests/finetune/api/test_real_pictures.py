@@ -13,6 +13,8 @@ from killing import assert_same_weights, fit_until_stopped
 import finetune
 from finetune import Config
 
+pytestmark = pytest.mark.slow
+
 PER_CLASS = 40
 
 

@@ -57,6 +57,7 @@ def test_repr_of_a_classifier_in_memory_says_classes_and_backbone(classifier: Cl
     assert repr(classifier) == "<Classifier: 4 classes (a, b, c, …); backbone fewtune_conv4 up to blocks.2>"
 
 
+@pytest.mark.slow
 def test_repr_of_a_run_says_strategy_accuracy_and_folder(make_folder: MakeFolder, tmp_path: Path) -> None:
     folder, run = make_folder(classes={"blue": 20, "red": 20}), tmp_path / "run"
     fitted = finetune.fit(folder, run, backbone="fewtune_conv4", strategy="head", device="cpu", workers=0)

@@ -57,6 +57,7 @@ def patches(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_heat_follows_what_decides_the_class(patches: Classifier) -> None:
     random = np.random.default_rng(1)
     places = [(left, top) for left in (2, SIDE - PATCH - 2) for top in (2, SIDE - PATCH - 2)] * 2
@@ -102,6 +103,7 @@ def test_with_average_pooling_it_is_the_class_activation_map() -> None:
     assert np.allclose(found.heat, by_hand / by_hand.max(), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet", "test_convnext", "test_byobnet", "fewtune_conv4"])
 @pytest.mark.parametrize("every_depth", [False, True])
 def test_convolutional_backbones_have_maps_whatever_depths_the_head_reads(name: str, every_depth: bool) -> None:

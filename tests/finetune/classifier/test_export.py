@@ -27,6 +27,8 @@ from finetune.models.backbone import Backbone, Network
 from finetune.models.device import open_engine
 from finetune.models.pooled import PooledStages
 
+pytestmark = pytest.mark.slow
+
 CLASSES = ["blue", 'größe "red" <b>']
 
 

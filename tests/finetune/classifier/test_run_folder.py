@@ -17,6 +17,8 @@ from finetune.errors import InputError
 from finetune.report.report import REPORT_FILE
 from finetune.training.loggers import LINES_FILE, TRACKERS
 
+pytestmark = pytest.mark.slow
+
 COMMAND = (sys.executable, "-c", "from finetune.cli.main import main; main()")
 SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "strategy": "head"}
 ONE_AT_A_TIME = pytest.mark.skipif(sys.platform == "win32", reason="nobody waits there")

@@ -82,6 +82,7 @@ def test_a_damaged_file_and_its_field_are_named(content: str, named: str, tmp_pa
     assert str(tmp_path / "metrics.json") in str(error.value)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_a_wrong_value_anywhere_is_an_input_error_or_a_report(run: Path, data: st.DataObject) -> None:

@@ -60,6 +60,7 @@ def test_fit_temperature_recovers_a_known_temperature(seed: int, hidden: float) 
     assert fit_temperature(calibrated(found, 1 / hidden), labels) == pytest.approx(hidden, rel=0.15)
 
 
+@pytest.mark.slow
 @given(SEEDS, st.sampled_from([0.4, 3.0]))
 @settings(max_examples=10, deadline=None)
 def test_calibration_error_falls_on_pictures_that_did_not_fit_the_temperature(seed: int, hidden: float) -> None:
@@ -81,6 +82,7 @@ def test_few_pictures_change_a_calibrated_network_little(seed: int, n: int) -> N
     assert 1 / 3 <= fit_temperature(*honest(n, seed)) <= 3
 
 
+@pytest.mark.slow
 def test_calibrated_networks_usually_keep_temperature_1_and_lose_little() -> None:
     fitted = [fit_temperature(*honest(40, seed)) for seed in range(100)]
     assert fitted.count(1.0) > 50
@@ -170,6 +172,7 @@ def test_a_stricter_target_never_rejects_less(seed: int, n: int, one: float, oth
     assert chosen.error <= chosen.bound <= strict
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [0.08, 0.12])
 def test_the_error_on_new_pictures_is_under_the_target_as_often_as_stated(target: float) -> None:
     random = np.random.default_rng(0)
@@ -245,6 +248,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_a_real_run_is_better_calibrated_on_pictures_that_did_not_fit_its_temperature(make_folder: MakeFolder) -> None:
     """Trained for a moment, with smoothed labels, it doubts what it does not get wrong."""
     metrics = finetune.fit(
@@ -269,6 +273,7 @@ def at_temperature(fitted: Path, folder: Path, value: object) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_predictions_use_the_saved_temperature(fitted: Path, tmp_path: Path) -> None:
     pictures = sorted((fitted / "pictures").rglob("*.png"))[::20]
     plain = finetune.load(fitted / "run", device="cpu")

@@ -14,6 +14,8 @@ from killing import interrupted
 from finetune import load
 from finetune.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 FAST = ("--backbone", "fewtune_conv4", "--strategy", "head", "--device", "cpu")
 
 

@@ -12,6 +12,8 @@ import finetune
 from finetune.cli.main import main
 from finetune.errors import UnreadablePicture
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:

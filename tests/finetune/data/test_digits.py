@@ -48,6 +48,7 @@ def test_pictures_are_dark_ink_on_white_paper_large_enough_to_look_at(digits: Pa
         assert np.corrcoef(small.ravel(), scans[int(path.stem)].ravel())[0, 1] < -0.9
 
 
+@pytest.mark.slow
 def test_the_same_seed_writes_the_same_bytes_and_another_chooses_others(digits: Path, tmp_path: Path) -> None:
     write_digits(tmp_path / "again", per_class=10, seed=0)
     write_digits(tmp_path / "other", per_class=10, seed=1)

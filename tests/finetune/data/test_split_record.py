@@ -37,6 +37,7 @@ def add(folder: Path, label: str, count: int) -> None:
         Image.fromarray(pixels).save(folder / label / f"more{number}.png")
 
 
+@pytest.mark.slow
 def test_pictures_stay_in_their_split_when_others_are_added(
     make_folder: MakeFolder, tmp_path: Path, cache: Path
 ) -> None:
@@ -58,6 +59,7 @@ def test_pictures_stay_in_their_split_when_others_are_added(
     assert splits(tmp_path / "third") != after, "without the record the folder is new"
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_splits_when_the_record_is_gone(
     make_folder: MakeFolder, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

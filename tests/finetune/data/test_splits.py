@@ -126,6 +126,7 @@ def test_identical_pictures_are_on_one_side(pictures: dict[str, str]) -> None:
     assert all(len(found) == 1 for found in by_content.values())
 
 
+@pytest.mark.slow
 @patient
 @given(folders, st.floats(0, 0.9), st.floats(0, 0.9))
 def test_every_class_has_a_training_picture_and_validation_is_not_empty(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pytest
 from contents import ANCHORS, FRACTIONS, PLAIN, audited, consistent, counts_of, hashes, made, sha
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -64,6 +65,7 @@ def recorded(contents: dict[str, str], sides: dict[str, str]) -> dict[str, str]:
     return {contents[path]: side for path, side in sides.items()}
 
 
+@pytest.mark.slow
 @brief
 @given(scenes, scenes)
 def test_only_near_duplicates_of_what_is_added_may_move(old: Scenes, added: Scenes) -> None:

@@ -192,6 +192,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
     return caller(main, "finetune", monkeypatch, capfd)
 
 
+@pytest.mark.slow
 def test_every_command_that_takes_a_folder_takes_a_table(
     run: Callable[..., Answer], labels: Path, tmp_path: Path
 ) -> None:
@@ -220,6 +221,7 @@ def test_every_command_that_takes_a_folder_takes_a_table(
     assert run("lr-find", labels, "--json", "--strategy", "partial", "--unfreeze", "blocks.3", *options).code == 0
 
 
+@pytest.mark.slow
 def test_the_api_takes_rows_too(labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with labels.open(newline="") as file:
@@ -232,6 +234,7 @@ def test_the_api_takes_rows_too(labels: Path, tmp_path: Path, monkeypatch: pytes
     assert probe_folder(rows, config=Config(**SMALL)).classes == 2
 
 
+@pytest.mark.slow
 def test_an_evaluation_leaves_identical_pictures_under_two_labels_out(
     run: Callable[..., Answer], make_folder: MakeFolder, tmp_path: Path
 ) -> None:

@@ -48,6 +48,7 @@ def assert_same_but_for_rounding(picture: Image.Image, wanted: Preprocessing) ->
     assert difference.max() <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize("crop_pct", [0.5, 0.875, 0.95, 1.0])
 @pytest.mark.parametrize("shape", [(48, 48), (49, 48), (500, 375), (375, 500), (20, 30), (640, 64), (13, 200)])
@@ -57,6 +58,7 @@ def test_the_centre_is_what_torchvision_resizes_and_crops(
     assert_same_but_for_rounding(noise(*shape), preprocessing(48, crop_pct, interpolation))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(
     shorter=st.integers(1, 150),

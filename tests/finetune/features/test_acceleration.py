@@ -30,6 +30,8 @@ from finetune.models.backbone import Backbone
 from finetune.models.device import open_engine
 from finetune.progress import Display
 
+pytestmark = pytest.mark.slow
+
 BATCH = 4
 MANY = 10_000
 BFLOAT16 = torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16")

@@ -45,6 +45,7 @@ def writer(folder: Path, first: int, last: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command)
 
 
+@pytest.mark.slow
 def test_two_processes_can_write_at_the_same_time_and_one_can_be_killed(tmp_path: Path) -> None:
     other, deadline = writer(tmp_path, 0, 100_000), time.monotonic() + 60
 

@@ -76,6 +76,7 @@ def test_a_second_run_decodes_only_unreadable_pictures(backbone: Backbone, tmp_p
     assert_same(warm.outputs(), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("random", [False, True], ids=["evaluation", "random"])
 def test_only_new_and_changed_pictures_are_computed(
     random: bool, backbone: Backbone, make_folder: MakeFolder, tmp_path: Path

@@ -29,6 +29,7 @@ def fit_head(
     return solve_heads((features, labels), (val, val_labels), [features.shape[1]], *weights).best
 
 
+@pytest.mark.slow
 def test_head_separates_separable_classes() -> None:
     for classes in (2, 5):
         head = fit_head(*clouds(100, classes, 0.3, 0), *clouds(50, classes, 0.3, 1))
@@ -44,6 +45,7 @@ def test_noisier_classes_get_a_stronger_penalty() -> None:
     assert any(noisy.strength == pytest.approx(strength) for strength in STRENGTHS)
 
 
+@pytest.mark.slow
 def test_scale_and_offset_of_features_change_no_prediction() -> None:
     train, val, test = (clouds(90, 3, 1.0, seed) for seed in range(3))
     plain = fit_head(*train, *val)(test[0]).softmax(1)
@@ -113,6 +115,7 @@ def test_few_pictures_choose_by_cross_validation_and_many_by_validation() -> Non
     assert not solve_heads(train, many, [20]).cross_validated
 
 
+@pytest.mark.slow
 def test_cross_validation_chooses_the_strength_with_the_least_held_out_loss() -> None:
     """Of heads on so few pictures, the one chosen is close to the best that hindsight finds, over many draws."""
     lost = []
@@ -129,6 +132,7 @@ def test_cross_validation_chooses_the_strength_with_the_least_held_out_loss() ->
     assert np.mean(lost) < 0.03
 
 
+@pytest.mark.slow
 def test_the_head_to_deploy_is_refitted_on_validation_pictures_if_allowed() -> None:
     train, val, test = clouds(12, 4, 2.0, 0), clouds(40, 4, 2.0, 1), clouds(400, 4, 2.0, 2)
     heads = solve_heads(train, val, [20], learn_from_val=True)
@@ -152,6 +156,7 @@ def test_fewer_rows_than_columns_have_the_same_solution() -> None:
     torch.testing.assert_close(head(asked).softmax(1), wanted, atol=1e-2, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_class_of_one_picture_is_always_learned_from() -> None:
     features, labels = clouds(21, 4, 0.3, 0)
     labels = torch.where(torch.arange(21) == 20, torch.tensor(4), labels)

@@ -21,6 +21,7 @@ def flipped(share: float) -> tuple[NDArray[np.int64], set[int]]:
     return labels, set(rows.tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.02, 0.1])
 def test_labels_that_were_flipped_are_found_and_named_right(share: float) -> None:
     labels, wrong = flipped(share)
@@ -38,6 +39,7 @@ def test_little_is_disputed_where_labels_are_right() -> None:
     assert len(find_label_errors(FEATURES, DIGITS.target.astype(np.int64), range(len(FEATURES)))) < 0.01 * len(FEATURES)
 
 
+@pytest.mark.slow
 def test_a_copy_with_the_same_wrong_label_does_not_hide_it() -> None:
     labels, wrong = flipped(0.02)
     copies = sorted(wrong)

@@ -44,6 +44,7 @@ def depth(labels: Tensor, width: int, apart: float, seed: int = 0) -> Tensor:
 # --- every depth in one pass ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), FAMILIES.items())
 def test_the_last_depth_is_the_backbone_s_features_and_each_stage_has_one(name: str, size: int) -> None:
     torch.manual_seed(0)
@@ -58,6 +59,7 @@ def test_the_last_depth_is_the_backbone_s_features_and_each_stage_has_one(name: 
     assert [part.shape for part in parts] == [(2, width) for width in stages.widths]
 
 
+@pytest.mark.slow
 def test_a_depth_is_the_mean_over_places_of_what_the_next_stage_receives() -> None:
     backbone = Backbone("tf_efficientnet_lite0", image_size=64).eval()
     stages, pictures = PooledStages(backbone), torch.randn(2, 3, 64, 64)
@@ -109,6 +111,7 @@ def test_several_threads_use_one_network_at_the_same_time() -> None:
 # --- the curve --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(st.integers(0, 10_000), st.integers(12, 24), st.sampled_from([3, 8, 60]))
 def test_a_probe_judges_every_picture_by_the_others(seed: int, n: int, width: int) -> None:
@@ -231,6 +234,7 @@ def test_one_picture_of_a_class_is_too_few_to_probe(
     assert "two of each" in answer.err
 
 
+@pytest.mark.slow
 def test_a_run_reports_its_probe_curve_and_the_depths_of_its_head(make_folder: Callable[..., Path]) -> None:
     folder = make_folder(classes={"cat": 10, "dog": 10})
     chosen = finetune.fit(folder, backbone="fewtune_conv4", device="cpu").metrics

@@ -38,6 +38,7 @@ def test_stages_hold_every_parameter_once_from_stem_to_head(name: str, size: int
     assert len(set(names)) == len(names) >= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), FAMILIES.items())
 def test_a_network_cut_anywhere_computes_the_same(name: str, size: int) -> None:
     torch.manual_seed(0)

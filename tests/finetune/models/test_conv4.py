@@ -122,6 +122,7 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.slow
 def test_its_features_separate_digits_better_than_random_weights_and_pixels(
     digits: tuple[Tensor, np.ndarray, Tensor, np.ndarray],
 ) -> None:

@@ -17,6 +17,8 @@ from finetune.files import write_tensors
 from finetune.models.backbone import Backbone
 from finetune.models.pretrained import load_pretrained
 
+pytestmark = pytest.mark.slow
+
 
 def written(name: str, file: Path) -> dict[str, Tensor]:
     """A timm model's random weights, at the image size that timm publishes it for, also in `file`."""

@@ -67,6 +67,7 @@ NO_AUGMENTATION = {"trivial_augment": False, "crop_scale": 1.0, "flip": False, "
 LONG = {"epochs": 14, "patience": 14, "lr": 3e-3, **NO_AUGMENTATION}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "random_labels", "kind"),
     [

@@ -70,6 +70,7 @@ def test_a_report_shows_the_results_and_the_command(tmp_path: Path) -> None:
         assert f">{count}</a>" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("metrics", "told"),
     [
@@ -127,6 +128,7 @@ def test_the_input_of_the_head_is_named_and_that_of_the_baseline_where_it_is_ano
     assert "input of the baseline head" not in head
 
 
+@pytest.mark.slow
 def test_what_the_solved_head_reads_is_kept_for_the_report(trained: Path) -> None:
     metrics = json.loads((trained / "metrics.json").read_text())
     assert metrics["frozen_head_reads"] == metrics["head_reads"]
@@ -238,12 +240,14 @@ def test_a_damaged_history_is_named(row: str, tmp_path: Path) -> None:
         write_report(run)
 
 
+@pytest.mark.slow
 def test_two_thousand_large_pictures_stay_under_five_megabytes(tmp_path: Path) -> None:
     classes = [f"class {number}" for number in range(20)]
     path = write_report(made_run(tmp_path, classes, 67, certainty=1.5, side=700, kinds=4))
     assert path.stat().st_size < 5_000_000
 
 
+@pytest.mark.slow
 def test_heat_maps_stand_beside_the_pictures_that_are_confidently_wrong(
     tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,6 +275,7 @@ def test_classes_that_are_confused_with_each_other_stand_together(order: list[in
     assert all(abs(place[one] - place[other]) == 1 for one, other in zip(order[::2], order[1::2], strict=True))
 
 
+@pytest.mark.slow
 def test_an_evaluation_leaves_its_figures_and_a_report(trained: Path, make_folder: MakeFolder, tmp_path: Path) -> None:
     folder = make_folder("others", classes={"blue": 6, "red": 6}, size=24, seed=5)
     result = finetune.evaluate(trained, folder, out=tmp_path / "left", device="cpu")
@@ -285,6 +290,7 @@ def test_an_evaluation_leaves_its_figures_and_a_report(trained: Path, make_folde
     assert write_report(tmp_path / "left").read_text() == page
 
 
+@pytest.mark.slow
 def test_an_evaluation_replaces_no_files_but_an_evaluation(
     trained: Path, make_folder: MakeFolder, tmp_path: Path
 ) -> None:
@@ -302,6 +308,7 @@ def test_an_evaluation_replaces_no_files_but_an_evaluation(
     finetune.evaluate(trained, folder, out=tmp_path / "left", device="cpu")
 
 
+@pytest.mark.slow
 def test_the_commands_make_reports(
     trained: Path, make_folder: MakeFolder, tmp_path: Path, call: Callable[..., Answer]
 ) -> None:
@@ -316,6 +323,7 @@ def test_the_commands_make_reports(
     assert call("report", tmp_path).code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "change"),
     [

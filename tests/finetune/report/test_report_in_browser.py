@@ -12,6 +12,8 @@ from playwright.sync_api import Browser
 import finetune
 from finetune.report.report import write_report
 
+pytestmark = pytest.mark.slow
+
 BOUND = 2.0  # seconds in which the largest page must stand
 
 

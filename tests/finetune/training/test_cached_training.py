@@ -35,6 +35,8 @@ from finetune.training.inputs import PictureInputs, TrainingData
 from finetune.training.loop import train
 from finetune.training.plan import TrainingTask, plan_for
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0, "batch_size": 8}
 THREE = {"blue": 20, "green": 20, "red": 20}
 

@@ -15,6 +15,8 @@ from finetune.training.expected_time import expected_seconds, in_words
 from finetune.training.plan import TrainingTask
 from finetune.training.step import weights_on_cpu
 
+pytestmark = pytest.mark.slow
+
 
 def prepared_for(folder: Path, strategy: str) -> tuple[Prepared, Config]:
     config = Config(strategy=strategy, backbone="fewtune_conv4", device="cpu", workers=0, batch_size=8)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from conftest import MakeFolder
 from hypothesis import given
@@ -27,6 +28,7 @@ def test_interpolated_weights_lie_on_the_line_and_integers_are_the_trained_ones(
     assert found["count"] == 7
 
 
+@pytest.mark.slow
 def test_interpolated_weights_are_at_least_as_good_on_validation(make_folder: MakeFolder, tmp_path: Path) -> None:
     """The recorded share is that of the kept weights, and no epoch was better."""
     folder = make_folder(classes=ALIKE, noise=300, size=20)

@@ -127,6 +127,7 @@ def test_a_tracker_is_imported_only_for_its_option(tmp_path: Path, monkeypatch: 
     assert len(lines_of(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_history_line_by_line(make_folder: MakeFolder, tmp_path: Path) -> None:
     folder = make_folder(classes={"blue": 12, "red": 12})
     options: dict[str, Any] = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0, "log": "tensorboard"}

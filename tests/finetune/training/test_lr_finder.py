@@ -100,6 +100,7 @@ def test_a_curve_without_a_slope_suggests_nothing_and_says_why(losses: list[floa
     json.dumps(sweep.to_dict(), allow_nan=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"strategy": "full"}, {"strategy": "scratch", "optimizer": "sgd", "mixup": 0.2}])
 def test_a_sweep_is_reproducible_and_ends_when_the_loss_diverges(
     make_folder: MakeFolder, options: dict[str, Any]
@@ -116,6 +117,7 @@ def test_a_sweep_is_reproducible_and_ends_when_the_loss_diverges(
         assert list(sweep.stage_rates.values()) == sorted(sweep.stage_rates.values())
 
 
+@pytest.mark.slow
 def test_training_with_auto_starts_from_the_weights_that_it_was_given(make_folder: MakeFolder) -> None:
     """With the rate that the sweep found given as a number, and no sweep, every weight comes out the same."""
     folder = make_folder(classes=THREE, size=20)
@@ -130,6 +132,7 @@ def test_training_with_auto_starts_from_the_weights_that_it_was_given(make_folde
         assert torch.equal(tensor, weights_of(same)[name]), name
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_rate_and_ends_with_the_same_weights(make_folder: MakeFolder, tmp_path: Path) -> None:
     folder = make_folder(classes=THREE, noise=60, size=20)
     config = Config(**SMALL, strategy="train", epochs=3, lr="auto")
@@ -150,12 +153,14 @@ def test_the_strategy_head_has_no_rate_to_find(make_folder: MakeFolder) -> None:
     assert told.lines == [], "before anything is read"
 
 
+@pytest.mark.slow
 def test_the_head_is_solved_without_a_rate_and_says_so(make_folder: MakeFolder) -> None:
     told = Told()
     finetune.fit(make_folder(classes=THREE, size=20), config=Config(**SMALL, strategy="head", lr="auto"), display=told)
     assert any("--lr" in line and "no effect with strategy head" in line for line in told.lines)
 
 
+@pytest.mark.slow
 def test_the_command_draws_the_curve_and_gives_its_points(make_folder: MakeFolder) -> None:
     arguments = [
         "lr-find",
