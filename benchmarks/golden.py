@@ -46,13 +46,16 @@ def main() -> None:
     record = commands.add_parser("record")
     record.add_argument("folder", type=Path)
     record.add_argument("--only", nargs="*", help="names of the jobs to record; default: all")
+    record.add_argument(
+        "--convert-small-networks", action="store_true", help="run networks of any size by OpenVINO, as up to b022e12"
+    )
     against = commands.add_parser("compare")
     against.add_argument("before", type=Path)
     against.add_argument("after", type=Path)
     against.add_argument("--tolerance", type=float, default=1e-6)
     arguments = parser.parse_args()
     if arguments.command == "record":
-        Recorder(arguments.folder.resolve(), arguments.only).record()
+        Recorder(arguments.folder.resolve(), arguments.only, arguments.convert_small_networks).record()
     else:
         compare(arguments.before.resolve(), arguments.after.resolve(), arguments.tolerance)
 
@@ -63,8 +66,8 @@ def main() -> None:
 class Recorder:
     """Runs the jobs into one folder; a job that is there, finished, is not run again."""
 
-    def __init__(self, folder: Path, only: list[str] | None):
-        self.folder, self.only = folder, only
+    def __init__(self, folder: Path, only: list[str] | None, convert_small_networks: bool):
+        self.folder, self.only, self.convert_small_networks = folder, only, convert_small_networks
         self.data = Path(os.environ["FEWTUNE_DATA"]).resolve()
         self.weights = self.data / "weights" / "tf_mobilenetv3_small_100.safetensors"
 
@@ -110,6 +113,12 @@ class Recorder:
         print(name, flush=True)
         place = os.environ | {"FEWTUNE_CACHE": str(self.folder / "cache"), "PYTHONPATH": str(Path(__file__).parents[1])}
         run = [sys.executable, "-m", program, *words]
+        if self.convert_small_networks:
+            script = (
+                "import sys, finetune.features.acceleration as acceleration; acceleration.MULTIPLICATIONS = 1.0; "
+                f"sys.argv[0] = '{program}'; from {program}.cli.main import main; main()"
+            )
+            run = [sys.executable, "-c", script, *words]
         done = subprocess.run(run, cwd=self.folder, env=place, capture_output=True, text=True, check=False)
         (self.folder / f"{name}.err").write_text(done.stderr)
         if done.returncode != 0:
