@@ -101,6 +101,7 @@ def measured(root: Path) -> dict[str, Any]:
         "folders": len(folders),
         "files in the fullest folder": max(folders.values()),
         "lines": sum(lines.values()),
+        "lines of docstrings": sum(docstring_lines(tree) for tree in trees.values()),
         "lines of the median file": statistics.median(lines.values()),
         "lines of the longest file": f"{lines[longest]} ({longest.relative_to(root)})",
         "longest import chain, files": chain(graph),
@@ -112,6 +113,12 @@ def measured(root: Path) -> dict[str, Any]:
         "type: ignore": sum(len(re.findall(r"#\s*type:\s*ignore", text)) for text in sources.values()),
         "lines of tests": sum(path.read_text().count("\n") for path in (root / "tests").rglob("*.py")),
     }
+
+
+def docstring_lines(tree: ast.Module) -> int:
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    first = [node.body[0] for node in ast.walk(tree) if isinstance(node, documented) and ast.get_docstring(node)]
+    return sum((node.end_lineno or node.lineno) - node.lineno + 1 for node in first)
 
 
 def imports(root: Path, trees: dict[Path, ast.Module]) -> dict[str, set[str]]:
