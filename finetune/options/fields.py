@@ -12,7 +12,6 @@ from typing import Any, Self, get_args, get_type_hints
 from finetune.errors import InputError
 from finetune.options.suggestions import CHOICES, did_you_mean
 
-
 # Types of the fields of each dataclass: resolving them takes milliseconds.
 _HINTS: dict[Any, dict[str, Any]] = {}
 
