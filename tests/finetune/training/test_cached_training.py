@@ -164,6 +164,7 @@ def test_no_cache_a_cold_cache_and_a_warm_cache_give_the_same_weights(
 
 
 @pytest.mark.usefixtures("converted")
+@pytest.mark.parametrize("job", [("test_efficientnet", 64)], ids=["efficientnet"], indirect=True)
 def test_any_cache_gives_the_same_weights_with_converted_stages(job: Callable[..., Job]) -> None:
     without = job(cache=False)
     expected = without.train()
