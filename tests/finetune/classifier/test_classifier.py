@@ -46,6 +46,13 @@ def test_a_pickled_classifier_predicts_the_same(classifier: Classifier) -> None:
         assert (repr(same), same.metrics) == (repr(classifier), classifier.metrics)
 
 
+def test_a_pickle_of_an_earlier_version_is_read(classifier: Classifier) -> None:
+    now = pickle.dumps(classifier, protocol=2)  # which names modules in plain text
+    before = now.replace(b"cfinetune.classifier.classifier\n_unpickled\n", b"cfinetune.classifier\n_unpickled\n")
+    assert before != now
+    assert pickle.loads(before).classes == classifier.classes
+
+
 def test_a_pickle_holds_bytes_of_files_and_no_torch_object(classifier: Classifier) -> None:
     content = pickle.dumps(classifier, protocol=2)
     named = [argument for opcode, argument, _ in pickletools.genops(content) if opcode.name == "GLOBAL"]
