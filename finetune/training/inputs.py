@@ -91,7 +91,7 @@ class Inputs(Protocol):
 class PictureInputs:
     """Pictures that are decoded and augmented anew in every epoch, for the whole network."""
 
-    name = "pictures augmented anew in every epoch"
+    name = "pictures seen anew in every epoch"  # checkpoints hold this text
 
     def __init__(self, fabric: Fabric, network: nn.Module, config: Config, material: TrainingData):
         self.learner = network
