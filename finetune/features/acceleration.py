@@ -272,11 +272,14 @@ class AcceleratedModel:
         display: Display,
     ):
         self._fabric, self._network, self._examples, self._display = fabric, network, examples, display
-        self._pictures = round(pictures * min(1.0, multiplications(network) / MULTIPLICATIONS))
+        on_cpu = fabric.device.type == "cpu"
+        if on_cpu and precision == "auto" and pictures >= WORTH_CONVERTING:
+            pictures = round(pictures * min(1.0, multiplications(network) / MULTIPLICATIONS))
+        self._pictures = pictures
         self._run: Forward | None = plain(fabric, network) if precision == "bfloat16" else None
         self._tolerance = 1.0 if precision == "float32" else TOLERANCE
-        self.batch_size = CPU_BATCH if fabric.device.type == "cpu" else GPU_BATCH
-        self.checked = precision == "auto" and self._pictures >= WORTH_CONVERTING
+        self.batch_size = CPU_BATCH if on_cpu else GPU_BATCH
+        self.checked = precision == "auto" and worth_accelerating(fabric.device, pictures)
         self.name = f"within {TOLERANCE} of float32" if self.checked else precision.replace("auto", "float32")
 
     def prepare(self) -> None:
