@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -29,12 +29,6 @@ class Display:
     def say(self, line: str) -> None:
         if self.console is not None:
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    def say_without_effect(self, options: Sequence[str], chosen: str) -> None:
-        """Name the options that have no effect with what was chosen, such as "strategy head"; nothing without any."""
-        if options:
-            named = ", ".join(f"--{name.replace('_', '-')}" for name in options)
-            self.say(f"{named} {'has' if len(options) == 1 else 'have'} no effect with {chosen}.")
 
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Advance]:

@@ -32,6 +32,7 @@ from finetune.classifier.run_state import STATE, check_same_options, continues_r
 from finetune.errors import InputError, TrainingDiverged
 from finetune.files import alone_in, read_json, write_csv, write_json
 from finetune.models.device import describe, open_engine, reproducible_numerics
+from finetune.options.fields import no_effect
 from finetune.processes import require_one_process
 from finetune.progress import Display, Stopwatch
 from finetune.random_state import restored_random_state
@@ -136,7 +137,8 @@ class _Run:
     def embedder(self, resume: bool) -> Embedder:
         """Train, continue, or load what a finished run holds."""
         require_one_process("fewshot train")
-        self.display.say_without_effect(self.config.without_effect(), f"--loss {self.config.loss}")
+        if unused := self.config.without_effect():
+            self.display.say(no_effect(unused, f"--loss {self.config.loss}"))
         with alone_in(self.out):
             if not continues_run(self.out, resume=resume):
                 return self._trained(None)

@@ -22,6 +22,7 @@ from finetune.errors import InputError, TrainingDiverged
 from finetune.linear.head import Heads
 from finetune.models.backbone import Network
 from finetune.models.device import reproducible_numerics
+from finetune.options.fields import no_effect
 from finetune.processes import require_one_process
 from finetune.progress import Display
 from finetune.random_state import restored_random_state
@@ -160,7 +161,8 @@ class _Job:
         record_splits(listing, prepared.rows.splits_by_content, config, self.display)
         trains = prepared.choice.strategy.trains != "head"
         name = prepared.choice.strategy.name
-        self.display.say_without_effect(config.without_effect(strategy=name), f"strategy {name}")
+        if unused := config.without_effect(strategy=name):
+            self.display.say(no_effect(unused, f"strategy {name}"))
         with open_log(config, None if run is None else run.path) as log:
             outcome = self._head(prepared) if prepared.choice.strategy.start == "pretrained" else None
             if outcome is not None and trains:

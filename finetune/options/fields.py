@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any, Self, get_args, get_type_hints
@@ -113,6 +113,11 @@ class Options:
             if needed is not None and values[needed[0]] not in needed[1] and values[known.name] != known.default:
                 unused.append(known.name)
         return unused
+
+
+def no_effect(names: Sequence[str], chosen: str) -> str:
+    """The sentence that names the options without effect. chosen: what was chosen, such as "strategy head"."""
+    return f"{', '.join(map(flag, names))} {'has' if len(names) == 1 else 'have'} no effect with {chosen}."
 
 
 def used_by(options: type[Options], command: str | None) -> list[dataclasses.Field[Any]]:
