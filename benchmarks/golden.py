@@ -2,7 +2,8 @@
 
     python benchmarks/golden.py record BEFORE         # at the old revision
     python benchmarks/golden.py record AFTER          # at the new one
-    python benchmarks/golden.py compare BEFORE AFTER
+    python benchmarks/golden.py record CONVERTED --convert-small-networks --only demo evaluate
+    python benchmarks/golden.py compare BEFORE AFTER --converted CONVERTED
 
 `record` runs the commands on handwritten digits, on 40 cats and dogs and on Omniglot (both from FEWTUNE_DATA) and keeps
 what each of them printed and wrote. `compare` reads both folders and lists every number that differs, with the largest
@@ -22,7 +23,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,15 @@ def main() -> None:
     against = commands.add_parser("compare")
     against.add_argument("before", type=Path)
     against.add_argument("after", type=Path)
+    against.add_argument(
+        "--converted", type=Path, help="a record with --convert-small-networks: its files are compared with BEFORE too"
+    )
     against.add_argument("--tolerance", type=float, default=1e-6)
     arguments = parser.parse_args()
     if arguments.command == "record":
         Recorder(arguments.folder.resolve(), arguments.only, arguments.convert_small_networks).record()
     else:
-        compare(arguments.before.resolve(), arguments.after.resolve(), arguments.tolerance)
+        compare(arguments.before.resolve(), arguments.after.resolve(), arguments.converted, arguments.tolerance)
 
 
 # --- recording --------------------------------------------------------------------------------------------------------
@@ -129,10 +133,26 @@ class Recorder:
 # --- comparing --------------------------------------------------------------------------------------------------------
 
 
-def compare(before: Path, after: Path, tolerance: float) -> None:
+def compare(before: Path, after: Path, converted: Path | None, tolerance: float) -> None:
     """Print and write the largest difference of every file; exit 1 where one is too large."""
+    rows = compared(before, after, tolerance)
+    result = provenance() | {"tolerance": tolerance, "files": rows}
+    result["command"] = "python benchmarks/golden.py compare BEFORE AFTER"
+    if converted is not None:
+        there = {str(path) for path in files_of(converted)}
+        every = compared(before, converted.resolve(), tolerance, there)
+        result["command"] += " --converted CONVERTED"
+        result["with_small_networks_converted"] = every
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    raise SystemExit(1 if any(row["differs"] for row in rows.values()) else 0)
+
+
+def compared(before: Path, after: Path, tolerance: float, some: Collection[str] | None = None) -> dict[str, Any]:
+    """The differences of every file of `before`, or of some. Prints those that differ, and how many are equal."""
     rows: dict[str, dict[str, Any]] = {}
     for path in sorted(files_of(before)):
+        if some is not None and str(path) not in some:
+            continue
         if not (after / path).is_file():
             rows[str(path)] = {"equal": False, "differs": ["the file is missing"]}
             continue
@@ -157,15 +177,10 @@ def compare(before: Path, after: Path, tolerance: float) -> None:
         if not equal:
             print(f"{path}: largest difference {largest:.3g}; {', '.join(differs[:5]) or 'within the tolerance'}")
     exact = sum(row["equal"] for row in rows.values())
-    failed = [name for name, row in rows.items() if row["differs"]]
+    failed = sum(bool(row["differs"]) for row in rows.values())
     anew = sum(row.get("sentences", 0) for row in rows.values())
-    print(
-        f"{len(rows)} files: {exact} equal to the last bit, {len(failed)} beyond {tolerance:g}; {anew} sentences differ"
-    )
-    result = provenance() | {"tolerance": tolerance, "files": rows}
-    result["command"] = "python benchmarks/golden.py compare BEFORE AFTER"
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    raise SystemExit(1 if failed else 0)
+    print(f"{len(rows)} files: {exact} equal to the last bit, {failed} beyond {tolerance:g}; {anew} sentences differ")
+    return rows
 
 
 def files_of(folder: Path) -> Iterator[Path]:
