@@ -32,3 +32,5 @@ def test_auto_trains_where_the_gain_can_be_measured(per_class: int, pictures: in
     choice = head_unless_training_pays(choose("auto", per_class), error, pictures, per_class)
     assert choice.strategy.name == taken
     assert ("trains in any case" in choice.reason) == (taken == "head")
+    assert ("makes no mistake" in choice.reason) == (error == 0)
+    assert "by 0.0 points" not in choice.reason
