@@ -114,8 +114,8 @@ def head_unless_training_pays(choice: StrategyChoice, error: float, pictures: in
         why = f"it makes no mistake on held-out pictures, so {name} is left out"
     else:
         why = (
-            f"{name} is expected to raise the accuracy by {100 * gain:.2g} points. {pictures} pictures show only gains of "
-            f"{100 * visible:.2g} points or more, so it is left out"
+            f"{name} is expected to raise the accuracy by {100 * gain:.2g} points. {pictures} pictures show only gains "
+            f"of {100 * visible:.2g} points or more, so it is left out"
         )
     reason = f"head: {why}; --strategy {name} trains in any case."
     return replace(choice, strategy=HEAD, reason=reason)
