@@ -175,6 +175,14 @@ class Config(Options):
         unset="chosen by the strategy",
         **_TRAINING,
     )
+    keep: str = option(
+        "best",
+        "Weights to keep after training: best (the trained weights, a mixture of them with those before training, or "
+        "the linear head, whichever is best on the validation pictures) or trained (the weights of the best epoch, "
+        "even where the head is better).",
+        choices=("best", "trained"),
+        **_TRAINING | {"only_with": ("strategy", ("partial", "full", "train")), "commands": ()},
+    )
 
     flip: bool = option(
         True,

@@ -90,6 +90,9 @@ def fit(
         warmup: Share of the training steps in which the learning rate rises. Default: 0.1.
         stage_decay: Factor from the learning rate of one stage to that of the stage below it. Default: chosen by the
             strategy.
+        keep: Weights to keep after training: best (the trained weights, a mixture of them with those before training,
+            or the linear head, whichever is best on the validation pictures) or trained (the weights of the best epoch,
+            even where the head is better). Default: 'best'.
         flip: Mirror training pictures left to right at random. Default: True.
         crop_scale: Smallest share of a picture that a random crop keeps. Default: 0.35.
         trivial_augment: Apply one random change of colour or shape to each training picture (TrivialAugment). Default:
@@ -202,7 +205,8 @@ class _Job:
         )
 
     def _trained(self, prepared: Prepared, head: Outcome | None, log: Log) -> Outcome:
-        """The network trained by gradient; `head` where that is not better. head: None from random weights."""
+        """The network trained by gradient; `head` where that is not better and --keep is best. head: None from random
+        weights."""
         network, start_logits = prepared.starting_network(self.config)
         start = weights_on_cpu(network)
         try:
@@ -210,7 +214,7 @@ class _Job:
             if training.best_epoch > 0 or head is None:
                 trained = self._measured(network, prepared, None, training)
                 # Training compares in its own precision. What counts is the accuracy of the classifier that is saved.
-                if head is None or _val_accuracy(trained) >= _val_accuracy(head):
+                if head is None or self.config.keep == "trained" or _val_accuracy(trained) >= _val_accuracy(head):
                     return trained
                 self.display.say("the trained network is less accurate on the validation pictures; the head is kept.")
                 training = replace(training, best_epoch=0, share=1.0)

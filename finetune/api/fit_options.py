@@ -28,6 +28,7 @@ class FitOptions(TypedDict, total=False):
     label_smoothing: float
     warmup: float
     stage_decay: float | None
+    keep: Literal["best", "trained"] | str
     flip: bool
     crop_scale: float
     trivial_augment: bool

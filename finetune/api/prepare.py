@@ -56,10 +56,11 @@ class Prepared:
 
     def starting_network(self, config: Config) -> tuple[Network, Tensor | None]:
         """The network before training by gradient, and its logits (m, classes) of the validation pictures, which
-        training must improve on. From random weights the logits are None: whatever was trained is kept."""
+        training must improve on. From random weights, and with `--keep trained`, the logits are None: whatever was
+        trained is kept."""
         if self.choice.strategy.start == "pretrained":
             network = Network(self.backbone, self.heads.features.as_layer())
-            return network.to(self.fabric.device), self.heads.val_logits
+            return network.to(self.fabric.device), self.heads.val_logits if config.keep == "best" else None
         torch.manual_seed(config.seed)
         layer = nn.Linear(self.backbone.width, len(self.rows.folder.classes))
         return Network(self.backbone, layer).to(self.fabric.device), None

@@ -114,8 +114,8 @@ def training_charts(results: RunResults) -> list[Markup]:
     ]
 
 
-def kept_told(metrics: RunMetrics) -> str | None:
-    """Which weights of a training were kept, in words; None where nothing was trained."""
+def kept_told(metrics: RunMetrics, keep: str = "best") -> str | None:
+    """Which weights of a training were kept, in words; None where nothing was trained. keep: value of `--keep`."""
     best, strategy = metrics.best_epoch, STRATEGIES.get(metrics.strategy)
     if not metrics.epochs:
         return None
@@ -129,7 +129,12 @@ def kept_told(metrics: RunMetrics) -> str | None:
         )
     told = f"The weights of epoch {best} were kept."
     way = metrics.share_of_the_way
-    tried = strategy is not None and strategy.start == "pretrained"
+    pretrained = strategy is not None and strategy.start == "pretrained"
+    if pretrained and keep == "trained":
+        told += (
+            " They were not compared with the linear head or mixed with the weights before training (--keep trained)."
+        )
+    tried = pretrained and keep == "best"
     if tried and way is not None and way < 1:
         told += (
             f" They are mixed with the weights before training ({way:.0%} trained, {1 - way:.0%} before), "

@@ -84,7 +84,7 @@ def _values(results: RunResults, classifier: Classifier | None) -> dict[str, Any
         if run is None
         else diagnose(run, results.history, results.config.options(), len(results.classes)),
         "training_charts": training_charts(results),
-        "kept_told": None if run is None else kept_told(run),
+        "kept_told": None if run is None else kept_told(run, results.config.options().keep),
         "head_inputs": [] if run is None else head_inputs(run),
         "sweep_chart": None if run is None else sweep_chart(run.lr_sweep),
         "probe_chart": None if run is None else probe_chart(run.probe_curve),

@@ -119,13 +119,13 @@ def train(
 ) -> TrainingResult:
     """Train `task.network`; on return it holds the weights that are kept.
 
-    The weights of the best epoch by validation are kept. Where the network starts with a solved head, weights between
-    the start and the trained ones are tried as well, and the start is kept where training does not improve on it.
+    The weights of the best epoch by validation are kept. With `start_logits`, weights between the start and the trained
+    ones are tried as well, and the start is kept where training does not improve on it.
 
     Args:
         task: The network, its pictures and the training schedule.
         start_logits: Logits (m, classes) of the validation pictures before training, where the network starts with a
-            solved head. None where there is nothing to compare with.
+            solved head. None where there is nothing to compare with, or the trained weights are kept in any case.
         checkpoint: File that is written after every epoch. Training continues from it where it exists.
         display: Shows progress.
         log: Receives the figures of every epoch.

@@ -78,7 +78,7 @@ def test_an_option_that_is_said_to_have_no_effect_has_none_and_is_named_once(mak
     changed = {
         "epochs": 2, "lr": 0.5, "batch_size": 3, "patience": 1, "optimizer": "sgd", "weight_decay": 0.5,
         "label_smoothing": 0.3, "warmup": 0.4, "stage_decay": 0.2, "flip": False, "crop_scale": 0.9,
-        "trivial_augment": False, "mixup": 0.4, "views": 3,
+        "trivial_augment": False, "mixup": 0.4, "views": 3, "keep": "trained",
     }  # fmt: skip
     said = io.StringIO()
     display = Display(Console(file=said, width=1000))
