@@ -68,7 +68,7 @@ class Logistic:
         return float(strength * loss + 0.5 * weight.double().square().sum()), slope
 
     def _of_labels(self, labels: Tensor) -> _Loss:
-        """The loss by log-probabilities (n, classes), and its gradient by the logits times `strength`, in their place."""
+        """The loss by log-probabilities (n, classes), and its gradient by the logits times `strength`."""
         rows = torch.arange(len(labels))
 
         def loss(log_probabilities: Tensor, strength: float) -> tuple[float, Tensor]:
