@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from finetune.api.backbones import compare_backbones
     from finetune.api.demo import run_demo
     from finetune.api.evaluate import evaluate
     from finetune.api.fit import fit
@@ -20,13 +21,16 @@ if TYPE_CHECKING:
     from finetune.data.split_record import forget_splits
     from finetune.errors import FewtuneError, InputError, TrainingDiverged, UnreadablePicture
     from finetune.features.cache_files import clear_cache
+    from finetune.linear.comparison import BackboneComparison
     from finetune.linear.probe import ProbeCurve
     from finetune.progress import Display
+    from finetune.report.backbones import write_comparison
     from finetune.report.report import write_report
     from finetune.training.loop import EpochResult
     from finetune.training.lr_finder import Sweep
 
 __all__ = [
+    "BackboneComparison",
     "Classifier",
     "Config",
     "Display",
@@ -41,6 +45,7 @@ __all__ = [
     "TrainingDiverged",
     "UnreadablePicture",
     "clear_cache",
+    "compare_backbones",
     "evaluate",
     "export",
     "find_rate",
@@ -52,11 +57,13 @@ __all__ = [
     "probe_folder",
     "run_demo",
     "sort_pictures",
+    "write_comparison",
     "write_report",
     "write_table",
 ]
 
 _ROOMS = {
+    "BackboneComparison": "linear.comparison",
     "Classifier": "classifier.classifier",
     "Config": "config",
     "Display": "progress",
@@ -71,6 +78,7 @@ _ROOMS = {
     "TrainingDiverged": "errors",
     "UnreadablePicture": "errors",
     "clear_cache": "features.cache_files",
+    "compare_backbones": "api.backbones",
     "evaluate": "api.evaluate",
     "export": "classifier.export",
     "find_rate": "api.preview",
@@ -82,6 +90,7 @@ _ROOMS = {
     "probe_folder": "api.preview",
     "run_demo": "api.demo",
     "sort_pictures": "classifier.sorting",
+    "write_comparison": "report.backbones",
     "write_report": "report.report",
     "write_table": "classifier.prediction_table",
 }

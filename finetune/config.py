@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.errors import InputError
-from finetune.options.fields import Options, option
+from finetune.options.fields import Options, flag, option
 from finetune.strategies import STRATEGIES
 
-# The value of `Config.lr` that has the learning rate found by a sweep.
+# The value of `Config.lr` that has the learning rate found by a sweep, and of `Config.backbone` that has networks
+# compared.
 AUTO = "auto"
+DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 
 # Word for --drop-above: what the probe curve says.
 BEST = "best"
@@ -22,7 +24,7 @@ MAX_PIXELS = 89_478_485  # Pillow's own bound, which a program may have changed 
 _OTHER = "Rarely needed"
 
 # Commands beside `fit` that use an option: those that read pictures, and the one that trains.
-_READS, _TRAINS = ("inspect", "probe", "lr-find"), ("lr-find",)
+_READS, _TRAINS, _COMPARES = ("inspect", "probe", "lr-find"), ("lr-find",), ("probe", "lr-find")
 _PRETRAINED = ("head", "partial", "full", "train")
 
 # What the options of training have in common.
@@ -55,16 +57,41 @@ class Config(Options):
         commands=_TRAINS,
     )
     backbone: str = option(
-        "tf_efficientnet_lite0",
-        "Name of the pretrained network: any timm model, or fewtune_conv4.",
-        metavar="NAME",
+        DEFAULT_BACKBONE,
+        "Name of the pretrained network: any timm model, fewtune_conv4, or auto, which compares several on these "
+        "pictures and takes the best.",
+        metavar="NAME|auto",
         commands=_READS,
+    )
+    backbones: str | None = option(
+        None,
+        "Names of the networks that --backbone auto compares, separated by commas.",
+        unset="the default list and the files in --weights-dir, as far as their weights are at hand",
+        metavar="NAME,NAME",
+        commands=_COMPARES,
+    )
+    max_ms: float | None = option(
+        None,
+        "Most milliseconds a picture, on this machine, that a network of --backbone auto may take.",
+        above=0,
+        unset="no bound",
+        metavar="FLOAT",
+        commands=_COMPARES,
+        only_with=("backbone", (AUTO,)),
     )
     weights: str | None = option(
         None,
         "File with the weights of the backbone: safetensors, or a torch file of plain tensors.",
         unset="the published weights, from the local cache or downloaded",
         metavar="FILE",
+        commands=_READS,
+        only_with=("strategy", _PRETRAINED),
+    )
+    weights_dir: str | None = option(
+        None,
+        "Folder with files of weights, NAME.safetensors for network NAME.",
+        unset="none",
+        metavar="DIR",
         commands=_READS,
         only_with=("strategy", _PRETRAINED),
     )
@@ -270,12 +297,37 @@ class Config(Options):
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.weights, os.PathLike):
-            object.__setattr__(self, "weights", os.fspath(self.weights))
+        for name in ("weights", "weights_dir"):
+            if isinstance(value := getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(value))
         super().__post_init__()
+        self._check_backbone()
         if self.val_fraction + self.test_fraction >= 1:
             raise InputError("--val-fraction and --test-fraction leave nothing to train on: their sum must be below 1")
         if self.drop_above is not None and self.strategy == "scratch":
             raise InputError("--drop-above goes with pretrained stages, not with --strategy scratch")
         if self.unfreeze is not None and self.strategy not in ("auto", "partial"):
             raise InputError(f"--unfreeze goes with --strategy partial, not {self.strategy}")
+
+    def _check_backbone(self) -> None:
+        """--backbones implies --backbone auto, and both exclude what belongs to one network."""
+        if self.backbones is not None:
+            if self.backbone not in (AUTO, DEFAULT_BACKBONE):
+                raise InputError(
+                    f"--backbones compares networks and --backbone {self.backbone} names one; give one of them"
+                )
+            object.__setattr__(self, "backbone", AUTO)
+        if self.weights is not None and self.weights_dir is not None:
+            raise InputError("--weights names a file and --weights-dir a folder of files; give one of them")
+        if self.backbone != AUTO:
+            return
+        if self.weights is not None:
+            raise InputError(
+                "--weights is the file of one network, and --backbone auto compares several; put the files into a "
+                "folder as NAME.safetensors and give --weights-dir DIR"
+            )
+        if self.strategy == "scratch":
+            raise InputError("--backbone auto compares pretrained networks, which --strategy scratch does not use")
+        for name, free in (("unfreeze", None), ("drop_above", BEST)):
+            if getattr(self, name) not in (None, free):
+                raise InputError(f"{flag(name)} names a stage of one network; with --backbone auto none is known yet")

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack
 
 from torch import Tensor
 
+from finetune.api.backbones import BackboneChoice, choose_backbone
 from finetune.api.fit_options import FitOptions
 from finetune.api.outcome import Outcome, measure, write_run
 from finetune.api.prepare import Prepared, prepare
 from finetune.classifier.classifier import Classifier, load
 from finetune.classifier.run_folder import RunFolder
+from finetune.classifier.run_metrics import BackbonesMetrics
 from finetune.config import Config
 from finetune.data.folder import Listing
 from finetune.data.split_record import record_splits
 from finetune.data.table import Source, list_pictures
 from finetune.errors import InputError, TrainingDiverged
+from finetune.files import as_type
 from finetune.linear.head import Heads
 from finetune.models.backbone import Network
 from finetune.models.device import reproducible_numerics
@@ -66,9 +70,15 @@ def fit(
         strategy: Which layers are trained: head (only the linear head), partial (the head and the top stages), full
             (all layers, lower ones more slowly), train (all layers at one rate) or scratch (all layers, from random
             weights). One of auto, head, partial, full, train, scratch. Default: 'auto'.
-        backbone: Name of the pretrained network: any timm model, or fewtune_conv4. Default: 'tf_efficientnet_lite0'.
+        backbone: Name of the pretrained network: any timm model, fewtune_conv4, or auto, which compares several on
+            these pictures and takes the best. Default: 'tf_efficientnet_lite0'.
+        backbones: Names of the networks that --backbone auto compares, separated by commas. Default: the default list
+            and the files in --weights-dir, as far as their weights are at hand.
+        max_ms: Most milliseconds a picture, on this machine, that a network of --backbone auto may take. Default: no
+            bound.
         weights: File with the weights of the backbone: safetensors, or a torch file of plain tensors. Default: the
             published weights, from the local cache or downloaded.
+        weights_dir: Folder with files of weights, NAME.safetensors for network NAME. Default: none.
         epochs: Number of passes over the training pictures. Default: chosen by strategy and number of pictures.
         image_size: Side of the network's square input, in pixels. Default: the size the backbone was trained at.
         test_fraction: Share of the pictures set aside to measure the result, where the folder has no test/. Default:
@@ -134,7 +144,7 @@ def fit(
     check_log(config, None if out is None else Path(out))
     listing = list_pictures(folder)
     if out is None:
-        return _Job(config, None, display, started, on_epoch).classifier(listing)
+        return _Job.of(config, None, display, started, on_epoch, listing).classifier(listing)
     with RunFolder(Path(out)) as run:
         if run.begin(listing.root, config, resume=resume, overwrite=overwrite, table=listing.table):
             display.say(f"{out} holds this run, finished")
@@ -142,23 +152,49 @@ def fit(
             if not (run.path / REPORT_FILE).exists():  # killed when all else was written
                 write_report(run.path, classifier=classifier)
             return classifier
-        return _Job(config, run, display, started, on_epoch).classifier(listing)
+        return _Job.of(config, run, display, started, on_epoch, listing).classifier(listing)
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One run. started: its start on the monotonic clock."""
+    """One run. started: its start on the monotonic clock. backbones: the comparison by which --backbone auto chose the
+    network of `config`. splits: of the pictures by sha256, which that comparison has made."""
 
     config: Config
     run: RunFolder | None
     display: Display
     started: float
     on_epoch: OnEpoch | None
+    backbones: BackbonesMetrics | None = None
+    splits: Mapping[str, str] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        run: RunFolder | None,
+        display: Display,
+        started: float,
+        on_epoch: OnEpoch | None,
+        listing: Listing,
+    ) -> _Job:
+        """The run with one network: where --backbone auto was given, the best for these pictures. A run that is resumed
+        keeps the network that it has chosen."""
+        kept = None if run is None else run.resolved()
+        if kept is not None:
+            choice, found = BackboneChoice(kept), None if run is None else run.comparison
+        else:
+            choice = choose_backbone(listing, config, display)
+            found = None if choice.comparison is None else choice.comparison.to_dict()
+            if run is not None and found is not None:
+                run.resolve(choice.config, found, choice.splits or {})
+        backbones = None if found is None else as_type(found, BackbonesMetrics, "comparison of backbones")
+        return cls(choice.config, run, display, started, on_epoch, backbones, choice.splits)
 
     def classifier(self, listing: Listing) -> Classifier:
         """The best classifier for the pictures, measured and saved."""
         config, run = self.config, self.run
-        prepared = prepare(listing, config, run, self.display)
+        prepared = prepare(listing, config, run, self.display, self.splits)
         if run is not None:
             run.started()
         record_splits(listing, prepared.rows.splits_by_content, config, self.display)
@@ -256,7 +292,8 @@ class _Job:
         """`network` as a classifier. heads: where it is one of them."""
         classes, preprocessing = prepared.rows.folder.classes, prepared.backbone.preprocessing
         classifier = Classifier(network, classes, preprocessing, self.config, prepared.fabric)
-        return measure(classifier, prepared, heads, training, self.display)
+        outcome = measure(classifier, prepared, heads, training, self.display)
+        return replace(outcome, metrics=replace(outcome.metrics, backbones=self.backbones))
 
     def _save(self, outcome: Outcome, prepared: Prepared) -> None:
         """Give the classifier its figures, and write it where there is a run folder."""

@@ -11,7 +11,10 @@ class FitOptions(TypedDict, total=False):
 
     strategy: Literal["auto", "head", "partial", "full", "train", "scratch"] | str
     backbone: str
+    backbones: str | None
+    max_ms: float | None
     weights: str | os.PathLike[str] | None
+    weights_dir: str | os.PathLike[str] | None
     epochs: int | None
     image_size: int | None
     test_fraction: float

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.config import Config
+from finetune.config import AUTO, Config
 from finetune.data.folder import Listing
 from finetune.data.images import Content, Header, read_header
 from finetune.data.loader import cores
@@ -26,10 +26,11 @@ from finetune.features.forward import Outputs
 from finetune.features.table import SPLITS
 from finetune.linear.label_errors import checkable_rows, find_label_errors
 from finetune.models.backbone import Backbone
+from finetune.models.candidates import load_weights
 from finetune.models.device import open_engine
 from finetune.models.hub import WeightsUnavailable
 from finetune.models.pooled import PooledStages
-from finetune.models.pretrained import WITHOUT_A_NETWORK, load_pretrained
+from finetune.models.pretrained import WITHOUT_A_NETWORK
 from finetune.progress import Display
 from finetune.random_state import restored_random_state
 
@@ -144,10 +145,12 @@ def inspect_folder(folder: Source, *, config: Config | None = None, display: Dis
     """
     config, display = config or Config(), display or Display()
     listing = list_pictures(folder, to_train=False)
+    if config.backbone == AUTO:
+        raise InputError("inspect reads pictures with one network; --backbone auto goes with fit, probe and lr-find")
     backbone = Backbone(config.backbone, image_size=config.image_size)
     outputs, not_judged = None, None
     try:
-        load_pretrained(backbone, config.weights, display, instead=WITHOUT_A_NETWORK[:1])
+        load_weights(backbone, config, display, instead=WITHOUT_A_NETWORK[:1])
     except WeightsUnavailable as error:
         not_judged = str(error)
         read = read_contents(listing, backbone.preprocessing, config, display)

@@ -179,6 +179,7 @@ def write_run(run: RunFolder, outcome: Outcome, rows: FeatureTable) -> None:
         {
             "folder": str(rows.listing.root.resolve()),
             **({} if rows.listing.table is None else {"table": rows.listing.table}),
+            **({"asked": run.asked} if run.asked else {}),
             "strategy": metrics.strategy,
             "kept": metrics.kept,
             "made_with": describe(classifier.fabric),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,9 +23,9 @@ from finetune.linear.head import Heads, solve_heads
 from finetune.linear.probe import ProbeCurve, probe_curve
 from finetune.linear.threads import one_thread_if_small
 from finetune.models.backbone import Backbone, Network
+from finetune.models.candidates import load_weights
 from finetune.models.device import open_engine
 from finetune.models.pooled import PooledStages
-from finetune.models.pretrained import load_pretrained
 from finetune.progress import Display
 from finetune.strategies import STRATEGIES
 from finetune.training.choice import StrategyChoice, choose, head_unless_training_pays
@@ -97,8 +98,16 @@ class Prepared:
         )
 
 
-def prepare(listing: Listing, config: Config, run: RunFolder | None, display: Display) -> Prepared:
+def prepare(
+    listing: Listing,
+    config: Config,
+    run: RunFolder | None,
+    display: Display,
+    splits: Mapping[str, str] | None = None,
+) -> Prepared:
     """Read the pictures, choose the strategy and solve the heads. run: keeps the activations for --resume.
+
+    splits: by sha256, which the run without a folder keeps to. None for those of earlier runs.
 
     Raises:
         InputError: For a folder, file or option that cannot be used.
@@ -106,7 +115,7 @@ def prepare(listing: Listing, config: Config, run: RunFolder | None, display: Di
     fabric = open_engine(config.device, config.precision)
     stages = PooledStages(_backbone(config, display).to(fabric.device))
     outputs = _activations(fabric, stages, listing, config, run, display)
-    recorded = None if run is None else run.recorded
+    recorded = splits if run is None else run.recorded
     rows = FeatureTable.audited(listing, outputs, stages.backbone.width, config, recorded)
     for line in rows.summary():
         display.say(line)
@@ -124,7 +133,7 @@ def _backbone(config: Config, display: Display) -> Backbone:
     if config.drop_above not in (None, BEST):
         backbone.stage_index(config.drop_above)
     if config.strategy == "auto" or STRATEGIES[config.strategy].start == "pretrained":
-        load_pretrained(backbone, config.weights, display)
+        load_weights(backbone, config, display)
     return backbone
 
 
@@ -196,11 +205,11 @@ def training_curve(stages: PooledStages, rows: FeatureTable) -> ProbeCurve | Non
     if int(torch.bincount(rows.labels[indices], minlength=len(rows.folder.classes)).min()) < 2:
         return None
     if len(indices) > MOST:
-        indices = indices[_every_class(rows.labels[indices], MOST)]
+        indices = indices[every_class(rows.labels[indices], MOST)]
     return probe_curve(stages.split(rows.pooled[indices]), stages.depths, rows.labels[indices])
 
 
-def _every_class(labels: torch.Tensor, most: int) -> torch.Tensor:
+def every_class(labels: torch.Tensor, most: int) -> torch.Tensor:
     """About `most` positions in (n,) labels: the same share of every class, and at least two of each."""
     chosen = []
     for label in labels.unique():

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 
+from finetune.api.backbones import choose_backbone
 from finetune.api.prepare import prepare, training_curve
-from finetune.config import Config
+from finetune.config import AUTO, Config
 from finetune.data.table import Source, list_pictures
 from finetune.errors import InputError
 from finetune.features.extraction import read_pictures
 from finetune.features.table import FeatureTable
 from finetune.linear.probe import ProbeCurve
 from finetune.models.backbone import Backbone
+from finetune.models.candidates import load_weights
 from finetune.models.device import open_engine, reproducible_numerics
 from finetune.models.pooled import PooledStages
-from finetune.models.pretrained import load_pretrained
 from finetune.progress import Display
 from finetune.random_state import restored_random_state
 from finetune.training.cached_inputs import inputs_for
@@ -47,10 +48,12 @@ def probe_folder(folder: Source, *, config: Config | None = None, display: Displ
         1.0
     """
     config, display = config or Config(), display or Display()
+    if config.backbone == AUTO:
+        raise InputError("probe_folder measures one network; compare_backbones compares several (--backbone auto)")
     listing = list_pictures(folder)
     fabric = open_engine(config.device, config.precision)
     backbone = Backbone(config.backbone, image_size=config.image_size)
-    load_pretrained(backbone, config.weights, display)
+    load_weights(backbone, config, display)
     stages = PooledStages(backbone.to(fabric.device))
     outputs = read_pictures(fabric, stages, listing, config, display)
     rows = FeatureTable.audited(listing, outputs, backbone.width, config)
@@ -89,6 +92,7 @@ def find_rate(folder: Source, *, config: Config | None = None, display: Display 
     if config.strategy == "head":
         raise InputError(_NO_RATE)
     listing = list_pictures(folder)
+    config = choose_backbone(listing, config, display).config
     prepared = prepare(listing, config, None, display)
     strategy = prepared.choice.strategy
     if strategy.trains == "head":

@@ -23,11 +23,14 @@ CONFIG_FILE = "config.json"
 class RunConfig:
     """config.json of a run. A run that has not finished lacks what describes its classifier: classes is then None.
 
-    config: the options, by name; see `options`. folder, table: of the pictures. made_with: device, precision, versions.
+    config: the options, by name; see `options`. asked: those that were given with another value, such as
+    `backbone="auto"`, which config has as the run resolved them. folder, table: of the pictures. made_with: device,
+    precision, versions.
     """
 
     format: int
     config: dict[str, str | int | float | bool | None]
+    asked: dict[str, str | int | float | bool | None] = field(default_factory=dict)
     folder: str | None = None
     table: str | None = None
     classes: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None

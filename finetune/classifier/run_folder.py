@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -70,6 +70,10 @@ class RunFolder:
         # Splits recorded by earlier runs on the pictures, by sha256; None until they are read.
         self.recorded: dict[str, str] | None = None
 
+        # What --backbone auto found, as JSON values; None where one network was named.
+        self.comparison: dict[str, Any] | None = None
+
+        self._splits: Mapping[str, str] = {}
         self._request: dict[str, Any] = {}
         self._lock = ExitStack()
         self._began = self._resumes = self._overwrites = self._wrote = self._started = False
@@ -117,9 +121,37 @@ class RunFolder:
         before, now = found.table or found.folder, self._request.get("table", self._request["folder"])
         if before != now:
             raise InputError(f"{self.path} (--out) holds a run on {before}, not on {now}")
-        options, asked = Config.from_dict(found.config).to_dict(), self._request["config"]
+        options, asked = Config.from_dict(found.config).to_dict() | found.asked, self._request["config"]
         check_same_options(self.path, options, asked, ", and --overwrite starts anew")
         return found.classes is not None and has_finished(self.path, (WEIGHTS_FILE, METRICS_FILE))
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The options that were asked for with another value than config.json has, such as backbone "auto"."""
+        found: dict[str, Any] = self._request.get("asked", {})
+        return found
+
+    def resolved(self) -> Config | None:
+        """The options as the run that is continued has resolved them; None where it has resolved nothing."""
+        if not self._resumes or not self._features.exists():
+            return None
+        found = read_run_config(self.path)
+        if not found.asked:
+            return None
+        _, metadata = read_tensors_and_metadata(self._features)
+        config = found.options()
+        self.resolve(config, json.loads(metadata.get("comparison", "null")), {})
+        return config
+
+    def resolve(self, config: Config, comparison: dict[str, Any] | None, splits: Mapping[str, str]) -> None:
+        """Continue with other options than were asked for: a run that is resumed chooses no network again.
+
+        comparison: What --backbone auto found. splits: of the pictures by sha256, which the run keeps to.
+        """
+        asked, now = self._request["config"], config.to_dict()
+        self._request["asked"] = {name: value for name, value in asked.items() if now[name] != value}
+        self._request["config"] = now
+        self.comparison, self._splits = comparison, splits
 
     def started(self) -> None:
         """Call when all options and pictures are accepted: a failure from here on leaves what --resume needs."""
@@ -169,8 +201,9 @@ class RunFolder:
         write_json(self.path / CONFIG_FILE, self._request)
         contents = {position: asdict(content) for position, content in outputs.contents.items()}
         config = Config.from_dict(self._request["config"])
-        self.recorded = recorded_splits(listing, config)
+        self.recorded = {**recorded_splits(listing, config), **self._splits}
         metadata = {
+            "comparison": json.dumps(self.comparison),
             "listing": _fingerprint(listing),
             "contents": json.dumps(contents),
             "recorded": json.dumps(self.recorded),

@@ -98,6 +98,36 @@ class ProbeCurveMetrics:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BackboneMetrics:
+    """One network of a comparison, as `finetune.linear.comparison.BackboneFigures` describes it."""
+
+    name: str
+    image_size: Count | None = None
+    weights: str
+    licence: str | None = None
+    parameters: Count | None = None
+    ms: Rate | None = None
+    ms_single: Rate | None = None
+    runtime: str | None = None
+    accuracy: Share | None = None
+    interval: tuple[Share, Share] | None = None
+    error: Finite | None = None
+    left_out: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackbonesMetrics:
+    """The networks that --backbone auto compared on `pictures` of `of` training and validation pictures."""
+
+    candidates: tuple[BackboneMetrics, ...]
+    chosen: str
+    reason: str
+    pictures: Count
+    of: Count
+    classes: Count
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepPoint:
     """A step of the learning-rate sweep; None for a loss that is no finite number."""
 
@@ -142,6 +172,7 @@ class RunMetrics(Measurement):
     used_for_selection: bool = False
     strategy: str
     reason: str | None = None
+    backbones: BackbonesMetrics | None = None
     probe_curve: ProbeCurveMetrics | None = None
     kept: str | None = None
     learned_from: tuple[str, ...] | None = None

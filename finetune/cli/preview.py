@@ -9,7 +9,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from finetune.config import Config
+from finetune.cli.comparison import print_comparison
+from finetune.config import AUTO, Config
 from finetune.options.command_line import (
     as_json,
     display_for,
@@ -84,21 +85,53 @@ def _spread(sweep: Sweep) -> list[int]:
 
 @click.command(cls=HelpfulCommand)
 @click.argument("folder", type=existing)
+@click.option(
+    "--out",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="With --backbone auto or --backbones: HTML page to write the table and its drawing to.",
+)
 @hyper_parameters(Config, "probe")
 @as_json
-def probe(folder: Path, as_json: bool, **options: Any) -> None:
-    """Measure how well each backbone depth separates the classes.
+def probe(folder: Path, out: Path | None, as_json: bool, **options: Any) -> None:
+    """Measure how well each backbone depth separates the classes, or compare backbones.
 
     A linear probe is fitted at every depth and cross-validated on the training pictures of FOLDER. The deeper the best
     probe, the more these pictures resemble those that the backbone was pretrained on.
-    """
-    from finetune.api.preview import probe_folder
 
-    curve = probe_folder(folder, config=Config(**options), display=display_for(as_json))
+    With --backbones NAME,NAME or --backbone auto, the best probe of each network is compared with the time that the
+    network takes. The default list, whose licences are permissive:
+
+    \b
+    fewtune_conv4                           ships with the package
+    tf_efficientnet_lite0                   convolutional, low cost
+    convnext_tiny.in12k_ft_in1k             convolutional, high cost
+    vit_small_patch14_reg4_dinov2.lvd142m   transformer, low cost
+    vit_base_patch14_reg4_dinov2.lvd142m    transformer, high cost
+    """
+    from finetune.api.backbones import compare_backbones
+    from finetune.api.preview import probe_folder
+    from finetune.report.backbones import write_comparison
+
+    config, display = Config(**options), display_for(as_json)
+    if config.backbone != AUTO:
+        if out is not None:
+            raise click.UsageError("--out goes with --backbone auto or --backbones NAME,NAME.")
+        curve = probe_folder(folder, config=config, display=display)
+        if as_json:
+            print_json(curve.to_dict())
+        else:
+            _print_curve(curve)
+        return
+    comparison = compare_backbones(folder, config=config, display=display)
+    if out is not None:
+        write_comparison(out, comparison, pictures=folder.resolve().name)
     if as_json:
-        print_json(curve.to_dict())
+        print_json(comparison.to_dict())
     else:
-        _print_curve(curve)
+        print_comparison(comparison)
+        if out is not None:
+            Console().print(f"drawn in {out}", soft_wrap=True)
 
 
 def _print_curve(curve: ProbeCurve) -> None:

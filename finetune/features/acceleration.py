@@ -258,6 +258,7 @@ class AcceleratedModel:
     Attributes:
         checked: Whether faster ways are compared with plain float32 on the examples.
         name: The accuracy of the outputs in a few words, for the key of a cache.
+        runtime: The way that was chosen, such as "OpenVINO f32"; None before `prepare`.
         batch_size: Pictures in a full batch.
     """
 
@@ -281,6 +282,7 @@ class AcceleratedModel:
         self.batch_size = CPU_BATCH if on_cpu else GPU_BATCH
         self.checked = precision == "auto" and worth_accelerating(fabric.device, pictures)
         self.name = f"within {TOLERANCE} of float32" if self.checked else precision.replace("auto", "float32")
+        self.runtime: str | None = None
 
     def prepare(self) -> None:
         """Choose the way to run the network, once. Several threads may call the model afterwards."""
@@ -290,7 +292,7 @@ class AcceleratedModel:
         example = torch.empty(0)
         if worth_accelerating(device, self._pictures, self._tolerance):
             example = self._examples.read()[: self.batch_size].to(device)
-        self._run = accelerated(
+        way = accelerated(
             self._network,
             example,
             device=device,
@@ -298,7 +300,8 @@ class AcceleratedModel:
             pictures=self._pictures,
             tolerance=self._tolerance,
             display=self._display,
-        ).run
+        )
+        self._run, self.runtime = way.run, way.name
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """uint8 pictures (n, 3, size, size) to outputs (n, width), float32 on the CPU."""

@@ -68,6 +68,7 @@ class FeatureExtractor:
             always give the same bits.
         pictures: Number of pictures in all, every view counted.
         kept_as: Number format in the cache: "float32", "bfloat16" or "float16".
+        model: The accelerated network, where there is one already.
         config: Precision and number of workers.
         cache: Cache of the outputs.
         display: Shows one line when the network cannot be converted.
@@ -86,9 +87,10 @@ class FeatureExtractor:
         display: Display,
         *,
         kept_as: str = "float32",
+        model: AcceleratedModel | None = None,
     ):
         self._fabric, self._network, self._backbone, self._cut, self._kept_as = fabric, network, backbone, cut, kept_as
-        self._model = AcceleratedModel(
+        self._model = model or AcceleratedModel(
             fabric, network, examples, pictures=pictures, precision=config.precision, display=display
         )
         self._full_batches = examples.hashes is not None
@@ -192,20 +194,76 @@ class FeatureExtractor:
         return rows
 
 
+@dataclass(frozen=True)
+class StageReader:
+    """Reads the pooled activations of every stage for the pictures of a listing.
+
+    Attributes:
+        stages: The backbone, on the device of `fabric`.
+        pictures: The listing in the view of evaluation.
+        network: The stages with their normalisation.
+        model: The network, accelerated for the number of pictures.
+    """
+
+    fabric: Fabric
+    stages: PooledStages
+    pictures: Pictures
+    network: Normalized
+    model: AcceleratedModel
+    config: Config
+
+    @classmethod
+    def of(
+        cls, fabric: Fabric, stages: PooledStages, listing: Listing, config: Config, display: Display
+    ) -> StageReader:
+        """A reader of all pictures of `listing`."""
+        preprocessing = stages.backbone.preprocessing
+        pictures = _in_evaluation_view(listing, preprocessing, config)
+        network = Normalized(stages, preprocessing).eval()
+        model = AcceleratedModel(
+            fabric,
+            network,
+            _first(pictures),
+            pictures=len(pictures),
+            precision=config.precision,
+            display=display,
+        )
+        return cls(fabric, stages, pictures, network, model, config)
+
+    def examples(self) -> Tensor:
+        """The readable ones of the first pictures, uint8 (n, 3, size, size); a grey one where there are none."""
+        found, size = _first(self.pictures).read(), self.network.preprocessing.size
+        return found if len(found) else torch.full((1, 3, size, size), 128, dtype=torch.uint8)
+
+    def read(self, display: Display, indices: Sequence[int] | None = None) -> Outputs:
+        """Values (n, 1, sum of widths) of the readable pictures at `indices`, ascending; None for all."""
+        count = len(self.pictures) if indices is None else len(indices)
+        with (
+            display.bar("reading", count) as advance,
+            ActivationCache(disk=None if self.config.cache else 0, display=display) as cache,
+        ):
+            extractor = FeatureExtractor(
+                self.fabric,
+                self.network,
+                self.stages.backbone.name,
+                "stages",
+                _first(self.pictures),
+                len(self.pictures),
+                self.config,
+                cache,
+                display,
+                model=self.model,
+            )
+            return extractor.extract(self.pictures, indices, advance=advance).outputs()
+
+
+def _first(pictures: Pictures) -> Examples:
+    return Examples(pictures, range(min(CPU_BATCH, len(pictures))))
+
+
 def read_pictures(fabric: Fabric, stages: PooledStages, listing: Listing, config: Config, display: Display) -> Outputs:
     """Pooled activations of every stage for the readable pictures of a listing: values (n, 1, sum of widths)."""
-    preprocessing = stages.backbone.preprocessing
-    pictures = _in_evaluation_view(listing, preprocessing, config)
-    examples = Examples(pictures, range(min(CPU_BATCH, len(pictures))))
-    network = Normalized(stages, preprocessing).eval()
-    with (
-        display.bar("reading", len(pictures)) as advance,
-        ActivationCache(disk=None if config.cache else 0, display=display) as cache,
-    ):
-        extractor = FeatureExtractor(
-            fabric, network, stages.backbone.name, "stages", examples, len(pictures), config, cache, display
-        )
-        return extractor.extract(pictures, advance=advance).outputs()
+    return StageReader.of(fabric, stages, listing, config, display).read(display)
 
 
 def read_contents(

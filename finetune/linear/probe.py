@@ -135,6 +135,25 @@ def probe_curve(parts: Sequence[Tensor], depths: Sequence[str], labels: Tensor, 
     return ProbeCurve(tuple(probes[:-1]), probes[-1], len(labels), len(counts))
 
 
+def held_out_errors(parts: Sequence[Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Held-out results of the probe with the least error: of one depth, or of all depths together.
+
+    Args:
+        parts: Activations of each depth, (n, width).
+        labels: Shape (n,), int64 from 0, with two pictures of each class or more.
+
+    Returns:
+        Squared errors (n,) relative to the mean squared error of the class frequencies, and whether each picture was
+        predicted correctly, shape (n,), bool.
+    """
+    targets = _targets(labels)
+    scaled = [_scaled(part) for part in parts]
+    found = [_left_out(part, targets) for part in scaled] + [_together(scaled, targets, folds_of(labels, FOLDS))]
+    best = min(found, key=lambda held_out: float(held_out.error.mean()))
+    guessed = targets.square().sum(1).mean()
+    return best.error / guessed, best.predictions.argmax(1) == labels
+
+
 def probe_answers(features: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
     """Classes (m,) of queries (m, width), by a probe on features (n, width) with labels (n,) from 0."""
     strength = _left_out(_scaled(features), _targets(labels)).strength

@@ -185,7 +185,8 @@ def classified(head: nn.Linear, features: Tensor) -> Tensor:
         return logits
 
 
-def _options(name: str, image_size: int | None) -> dict[str, Any]:
+def check_name(name: str, option: str = "--backbone") -> None:
+    """InputError, with names that are close, for a model that timm does not have. option: where the name was given."""
     if not timm.is_model(name):
         base = name.split(".")[0].replace("-", "_").lower()
         known = timm.list_models()
@@ -195,12 +196,14 @@ def _options(name: str, image_size: int | None) -> dict[str, Any]:
             or difflib.get_close_matches(base, known)
         )
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise InputError(f"timm has no model {name!r} (--backbone){hint}")
+        raise InputError(f"timm has no model {name!r} ({option}){hint}")
     tags = timm.list_models(f"{name.split('.')[0]}.*", pretrained=True)
     if "." in name and name not in tags:
-        raise InputError(
-            f"timm has no weights {name!r} (--backbone); it has {', '.join(tags) or 'none for this model'}"
-        )
+        raise InputError(f"timm has no weights {name!r} ({option}); it has {', '.join(tags) or 'none for this model'}")
+
+
+def _options(name: str, image_size: int | None) -> dict[str, Any]:
+    check_name(name)
     # Transformers have position embeddings for one size. Another size is an option of their constructor.
     published = timm.models.get_pretrained_cfg(name)
     fixed = published is not None and published.fixed_input_size

@@ -38,10 +38,8 @@ def weights_from_hub(
     WeightsUnavailable within PATIENCE seconds, where the hub cannot be reached; its message recommends `option`, the
     option that names a model, and `instead`, alternatives that need no network.
     """
-    try:
-        return Path(hf_hub_download(repository, file, local_files_only=True))
-    except LocalEntryNotFoundError:
-        pass
+    if (found := cached_file(repository, file)) is not None:
+        return found
     address = f"{constants.ENDPOINT}/{repository}"
     reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _why_unreachable(f"{address}/resolve/main/{file}")
     if reason is None:
@@ -58,6 +56,14 @@ def weights_from_hub(
         f"the weights of {name} are not in the cache, and the hub cannot be reached: {reason}. "
         f"What works here: {', '.join((*ways, *instead))}"
     )
+
+
+def cached_file(repository: str, file: str) -> Path | None:
+    """The path of a file of the hub in its local cache; None where it is not there."""
+    try:
+        return Path(hf_hub_download(repository, file, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
 
 
 @contextmanager

@@ -29,6 +29,7 @@ def load_pretrained(
     display: Display,
     *,
     option: str = "--backbone",
+    weights_option: str = "--weights",
     instead: Sequence[str] = WITHOUT_A_NETWORK,
 ) -> None:
     """Load pretrained weights into a backbone.
@@ -38,6 +39,7 @@ def load_pretrained(
         weights: File with the weights. None for timm's weights, from this package, the hub's local cache or a download.
         display: Shows one line before a download.
         option: As for `weights_from_hub`.
+        weights_option: The option that `weights` came from.
         instead: As for `weights_from_hub`.
 
     Raises:
@@ -61,12 +63,12 @@ def load_pretrained(
         )
     else:
         path = Path(weights or source["file"])
-        _fill(backbone, _read_weights(path), f"{path} (--weights)")
+        _fill(backbone, _read_weights(path, weights_option), f"{path} ({weights_option})")
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _read_weights(path: Path, option: str) -> dict[str, Tensor]:
     if not path.is_file():
-        raise InputError(f"{path} (--weights) is not a file")
+        raise InputError(f"{path} ({option}) is not a file")
     if path.suffix == ".safetensors":
         return read_tensors(path)
     try:
@@ -74,14 +76,14 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     # torch.load names no set of errors for a file that is damaged or holds more than tensors.
     except Exception as error:
         raise InputError(
-            f"{path} (--weights) is neither safetensors nor a torch file of plain tensors; nothing else is loaded, "
+            f"{path} ({option}) is neither safetensors nor a torch file of plain tensors; nothing else is loaded, "
             f"because it could run code ({type(error).__name__})"
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(value, dict) and isinstance(value.get(key), dict):
             value = value[key]
     if not isinstance(value, dict) or not all(isinstance(tensor, Tensor) for tensor in value.values()):
-        raise InputError(f"{path} (--weights) holds no dictionary of tensors")
+        raise InputError(f"{path} ({option}) holds no dictionary of tensors")
     return value
 
 

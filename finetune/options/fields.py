@@ -24,6 +24,7 @@ def option(
     low: float | None = None,
     high: float | None = None,
     below: float | None = None,
+    above: float | None = None,
     word: str | None = None,
     unset: str = "",
     metavar: str | None = None,
@@ -40,6 +41,7 @@ def option(
         low: Smallest allowed value.
         high: Largest allowed value.
         below: The value must be smaller than this.
+        above: The value must be larger than this.
         word: A word that is allowed instead of a number.
         unset: What None means, in words, for an option whose default is None.
         metavar: What the help text calls the value, such as FILE.
@@ -56,6 +58,7 @@ def option(
         "low": low,
         "high": high,
         "below": below,
+        "above": above,
         "word": word,
         "unset": unset,
         "metavar": metavar,
@@ -153,7 +156,8 @@ def value_type(options: type[Options], name: str) -> type:
 
 
 def _check(options: type[Options], option: dataclasses.Field[Any], value: Any) -> None:
-    choices, low, high, below, word = (option.metadata[key] for key in ("choices", "low", "high", "below", "word"))
+    keys = ("choices", "low", "high", "below", "above", "word")
+    choices, low, high, below, above, word = (option.metadata[key] for key in keys)
     if (value is None and option.default is None) or (word is not None and value == word):
         return
     expected = value_type(options, option.name)
@@ -172,3 +176,5 @@ def _check(options: type[Options], option: dataclasses.Field[Any], value: Any) -
         raise InputError(f"{flag(option.name)} must be at most {high}, not {value}")
     if below is not None and value >= below:
         raise InputError(f"{flag(option.name)} must be below {below}, not {value}")
+    if above is not None and value <= above:
+        raise InputError(f"{flag(option.name)} must be above {above}, not {value}")

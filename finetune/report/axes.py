@@ -38,7 +38,12 @@ class Axis:
         if self.log:
             exponents = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
             every = max(1, len(exponents) // 6)
-            return [10.0**exponent for exponent in exponents[::every]] or [self.low, self.high]
+            if len(exponents) >= 3:
+                return [10.0**exponent for exponent in exponents[::every]]
+            # Few powers of ten: their multiples by 2 and 5 too.
+            around = range(exponents.start - 1, exponents.stop + 1)
+            ticks = [factor * 10.0**exponent for exponent in around for factor in (1, 2, 5)]
+            return [tick for tick in ticks if self.low <= tick <= self.high] or [self.low, self.high]
         step = _round_step((self.high - self.low) / 5)
         first = math.ceil(self.low / step - 1e-9)
         return [round(tick * step, 12) for tick in range(first, math.floor(self.high / step + 1e-9) + 1)]

@@ -13,6 +13,7 @@ from finetune.config import Config
 from finetune.data.folder import IN_MEMORY
 from finetune.files import write_text
 from finetune.options.fields import flag
+from finetune.report.backbones import cost_chart
 from finetune.report.confusion import confusion_of, galleries, open_album, shown_in
 from finetune.report.diagnosis import diagnose
 from finetune.report.figures import (
@@ -87,6 +88,7 @@ def _values(results: RunResults, classifier: Classifier | None) -> dict[str, Any
         "kept_told": None if run is None else kept_told(run, results.config.options().keep),
         "head_inputs": [] if run is None else head_inputs(run),
         "sweep_chart": None if run is None else sweep_chart(run.lr_sweep),
+        "backbones_chart": None if run is None else cost_chart(run.backbones),
         "probe_chart": None if run is None else probe_chart(run.probe_curve),
         "squared_errors": [] if run is None else squared_errors(run.probe_curve),
         "confusion": confusion,

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -92,3 +93,31 @@ def test_auto_takes_more_of_the_network_the_more_pictures_there_are(per_class: f
     fewer, more = choose("auto", per_class).strategy.name, choose("auto", per_class * 2).strategy.name
     assert order.index(fewer) <= order.index(more)
     assert f"{per_class:.0f} training pictures per class" in choose("auto", per_class).reason
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backbone": "auto", "weights": "a.safetensors"}, "--weights is the file of one network"),
+        ({"backbones": "a,b", "weights": "a.safetensors"}, "--weights is the file of one network"),
+        ({"backbones": "a,b", "backbone": "resnet18"}, "--backbones compares networks and --backbone resnet18 names"),
+        ({"weights": "a.safetensors", "weights_dir": "folder"}, "give one of them"),
+        ({"backbone": "auto", "strategy": "scratch"}, "--strategy scratch does not use"),
+        (
+            {"backbone": "auto", "strategy": "partial", "unfreeze": "blocks.3"},
+            "--unfreeze names a stage of one network",
+        ),
+        ({"backbone": "auto", "drop_above": "blocks.3"}, "--drop-above names a stage of one network"),
+        ({"backbone": "auto", "max_ms": 0}, "--max-ms must be above 0"),
+    ],
+)
+def test_options_of_one_network_do_not_go_with_auto(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Config(**options)
+
+
+def test_backbones_imply_auto_and_a_bound_on_the_time_needs_it() -> None:
+    assert Config(backbones="a,b").backbone == "auto"
+    assert Config(backbone="auto", drop_above="best").drop_above == "best"
+    assert Config(max_ms=3).without_effect() == ["max_ms"]
+    assert Config(backbone="auto", max_ms=3).without_effect() == []

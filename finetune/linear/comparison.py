@@ -1,0 +1,124 @@
+"""Backbones compared by their probes on the same pictures, and the choice between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+# A network is taken over a cheaper one where its mean squared error is lower by more than so many standard errors of
+# the paired difference. Chosen on training halves of seven sets of pictures at 5, 20 and 50 pictures a class: 2 loses
+# accuracy to cheaper networks, 0 takes an expensive one for nothing.
+STANDARD_ERRORS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneFigures:
+    """What is measured of one network. None: not measured, because the network was left out before.
+
+    Attributes:
+        name: timm's name of the network.
+        image_size: Side of its pictures in pixels.
+        weights: Where its weights come from.
+        licence: Licence of the weights published under this name; None where timm states none.
+        parameters: Number of its parameters.
+        ms: Milliseconds a picture in full batches, all cores at work, without reading the picture.
+        ms_single: Milliseconds of one picture by itself on one core.
+        runtime: How full batches ran, such as "OpenVINO f32".
+        accuracy: Cross-validated accuracy of its best probe, with the 95 % interval.
+        error: Mean squared error of that probe, relative to that of the class frequencies.
+        left_out: Why it could not be chosen; None where it could.
+    """
+
+    name: str
+    image_size: int | None = None
+    weights: str
+    licence: str | None = None
+    parameters: int | None = None
+    ms: float | None = None
+    ms_single: float | None = None
+    runtime: str | None = None
+    accuracy: float | None = None
+    interval: tuple[float, float] | None = None
+    error: float | None = None
+    left_out: str | None = None
+
+
+@dataclass(frozen=True)
+class BackboneComparison:
+    """Backbones measured on the training and validation pictures of a folder, and the one to take.
+
+    Attributes:
+        candidates: The networks, the fastest first, those that were left out last.
+        chosen: Name of the network to take.
+        reason: Why, in a sentence.
+        pictures: Number of pictures that the probes were measured on.
+        of: Number of training and validation pictures, from which these were drawn.
+        classes: Number of classes.
+
+    Example:
+        >>> from finetune import Config, compare_backbones
+        >>> config = Config(backbones="fewtune_conv4", device="cpu")
+        >>> compare_backbones("photos/", config=config).chosen
+        'fewtune_conv4'
+    """
+
+    candidates: tuple[BackboneFigures, ...]
+    chosen: str
+    reason: str
+    pictures: int
+    of: int
+    classes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        values = asdict(self)
+        for candidate in values["candidates"]:
+            if candidate["interval"] is not None:
+                candidate["interval"] = list(candidate["interval"])
+        return values | {"candidates": list(values["candidates"])}
+
+    @property
+    def taken(self) -> BackboneFigures:
+        """The figures of the chosen network."""
+        return next(each for each in self.candidates if each.name == self.chosen and each.left_out is None)
+
+
+def best_for_its_cost(errors: Sequence[Tensor]) -> tuple[int, int]:
+    """The network to take, and the one with the least error; the same unless a cheaper one is as good.
+
+    Args:
+        errors: Squared errors (n,) of the same held-out pictures by each network, the cheapest first.
+
+    Returns:
+        Two positions. The first is that of the cheapest network whose mean error is not above the least one by more
+        than STANDARD_ERRORS of the paired difference.
+    """
+    least = min(range(len(errors)), key=lambda position: float(errors[position].mean()))
+    for position in range(least):
+        more = errors[position] - errors[least]
+        standard_error = float(more.std(correction=min(1, len(more) - 1))) / math.sqrt(len(more))
+        if float(more.mean()) <= STANDARD_ERRORS * standard_error:
+            return position, least
+    return least, least
+
+
+def reason_for(measured: Sequence[BackboneFigures], taken: int, least: int) -> str:
+    """The choice of `best_for_its_cost` in a sentence."""
+    chosen, best = measured[taken], measured[least]
+    if len(measured) == 1:
+        return f"{chosen.name}: the only network that could be compared."
+    if taken == least:
+        cheaper = "" if taken == 0 else ", and no faster one is as good within chance"
+        return f"{chosen.name}: the least squared error of {len(measured)} networks{cheaper}; {_figures(chosen)}."
+    return (
+        f"{chosen.name}: as good within chance as {best.name}, and faster; {_figures(chosen)}, against "
+        f"{_figures(best)}."
+    )
+
+
+def _figures(each: BackboneFigures) -> str:
+    return f"accuracy {each.accuracy or 0:.1%}, squared error {each.error or 0:.3f}, {each.ms or 0:.2g} ms a picture"
