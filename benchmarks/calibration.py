@@ -3,8 +3,8 @@
     FEWTUNE_DATA=DATA python benchmarks/calibration.py [--datasets ...] [--strategies head partial ...] [--sizes 20]
 
 Of each data set, so many pictures of each class are given to `finetune fit`, which sets some aside to fit the
-temperature on; what judges is what judges in benchmarks/transfer.py, and serves for nothing else. Told are the expected
-calibration error on it (15 bins) before and after. Each run is then exported to ONNX and compared with
+temperature on; the pictures that judge are those of benchmarks/draws.py, and serve for nothing else. Told are the
+expected calibration error on it (15 bins) before and after. Each run is then exported to ONNX and compared with
 `predict` in float32 on every validation picture: labels, and the largest difference of a probability. Rows are written
 one by one to benchmarks/results/calibration.json and not made again. The digits are those of `finetune demo`, which
 has a size and strategies of its own.
@@ -18,9 +18,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from draws import BACKBONE, link
 from machine import provenance
 from rich.console import Console
-from transfer import BACKBONE, link
 
 from finetune import fit
 from finetune.api.demo import PER_CLASS, run_demo

@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import few_pictures as few
+from regret import HEADINGS, backbones, cells, summary
+from regret import rows as regret_rows
+
 from fewshot.evaluation.published import PUBLISHED, WITHOUT_LABELS, Published
 from finetune.files import read_json, write_text
-from finetune.strategies import STRATEGIES
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -31,6 +34,7 @@ def main() -> None:
         ("finetune_speed", "finetune_speed", finetune_speed),
         ("first_minutes", "first_minutes", first_minutes),
         ("transfer", "transfer", transfer),
+        ("few_pictures", "few_pictures", few_pictures),
         ("recognizer", "recognizer", recognizer),
         ("families", "families", families),
         ("search", "search", search),
@@ -197,65 +201,21 @@ def first_minutes(result: dict[str, Any]) -> str:
 
 
 def transfer(result: dict[str, Any]) -> str:
-    """Means over seeds, with how many there were, and what `auto` loses to the best that ran."""
-    ran = {run["strategy"] for run in result["runs"]}
-    strategies = [name for name in (*STRATEGIES, "auto") if name in ran]
-    found: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for run in result["runs"]:
-        cell = found.setdefault((run["dataset"], run["size"]), {})
-        cell.setdefault(run["strategy"], []).append(run["accuracy"])
-        if run["strategy"] == "head":
-            cell.setdefault("mean", []).append(run["baselines"]["nearest_class_mean"])
-            cell.setdefault("probe", []).append(run["probe"])
-            cell.setdefault("plain", []).append(run["plain"])
-    rows = []
-    # Rows by size, the sets in the order in which they were begun.
-    for (dataset, size), cell in sorted(found.items(), key=lambda item: ("5", "10", "50", "all").index(item[0][1])):
-        shown = [
-            f"{statistics.mean(cell[name]):.1%} ({len(cell[name])})" if name in cell else "not run"
-            for name in ("mean", "probe", "plain", *strategies)
-        ]
-        rows.append((dataset, size, *shown))
-    table = markdown(
-        ("data set", "pictures per class", "class mean", "ridge probe", "plain classifier", *strategies), rows
-    )
-    return "\n\n".join(text for text in (table, _lost(result["runs"]), _above_plain(result["runs"])) if text)
-
-
-def _above_plain(runs: Sequence[dict[str, Any]]) -> str:
-    """What `auto` gains over the plain classifier on all pictures, draw by draw."""
-    plain = {(run["dataset"], run["seed"]): run["plain"] for run in runs if "plain" in run and run["size"] == "all"}
-    gained: dict[str, list[float]] = {}
-    for run in runs:
-        if run["strategy"] == "auto" and (run["dataset"], run["seed"]) in plain and run["size"] == "all":
-            more = 100 * (run["accuracy"] - plain[run["dataset"], run["seed"]])
-            gained.setdefault(run["dataset"], []).append(more)
-    if not gained:
+    """What `auto` took and what it loses to the best method in hindsight, with the first backbone; a sentence for each
+    backbone. Nothing is shown of a file in the layout of older versions."""
+    runs = result["runs"] if result.get("layout") == 2 else []
+    if not runs:
         return ""
-    told = [
-        f"{name} {statistics.mean(more):+.1f}"
-        + (f" ({min(more):+.1f} to {max(more):+.1f} in {len(more)} draws)" if len(more) > 1 else "")
-        for name, more in sorted(gained.items())
-    ]
-    return f"On all pictures, `auto` above the plain classifier on the very same ones, in points: {', '.join(told)}."
+    table = markdown(HEADINGS, regret_rows(cells(runs, backbones(runs)[0])))
+    return f"{table}\n\n{summary(runs)}"
 
 
-def _lost(runs: Sequence[dict[str, Any]]) -> str:
-    """What `auto` loses to the best in hindsight, where another strategy than its own ran as well."""
-    cells: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = {}
-    for run in runs:
-        cells.setdefault((run["dataset"], run["size"], run["seed"]), {})[run["strategy"]] = run
-    lost = [
-        100 * (max(run["accuracy"] for run in cell.values()) - cell["auto"]["accuracy"])
-        for cell in cells.values()
-        if "auto" in cell and len(set(cell) - {"auto", cell["auto"]["took"]}) > 0
-    ]
-    if not lost:
-        return ""
-    return (
-        f"In the {len(lost)} draws where another strategy ran too, `auto` is {statistics.mean(lost):.1f} points below "
-        f"the best in hindsight on average, {max(lost):.1f} at worst."
-    )
+def few_pictures(result: dict[str, Any]) -> str:
+    """The head against the simple classifiers, with the first backbone; a sentence for each backbone."""
+    runs = result["runs"]
+    names = backbones(runs)
+    told = [few.summary(runs, name) for name in names]
+    return "\n\n".join([markdown(few.HEADINGS, few.rows(runs, names[0])), *told])
 
 
 def families(result: dict[str, Any]) -> str:

@@ -1,94 +1,122 @@
-"""Every strategy, and auto, on every data set at several sizes: what the choice between them is worth.
+"""Regret of `auto`: its accuracy against every strategy as trained, the head and the simple classifiers, in hindsight.
 
-    FEWTUNE_DATA=DATA python benchmarks/transfer.py [--strategies head auto ...] [--sizes 5 10 50 all] [--seeds 0 1 2]
+    FEWTUNE_DATA=DATA python benchmarks/transfer.py [--backbone NAME] [--datasets ...] [--sizes 1 2 5 10 20 50 all]
+        [--methods auto head simple partial full train scratch] [--seeds 0 1 2]
 
-Of each data set, the pictures of val/, or every second one by the hash of its name where there is none, judge and
-choose nothing. Of the others, so many of each class, drawn by the seed, are given to `finetune fit`, which sets some
-aside to choose by. At `all`, where there is nothing left to draw, other seeds draw other halves. `auto` is the very run
-of the strategy that it takes, which is looked up where it was made already.
-Runs are appended one by one to benchmarks/results/transfer.json, each with the revision that made it, and not made
-again: stop it and start it as you like.
-Baselines, of the same pictures, on the features: the nearest class mean, which every run reports, a linear probe in
-closed form, and a plain linear classifier: scikit-learn's LogisticRegression, its strength chosen on a fifth.
+So many pictures of each class, drawn by the seed (benchmarks/draws.py), are given to `finetune fit`; the pictures that
+judge choose nothing. `auto` runs as users run it, with `keep="best"`. partial, full, train and scratch run with
+`keep="trained"`, so that a training that harms shows in the table. `simple` are the classifiers of
+benchmarks/simple.py on the frozen features of the same training and validation pictures. From one picture of each class
+nothing is trained by gradient.
+
+GRID holds the draws of each method; it fits two cores in about an hour with tf_mobilenetv3_small_100. --seeds replaces
+these draws, --datasets, --sizes and --methods select among them. The cheap methods run first. Each run is appended to
+benchmarks/results/transfer.json and not made again, so that the program can be stopped and started at any time.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
-import random
 import tempfile
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from draws import BACKBONE, DATASETS, FAST_BACKBONE, UNDIVIDED, link
 from machine import provenance, revision
-from plain import plain_accuracy
+from regret import summary
 from rich.console import Console
+from simple import simple_accuracies
 
 from finetune import fit
 from finetune.api.prepare import prepare
 from finetune.config import Config
-from finetune.data.folder import Sample, list_folder
+from finetune.data.folder import list_folder
 from finetune.files import read_json, write_json
-from finetune.linear.probe import probe_answers
 from finetune.progress import Display
-from finetune.strategies import STRATEGIES as STRATEGY
 
 RESULT = Path(__file__).parent / "results" / "transfer.json"
-DATASETS = ("cats-dogs", "flowers", "textures", "steel-defects")
-BACKBONE = "tf_efficientnet_lite0"
-SIZES = ("5", "10", "50", "all")
-STRATEGIES = ("head", "partial", "full", "train", "scratch", "auto")
+SIZES = ("1", "2", "5", "10", "20", "50", "all")
+METHODS = ("auto", "head", "simple", "partial", "full", "train", "scratch")
+TRAINED = ("partial", "full", "train", "scratch")
+
+# Seeds of each method by size. At "all" the undivided sets have two draws, the others one. train and scratch, which
+# win nowhere on photographs and take longest, have one draw of few sizes.
+_EVERY, _ONE = (0, 1, 2), (0,)
+GRID: dict[str, dict[str, tuple[int, ...]]] = {
+    "auto": dict.fromkeys(SIZES, _EVERY) | {"all": (0, 1)},
+    "head": dict.fromkeys(SIZES, _EVERY) | {"all": (0, 1)},
+    "simple": dict.fromkeys(SIZES, _EVERY) | {"all": (0, 1)},
+    "partial": dict.fromkeys(SIZES[1:], _EVERY) | {"all": (0, 1)},
+    "full": dict.fromkeys(SIZES[1:], _EVERY) | {"all": (0, 1)},
+    "train": dict.fromkeys(("5", "20", "50", "all"), _ONE),
+    "scratch": dict.fromkeys(("5", "50"), _ONE),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", choices=(FAST_BACKBONE, BACKBONE), default=FAST_BACKBONE)
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=DATASETS)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES)
-    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--seeds", type=int, nargs="+", help="in place of those of GRID")
+    parser.add_argument("--result", type=Path, default=RESULT)
     args = parser.parse_args()
-    result: dict[str, Any] = read_json(RESULT) if RESULT.exists() else {"backbone": BACKBONE, "runs": []}
-    done = {(run["dataset"], run["size"], run["seed"], run["strategy"]): run for run in result["runs"]}
-    for seed, strategy, size, dataset in product(args.seeds, args.strategies, args.sizes, args.datasets):
-        if (dataset, size, seed, strategy) in done:
+    result = opened(args.result)
+    done = {(run["backbone"], run["dataset"], run["size"], run["seed"], run["method"]) for run in result["runs"]}
+    for job in jobs(args.datasets, args.sizes, args.methods, args.seeds):
+        dataset, size, seed, method = job
+        if (args.backbone, *job) in done:
             continue
         with tempfile.TemporaryDirectory() as folder:
             link(Path(os.environ["FEWTUNE_DATA"]) / dataset, Path(folder), size, seed)
-            config = configured(strategy, seed)
-            known, reason = None, ""
-            if strategy == "auto":
-                choice = prepare(list_folder(Path(folder)), config, None, Display()).choice
-                known, reason = done.get((dataset, size, seed, choice.strategy.name)), choice.reason
-                known = known if choice.strategy == STRATEGY[choice.strategy.name] else None
-            found = measured(folder, config) if known is None else known | {"reason": reason}
-            if strategy == "head":
-                found |= plain_classifiers(folder, config)
-        run = {"dataset": dataset, "size": size, "seed": seed, "revision": revision()} | found | {"strategy": strategy}
-        print({name: run[name] for name in ("dataset", "size", "seed", "strategy", "took", "kept", "accuracy")})
-        done[dataset, size, seed, strategy] = run
-        result["runs"].append(run)
-        write_json(RESULT, result | provenance())
+            found = measured(folder, args.backbone, method, seed)
+        run = {"backbone": args.backbone, "dataset": dataset, "size": size, "seed": seed, "method": method}
+        result["runs"].append(run | found | {"revision": revision()})
+        print(run, found.get("took", ""), found["accuracy"], flush=True)
+        write_json(args.result, result | provenance() | {"grid": GRID})
+    print(summary(result["runs"]))
 
 
-def configured(strategy: str, seed: int) -> Config:
-    weights = str(Path(os.environ["FEWTUNE_DATA"]) / "weights" / f"{BACKBONE}.safetensors")
-    return Config(backbone=BACKBONE, weights=weights, strategy=strategy, seed=seed)
+def opened(path: Path) -> dict[str, Any]:
+    """The runs so far; none where the file has the layout of older versions."""
+    result: dict[str, Any] = read_json(path) if path.exists() else {}
+    return result if result.get("layout") == 2 else {"layout": 2, "runs": []}
 
 
-def measured(folder: str, config: Config) -> dict[str, Any]:
+def jobs(datasets: list[str], sizes: list[str], methods: list[str], seeds: list[int] | None) -> list[Any]:
+    """Data set, size, seed and method of each run: cheap methods first, then seed by seed."""
+    cheap = [method for method in METHODS if method not in TRAINED and method in methods]
+    found = []
+    for group in (cheap, [method for method in METHODS if method in TRAINED and method in methods]):
+        for seed, size, method, dataset in product(seeds or _EVERY, sizes, group, datasets):
+            drawn = GRID[method].get(size, ()) if seeds is None else (seeds if size in GRID[method] else ())
+            if seed in drawn and not (seeds is None and size == "all" and seed > 0 and dataset not in UNDIVIDED):
+                found.append((dataset, size, seed, method))
+    return found
+
+
+def measured(folder: str, backbone: str, method: str, seed: int) -> dict[str, Any]:
+    """Accuracy of a method on the pictures that judge, and how it came about; of several for "simple"."""
+    weights = str(Path(os.environ["FEWTUNE_DATA"]) / "weights" / f"{backbone}.safetensors")
+    options = {"backbone": backbone, "weights": weights, "seed": seed}
+    if method == "simple":
+        return {"accuracy": simple(folder, Config(strategy="head", **options))}  # type: ignore[arg-type]
+    keep = "trained" if method in TRAINED else "best"
+    config = Config(strategy=method, keep=keep, **options)  # type: ignore[arg-type]
     metrics = fit(folder, config=config, display=Display(Console(stderr=True))).metrics
+    val = metrics["val"]
     return {
         "took": metrics["strategy"],
         "kept": metrics["kept"],
         "accuracy": metrics["accuracy"],
         "interval": metrics["interval"],
-        "val": metrics["val"]["accuracy"],
-        "baselines": {name: figures["accuracy"] for name, figures in metrics["baselines"].items()},
+        "val": None if val is None else val["accuracy"],
         "reason": metrics["reason"],
+        "epochs": metrics["epochs"],
         "best_epoch": metrics["best_epoch"],
         "share_of_the_way": metrics["share_of_the_way"],
         "pictures": metrics["pictures"],
@@ -96,43 +124,14 @@ def measured(folder: str, config: Config) -> dict[str, Any]:
     }
 
 
-def plain_classifiers(folder: str, config: Config) -> dict[str, float]:
-    """Accuracy of a ridge probe and of a plain linear classifier on the features, which have learned from the training
-    and the validation pictures."""
+def simple(folder: str, config: Config) -> dict[str, float]:
+    """Accuracies of the simple classifiers on the last features of the training and validation pictures."""
     rows = prepare(list_folder(Path(folder)), config, None, Display()).rows
     parts = [rows.of_split(split) for split in ("train", "val")]
     pooled, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     asked, truth = rows.of_split("test")
     features, asked = pooled[:, -rows.width :], asked[:, -rows.width :]
-    probe = float((probe_answers(features, labels, asked) == truth).double().mean())
-    return {"probe": probe, "plain": plain_accuracy(features.numpy(), labels.numpy(), asked.numpy(), truth.numpy())}
-
-
-def link(source: Path, target: Path, size: str, seed: int) -> None:
-    """A folder of links: train/ as large as was asked for, test/ what judges."""
-    samples = list_folder(source, to_train=False).samples
-    half = seed if size == "all" else 0
-    judged = [sample for sample in samples if judges(sample, half)]
-    by_class: dict[str, list[Sample]] = {}
-    for sample in samples:
-        if not judges(sample, half):
-            by_class.setdefault(sample.label, []).append(sample)
-    chosen = []
-    for label, of_class in sorted(by_class.items()):
-        random.Random(f"{seed} {label}").shuffle(of_class)
-        chosen += of_class if size == "all" else of_class[: int(size)]
-    for split, members in (("train", chosen), ("test", judged)):
-        for number, sample in enumerate(members):
-            place = target / split / sample.label / f"{number:05d}{Path(sample.path).suffix}"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.symlink_to((source / sample.path).absolute())
-
-
-def judges(sample: Sample, half: int) -> bool:
-    """Whether it is a picture to judge by; half: which one, counted from 0, of a set that is not divided."""
-    if sample.split is not None:
-        return sample.split != "train"
-    return hashlib.sha256((sample.path + f" {half}" * (half > 0)).encode()).digest()[0] % 2 == 0
+    return simple_accuracies(features.numpy(), labels.numpy(), asked.numpy(), truth.numpy())
 
 
 if __name__ == "__main__":
