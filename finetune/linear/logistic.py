@@ -15,6 +15,8 @@ _LESS, _MOST_STEPS, _REMEMBERED = 1e-5, 300, 10
 # Lower bound of p (1 - p) in the curvature, so that no direction counts as flat.
 _LEAST_DOUBT = 1e-4
 
+_Loss = Callable[[Tensor, float], tuple[float, Tensor]]
+
 
 class Logistic:
     """Multinomial logistic regression.
@@ -24,16 +26,22 @@ class Logistic:
 
     Args:
         x: Rows (n, d). Columns should be uncorrelated, as they are along principal axes.
-        labels: Shape (n,), int64 from 0.
+        targets: Labels (n,), int64 from 0; or soft labels (n, classes), float, 0 or more: the weight of each class for
+            each row. A row counts as much as its weights sum to.
         classes: Number of classes.
         weights: Weights of the classes, shape (classes,). None for equal weights.
     """
 
-    def __init__(self, x: Tensor, labels: Tensor, classes: int, weights: Tensor | None = None):
+    def __init__(self, x: Tensor, targets: Tensor, classes: int, weights: Tensor | None = None):
         self._x = x.float()
-        self._rows = torch.arange(len(x))
-        self._labels = labels
-        self._counts = torch.ones(len(x)) if weights is None else weights[labels].float()
+        self._loss: _Loss
+        if targets.ndim == 1:
+            self._counts = torch.ones(len(x)) if weights is None else weights[targets].float()
+            self._loss = self._of_labels(targets)
+        else:
+            weighted = (targets if weights is None else targets * weights).float()
+            self._counts = weighted.sum(1)
+            self._loss = self._of_soft_labels(weighted)
         self._spread = self._counts @ self._x.square()
         self._found = torch.zeros(classes, x.shape[1] + 1)
 
@@ -55,13 +63,33 @@ class Logistic:
     def _value(self, found: Tensor, strength: float) -> tuple[float, Tensor]:
         """The objective and its gradient (classes, d + 1)."""
         weight = found[:, :-1]
-        log_probabilities = self._log_probabilities(found)
-        loss = -(self._counts.double() @ log_probabilities[self._rows, self._labels].double())
-        residual = log_probabilities.exp_()
-        residual[self._rows, self._labels] -= 1
-        residual *= strength * self._counts[:, None]
+        loss, residual = self._loss(self._log_probabilities(found), strength)
         slope = torch.cat([residual.T @ self._x + weight, residual.sum(0)[:, None]], 1)
         return float(strength * loss + 0.5 * weight.double().square().sum()), slope
+
+    def _of_labels(self, labels: Tensor) -> _Loss:
+        """The loss by log-probabilities (n, classes), and its gradient by the logits times `strength`."""
+        rows = torch.arange(len(labels))
+
+        def loss(log_probabilities: Tensor, strength: float) -> tuple[float, Tensor]:
+            value = -(self._counts.double() @ log_probabilities[rows, labels].double())
+            residual = log_probabilities.exp_()
+            residual[rows, labels] -= 1
+            residual *= strength * self._counts[:, None]
+            return float(value), residual
+
+        return loss
+
+    def _of_soft_labels(self, weighted: Tensor) -> _Loss:
+        """The same for soft labels (n, classes)."""
+
+        def loss(log_probabilities: Tensor, strength: float) -> tuple[float, Tensor]:
+            value = -(weighted * log_probabilities).double().sum()
+            residual = log_probabilities.exp_().mul_(self._counts[:, None]).sub_(weighted)
+            residual *= strength
+            return float(value), residual
+
+        return loss
 
     def _curvature(self, strength: float) -> Tensor:
         """Curvature of the objective at the start, by class and column, (classes, d + 1)."""

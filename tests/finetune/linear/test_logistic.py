@@ -47,6 +47,21 @@ def test_a_class_weight_of_two_equals_doubled_rows() -> None:
     assert cost(*twice, *Logistic(x, labels, 3).solve(10.0), 10.0) > cost(*twice, *repeated, 10.0) * 1.01
 
 
+def test_soft_labels_are_solved_like_weighted_copies_of_rows() -> None:
+    x, labels = rows(40, 8, 3, 0)
+    soft = torch.nn.functional.one_hot(labels, 3).double()
+    torch.testing.assert_close(
+        Logistic(x, soft, 3).solve(10.0), Logistic(x, labels, 3).solve(10.0), atol=1e-3, rtol=1e-2
+    )
+    soft[:10] = torch.tensor([0.5, 0.25, 0.0])
+    copies = [(row, label) for row in range(10) for label in (0, 0, 1)] + [
+        (row, int(labels[row])) for row in range(10, 40) for _ in range(4)
+    ]
+    at, given = torch.tensor(copies).T
+    weighted, copied = Logistic(x, soft, 3).solve(10.0), Logistic(x[at], given, 3).solve(2.5)
+    torch.testing.assert_close(weighted, copied, atol=1e-3, rtol=1e-2)
+
+
 def test_two_classes_get_opposite_weights() -> None:
     x, labels = rows(40, 8, 2, 1)
     weight, bias = Logistic(x, labels, 2).solve(10.0)
