@@ -77,7 +77,6 @@ class Config(Options):
         unset="no bound",
         metavar="FLOAT",
         commands=_COMPARES,
-        only_with=("backbone", (AUTO,)),
     )
     weights: str | None = option(
         None,
@@ -320,6 +319,8 @@ class Config(Options):
         if self.weights is not None and self.weights_dir is not None:
             raise InputError("--weights names a file and --weights-dir a folder of files; give one of them")
         if self.backbone != AUTO:
+            if self.max_ms is not None:
+                raise InputError(f"--max-ms goes with --backbone auto; --backbone {self.backbone} is taken in any case")
             return
         if self.weights is not None:
             raise InputError(

@@ -40,7 +40,7 @@ def print_comparison(found: BackboneComparison) -> None:
         if each.left_out is not None:
             console.print(f"{each.name} is left out: {each.left_out}", soft_wrap=True, markup=False)
     console.print(
-        "error: squared error of the best probe, 1 for guessing; ms: milliseconds a picture in batches on all cores, "
+        "error: squared error of probes, 1 for guessing; ms: milliseconds a picture in batches on all cores, "
         "alone: of one picture on one core",
         style="dim",
     )

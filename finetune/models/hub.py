@@ -31,12 +31,20 @@ class WeightsUnavailable(InputError):
 
 
 def weights_from_hub(
-    name: str, repository: str, file: str, display: Display, *, option: str, instead: Sequence[str]
+    name: str,
+    repository: str,
+    file: str,
+    display: Display,
+    *,
+    option: str,
+    instead: Sequence[str],
+    weights_option: str = "--weights",
 ) -> Path:
     """The path in the local cache of a file with the weights of model `name`; a missing file is downloaded.
 
     WeightsUnavailable within PATIENCE seconds, where the hub cannot be reached; its message recommends `option`, the
-    option that names a model, and `instead`, alternatives that need no network.
+    option that names a model, `weights_option`, the one that names a file or a folder of files with weights, and
+    `instead`, alternatives that need no network.
     """
     if (found := cached_file(repository, file)) is not None:
         return found
@@ -50,7 +58,8 @@ def weights_from_hub(
         except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
             reason = f"the download failed ({type(error).__name__})"
     cached = cached_models()
-    ways = [f"--weights FILE ({file} from {address}, fetched on a machine with a network)"]
+    given = "FILE" if weights_option == "--weights" else f"DIR with {name}.safetensors"
+    ways = [f"{weights_option} {given} ({file} from {address}, fetched on a machine with a network)"]
     ways += [f"{option} with a model in the cache ({some(cached, 8)})"] if cached else []
     raise WeightsUnavailable(
         f"the weights of {name} are not in the cache, and the hub cannot be reached: {reason}. "

@@ -49,7 +49,15 @@ def load_pretrained(
     source = backbone.model.pretrained_cfg
     if weights is None and source.get("hf_hub_id"):
         name = source.get("hf_hub_filename") or WEIGHTS_FILES[0]
-        file = weights_from_hub(backbone.name, source["hf_hub_id"], name, display, option=option, instead=instead)
+        file = weights_from_hub(
+            backbone.name,
+            source["hf_hub_id"],
+            name,
+            display,
+            option=option,
+            instead=instead,
+            weights_option=weights_option,
+        )
         try:
             _fill_by_timm(backbone, {"file": str(file)})
         except RuntimeError as error:

@@ -21,7 +21,7 @@ from finetune.api.preview import probe_folder
 from finetune.cli.main import main
 from finetune.config import Config
 from finetune.errors import InputError
-from finetune.linear.probe import probe_answers, probe_curve
+from finetune.linear.probe import held_out_errors, probe_answers, probe_curve
 from finetune.models.backbone import Backbone, Network
 from finetune.models.pooled import PooledStages
 from finetune.training.choice import choose
@@ -256,3 +256,16 @@ def test_of_many_pictures_every_class_has_its_share_in_the_curve(
     curve = probe_folder(folder, config=Config(backbone="fewtune_conv4", device="cpu"))
     assert curve.classes == 3
     assert 12 <= curve.pictures <= 15
+
+
+def test_held_out_errors_count_the_last_depth_and_the_best_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 3
+    informative = torch.nn.functional.one_hot(labels).float() + 0.3 * torch.randn(60, 3, generator=generator)
+    noise = torch.randn(60, 8, generator=generator)
+    early, right = held_out_errors([informative, noise], labels)
+    late, _ = held_out_errors([noise, informative], labels)
+    neither, _ = held_out_errors([noise, noise.roll(1, 0)], labels)
+    assert late.mean() < early.mean() < neither.mean()
+    assert right.double().mean() > 0.9
+    assert early.shape == right.shape == (60,)

@@ -1,0 +1,205 @@
+"""--backbone auto against hindsight: does it take the network whose head is best on pictures that chose nothing?
+
+    FEWTUNE_DATA=DATA python benchmarks/backbones.py [--datasets flowers ...] [--sizes 5 20 50] [--seeds 0 1]
+
+Candidates: two ImageNet networks, the shipped encoder, and one network with random weights, in a folder that this
+script makes and gives as --weights-dir. Of each data set, the pictures of val/, or every second one by the hash of its
+name, judge and choose nothing; of the others so many of each class, drawn by the seed, are given to the comparison, and
+then to the head of every candidate, as `finetune fit --strategy head` solves it. Sizes above what a class has mean all.
+
+Regret: accuracy of the best candidate's head on the judging pictures minus that of the one taken. A run is a hit where
+the regret is 0. It can fail: taking any one network everywhere is listed beside it ("always"), and a random draw hits
+one in four. Differences below about 1 / sqrt(judging pictures) are noise, so near 100 % a miss may cost nothing: the
+regret says what it costs. `cost` compares the processor seconds of the comparison, without a cache, with the sum over
+its candidates compared alone, and with reading the folder by the network taken.
+Runs are appended one by one to benchmarks/results/backbones.json and not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+import zipfile
+from collections import defaultdict
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import provenance, revision
+from PIL import Image
+from sklearn.datasets import load_digits
+from transfer import link
+
+from finetune import Config, Display
+from finetune.api.backbones import choose_backbone
+from finetune.api.prepare import prepare
+from finetune.data.folder import list_folder
+from finetune.files import read_json, write_json, write_tensors
+from finetune.metrics import accuracy_of
+from finetune.models.backbone import Backbone
+
+RESULT = Path(__file__).parent / "results" / "backbones.json"
+DATASETS = ("cats-dogs", "flowers", "textures", "steel-defects", "omniglot-Korean", "digits")
+PRETRAINED = ("tf_mobilenetv3_small_100", "tf_efficientnet_lite0")
+RANDOM = "resnet10t"  # its weights are random here
+NETWORKS = ("fewtune_conv4", *PRETRAINED, RANDOM)
+CHARACTERS = 15  # of the Omniglot alphabet, 20 drawings each
+TIMED = (("flowers", "20"), ("textures", "20"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=DATASETS)
+    parser.add_argument("--sizes", nargs="+", default=["5", "20", "50"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    args = parser.parse_args()
+    result: dict[str, Any] = read_json(RESULT) if RESULT.exists() else {"runs": [], "cost": []}
+    done = {(run["dataset"], run["size"], run["seed"]) for run in result["runs"]}
+    with tempfile.TemporaryDirectory() as place:
+        data, weights = sources(Path(place)), weights_folder(Path(place) / "weights")
+        for seed, dataset, size in product(args.seeds, args.datasets, args.sizes):
+            if (dataset, size, seed) in done:
+                continue
+            folder = Path(place) / f"{dataset}-{size}-{seed}"
+            link(data[dataset], folder, size, seed)
+            run = {"dataset": dataset, "size": size, "seed": seed, "revision": revision()} | measured(folder, weights)
+            print({name: run[name] for name in ("dataset", "size", "seed", "taken", "best", "regret")}, flush=True)
+            result["runs"].append(run)
+            write_json(RESULT, result | {"summary": summary(result["runs"])} | provenance())
+        timed = {(row["dataset"], row["size"]) for row in result["cost"]}
+        for dataset, size in TIMED:
+            if (dataset, size) not in timed:
+                folder = Path(place) / f"{dataset}-{size}-cost"
+                link(data[dataset], folder, size, 0)
+                result["cost"].append({"dataset": dataset, "size": size} | cost(folder, weights))
+                write_json(RESULT, result | {"summary": summary(result["runs"])} | provenance())
+    for name, value in summary(result["runs"]).items():
+        print(name, value)
+
+
+def sources(place: Path) -> dict[str, Path]:
+    """The folder of each data set; the characters and the digits are written below `place`."""
+    root = Path(os.environ["FEWTUNE_DATA"])
+    with zipfile.ZipFile(root / "omniglot" / "images_background.zip") as archive:
+        korean = sorted(name for name in archive.namelist() if "/Korean/" in name and name.endswith(".png"))
+        characters = sorted({name.split("/")[-2] for name in korean})[:CHARACTERS]
+        for name in korean:
+            *_, character, file = name.split("/")
+            if character in characters:
+                path = place / "omniglot-Korean" / character / file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(archive.read(name))
+    digits = load_digits()
+    for number, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        path = place / "digits" / str(label) / f"{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image * 255 / 16).astype("uint8")).resize((96, 96), Image.Resampling.BICUBIC).save(path)
+    made = {name: place / name for name in ("omniglot-Korean", "digits")}
+    return {name: made.get(name, root / name) for name in DATASETS}
+
+
+def weights_folder(folder: Path) -> str:
+    """A folder with the pretrained weights, and with random ones from a fixed seed."""
+    folder.mkdir()
+    for name in PRETRAINED:
+        source = Path(os.environ["FEWTUNE_DATA"]) / "weights" / f"{name}.safetensors"
+        (folder / source.name).symlink_to(source)
+    torch.manual_seed(0)
+    tensors = {name: tensor.contiguous() for name, tensor in Backbone(RANDOM).model.state_dict().items()}
+    write_tensors(folder / f"{RANDOM}.safetensors", tensors)
+    return str(folder)
+
+
+def measured(folder: Path, weights: str) -> dict[str, Any]:
+    """The choice, and the head of every candidate on the judging pictures."""
+    config = Config(backbones=",".join(NETWORKS), weights_dir=weights, strategy="head", device="cpu")
+    listing = list_folder(folder)
+    start = time.perf_counter()
+    choice = choose_backbone(listing, config, Display())
+    seconds = time.perf_counter() - start
+    assert choice.comparison is not None
+    found = choice.comparison
+    figures: dict[str, dict[str, Any]] = {}
+    figures |= {each.name: {"probe": each.accuracy, "error": each.error, "ms": each.ms} for each in found.candidates}
+    judged = 0
+    for name in NETWORKS:
+        file = Path(weights) / f"{name}.safetensors"
+        one = replace(
+            config, backbone=name, backbones=None, weights_dir=None, weights=str(file) * file.exists() or None
+        )
+        prepared = prepare(listing, one, None, Display(), choice.splits)
+        pooled, labels = prepared.rows.of_split("test")
+        share = accuracy_of(prepared.heads.kept(pooled).argmax(1), labels)
+        figures[name] |= {"head": share.accuracy, "interval": share.interval}
+        judged = len(labels)
+    best = max(NETWORKS, key=lambda name: float(figures[name]["head"]))
+    return {
+        "pictures": found.of,
+        "judging": judged,
+        "taken": found.chosen,
+        "best": best,
+        "regret": round(100 * (figures[best]["head"] - figures[found.chosen]["head"]), 3),
+        "networks": figures,
+        "reason": found.reason,
+        "seconds_with_cached_features": round(seconds, 1),
+    }
+
+
+def cost(folder: Path, weights: str) -> dict[str, Any]:
+    """Processor seconds without a cache: of the comparison, of each candidate compared alone, of reading once."""
+    config = Config(backbones=",".join(NETWORKS), weights_dir=weights, strategy="head", device="cpu", cache=False)
+    listing = list_folder(folder)
+    start = time.process_time()
+    choice = choose_backbone(listing, config, Display())
+    together = time.process_time() - start
+    alone = {}
+    for name in NETWORKS:
+        start = time.process_time()
+        choose_backbone(listing, replace(config, backbones=name), Display())
+        alone[name] = round(time.process_time() - start, 1)
+    start = time.process_time()
+    prepare(listing, choice.config, None, Display(), choice.splits)
+    taken = time.process_time() - start
+    return {
+        "files": len(listing.samples),
+        "together": round(together, 1),
+        "alone": alone,
+        "sum": round(sum(alone.values()), 1),
+        "head_of_the_one_taken": round(taken, 1),
+    }
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Hits and regret of auto, and of taking one network everywhere; by pair of data set and size, over the seeds."""
+    pairs: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for run in runs:
+        pairs[run["dataset"], run["size"]].append(run)
+    means = {pair: sum(run["regret"] for run in of) / len(of) for pair, of in pairs.items()}
+    always = {}
+    for name in NETWORKS:
+        lost = [100 * (run["networks"][run["best"]]["head"] - run["networks"][name]["head"]) for run in runs]
+        always[name] = {
+            "hits": sum(value < 1e-9 for value in lost),
+            "mean_regret": round(sum(lost) / len(lost), 2),
+            "worst_regret": round(max(lost), 2),
+        }
+    return {
+        "runs": len(runs),
+        "hits": sum(run["regret"] == 0 for run in runs),
+        "within_half_a_point": sum(run["regret"] <= 0.5 for run in runs),
+        "mean_regret": round(sum(run["regret"] for run in runs) / len(runs), 3),
+        "worst_regret": max(run["regret"] for run in runs),
+        "pairs": len(pairs),
+        "pairs_hit_in_the_first_seed": sum(of[0]["regret"] == 0 for of in pairs.values()),
+        "pairs_within_half_a_point_on_average": sum(value <= 0.5 for value in means.values()),
+        "mean_regret_by_pair": {f"{dataset}, {size}": round(value, 2) for (dataset, size), value in means.items()},
+        "always": always,
+    }
+
+
+if __name__ == "__main__":
+    main()
