@@ -138,7 +138,7 @@ def _opened(candidate: Candidate, fabric: Fabric, listing: Listing, config: Conf
     figures = BackboneFigures(
         name=candidate.name,
         image_size=size,
-        weights=candidate.weights or "published",
+        weights=candidate.source,
         licence=candidate.licence,
     )
     torch.manual_seed(config.seed)
@@ -193,7 +193,7 @@ def _measured(
     the others read the compared ones."""
     first, *others = usable
     assert first.reader is not None
-    outputs = first.reader.read(display)
+    outputs = first.reader.read(display, bar=_bar(first))
     rows = FeatureTable.audited(listing, outputs, first.reader.stages.backbone.width, config)
     allowed = sorted([*rows.indices("train"), *rows.indices("val")])
     chosen = _compared_on(torch.tensor(allowed), rows.labels)
@@ -221,11 +221,15 @@ def _measured(
 def _read(each: _Opened, indices: list[int], paths: list[Path], display: Display) -> Tensor:
     """Pooled activations (n, sum of widths) of the pictures at n indices. InputError where one cannot be read now."""
     assert each.reader is not None
-    outputs = each.reader.read(display, indices)
+    outputs = each.reader.read(display, indices, bar=_bar(each))
     if len(outputs.index) < len(indices):
         lost = next(index for index in indices if outputs.contents[index].reason is not None)
         raise InputError(f"{paths[lost]} could be read by another network and cannot now; was the folder changed?")
     return outputs.values[:, 0]
+
+
+def _bar(each: _Opened) -> str:
+    return f"reading with {each.candidate.name}"
 
 
 def _compared_on(allowed: Tensor, labels: Tensor) -> Tensor:

@@ -235,11 +235,12 @@ class StageReader:
         found, size = _first(self.pictures).read(), self.network.preprocessing.size
         return found if len(found) else torch.full((1, 3, size, size), 128, dtype=torch.uint8)
 
-    def read(self, display: Display, indices: Sequence[int] | None = None) -> Outputs:
-        """Values (n, 1, sum of widths) of the readable pictures at `indices`, ascending; None for all."""
+    def read(self, display: Display, indices: Sequence[int] | None = None, *, bar: str = "reading") -> Outputs:
+        """Values (n, 1, sum of widths) of the readable pictures at `indices`, ascending; None for all. bar: name of the
+        progress bar."""
         count = len(self.pictures) if indices is None else len(indices)
         with (
-            display.bar("reading", count) as advance,
+            display.bar(bar, count) as advance,
             ActivationCache(disk=None if self.config.cache else 0, display=display) as cache,
         ):
             extractor = FeatureExtractor(

@@ -39,10 +39,18 @@ class Candidate:
     reason: str = ""
     named: bool = False
 
+    @property
+    def source(self) -> str:
+        """Where its weights come from: a file, this package, or the address of the published ones."""
+        published = timm.models.get_pretrained_cfg(self.name)
+        if self.weights is not None or published is None:
+            return self.weights or "unknown"
+        return "this package" if published.file else f"https://huggingface.co/{published.hf_hub_id}"
+
 
 # A convolutional network and a transformer at each of two costs, and the encoder that ships with the package. All
 # licences are permissive, which rules out DINOv3 (a licence of its own) and ConvNeXt V2 (non-commercial). DINOv2 reads
-# 224 pixels here: its own 518 have five times as many patches, at nine times the cost.
+# 224 pixels here: its own 518 have five times as many patches, at nine times the cost. docs/backbones.md shows the list.
 DEFAULT = (
     Candidate("fewtune_conv4", None, None, "mit", "drawings and written characters; ships with the package"),
     Candidate(
@@ -212,8 +220,3 @@ def _distinct(found: list[Candidate], lines: list[str]) -> Iterator[Candidate]:
                 continue
             seen[digest] = candidate.weights
         yield candidate
-
-
-def described_defaults() -> list[str]:
-    """The default list in lines: name, licence, reason."""
-    return [f"{each.name} ({each.licence}): {each.reason}" for each in DEFAULT]

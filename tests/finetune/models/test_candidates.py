@@ -15,6 +15,8 @@ from finetune.files import write_tensors
 from finetune.models.backbone import Backbone
 from finetune.models.candidates import DEFAULT, candidates, load_weights
 
+PAGE = (Path(__file__).parents[3] / "docs" / "backbones.md").read_text(encoding="utf-8")
+
 
 @pytest.fixture(autouse=True)
 def empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,13 +36,15 @@ def names(*asked: str | None) -> list[str]:
     return [each.name for each in candidates(*asked)[0]]  # type: ignore[arg-type]
 
 
-def test_the_default_list_is_permissive_as_timm_states_it_and_the_help_text_names_all_of_it() -> None:
+def test_the_default_list_is_permissive_as_timm_states_it_and_help_text_and_documentation_name_all_of_it() -> None:
     for each in DEFAULT:
         published = timm.models.get_pretrained_cfg(each.name)
         assert each.licence == published.license
         assert each.licence in ("mit", "apache-2.0", "bsd-3-clause")
         assert each.reason
         assert each.name in (inspect.getdoc(probe.callback) or "")
+        size = each.image_size or "its own"
+        assert f"| `{each.name}` | {size} | {each.licence} | {each.source} | {each.reason} |" in PAGE
     assert sum("transformer" in each.reason for each in DEFAULT) == 2
     assert sum("convolutional" in each.reason for each in DEFAULT) == 2
 
