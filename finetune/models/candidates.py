@@ -50,7 +50,8 @@ class Candidate:
 
 # A convolutional network and a transformer at each of two costs, and the encoder that ships with the package. All
 # licences are permissive, which rules out DINOv3 (a licence of its own) and ConvNeXt V2 (non-commercial). DINOv2 reads
-# 224 pixels here: its own 518 have five times as many patches, at nine times the cost. docs/backbones.md shows the list.
+# 224 pixels here: its own 518 have five times as many patches, at nine times the cost. The list is in
+# docs/backbones.md too.
 DEFAULT = (
     Candidate("fewtune_conv4", None, None, "mit", "drawings and written characters; ships with the package"),
     Candidate(
