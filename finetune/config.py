@@ -102,6 +102,12 @@ class Config(Options):
         commands=_TRAINS,
         only_with=_TRAINING["only_with"],
     )
+    minutes: float | None = option(
+        None,
+        "Duration of the whole run in minutes, report included. Speeds are measured, and give the strategy, the number "
+        "of epochs and, where need be, the number of pictures that are read.",
+        unset="no limit",
+    )
     image_size: int | None = option(
         None,
         "Side of the network's square input, in pixels.",
@@ -303,6 +309,10 @@ class Config(Options):
         self._check_backbone()
         if self.val_fraction + self.test_fraction >= 1:
             raise InputError("--val-fraction and --test-fraction leave nothing to train on: their sum must be below 1")
+        if self.minutes is not None and self.minutes <= 0:
+            raise InputError(f"--minutes must be above 0, not {self.minutes}")
+        if self.minutes is not None and self.epochs is not None:
+            raise InputError("--minutes and --epochs both set the length of the training: give one of them")
         if self.drop_above is not None and self.strategy == "scratch":
             raise InputError("--drop-above goes with pretrained stages, not with --strategy scratch")
         if self.unfreeze is not None and self.strategy not in ("auto", "partial"):

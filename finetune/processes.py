@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import time
+from pathlib import Path
 
 from finetune.errors import InputError
 
@@ -21,6 +23,17 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, 1 << 30)
         # A thread's own arena would be trimmed all the same.
         libc.mallopt(arena_max, 1)
+
+
+def share_cores() -> None:
+    """Let threads sleep while they wait for each other, so that other programs can use the core.
+
+    OpenMP's threads wait actively by default. Where other programs run on the same cores, each wait then lasts until
+    the system takes the core away: training is many times slower. This is read when torch is imported, so a command
+    calls it before, and a library call never does. OMP_WAIT_POLICY and GOMP_SPINCOUNT come first.
+    """
+    if "GOMP_SPINCOUNT" not in os.environ:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 class SeveralProcesses(InputError):
@@ -47,6 +60,16 @@ def require_one_process(command: str) -> None:
     rank = _number("LOCAL_RANK") if rank is None else rank
     if world_size is not None and world_size > 1 and rank is not None:
         raise SeveralProcesses(command, rank, world_size)
+
+
+def process_age() -> float:
+    """Seconds since this process started; where the system does not tell, the CPU time that it has used."""
+    try:
+        # The 22nd field, in clock ticks since the system started. The name in field 2 may hold spaces.
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError, IndexError):
+        return time.process_time()
 
 
 def _number(variable: str) -> int | None:

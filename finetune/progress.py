@@ -1,10 +1,11 @@
-"""Progress of a job: bars with rate and remaining time, and single lines; silent by default."""
+"""Progress of a job: bars with rate and remaining time, single lines, durations; silent by default."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -97,6 +98,45 @@ class Stopwatch:
     def summary(self) -> str:
         """The parts in words, such as "reading 3 s, threshold 12 s"."""
         return ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items())
+
+
+@dataclass(frozen=True)
+class TimeLimit:
+    """The time that a job may take.
+
+    Attributes:
+        seconds: Duration of the whole job.
+        started: When it started, by `time.monotonic`.
+        spent: Seconds that earlier parts of an interrupted job took.
+    """
+
+    seconds: float
+    started: float
+    spent: float = 0.0
+
+    @property
+    def used(self) -> float:
+        """Seconds that the job has taken so far."""
+        return self.spent + time.monotonic() - self.started
+
+    @property
+    def left(self) -> float:
+        """Seconds until the job must end; negative after that."""
+        return self.seconds - self.used
+
+
+def in_words(seconds: float) -> str:
+    """A duration in words.
+
+    Example:
+        >>> in_words(100)
+        'about 2 min'
+    """
+    if seconds < 90:
+        return f"about {max(5, 5 * round(seconds / 5))} s"
+    if seconds < 5400:
+        return f"about {round(seconds / 60)} min"
+    return f"about {seconds / 3600:.1f} h"
 
 
 def _ignore(done: int, note: str) -> None:

@@ -16,8 +16,7 @@ from fewshot.evaluation.protocols import ProtocolResult
 from fewshot.evaluation.published import PUBLISHED, Published
 from fewshot.omniglot.dataset import lake_runs, read_omniglot
 from finetune.errors import InputError
-from finetune.progress import Display
-from finetune.training.expected_time import in_words
+from finetune.progress import Display, in_words
 
 # Names that stand for several protocols -> how the names of these begin.
 SEVERAL = {"all": "", "all-way": "all-way-"}

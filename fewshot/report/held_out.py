@@ -26,9 +26,8 @@ from fewshot.training.training_data import held_out_classes
 from finetune.data.folder import list_folder
 from finetune.data.images import read_image
 from finetune.errors import InputError
-from finetune.progress import Display
+from finetune.progress import Display, in_words
 from finetune.report.page import thumbnail
-from finetune.training.expected_time import in_words
 
 # Splits for testing; a report uses the first one without training characters.
 FAIR = ("evaluation", "vinyals-test", "koch-like-test")

@@ -23,8 +23,7 @@ from fewshot.report.page import EncoderFindings, page_of
 from fewshot.report.run import TrainedRun, read_run
 from finetune.errors import InputError
 from finetune.files import check_writable, write_text
-from finetune.progress import Display
-from finetune.training.expected_time import in_words
+from finetune.progress import Display, in_words
 
 REPORT_FILE = "report.html"
 # Protocols that take as long as all others together and have no published accuracy.

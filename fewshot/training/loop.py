@@ -25,9 +25,9 @@ from fewshot.training.losses import Siamese
 from fewshot.training.training_data import SiameseData
 from finetune.data.transforms import view_seed
 from finetune.errors import TrainingDiverged
+from finetune.models.device import synchronize
 from finetune.progress import Advance, Display
 from finetune.training.checkpoint import Checkpoint, CheckpointFile
-from finetune.training.expected_time import synchronize
 from finetune.training.step import check_finite, parameter_groups, scale_learning_rates, schedule, weights_on_cpu
 
 # Most validations of a training, and fewest steps between two.

@@ -34,9 +34,8 @@ from finetune.files import alone_in, read_json, write_csv, write_json
 from finetune.models.device import describe, open_engine, reproducible_numerics
 from finetune.options.fields import no_effect
 from finetune.processes import require_one_process
-from finetune.progress import Display, Stopwatch
+from finetune.progress import Display, Stopwatch, in_words
 from finetune.random_state import restored_random_state
-from finetune.training.expected_time import in_words
 
 METRICS_FILE, HISTORY_FILE = "metrics.json", "history.csv"
 MINUTES = 10.0  # default duration of the training steps

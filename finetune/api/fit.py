@@ -11,12 +11,13 @@ from typing import Unpack
 from torch import Tensor
 
 from finetune.api.backbones import BackboneChoice, choose_backbone
+from finetune.api.budget import Budget
 from finetune.api.fit_options import FitOptions
 from finetune.api.outcome import Outcome, measure, write_run
 from finetune.api.prepare import Prepared, prepare
 from finetune.classifier.classifier import Classifier, load
 from finetune.classifier.run_folder import RunFolder
-from finetune.classifier.run_metrics import BackbonesMetrics
+from finetune.classifier.run_metrics import BackbonesMetrics, write_metrics
 from finetune.config import Config
 from finetune.data.folder import Listing
 from finetune.data.split_record import record_splits
@@ -28,12 +29,12 @@ from finetune.models.backbone import Network
 from finetune.models.device import reproducible_numerics
 from finetune.options.fields import no_effect
 from finetune.processes import require_one_process
-from finetune.progress import Display
+from finetune.progress import Display, in_words
 from finetune.random_state import restored_random_state
 from finetune.report.report import REPORT_FILE, write_report
-from finetune.training.expected_time import expected_seconds, in_words
+from finetune.training.budget import OutOfTime, training_costs
 from finetune.training.loggers import Log, check_log, open_log
-from finetune.training.loop import OnEpoch, TrainingResult, train
+from finetune.training.loop import EpochResult, OnEpoch, TrainingResult, train
 from finetune.training.plan import TrainingTask
 from finetune.training.step import weights_on_cpu
 
@@ -48,6 +49,7 @@ def fit(
     overwrite: bool = False,
     display: Display | None = None,
     on_epoch: OnEpoch | None = None,
+    started: float | None = None,
     **options: Unpack[FitOptions],
 ) -> Classifier:
     """Train a classifier on a folder of pictures, or on a table of them, and measure it.
@@ -67,6 +69,7 @@ def fit(
         on_epoch: Called with an `EpochResult` after every epoch of training. An exception that it raises ends the run
             and is passed on; what `out` holds by then stays, and `resume` can continue. KeyboardInterrupt acts as
             Ctrl-C does.
+        started: When the job began, by `time.monotonic`, if that was before this call; `minutes` count from then on.
         strategy: Which layers are trained: head (only the linear head), partial (the head and the top stages), full
             (all layers, lower ones more slowly), train (all layers at one rate) or scratch (all layers, from random
             weights). One of auto, head, partial, full, train, scratch. Default: 'auto'.
@@ -80,6 +83,7 @@ def fit(
             published weights, from the local cache or downloaded.
         weights_dir: Folder with files of weights, NAME.safetensors for network NAME. Default: none.
         epochs: Number of passes over the training pictures. Default: chosen by strategy and number of pictures.
+        minutes: Duration of the whole run in minutes, report included. Default: no limit.
         image_size: Side of the network's square input, in pixels. Default: the size the backbone was trained at.
         test_fraction: Share of the pictures set aside to measure the result, where the folder has no test/. Default:
             0.15.
@@ -133,7 +137,7 @@ def fit(
         >>> classifier.predict("new.png").label
         'cat'
     """
-    started = time.monotonic()
+    started = time.monotonic() if started is None else started
     require_one_process("finetune fit")
     if config is not None and options:
         raise InputError(f"options are given twice, in config and by name: {', '.join(options)}")
@@ -158,7 +162,8 @@ def fit(
 @dataclass(frozen=True)
 class _Job:
     """One run. started: its start on the monotonic clock. backbones: the comparison by which --backbone auto chose the
-    network of `config`. splits: of the pictures by sha256, which that comparison has made."""
+    network of `config`. splits: of the pictures by sha256, which that comparison has made. budget: of its time, with
+    --minutes."""
 
     config: Config
     run: RunFolder | None
@@ -167,6 +172,7 @@ class _Job:
     on_epoch: OnEpoch | None
     backbones: BackbonesMetrics | None = None
     splits: Mapping[str, str] | None = None
+    budget: Budget | None = None
 
     @classmethod
     def of(
@@ -189,12 +195,13 @@ class _Job:
             if run is not None and found is not None:
                 run.resolve(choice.config, found, choice.splits or {})
         backbones = None if found is None else as_type(found, BackbonesMetrics, "comparison of backbones")
-        return cls(choice.config, run, display, started, on_epoch, backbones, choice.splits)
+        budget = None if config.minutes is None else Budget(config, started, run)
+        return cls(choice.config, run, display, started, on_epoch, backbones, choice.splits, budget)
 
     def classifier(self, listing: Listing) -> Classifier:
         """The best classifier for the pictures, measured and saved."""
         config, run = self.config, self.run
-        prepared = prepare(listing, config, run, self.display, self.splits)
+        prepared = prepare(listing, config, run, self.display, self.splits, self.budget)
         if run is not None:
             run.started()
         record_splits(listing, prepared.rows.splits_by_content, config, self.display)
@@ -206,6 +213,8 @@ class _Job:
             outcome = self._head(prepared) if prepared.choice.strategy.start == "pretrained" else None
             if outcome is not None and trains:
                 self._save_first(outcome, prepared)
+            if trains and self.budget is not None:
+                prepared, outcome, trains = self._within(self.budget, prepared, outcome)
             if trains:
                 outcome = self._trained(prepared, outcome, log)
             assert outcome is not None
@@ -215,8 +224,27 @@ class _Job:
         if run is not None:
             if not outcome.training.interrupted:
                 run.finish()
+            elif self.budget is not None:
+                self.budget.record()
             write_report(run.path, classifier=outcome.classifier)
+            self._count_report(outcome.classifier)
         return outcome.classifier
+
+    def _within(
+        self, budget: Budget, prepared: Prepared, head: Outcome | None
+    ) -> tuple[Prepared, Outcome | None, bool]:
+        """The run with the strategy that fits in the budget, and whether anything is trained."""
+        if head is not None and self.run is not None:
+            with budget.measured_reserve():
+                write_report(self.run.path, classifier=head.classifier)
+        plan = budget.plan_training(prepared, self.config)
+        prepared = replace(prepared, choice=plan.applied_to(prepared.choice))
+        if plan.reason:
+            self.display.say(plan.reason)
+        if head is not None:
+            choice = prepared.choice
+            head = replace(head, metrics=replace(head.metrics, strategy=choice.strategy.name, reason=choice.reason))
+        return prepared, head, plan.epochs > 0
 
     def _head(self, prepared: Prepared) -> Outcome:
         """The solved head on the frozen backbone, as a classifier."""
@@ -243,10 +271,10 @@ class _Job:
     def _trained(self, prepared: Prepared, head: Outcome | None, log: Log) -> Outcome:
         """The network trained by gradient; `head` where that is not better and --keep is best. head: None from random
         weights."""
-        network, start_logits = prepared.starting_network(self.config)
-        start = weights_on_cpu(network)
+        task, start_logits = prepared.task(self._training_options())
+        network, start = task.network, weights_on_cpu(task.network)
         try:
-            training = self._train(network, start_logits, prepared, log)
+            training = self._train(task, start_logits, prepared, log)
             if training.best_epoch > 0 or head is None:
                 trained = self._measured(network, prepared, None, training)
                 # Training compares in its own precision. What counts is the accuracy of the classifier that is saved.
@@ -268,25 +296,53 @@ class _Job:
         _restore(network, start)  # the head shares the backbone
         return head.after(training)
 
-    def _train(self, network: Network, start_logits: Tensor | None, prepared: Prepared, log: Log) -> TrainingResult:
-        plan, data = prepared.plan(network, self.config), prepared.training_data(self.config)
-        task = TrainingTask(prepared.fabric, network, plan, self.config, data)
-        network.backbone.freeze_below(plan.lowest, batch_norm_trains=plan.batch_norm_trains)
+    def _training_options(self) -> Config:
+        """The options of the training: with --minutes, those of its plan."""
+        if self.budget is None or self.budget.plan is None:
+            return self.config
+        plan = self.budget.plan
+        return replace(self.config, minutes=None, epochs=plan.epochs, views=plan.views)
+
+    def _train(self, task: TrainingTask, start_logits: Tensor | None, prepared: Prepared, log: Log) -> TrainingResult:
         if self.display.console is not None:
             kept = "the best weights so far" if start_logits is None else "the head, or better weights found by then"
-            self.display.say(
-                f"training {prepared.choice.strategy.name}: {in_words(expected_seconds(task))} at most; "
-                f"Ctrl-C stops it and keeps {kept}."
-            )
-        with reproducible_numerics(prepared.fabric.device):
-            return train(
-                task,
-                start_logits=start_logits,
-                checkpoint=None if self.run is None else self.run.checkpoint,
-                display=self.display,
-                log=log,
-                on_epoch=self.on_epoch,
-            )
+            self.display.say(f"{self._expected(task, prepared)}; Ctrl-C stops it and keeps {kept}.")
+        try:
+            with reproducible_numerics(prepared.fabric.device):
+                return train(
+                    task,
+                    start_logits=start_logits,
+                    checkpoint=None if self.run is None else self.run.checkpoint,
+                    display=self.display,
+                    log=log,
+                    on_epoch=self._after_epoch,
+                    deadline=None if self.budget is None else self.budget.deadline(),
+                )
+        except OutOfTime:
+            assert self.budget is not None
+            if not self.budget.fewer_views():
+                self.display.say("the frozen stages are slower than planned, and the time of the training is over.")
+                return TrainingResult(out_of_time=True)
+            fewer = self._training_options()
+            self.display.say(f"the frozen stages are slower than planned: views of a picture: {fewer.views}.")
+            return self._train(replace(task, config=fewer), start_logits, prepared, log)
+
+    def _expected(self, task: TrainingTask, prepared: Prepared) -> str:
+        """How long the training and the whole run take."""
+        name, so_far = prepared.choice.strategy.name, time.monotonic() - self.started
+        if self.budget is not None and self.budget.plan is not None:
+            epochs, seconds = self.budget.plan.epochs, self.budget.plan.seconds
+            return f"training {name}, {epochs} epochs at first: the whole run takes {in_words(seconds)}"
+        costs = training_costs(task)
+        training = costs.seconds(task.plan.epochs, task.config.views)
+        whole = so_far + training + costs.picture * prepared.rows.to_measure
+        return f"training {name}: {in_words(training)} at most, the whole run {in_words(whole)}"
+
+    def _after_epoch(self, result: EpochResult) -> None:
+        if self.budget is not None:
+            self.budget.record()
+        if self.on_epoch is not None:
+            self.on_epoch(result)
 
     def _measured(self, network: Network, prepared: Prepared, heads: Heads | None, training: TrainingResult) -> Outcome:
         """`network` as a classifier. heads: where it is one of them."""
@@ -298,10 +354,23 @@ class _Job:
     def _save(self, outcome: Outcome, prepared: Prepared) -> None:
         """Give the classifier its figures, and write it where there is a run folder."""
         metrics = replace(outcome.metrics, seconds=round(time.monotonic() - self.started, 2))
+        if self.budget is not None:
+            read, planned = len(prepared.rows.listing.samples), outcome.training.planned
+            metrics = replace(metrics, budget=self.budget.metrics(read, planned))
         outcome.classifier.run_metrics = metrics
         if self.run is not None:
             write_run(self.run, replace(outcome, metrics=metrics), prepared.rows)
             outcome.classifier.folder = self.run.path
+
+    def _count_report(self, classifier: Classifier) -> None:
+        """Add the time of the report to the time that was used."""
+        metrics = classifier.run_metrics
+        if self.run is None or self.budget is None or metrics is None or metrics.budget is None:
+            return
+        used = replace(metrics.budget, used_seconds=round(self.budget.limit.used, 2))
+        seconds = round(time.monotonic() - self.started, 2)
+        classifier.run_metrics = replace(metrics, budget=used, seconds=seconds)
+        write_metrics(self.run.path, classifier.run_metrics)
 
 
 def _val_accuracy(outcome: Outcome) -> float:

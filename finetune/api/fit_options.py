@@ -16,6 +16,7 @@ class FitOptions(TypedDict, total=False):
     weights: str | os.PathLike[str] | None
     weights_dir: str | os.PathLike[str] | None
     epochs: int | None
+    minutes: float | None
     image_size: int | None
     test_fraction: float
     val_fraction: float

@@ -32,16 +32,13 @@ from finetune.classifier.run_metrics import (
 )
 from finetune.classifier.temperature import calibrated, calibration_summary, fit_temperature
 from finetune.errors import InputError
-from finetune.features.table import SPLITS, FeatureTable
+from finetune.features.table import MOST_OF_TRAIN, SPLITS, FeatureTable
 from finetune.files import as_type, write_csv, write_tensors
 from finetune.linear.head import Heads, nearest_mean
 from finetune.metrics import accuracy_of, measure_predictions
 from finetune.models.device import describe
 from finetune.progress import Display
 from finetune.training.loop import TrainingResult
-
-# Most training pictures that the classifier is measured on: enough for the diagnosis.
-MOST_OF_TRAIN = 300
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from finetune.api.budget import Budget
 from finetune.api.drop_stages import drop_above
 from finetune.classifier.run_folder import RunFolder
 from finetune.config import BEST, Config
@@ -18,19 +19,20 @@ from finetune.data.transforms import evaluation_view, pixels_needed, training_vi
 from finetune.errors import InputError
 from finetune.features.extraction import read_pictures
 from finetune.features.forward import Outputs
+from finetune.features.limited_reading import only
 from finetune.features.table import FeatureTable
 from finetune.linear.head import Heads, solve_heads
 from finetune.linear.probe import ProbeCurve, probe_curve
-from finetune.linear.threads import one_thread_if_small
+from finetune.linear.threads import one_thread, one_thread_if_small
 from finetune.models.backbone import Backbone, Network
 from finetune.models.candidates import load_weights
 from finetune.models.device import open_engine
 from finetune.models.pooled import PooledStages
 from finetune.progress import Display
-from finetune.strategies import STRATEGIES
+from finetune.strategies import STRATEGIES, Strategy
 from finetune.training.choice import StrategyChoice, choose, head_unless_training_pays
 from finetune.training.inputs import TrainingData
-from finetune.training.plan import Plan, plan_for
+from finetune.training.plan import Plan, TrainingTask, plan_for
 
 # "auto" weighs classes where the largest has more than this many times the pictures of the smallest.
 UNBALANCED = 3
@@ -70,6 +72,20 @@ class Prepared:
         """Epochs, learning rates and patience of the training."""
         return plan_for(self.choice.strategy, config, network, len(self.rows.folder.train))
 
+    def task(self, config: Config, strategy: Strategy | None = None) -> tuple[TrainingTask, Tensor | None]:
+        """The training of a strategy, by default the chosen one, with its frozen stages; and the logits that it must
+        improve on, as for `starting_network`."""
+        of = self if strategy is None else replace(self, choice=replace(self.choice, strategy=strategy))
+        network, start_logits = of.starting_network(config)
+        plan = of.plan(network, config)
+        network.backbone.freeze_below(plan.lowest, batch_norm_trains=plan.batch_norm_trains)
+        return TrainingTask(self.fabric, network, plan, config, self.training_data(config)), start_logits
+
+    def within(self, strategy: Strategy) -> Strategy:
+        """`strategy`, whose lowest stage may have been dropped, for the stages that there are."""
+        there = strategy.lowest in [stage.name for stage in self.backbone.stages]
+        return strategy if there else replace(strategy, lowest=None)
+
     def training_data(self, config: Config) -> TrainingData:
         """The training and the validation pictures."""
         rows, preprocessing = self.rows, self.backbone.preprocessing
@@ -104,8 +120,11 @@ def prepare(
     run: RunFolder | None,
     display: Display,
     splits: Mapping[str, str] | None = None,
+    budget: Budget | None = None,
 ) -> Prepared:
-    """Read the pictures, choose the strategy and solve the heads. run: keeps the activations for --resume.
+    """Read the pictures, choose the strategy and solve the heads.
+
+    run: keeps the activations for --resume. budget: bounds the number of pictures that are read.
 
     splits: by sha256, which the run without a folder keeps to. None for those of earlier runs.
 
@@ -114,12 +133,16 @@ def prepare(
     """
     fabric = open_engine(config.device, config.precision)
     stages = PooledStages(_backbone(config, display).to(fabric.device))
-    outputs = _activations(fabric, stages, listing, config, run, display)
+    outputs = _activations(fabric, stages, listing, config, run, display, budget)
+    if budget is not None:
+        budget.found = len(listing.samples)
+        listing, outputs = only(listing, outputs)
+        listing = replace(listing, notes=(*listing.notes, *([budget.note] if budget.note else [])))
     recorded = splits if run is None else run.recorded
     rows = FeatureTable.audited(listing, outputs, stages.backbone.width, config, recorded)
     for line in rows.summary():
         display.say(line)
-    with one_thread_if_small(rows.pooled.numel()):
+    with one_thread_if_small(rows.pooled.numel()) if budget is None else one_thread():
         return _with_heads(fabric, stages, rows, config, display)
 
 
@@ -179,15 +202,24 @@ def _within(backbone: Backbone, choice: StrategyChoice, config: Config) -> Strat
 
 
 def _activations(
-    fabric: Fabric, stages: PooledStages, listing: Listing, config: Config, run: RunFolder | None, display: Display
+    fabric: Fabric,
+    stages: PooledStages,
+    listing: Listing,
+    config: Config,
+    run: RunFolder | None,
+    display: Display,
+    budget: Budget | None,
 ) -> Outputs:
     """Pooled activations of every stage: what an interrupted run has kept, or a pass over the pictures."""
     kept = None if run is None else run.kept_features(listing)
     if kept is not None:
         return kept
-    outputs = read_pictures(fabric, stages, listing, config, display)
+    read = read_pictures if budget is None else budget.read
+    outputs = read(fabric, stages, listing, config, display)
     if run is not None:
         run.keep_features(listing, outputs)
+    if budget is not None:
+        budget.record()
     return outputs
 
 

@@ -22,7 +22,7 @@ from finetune.data.images import Content
 from finetune.data.split_record import recorded_splits
 from finetune.errors import InputError
 from finetune.features.forward import Outputs
-from finetune.files import alone_in, read_tensors_and_metadata, write_json, write_tensors
+from finetune.files import alone_in, read_json, read_tensors_and_metadata, write_json, write_tensors
 
 PREDICTIONS_FILE = "predictions.csv"
 # Log-probabilities (n, classes) by split, in the order of predictions.csv.
@@ -65,6 +65,7 @@ class RunFolder:
         self.path = path
         self.checkpoint = path / STATE / "checkpoint.safetensors"
         self._features = path / STATE / "features.safetensors"
+        self._budget = path / STATE / "budget.json"
         self._replaced = path / REPLACED
 
         # Splits recorded by earlier runs on the pictures, by sha256; None until they are read.
@@ -223,6 +224,19 @@ class RunFolder:
         self.recorded = json.loads(metadata.get("recorded", "{}"))
         contents = {int(position): Content(**content) for position, content in json.loads(metadata["contents"]).items()}
         return Outputs(tensors["values"], tensors["index"], contents)
+
+    def keep_budget(self, values: dict[str, Any]) -> None:
+        """Keep the time that was used and the plan that was made, for --resume."""
+        write_json(self._budget, values)
+
+    def kept_budget(self) -> dict[str, Any]:
+        """What `keep_budget` kept; empty where it was not called."""
+        if not self._budget.exists() or self._overwrites:
+            return {}
+        values = read_json(self._budget)
+        if not isinstance(values, dict):
+            raise InputError(f"{self._budget} may be damaged; start a new run with --overwrite")
+        return values
 
     def holds_classifier(self) -> bool:
         """Whether a classifier can be loaded from here; its run may still be under way."""

@@ -157,6 +157,22 @@ class PictureCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BudgetMetrics:
+    """A run with `--minutes`: seconds by the plan and in fact, epochs planned before training and at its end, views of
+    a picture through frozen stages, pictures that were found and read, and what more time would buy."""
+
+    minutes: Annotated[float, Meta(gt=0, le=1e100)]
+    planned_seconds: Finite
+    used_seconds: Finite
+    epochs_planned: Count = 0
+    epochs_at_end: Count = 0
+    views: Count | None = None
+    pictures_found: Count
+    pictures_read: Count
+    more_time: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunMetrics(Measurement):
     """metrics.json of a run. Fields that have a default are missing in runs of older versions.
 
@@ -165,7 +181,7 @@ class RunMetrics(Measurement):
     learned from. head_reads, frozen_head_reads: depths that the classifier's head and the baseline head read.
     epochs: how many were trained. best_epoch: the one whose weights were kept, 0 for none. share_of_the_way: share of
     the trained weights in their mixture with those before training. lr: learning rate of the head. seconds: of the
-    whole run.
+    whole run. budget: None without --minutes.
     """
 
     split: Literal["val", "test"]
@@ -194,6 +210,7 @@ class RunMetrics(Measurement):
     left_out: tuple[Unreadable, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: Finite | None = None
+    budget: BudgetMetrics | None = None
 
     @classmethod
     def from_dict(cls, values: Any, source: str = METRICS_FILE) -> Self:

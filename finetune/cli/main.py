@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,17 @@ def fit(folder: Path, out: Path, resume: bool, overwrite: bool, as_json: bool, *
     header path,label or path,label,split, whose paths are relative to its own folder. FOLDER is never changed.
     """
     import finetune
+    from finetune.processes import process_age
     from finetune.report.report import REPORT_FILE
 
     classifier = finetune.fit(
-        folder, out, config=Config(**options), resume=resume, overwrite=overwrite, display=display_for(as_json)
+        folder,
+        out,
+        config=Config(**options),
+        resume=resume,
+        overwrite=overwrite,
+        display=display_for(as_json),
+        started=time.monotonic() - process_age(),
     )
     if as_json:
         print_json(classifier.metrics)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -239,11 +240,14 @@ class StageReader:
         """Values (n, 1, sum of widths) of the readable pictures at `indices`, ascending; None for all. bar: name of the
         progress bar."""
         count = len(self.pictures) if indices is None else len(indices)
-        with (
-            display.bar(bar, count) as advance,
-            ActivationCache(disk=None if self.config.cache else 0, display=display) as cache,
-        ):
-            extractor = FeatureExtractor(
+        with display.bar(bar, count) as advance, self.extractor(display) as extractor:
+            return extractor.extract(self.pictures, indices, advance=advance).outputs()
+
+    @contextmanager
+    def extractor(self, display: Display) -> Iterator[FeatureExtractor]:
+        """Extracts activations of all pictures or of some, one part after the other."""
+        with ActivationCache(disk=None if self.config.cache else 0, display=display) as cache:
+            yield FeatureExtractor(
                 self.fabric,
                 self.network,
                 self.stages.backbone.name,
@@ -255,7 +259,6 @@ class StageReader:
                 display,
                 model=self.model,
             )
-            return extractor.extract(self.pictures, indices, advance=advance).outputs()
 
 
 def _first(pictures: Pictures) -> Examples:

@@ -18,6 +18,9 @@ from finetune.features.forward import Outputs
 
 SPLITS = ("train", "val", "test")
 
+# Most training pictures that the classifier is measured on: enough for the diagnosis.
+MOST_OF_TRAIN = 300
+
 
 @dataclass(frozen=True)
 class FeatureTable:
@@ -89,6 +92,12 @@ class FeatureTable:
     def splits_by_content(self) -> dict[str, str]:
         """The split of each used picture, by sha256."""
         return {self.hashes[index]: split for split in SPLITS for index in self.indices(split)}
+
+    @property
+    def to_measure(self) -> int:
+        """Number of pictures that a trained network is measured on."""
+        held_out = len(self.folder.val) + len(self.folder.test)
+        return held_out + min(MOST_OF_TRAIN, len(self.folder.train))
 
     def indices(self, split: str) -> list[int]:
         return list({"train": self.folder.train, "val": self.folder.val, "test": self.folder.test}[split])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -15,9 +15,15 @@ SMALL = 2_000_000
 @contextmanager
 def one_thread_if_small(numbers: int) -> Iterator[None]:
     """Compute with one thread where a problem has fewer than SMALL numbers; the count is restored at the end."""
+    with one_thread() if numbers < SMALL else nullcontext():
+        yield
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread, whose time depends little on other programs; the count is restored at the end."""
     before = torch.get_num_threads()
-    if numbers < SMALL:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:

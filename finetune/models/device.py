@@ -117,6 +117,12 @@ def engine_to_train(fabric: Fabric, network: nn.Module, precision: str) -> Fabri
     return fabric
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def describe(fabric: Fabric) -> dict[str, str]:
     """Device, precision and versions, for config.json."""
     device = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else "cpu"

@@ -17,7 +17,7 @@ from finetune.errors import FewtuneError
 from finetune.options.fields import Options, flag, used_by, value_type
 from finetune.options.help_text import HelpfulOption
 from finetune.options.suggestions import CHOICES, COMMANDS, suggestion
-from finetune.processes import SeveralProcesses, keep_freed_memory
+from finetune.processes import SeveralProcesses, keep_freed_memory, share_cores
 from finetune.progress import Display
 
 INTERRUPTED = 130
@@ -100,6 +100,7 @@ def hyper_parameters(options: type[Options], command: str | None = None) -> Call
 def run_command(cli: click.Command, name: str) -> None:
     """Run a command. Errors of the project become one line on stderr and an exit code; Ctrl-C becomes 130."""
     keep_freed_memory()
+    share_cores()
     gc.set_threshold(_NEW_OBJECTS)
     atexit.register(gc.freeze)  # no last collection at exit
     for stream in (sys.stdout, sys.stderr):

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from finetune.classifier.run_metrics import (
+    BudgetMetrics,
     EvaluationMetrics,
     ProbeCurveMetrics,
     ProbeMetrics,
@@ -112,6 +113,16 @@ def training_charts(results: RunResults) -> list[Markup]:
             accuracy, title="Validation accuracy", x_label="epoch", y_label="accuracy", percent=True, marks=marks
         ),
     ]
+
+
+def budget_told(metrics: RunMetrics, budget: BudgetMetrics) -> str:
+    """What a run did with the time that it was given, in words."""
+    told = f"--minutes {budget.minutes:g}; {budget.planned_seconds:.0f} s planned, {budget.used_seconds:.0f} s used."
+    if budget.epochs_planned:
+        told += f" {metrics.epochs} epoch{'' if metrics.epochs == 1 else 's'} trained, {budget.epochs_planned} planned."
+    if budget.pictures_read < budget.pictures_found:
+        told += f" {budget.pictures_read:,} of {budget.pictures_found:,} pictures were read."
+    return told
 
 
 def kept_told(metrics: RunMetrics, keep: str = "best") -> str | None:

@@ -18,6 +18,7 @@ from finetune.report.confusion import confusion_of, galleries, open_album, shown
 from finetune.report.diagnosis import diagnose
 from finetune.report.figures import (
     areas,
+    budget_told,
     calibration_error,
     head_inputs,
     kept_told,
@@ -86,6 +87,7 @@ def _values(results: RunResults, classifier: Classifier | None) -> dict[str, Any
         else diagnose(run, results.history, results.config.options(), len(results.classes)),
         "training_charts": training_charts(results),
         "kept_told": None if run is None else kept_told(run, results.config.options().keep),
+        "budget_told": None if run is None or run.budget is None else budget_told(run, run.budget),
         "head_inputs": [] if run is None else head_inputs(run),
         "sweep_chart": None if run is None else sweep_chart(run.lr_sweep),
         "backbones_chart": None if run is None else cost_chart(run.backbones),

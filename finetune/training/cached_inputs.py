@@ -20,6 +20,7 @@ from finetune.features.cache_keys import DTYPES
 from finetune.features.extraction import FeatureExtractor
 from finetune.models.backbone import Network, classified
 from finetune.progress import Display
+from finetune.training.budget import Deadline
 from finetune.training.inputs import Inputs, PictureInputs, TrainingBatch, TrainingData
 
 # As large as bfloat16 and eight times more precise. Numbers beyond its range are an error, and then nothing is cached.
@@ -38,6 +39,7 @@ def inputs_for(
     lowest: int,
     epochs: int,
     display: Display,
+    deadline: Deadline | None = None,
 ) -> Inputs:
     """The source of the training batches.
 
@@ -49,14 +51,19 @@ def inputs_for(
         lowest: Position of the lowest stage that is trained.
         epochs: Number of epochs.
         display: Shows progress, and why activations cannot be cached.
+        deadline: When the training must end.
 
     Returns:
         Cached activations for the stages from `lowest` up; or pictures for the whole network, where no stage is frozen
         or activations cannot be cached.
+
+    Raises:
+        OutOfTime: If the frozen stages take too long for the deadline.
     """
     if lowest > 0:
         try:
-            return _computed(fabric, network, config, material, lowest, min(config.views, epochs), display)
+            views = min(config.views, epochs)
+            return _computed(fabric, network, config, material, lowest, views, display, deadline)
         except _NotCacheable as reason:
             display.say(f"The network trains uncut, so its frozen stages run again in every epoch: {reason}.")
     return PictureInputs(fabric, network, config, material)
@@ -149,7 +156,14 @@ class _NotCacheable(Exception):
 
 
 def _computed(
-    fabric: Fabric, network: Network, config: Config, material: TrainingData, lowest: int, views: int, display: Display
+    fabric: Fabric,
+    network: Network,
+    config: Config,
+    material: TrainingData,
+    lowest: int,
+    views: int,
+    display: Display,
+    deadline: Deadline | None,
 ) -> FrozenInputs:
     """Activations from the cache, or else by running the frozen stages. _NotCacheable where that is impossible."""
     if config.mixup:
@@ -173,7 +187,10 @@ def _computed(
             display,
             kept_as=KEPT_AS,
         )
-        with display.bar("frozen stages", len(material.indices) + len(material.val)) as advance:
+        pictures_in_all = len(material.indices) + len(material.val)
+        with display.bar("frozen stages", pictures_in_all) as advance:
+            if deadline is not None:
+                advance = deadline.watched(advance, pictures_in_all)
             try:
                 train = extractor.extract(pictures, material.indices, row_bytes=views * cut.bytes, advance=advance)
                 check_unchanged(train.contents, pictures, material.hashes)

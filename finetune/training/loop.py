@@ -17,12 +17,13 @@ from finetune.data.transforms import view_seed
 from finetune.errors import TrainingDiverged
 from finetune.models.backbone import Network
 from finetune.progress import Advance, Display
+from finetune.training.budget import MORE_VALIDATIONS, Deadline
 from finetune.training.cached_inputs import inputs_for
 from finetune.training.checkpoint import Checkpoint, CheckpointFile
 from finetune.training.inputs import Inputs, TrainingBatch
 from finetune.training.loggers import Log
 from finetune.training.lr_finder import sweep_rates
-from finetune.training.plan import TrainingTask
+from finetune.training.plan import Plan, TrainingTask
 from finetune.training.selection import SHARES, ModelSelection, Score, between
 from finetune.training.step import TrainStep, check_finite, schedule, weights_on_cpu
 
@@ -43,6 +44,8 @@ class TrainingResult:
         lr: Full learning rate of the head. None before it is known.
         sweep: The learning-rate sweep that found `lr`, as `Sweep.to_dict`. None without one.
         interrupted: Whether Ctrl-C ended the training.
+        planned: Epochs of the plan at the end. 0 where nothing was trained.
+        out_of_time: Whether the deadline ended the last epoch before all of its steps were taken.
     """
 
     weights: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
@@ -53,6 +56,8 @@ class TrainingResult:
     lr: float | None = None
     sweep: dict[str, Any] | None = None
     interrupted: bool = False
+    planned: int = 0
+    out_of_time: bool = False
 
     @property
     def epochs(self) -> int:
@@ -62,7 +67,9 @@ class TrainingResult:
     def to_state(self) -> dict[str, Any]:
         """The values that a checkpoint keeps beside the weights, as JSON."""
         best = None if self.best is None else asdict(self.best)
-        rest = {name: getattr(self, name) for name in ("history", "best_epoch", "lr", "sweep")}
+        rest = {
+            name: getattr(self, name) for name in ("history", "best_epoch", "lr", "sweep", "planned", "out_of_time")
+        }
         return {**rest, "best": best}
 
     @staticmethod
@@ -71,7 +78,9 @@ class TrainingResult:
         state, best = saved.state, saved.state["best"]
         best = None if best is None else Score(**best)
         result = TrainingResult(saved.weights["best"], tuple(state["history"]), best, state["best_epoch"])
-        return replace(result, lr=state["lr"], sweep=state["sweep"])
+        # Older checkpoints have no plan.
+        late, planned = state.get("out_of_time", False), state.get("planned", 0)
+        return replace(result, lr=state["lr"], sweep=state["sweep"], planned=planned, out_of_time=late)
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,7 @@ def train(
     display: Display,
     log: Log | None = None,
     on_epoch: OnEpoch | None = None,
+    deadline: Deadline | None = None,
 ) -> TrainingResult:
     """Train `task.network`; on return it holds the weights that are kept.
 
@@ -130,6 +140,8 @@ def train(
         display: Shows progress.
         log: Receives the figures of every epoch.
         on_epoch: Called after every epoch, once its checkpoint is written.
+        deadline: When the training must end. The number of epochs follows their measured duration, and the
+            learning-rate schedule follows the number of epochs.
 
     Returns:
         The kept weights and the history. Ctrl-C after the first epoch ends training early and sets `interrupted`; with
@@ -138,27 +150,38 @@ def train(
     Raises:
         TrainingDiverged: If the loss stops being finite.
         InputError: If a picture has changed since it was first read, or the checkpoint belongs to another run.
+        OutOfTime: If the frozen stages take too long for the deadline.
         KeyboardInterrupt: On Ctrl-C at another moment. The network then holds any weights.
     """
     network, plan, data = task.network, task.plan, task.data
     network.backbone.freeze_below(plan.lowest, batch_norm_trains=plan.batch_norm_trains)
     inputs = inputs_for(
-        task.fabric, network, task.config, data, lowest=plan.lowest, epochs=plan.epochs, display=display
+        task.fabric,
+        network,
+        task.config,
+        data,
+        lowest=plan.lowest,
+        epochs=plan.epochs,
+        display=display,
+        deadline=deadline,
     )
     file = CheckpointFile(checkpoint, {"pictures": data.fingerprint, "inputs": inputs.name})
     selection = ModelSelection(data.val_labels, data.class_weights, len(data.indices) / network.head.out_features)
     start = weights_on_cpu(network)
+    began = time.monotonic()
     start_score = None if start_logits is None else selection.score(inputs.validation_logits())
+    if deadline is not None:
+        deadline = deadline.before(MORE_VALIDATIONS * (time.monotonic() - began))
 
     saved = file.read()
     if saved is None:
         lr, sweep = _learning_rate(task, inputs, display)
-        result = TrainingResult(start, lr=lr, sweep=sweep)
+        result = TrainingResult(start, lr=lr, sweep=sweep, planned=plan.epochs)
     else:
         result = TrainingResult.from_checkpoint(saved)
         lr = result.lr or plan.lr
-    task = replace(task, plan=replace(plan, lr=lr))
-    loop = _Loop(task, inputs, selection, TrainStep(task, inputs.learner), file, display)
+    task = replace(task, plan=replace(plan, lr=lr, epochs=result.planned or plan.epochs))
+    loop = _Loop(task, inputs, selection, TrainStep(task, inputs.learner), file, display, deadline)
     if saved is not None:
         loop.restore(saved)
     result = loop.run(result, start_score, log or Log(), on_epoch)
@@ -194,6 +217,7 @@ class _Loop:
     step: TrainStep
     checkpoint: CheckpointFile
     display: Display
+    deadline: Deadline | None
 
     def restore(self, saved: Checkpoint) -> None:
         """Load the weights and the optimiser's state after the last finished epoch."""
@@ -207,11 +231,13 @@ class _Loop:
             log.begin(result.history)
             with self.display.bar("training", plan.epochs * pictures) as advance:
                 advance(result.epochs * pictures, "")
-                batches = self.inputs.batches(result.epochs, plan.epochs)
-                while result.epochs < plan.epochs and epochs_without_gain(result.history, start) < plan.patience:
+                batches = self.inputs.batches(result.epochs, self._most_epochs)
+                while self._goes_on(plan, result, start):
                     began = time.monotonic()
-                    result = self._after_epoch(result, batches, advance)
+                    result = self._after_epoch(plan, result, batches, advance)
                     row = result.history[-1]
+                    plan = self._replanned(plan, result, time.monotonic() - began)
+                    result = replace(result, planned=plan.epochs)
                     # Before the checkpoint: an epoch that is repeated after a crash replaces its line.
                     log.epoch(row)
                     self._save(result)
@@ -222,18 +248,43 @@ class _Loop:
             if result.best_epoch == 0 and start is None:
                 raise
             return replace(result, interrupted=True)
-        if result.epochs < plan.epochs:
+        if result.out_of_time or (result.epochs < plan.epochs and self._late):
+            self.display.say(f"training stopped in epoch {result.epochs} of {plan.epochs}: its time is over.")
+        elif result.epochs < plan.epochs:
             self.display.say(
                 f"training stopped after epoch {result.epochs} of {plan.epochs}: "
                 f"validation has not improved for {plan.patience} epochs."
             )
         return result
 
+    @property
+    def _most_epochs(self) -> int:
+        return self.task.plan.epochs if self.deadline is None else self.deadline.most_epochs
+
+    @property
+    def _late(self) -> bool:
+        return self.deadline is not None and self.deadline.passed
+
+    def _goes_on(self, plan: Plan, result: TrainingResult, start: Score | None) -> bool:
+        """Whether another epoch is trained."""
+        if result.out_of_time or (self._late and (start is not None or result.epochs > 0)):
+            return False
+        return result.epochs < plan.epochs and epochs_without_gain(result.history, start) < plan.patience
+
+    def _replanned(self, plan: Plan, result: TrainingResult, seconds: float) -> Plan:
+        """The plan after an epoch that took `seconds`; one line where its number of epochs has changed."""
+        if self.deadline is None or result.out_of_time:
+            return plan
+        found = self.deadline.replanned(plan, result.epochs, seconds)
+        if found.epochs != plan.epochs:
+            self.display.say(f"an epoch takes {seconds:.0f} s: {found.epochs} epochs instead of {plan.epochs}.")
+        return found
+
     def _after_epoch(
-        self, result: TrainingResult, batches: Iterator[TrainingBatch], advance: Advance
+        self, plan: Plan, result: TrainingResult, batches: Iterator[TrainingBatch], advance: Advance
     ) -> TrainingResult:
         """Train one epoch and validate."""
-        train_loss, lr = self._train_epoch(result.epochs, batches, advance)
+        train_loss, lr, late = self._train_epoch(plan, result.epochs, batches, advance)
         score = self.selection.score(self.inputs.validation_logits())
         epoch = result.epochs + 1
         if not math.isfinite(score.loss):
@@ -248,33 +299,39 @@ class _Loop:
             "val_accuracy": score.accuracy,
             "lr": lr,
         }
-        result = replace(result, history=(*result.history, row))
+        result = replace(result, history=(*result.history, row), out_of_time=late)
         # With few validation pictures, choosing an epoch is noise: keep the last, whose learning rate is low.
         if self.selection.few or score.beats(result.best):
             return replace(result, best=score, best_epoch=epoch, weights=weights_on_cpu(self.task.network))
         return result
 
-    def _train_epoch(self, epoch: int, batches: Iterator[TrainingBatch], advance: Advance) -> tuple[float, float]:
-        """Mean training loss of an epoch, counted from 0, and the head's learning rate at its last step.
+    def _train_epoch(
+        self, plan: Plan, epoch: int, batches: Iterator[TrainingBatch], advance: Advance
+    ) -> tuple[float, float, bool]:
+        """Mean training loss of an epoch, counted from 0, the head's learning rate at its last step, and whether the
+        deadline ended it.
 
         All randomness depends on the seed and the epoch alone, so that an epoch can be repeated.
         """
-        task, plan, step = self.task, self.task.plan, self.step
+        task, step = self.task, self.step
         task.network.train()  # frozen parts of the learner stay in evaluation mode
         torch.manual_seed(view_seed(task.config.seed, epoch, "steps"))
         total, unchecked = torch.zeros((), device=step.device), list[Tensor]()
-        first, lr_scale = epoch * plan.steps_per_epoch, 1.0
-        last = first + plan.steps_per_epoch - 1
+        first, lr_scale, late = epoch * plan.steps_per_epoch, 1.0, False
+        number, last = first, first + plan.steps_per_epoch - 1
         for number, batch in zip(range(first, last + 1), batches, strict=False):
             lr_scale = schedule(number, plan.steps, round(task.config.warmup * plan.steps))
             loss = step(batch, lr_scale)
             total += loss
             unchecked.append(loss)
-            if len(unchecked) == CHECK_EVERY or number == last:
+            late = number < last and self._late
+            if len(unchecked) == CHECK_EVERY or number == last or late:
                 check_finite(unchecked, number, plan.steps, step.optimizer, plan.lr)
                 unchecked.clear()
             advance(len(batch), "")
-        return float(total) / plan.steps_per_epoch, plan.lr * lr_scale
+            if late:
+                break
+        return float(total) / (number - first + 1), plan.lr * lr_scale, late
 
     def _save(self, result: TrainingResult) -> None:
         weights = {"now": self.task.network.state_dict(), "best": result.weights}

@@ -10,8 +10,8 @@ from finetune.api.prepare import Prepared, prepare
 from finetune.config import Config
 from finetune.data.folder import list_folder
 from finetune.errors import InputError
-from finetune.progress import Display
-from finetune.training.expected_time import expected_seconds, in_words
+from finetune.progress import Display, in_words
+from finetune.training.budget import expected_seconds
 from finetune.training.plan import TrainingTask
 from finetune.training.step import weights_on_cpu
 
