@@ -157,9 +157,8 @@ class Budget:
         read, classes = len(found.outputs.contents), len(listing.classes)
         missing = (found.fewest - read) * (found.seconds or 1.0)
         return (
-            f"--minutes {self.minutes:g} is too short: {read:,} of {listing.name} are read when reading must end, and "
-            f"{found.fewest:,} is the fewest for {classes:,} classes; {_minutes((self.limit.used + missing) / _FIRST)} "
-            "is enough"
+            f"--minutes {self.minutes:g} is too short for {listing.name}: there is time to read {read:,} pictures, and "
+            f"{classes:,} classes need {found.fewest:,}; give {_minutes((self.limit.used + missing) / _FIRST)}"
         )
 
     def _reading_limit(
