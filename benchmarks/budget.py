@@ -24,8 +24,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from draws import DATASETS, FAST_BACKBONE, judges
 from machine import provenance, revision
-from transfer import judges
 
 from finetune import evaluate
 from finetune.data.folder import list_folder
@@ -33,8 +33,6 @@ from finetune.files import read_json, write_json
 
 RESULT = Path(__file__).parent / "results" / "budget.json"
 HERE = Path(__file__).parent.parent
-DATASETS = ("cats-dogs", "flowers", "textures", "steel-defects")
-BACKBONE = "tf_mobilenetv3_small_100"
 # A run is on time up to this multiple of its budget.
 ALLOWED = 1.1
 
@@ -42,7 +40,7 @@ ALLOWED = 1.1
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=["flowers", "textures"])
-    parser.add_argument("--backbone", default=BACKBONE)
+    parser.add_argument("--backbone", default=FAST_BACKBONE)
     parser.add_argument("--minutes", type=float, nargs="+", default=[1, 3, 10])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--strategy", default="auto")
