@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from msgspec import Meta
@@ -49,6 +49,19 @@ class Measurement(Accuracy):
     n: Annotated[int, Meta(ge=1, le=10**15)]
     per_class: dict[str, ClassMetrics]
     confusion: tuple[tuple[Count, ...], ...] = ()
+
+
+def no_measurement(classes: Sequence[str]) -> dict[str, Any]:
+    """The fields of a `Measurement` where there is no picture to measure on."""
+    unknown = ClassMetrics(precision=None, recall=None, f1=None, support=0)
+    return {
+        "accuracy": None,
+        "interval": None,
+        "balanced_accuracy": None,
+        "loss": None,
+        "n": 0,
+        "per_class": dict.fromkeys(classes, unknown),
+    }
 
 
 @dataclass(frozen=True)

@@ -61,3 +61,9 @@ BASELINES = {
     "nearest_class_mean": "nearest class mean",
     "head": "linear head, frozen features",
 }
+
+# Why a run has no accuracy, and what to do about it.
+NOT_MEASURED = (
+    "accuracy was not measured: no class has two different pictures; put pictures of each class to measure it on into "
+    "test/"
+)

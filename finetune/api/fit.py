@@ -58,6 +58,9 @@ def fit(
     be loaded from then on. Strategies that train the backbone then try to improve on it. Ctrl-C during training returns
     the best classifier so far, with `metrics["interrupted"]` true.
 
+    One picture of each class is enough for the head. It is then not measured unless the folder has a test/, and
+    `metrics["accuracy"]` is None. Other strategies need two different pictures of a class, one of them for validation.
+
     Args:
         folder: One sub-folder of pictures for each class, or the same below train/, val/ and test/; or a table: a CSV
             file, a data frame, or a list of (path, label) or (path, label, split), see `table.list_pictures`.
@@ -220,7 +223,8 @@ class _Job:
             assert outcome is not None
             self._save(outcome, prepared)
             metrics = outcome.metrics
-            log.result({f"{metrics.split}_accuracy": metrics.accuracy, "best_epoch": metrics.best_epoch})
+            if metrics.accuracy is not None:
+                log.result({f"{metrics.split}_accuracy": metrics.accuracy, "best_epoch": metrics.best_epoch})
         if run is not None:
             if not outcome.training.interrupted:
                 run.finish()
@@ -256,6 +260,8 @@ class _Job:
     def _save_first(self, head: Outcome, prepared: Prepared) -> None:
         """Show the head's result and save it, so that it can be used while training goes on."""
         figures, run = head.metrics, self.run
+        assert figures.split is not None, "training has validation pictures"
+        assert figures.interval is not None
         low, high = figures.interval
         pictures = {"test": "test", "val": "validation"}[figures.split]
         where = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ from finetune.errors import InputError
 from finetune.features.table import MOST_OF_TRAIN, SPLITS, FeatureTable
 from finetune.files import as_type, write_csv, write_tensors
 from finetune.linear.head import Heads, nearest_mean
-from finetune.metrics import accuracy_of, measure_predictions
+from finetune.metrics import accuracy_of, measure_predictions, no_measurement
 from finetune.models.device import describe
 from finetune.progress import Display
 from finetune.training.loop import TrainingResult
@@ -70,14 +71,13 @@ def measure(
     raw = _judged(classifier, rows, heads, asked, display)
     val_labels = rows.of_split("val")[1]
     test = (raw["test"], rows.of_split("test")[1]) if "test" in raw else None
-    classifier.temperature = fit_temperature(raw["val"], val_labels)
+    classifier.temperature = fit_temperature(raw["val"], val_labels) if "val" in raw else 1.0
     judged = {split: calibrated(values, classifier.temperature) for split, values in raw.items()}
     from_val = heads is not None and heads.kept is not heads.best
     learned = ("train", "val") if from_val else ("train",)
-    measured = measure_predictions(judged[rows.measured], rows.of_split(rows.measured)[1], rows.folder.classes)
-    val = _split_metrics(judged["val"], val_labels)
+    val = _split_metrics(judged["val"], val_labels) if "val" in judged else None
     metrics = RunMetrics(
-        **vars(measured),
+        **_result(rows, judged),
         split=rows.measured,
         used_for_selection=rows.measured == "val",
         strategy=choice.strategy.name,
@@ -90,14 +90,23 @@ def measure(
         frozen_head_reads=prepared.stages.last(prepared.heads.kept.width),
         baselines=_baselines(rows, prepared.heads),
         train=_split_metrics(judged.pop("train"), rows.labels[some]),
-        val=ValidationMetrics(**vars(val)),
-        calibration=calibration_summary(classifier.temperature, (raw["val"], val_labels), test),
+        val=None if val is None else ValidationMetrics(**vars(val)),
+        calibration=(
+            calibration_summary(classifier.temperature, (raw["val"], val_labels), test) if "val" in raw else None
+        ),
         pictures=PictureCounts(**{split: len(rows.indices(split)) for split in SPLITS}),
         unreadable=rows.folder.unreadable,
         left_out=rows.folder.left_out,
         notes=rows.folder.notes,
     )
     return Outcome(classifier, _with_training(metrics, training), judged, training)
+
+
+def _result(rows: FeatureTable, judged: dict[str, Tensor]) -> dict[str, Any]:
+    """The figures of the split that measures the run, as fields of `RunMetrics`."""
+    if rows.measured is None:
+        return no_measurement(rows.folder.classes)
+    return vars(measure_predictions(judged[rows.measured], rows.of_split(rows.measured)[1], rows.folder.classes))
 
 
 def _with_training(metrics: RunMetrics, training: TrainingResult) -> RunMetrics:
@@ -122,7 +131,9 @@ def _judged(
         by = {"train": heads.best, "test": heads.kept}
         # A head on the frozen backbone, whose activations are known.
         answers = {split: head(rows.pooled[asked[split]]) for split, head in by.items() if split in asked}
-        return {split: logits.log_softmax(1) for split, logits in ({"val": heads.val_logits} | answers).items()}
+        if "val" in asked:
+            answers["val"] = heads.val_logits
+        return {split: answers[split].log_softmax(1) for split in ("val", "train", "test") if split in answers}
     found = log_probabilities(classifier, rows, [index for indices in asked.values() for index in indices], display)
     return dict(zip(asked, found.split([len(indices) for indices in asked.values()]), strict=True))
 
@@ -139,6 +150,8 @@ def log_probabilities(classifier: Classifier, rows: FeatureTable, indices: Seque
 
 
 def _baselines(rows: FeatureTable, heads: Heads) -> Baselines:
+    if rows.measured is None:
+        return Baselines()
     pooled, labels = rows.of_split(rows.measured)
     train_pooled, train_labels = rows.of_split("train")
     majority = torch.full_like(labels, int(train_labels.bincount().argmax()))

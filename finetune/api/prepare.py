@@ -29,7 +29,7 @@ from finetune.models.candidates import load_weights
 from finetune.models.device import open_engine
 from finetune.models.pooled import PooledStages
 from finetune.progress import Display
-from finetune.strategies import STRATEGIES, Strategy
+from finetune.strategies import HEAD, STRATEGIES, Strategy
 from finetune.training.choice import StrategyChoice, choose, head_unless_training_pays
 from finetune.training.inputs import TrainingData
 from finetune.training.plan import Plan, TrainingTask, plan_for
@@ -165,6 +165,8 @@ def _with_heads(fabric: Fabric, stages: PooledStages, rows: FeatureTable, config
     classes, per_class = len(rows.folder.classes), len(rows.folder.train) / len(rows.folder.classes)
     curve = training_curve(stages, rows) if config.strategy == "auto" or config.drop_above == BEST else None
     choice = choose(config.strategy, per_class, curve)
+    if not rows.folder.val:
+        choice = _without_validation(choice, config)
     if config.drop_above is not None:
         stages, rows = drop_above(stages, rows, config.drop_above, curve, display)
         choice = _within(stages.backbone, choice, config)
@@ -187,6 +189,22 @@ def _with_heads(fabric: Fabric, stages: PooledStages, rows: FeatureTable, config
         choice = head_unless_training_pays(choice, heads.error, pictures, per_class)
     display.say(choice.reason)
     return Prepared(fabric, stages, rows, choice, heads, class_weights)
+
+
+def _without_validation(choice: StrategyChoice, config: Config) -> StrategyChoice:
+    """The head, which alone needs no validation pictures. InputError where another strategy is asked for."""
+    if choice.strategy is HEAD:
+        return choice
+    if config.strategy != "auto":
+        raise InputError(
+            f"--strategy {config.strategy} needs validation pictures to choose an epoch by, and no class has two "
+            "different training pictures; add pictures, or give --strategy head"
+        )
+    return replace(
+        choice,
+        strategy=HEAD,
+        reason="head: without validation pictures, nothing shows whether training the backbone helps.",
+    )
 
 
 def _within(backbone: Backbone, choice: StrategyChoice, config: Config) -> StrategyChoice:

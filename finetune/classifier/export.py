@@ -82,7 +82,8 @@ def export(
         out: File to write; by default beside the run, with its name. An older export there is replaced.
         format: "onnx", or "torch-export" for torch.export.load.
         tolerance: Largest allowed difference of a probability.
-        pictures: Picture or folder of pictures to check the file on; by default the validation pictures of the run.
+        pictures: Picture or folder of pictures to check the file on; by default the validation pictures of the run, or
+            its training pictures where it has none of those.
         display: Shows progress.
 
     Returns:
@@ -159,7 +160,8 @@ def _beside(file: Path) -> Path:
 
 
 def _validation_pictures(run: Path, saved: RunConfig) -> list[Path]:
-    """The validation pictures of the run. InputError, which names --pictures, where one is missing."""
+    """The validation pictures of the run, or its training pictures where it has none of those. InputError, which names
+    --pictures, where one is missing."""
     instead = "give --pictures FOLDER with pictures to check the export on"
     table = run / PICTURES_FILE
     if saved.folder is None or not table.exists():
@@ -168,10 +170,11 @@ def _validation_pictures(run: Path, saved: RunConfig) -> list[Path]:
         rows = read_csv(table, ("path", "split"))
     except InputError as error:
         raise InputError(f"{error}; {instead}") from error
-    paths = [Path(saved.folder) / row["path"] for row in rows if row["split"] == "val"]
+    split = "val" if any(row["split"] == "val" for row in rows) else "train"
+    paths = [Path(saved.folder) / row["path"] for row in rows if row["split"] == split]
     gone = [path for path in paths if not path.exists()]
     if gone or not paths:
-        what = f"{gone[0]} is gone, and {len(gone) - 1} more" if gone else f"{table} names no validation picture"
+        what = f"{gone[0]} is gone, and {len(gone) - 1} more" if gone else f"{table} names no picture"
         raise InputError(f"{what}; {instead}")
     return paths
 

@@ -13,7 +13,7 @@ from msgspec import Meta
 from finetune.data.splits import Unreadable
 from finetune.errors import InputError
 from finetune.files import as_type, read_json, write_json
-from finetune.metrics import Accuracy, Count, Finite, Measurement, Share
+from finetune.metrics import Accuracy, ClassMetrics, Count, Finite, Measurement, Share
 from finetune.strategies import BASELINES
 
 METRICS_FILE = "metrics.json"
@@ -173,18 +173,27 @@ class BudgetMetrics:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunMetrics(Measurement):
+class RunMetrics:
     """metrics.json of a run. Fields that have a default are missing in runs of older versions.
 
-    split: of the pictures that the figures are of. used_for_selection: whether these also served to choose between
-    settings. kept: "head", or the strategy whose training was better. learned_from: splits that the kept classifier has
-    learned from. head_reads, frozen_head_reads: depths that the classifier's head and the baseline head read.
-    epochs: how many were trained. best_epoch: the one whose weights were kept, 0 for none. share_of_the_way: share of
-    the trained weights in their mixture with those before training. lr: learning rate of the head. seconds: of the
-    whole run. budget: None without --minutes.
+    accuracy, interval, balanced_accuracy, loss, n, per_class, confusion: as in `Measurement`. Where the run has neither
+    a test nor a validation picture they are None or empty, and n is 0. split: of the pictures that the figures are of,
+    None without any. used_for_selection: whether these also served to choose between settings. kept: "head", or the
+    strategy whose training was better. learned_from: splits that the kept classifier has learned from. head_reads,
+    frozen_head_reads: depths that the classifier's head and the baseline head read. epochs: how many were trained.
+    best_epoch: the one whose weights were kept, 0 for none. share_of_the_way: share of the trained weights in their
+    mixture with those before training. lr: learning rate of the head. seconds: of the whole run. budget: None without
+    --minutes.
     """
 
-    split: Literal["val", "test"]
+    accuracy: Share | None
+    interval: tuple[Share, Share] | None
+    balanced_accuracy: Share | None
+    loss: Finite | None
+    n: Count
+    per_class: dict[str, ClassMetrics]
+    confusion: tuple[tuple[Count, ...], ...] = ()
+    split: Literal["val", "test"] | None
     used_for_selection: bool = False
     strategy: str
     reason: str | None = None
@@ -211,6 +220,11 @@ class RunMetrics(Measurement):
     notes: tuple[str, ...] = ()
     seconds: Finite | None = None
     budget: BudgetMetrics | None = None
+
+    def __post_init__(self) -> None:
+        figures = (self.split, self.accuracy, self.interval, self.balanced_accuracy, self.loss, self.n or None)
+        if any(figure is None for figure in figures) and any(figure is not None for figure in figures):
+            raise ValueError("split, accuracy, interval, balanced_accuracy, loss and n belong together")
 
     @classmethod
     def from_dict(cls, values: Any, source: str = METRICS_FILE) -> Self:
@@ -294,7 +308,7 @@ def read_run_metrics(folder: Path) -> RunMetrics:
     return metrics
 
 
-def _json_values(metrics: Measurement) -> dict[str, Any]:
+def _json_values(metrics: RunMetrics | EvaluationMetrics) -> dict[str, Any]:
     """Nested dataclasses as dictionaries, tuples as lists."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(metrics)))
     return values

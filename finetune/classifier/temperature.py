@@ -34,6 +34,9 @@ def calibrated(log_probabilities: Tensor, temperature: float) -> Tensor:
 def fit_temperature(log_probabilities: Tensor, labels: Tensor) -> float:
     """The temperature of TEMPERATURES with the lowest log-loss, or 1 without clear evidence for another one.
 
+    Without validation pictures (n = 0) it is 1: the probabilities are those of the head, and nothing tells whether they
+    are too high or too low.
+
     A normal prior on its logarithm (SPREAD) holds it near 1 with few pictures. It is below 1 only while the mean error
     that the probabilities claim is at least what the pictures can show, (wrong + 1) / (n + 2) by Laplace's rule of
     succession. And it differs from 1 only where that lowers the log-loss in FOLDS-fold cross-validation.

@@ -24,7 +24,7 @@ from finetune.options.command_line import (
     print_json,
 )
 from finetune.options.help_text import HelpfulCommand
-from finetune.strategies import BASELINES
+from finetune.strategies import BASELINES, NOT_MEASURED
 
 
 @click.command()
@@ -202,10 +202,13 @@ def evaluate(run: Path, folder: Path, split: str | None, out: Path | None, devic
 def _print_result(metrics: dict[str, Any], kept_in: str | None) -> None:
     # No line breaks: a path over two lines could not be copied.
     out = Console(highlight=False, soft_wrap=True)
-    low, high = metrics["interval"]
-    where = "test pictures" if metrics["split"] == "test" else "validation pictures, which also served to choose"
-    out.print(f"[bold]accuracy {metrics['accuracy']:.1%}[/bold]  ({low:.1%} to {high:.1%} with 95 % confidence)")
-    out.print(f"         on {metrics['n']} {where}")
+    if metrics["accuracy"] is None:
+        out.print(NOT_MEASURED)
+    else:
+        low, high = metrics["interval"]
+        where = "test pictures" if metrics["split"] == "test" else "validation pictures, which also served to choose"
+        out.print(f"[bold]accuracy {metrics['accuracy']:.1%}[/bold]  ({low:.1%} to {high:.1%} with 95 % confidence)")
+        out.print(f"         on {metrics['n']} {where}")
     for key, name in BASELINES.items():
         if baseline := metrics.get("baselines", {}).get(key):
             out.print(f"         {baseline['accuracy']:.1%}  {name}")

@@ -255,7 +255,10 @@ def _with_missing_splits(
         found = _made(listing, hashes, groups, wanted, kept, needs_val=needs_val)
         notes.append("Near-duplicates are in different splits, because in one split they leave no validation picture.")
     if found is None:
-        raise InputError(f"{listing.name} leaves no validation picture: no class has two different training pictures")
+        groups = {index: hashes[index] for index in training}
+        found = _made(listing, hashes, groups, wanted, kept, needs_val=False)
+        notes = ["No class has two different training pictures, so no picture is left for validation."]
+    assert found is not None
     made, more_notes = found
     if lowest:
         together = sorted(listing.samples[index].path for index in training if hashes[index] in lowest)

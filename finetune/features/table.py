@@ -79,9 +79,12 @@ class FeatureTable:
         return cls(listing, folder, labels, pooled, width, hashes)
 
     @property
-    def measured(self) -> Literal["val", "test"]:
-        """The split whose figures are the run's result: test, or val where there is no test."""
-        return "test" if self.folder.test else "val"
+    def measured(self) -> Literal["val", "test"] | None:
+        """The split whose figures are the run's result: test, or val where there is no test. None where there is
+        neither."""
+        if self.folder.test:
+            return "test"
+        return "val" if self.folder.val else None
 
     @property
     def val_was_made(self) -> bool:

@@ -21,6 +21,9 @@ T = TypeVar("T")
 # the next one.
 STRENGTHS = tuple(float(c) for c in np.geomspace(1, 10_000, 9))
 
+# The strength where nothing can choose one.
+UNCHOSEN = 10.0
+
 # Inputs of a head: factors of the last depths, the features last. FALLING is best nearly everywhere, so another input
 # is chosen only where it is better by more than chance.
 FEATURES, FALLING, EQUAL = (1.0,), (0.25, 0.5, 1.0), (1.0, 1.0, 1.0)
@@ -107,6 +110,8 @@ def solve_heads(
     folds = folds_of(both[1], FOLDS)
     crossed = len(val[1]) < ENOUGH_TO_CHOOSE and len(both[1]) <= MOST_CROSS_VALIDATED and int(folds.max()) > 0
 
+    if not crossed and len(val[1]) == 0:
+        return _unchosen(train, val, widths, class_weights)
     candidates = []
     for factors in (FEATURES, FALLING, EQUAL):
         inputs = _Inputs.of(factors, widths)
@@ -125,6 +130,14 @@ def solve_heads(
         return Heads(features.head, best, best, best(val[0]), crossed, error)
     kept = _solved(_Rows.of(both[0], chosen.inputs), both[1], best.strength, class_weights)
     return Heads(features.head, best, kept, chosen.logits[-len(val[1]) :], crossed, error)
+
+
+def _unchosen(
+    train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], widths: Sequence[int], class_weights: Tensor | None
+) -> Heads:
+    """One head on the features, where no picture can be held out to choose input and strength by."""
+    head = _solved(_Rows.of(train[0], _Inputs.of(FEATURES, widths)), train[1], UNCHOSEN, class_weights)
+    return Heads(head, head, head, head(val[0]), False, math.nan)
 
 
 def nearest_mean(features: Tensor, labels: Tensor, queries: Tensor) -> Tensor:

@@ -66,6 +66,8 @@ def diagnose(metrics: RunMetrics, history: Sequence[Mapping[str, float]], config
         missing, the training loss is used, which augmentation and label smoothing raise.
     """
     val, train = metrics.val, metrics.train
+    if val is None and metrics.pictures is not None and metrics.pictures.val == 0:
+        return _without_validation(metrics)
     if val is None:
         return _unknown([], "the run has no accuracy on validation pictures")
     error = 1 - val.accuracy
@@ -178,6 +180,19 @@ def _unknown(evidence: Sequence[str], why: str) -> Diagnosis:
         f"{why[0].upper()}{why[1:]}.",
         tuple(evidence),
         ("--val-fraction 0.3: set more pictures aside for validation, or give a val/ folder with more",),
+    )
+
+
+def _without_validation(metrics: RunMetrics) -> Diagnosis:
+    evidence = []
+    if metrics.train is not None:
+        on = "" if metrics.train.n is None else f" on {metrics.train.n:,} pictures"
+        evidence = [f"training error {_share(1 - metrics.train.accuracy)}{on}"]
+    return Diagnosis(
+        "unknown",
+        "No class has two different training pictures, so none could be set aside for validation.",
+        tuple(evidence),
+        ("Add pictures. From two different pictures of a class on, some are set aside for validation.",),
     )
 
 

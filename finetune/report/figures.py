@@ -31,8 +31,10 @@ _BINS = 10
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
-def result_chart(metrics: RunMetrics | EvaluationMetrics) -> Markup:
+def result_chart(metrics: RunMetrics | EvaluationMetrics) -> Markup | None:
     """Accuracy with its interval beside the baselines."""
+    if metrics.accuracy is None or metrics.interval is None:
+        return None
     bars = [Bar("this model", metrics.accuracy, *metrics.interval, highlighted=True)]
     if isinstance(metrics, RunMetrics):
         bars += [Bar(name, baseline.accuracy, *baseline.interval) for name, baseline in metrics.baselines.named()]

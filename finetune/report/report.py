@@ -31,6 +31,7 @@ from finetune.report.figures import (
 )
 from finetune.report.page import render
 from finetune.report.results import RunResults, read_results
+from finetune.strategies import NOT_MEASURED
 
 REPORT_FILE = "report.html"
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
@@ -80,7 +81,8 @@ def _values(results: RunResults, classifier: Classifier | None) -> dict[str, Any
         "name": results.pictures.name,
         "strategy": strategy,
         "kept": None if run is None or run.kept == strategy else run.kept,
-        "measured": SPLITS[metrics.split],
+        "measured": None if metrics.split is None else SPLITS[metrics.split],
+        "not_measured": NOT_MEASURED,
         "result_chart": result_chart(metrics),
         "diagnosis": None
         if run is None

@@ -152,9 +152,9 @@ def _answers(rows: list[dict[str, str]], classes: Sequence[str], path: Path) -> 
     return answers
 
 
-def _log_probabilities(path: Path, split: str, rows: int, classes: int) -> Tensor | None:
+def _log_probabilities(path: Path, split: str | None, rows: int, classes: int) -> Tensor | None:
     file = path / PROBABILITIES_FILE
-    if not file.exists():
+    if split is None or not file.exists():
         return None
     found = read_tensors(file).get(split)
     if found is None or len(found) != rows:

@@ -199,9 +199,21 @@ def test_an_empty_validation_split_gets_the_test_pictures_when_training_has_none
     assert "Validation would have been empty; pictures moved to it from test: 1." in folder.notes
 
 
-def test_nothing_to_validate_on_is_refused() -> None:
-    with pytest.raises(InputError, match="no validation picture"):
-        audited({"cat/0.jpg": sha(0.9), "cat/1.jpg": sha(0.9), "dog/0.jpg": sha(0.8)})
+def test_without_two_different_pictures_of_a_class_all_are_for_training() -> None:
+    pictures = {"cat/0.jpg": sha(0.9), "cat/1.jpg": sha(0.9), "dog/0.jpg": sha(0.8)}
+    for recorded in ({}, {sha(0.9): "test", sha(0.8): "val"}):
+        folder, sides = audited(pictures, recorded=recorded)
+        assert sides == dict.fromkeys(pictures, "train")
+        assert (folder.val, folder.test) == ((), ())
+        note = "No class has two different training pictures, so no picture is left for validation."
+        assert note in folder.notes
+
+
+def test_one_picture_among_larger_classes_does_not_empty_the_validation_split() -> None:
+    pictures = {"cat/0.jpg": sha(0.1), "dog/0.jpg": sha(0.2), "dog/1.jpg": sha(0.3)}
+    folder, sides = audited(pictures)
+    assert (sides["cat/0.jpg"], sorted(sides.values())) == ("train", ["train", "train", "val"])
+    assert not any("No class" in note for note in folder.notes)
 
 
 # ---- audit: unreadable pictures
