@@ -99,8 +99,8 @@ def probe(folder: Path, out: Path | None, as_json: bool, **options: Any) -> None
     A linear probe is fitted at every depth and cross-validated on the training pictures of FOLDER. The deeper the best
     probe, the more these pictures resemble those that the backbone was pretrained on.
 
-    With --backbones NAME,NAME or --backbone auto, the best probe of each network is compared with the time that the
-    network takes. The default list, whose licences are permissive:
+    With --backbones NAME,NAME or --backbone auto, the probes of each network are compared, and the time that it takes.
+    The default list, whose licences are permissive:
 
     \b
     fewtune_conv4                           ships with the package

@@ -29,9 +29,9 @@ class BackboneFigures:
         ms: Milliseconds a picture in full batches, all cores at work, without reading the picture.
         ms_single: Milliseconds of one picture by itself on one core.
         runtime: How full batches ran, such as "OpenVINO f32".
-        accuracy: Cross-validated accuracy of its best probe, with the 95 % interval.
-        error: Mean squared error of the probe on the features and of the best probe, relative to that of the class
-            frequencies.
+        accuracy: Cross-validated accuracy of the better of two probes, on the last depth and on the last three, with
+            the 95 % interval.
+        error: Mean squared error of both probes, relative to that of the class frequencies.
         left_out: Why it could not be chosen; None where it could.
     """
 

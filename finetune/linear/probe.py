@@ -24,6 +24,9 @@ FOLDS = 5
 # fraction.
 CLEARLY = 0.1
 
+# Factors of the last depths side by side, as a head reads them.
+FALLING = (0.25, 0.5, 1.0)
+
 _RESAMPLED = 2000
 
 
@@ -136,10 +139,7 @@ def probe_curve(parts: Sequence[Tensor], depths: Sequence[str], labels: Tensor, 
 
 
 def held_out_errors(parts: Sequence[Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Held-out results of the probe on the last depth and of the best probe, of one depth or of all together.
-
-    Heads read between one depth and several, so both count. The mean of two probes is also less noisy than the best of
-    many.
+    """Held-out results of two probes on what heads read: the last depth, and the last three side by side.
 
     Args:
         parts: Activations of each depth, (n, width).
@@ -147,15 +147,15 @@ def held_out_errors(parts: Sequence[Tensor], labels: Tensor) -> tuple[Tensor, Te
 
     Returns:
         Squared errors (n,), the mean of both probes, relative to the mean squared error of the class frequencies; and
-        whether the best probe predicts each picture correctly, shape (n,), bool.
+        whether the better probe predicts each picture correctly, shape (n,), bool.
     """
     targets = _targets(labels)
-    scaled = [_scaled(part) for part in parts]
-    by_depth = [_left_out(part, targets) for part in scaled]
-    together = _together(scaled, targets, folds_of(labels, FOLDS))
-    best = min([*by_depth, together], key=lambda held_out: float(held_out.error.mean()))
-    error = (by_depth[-1].error + best.error) / 2
-    return error / targets.square().sum(1).mean(), best.predictions.argmax(1) == labels
+    scaled = [_scaled(part) for part in parts[-len(FALLING) :]]
+    weighted = [factor * part for factor, part in zip(FALLING[-len(scaled) :], scaled, strict=True)]
+    last, several = (_left_out(rows, targets) for rows in (scaled[-1], _scaled(torch.cat(weighted, 1))))
+    better = min(last, several, key=lambda held_out: float(held_out.error.mean()))
+    error = (last.error + several.error) / 2
+    return error / targets.square().sum(1).mean(), better.predictions.argmax(1) == labels
 
 
 def probe_answers(features: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
