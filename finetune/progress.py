@@ -15,6 +15,10 @@ from rich.text import Text
 Advance = Callable[[int, str], None]
 
 
+# Pictures and seconds after which the speed of a job is known.
+_ESTIMATED, _ESTIMATED_SECONDS = 96, 1.5
+
+
 class Display:
     """Shows on `console`; shows nothing when that is None.
 
@@ -123,6 +127,32 @@ class TimeLimit:
     def left(self) -> float:
         """Seconds until the job must end; negative after that."""
         return self.seconds - self.used
+
+
+def with_estimate(advance: Advance, total: int, told: Callable[[float, float], None]) -> Advance:
+    """`advance`, which estimates the remaining time once, as soon as the speed is known.
+
+    Args:
+        advance: Called with every progress.
+        total: Number of pictures.
+        told: Called with the seconds that the rest takes, and with the share of the time in which this process had a
+            core; it may be above 1 for several cores. Not called where the job is done before the speed is known.
+    """
+    count, first, known = 0, (0, 0.0, 0.0), False
+
+    def estimating(done: int, note: str) -> None:
+        nonlocal count, first, known
+        advance(done, note)
+        count += done
+        now = (count, time.monotonic(), time.process_time())
+        if not first[0]:  # the first pictures wait for the network to be prepared
+            first = now
+        pictures, seconds, worked = (after - before for after, before in zip(now, first, strict=True))
+        if not known and count < total and pictures >= _ESTIMATED and seconds >= _ESTIMATED_SECONDS:
+            known = True
+            told((total - count) * seconds / pictures, worked / seconds)
+
+    return estimating
 
 
 def in_words(seconds: float) -> str:

@@ -1,11 +1,11 @@
-"""`--minutes`: which pictures are read, and which training fits in the time of a run."""
+"""Expected duration of a run; and `--minutes`: which pictures are read, and which training fits in the time."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
@@ -18,9 +18,11 @@ from finetune.classifier.run_folder import RunFolder
 from finetune.classifier.run_metrics import BudgetMetrics
 from finetune.config import BEST, Config
 from finetune.data.folder import Listing
+from finetune.data.loader import cores
 from finetune.errors import InputError
 from finetune.features.forward import Outputs
 from finetune.features.limited_reading import PartlyRead, ReadingLimit, read_within
+from finetune.features.table import FeatureTable
 from finetune.files import as_type
 from finetune.linear.head import solve_heads
 from finetune.linear.probe import probe_curve
@@ -47,6 +49,32 @@ FEWEST_EPOCHS = 3
 _PLANNED = 0.85
 # Factor on the measured times of what cannot be cut short: measuring, and the report.
 _CAUTION = 1.3
+
+
+# CPU seconds of the heads, and of the probe curve, of so many pictures; and of the report.
+_PICTURES, _HEADS, _PROBE, _REPORT = 1000, 1.0, 2.0, 1.0
+# The report reads and explains so many pictures: its time is that of classifying them.
+_SHOWN = 100
+
+
+def told_while_reading(pictures: int, config: Config, display: Display) -> Callable[[float, float], None]:
+    """Shows the expected time of reading `pictures`, of the linear head and of its report."""
+
+    def told(seconds: float, cores_used: float) -> None:
+        solving = _HEADS * (pictures / _PICTURES) ** _POWER
+        if config.strategy == "auto":
+            solving += _PROBE * (min(pictures, _MOST_PROBED) / _PICTURES) ** _POWER
+        # Reading has kept all cores busy: where it had less, other programs run, and one thread gets less of a core.
+        busy = max(1.0, cores() / max(cores_used, 0.05))
+        whole = seconds + busy * (solving + _REPORT)
+        display.say(f"reading the pictures, the linear head and its report: {in_words(whole)} from now.")
+
+    return told
+
+
+def seconds_after(costs: TrainingCosts, rows: FeatureTable) -> float:
+    """Expected seconds from the end of a training to the written report."""
+    return _REPORT + costs.picture * (rows.to_measure + min(_SHOWN, rows.to_measure))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Unpack
 from torch import Tensor
 
 from finetune.api.backbones import BackboneChoice, choose_backbone
-from finetune.api.budget import Budget
+from finetune.api.budget import Budget, seconds_after
 from finetune.api.fit_options import FitOptions
 from finetune.api.outcome import Outcome, measure, write_run
 from finetune.api.prepare import Prepared, prepare
@@ -341,7 +341,7 @@ class _Job:
             return f"training {name}, {epochs} epochs at first: the whole run takes {in_words(seconds)}"
         costs = training_costs(task)
         training = costs.seconds(task.plan.epochs, task.config.views)
-        whole = so_far + training + costs.picture * prepared.rows.to_measure
+        whole = so_far + training + seconds_after(costs, prepared.rows)
         return f"training {name}: {in_words(training)} at most, the whole run {in_words(whole)}"
 
     def _after_epoch(self, result: EpochResult) -> None:

@@ -9,7 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from finetune.api.budget import Budget
+from finetune.api.budget import Budget, told_while_reading
 from finetune.api.drop_stages import drop_above
 from finetune.classifier.run_folder import RunFolder
 from finetune.config import BEST, Config
@@ -232,8 +232,11 @@ def _activations(
     kept = None if run is None else run.kept_features(listing)
     if kept is not None:
         return kept
-    read = read_pictures if budget is None else budget.read
-    outputs = read(fabric, stages, listing, config, display)
+    if budget is None:
+        told = None if run is None else told_while_reading(len(listing.samples), config, display)
+        outputs = read_pictures(fabric, stages, listing, config, display, told=told)
+    else:
+        outputs = budget.read(fabric, stages, listing, config, display)
     if run is not None:
         run.keep_features(listing, outputs)
     if budget is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ from finetune.features.cache import ActivationCache, Activations
 from finetune.features.cache_keys import FeatureKey, feature_key, fingerprint_key
 from finetune.features.forward import Outputs, run_over
 from finetune.models.pooled import PooledStages
-from finetune.progress import Advance, Display
+from finetune.progress import Advance, Display, with_estimate
 
 # Pictures in a chunk, which is cached before the next one is computed: few until the size of an activation is known,
 # then about so many bytes, and never more than a killed run can afford to lose.
@@ -236,11 +236,19 @@ class StageReader:
         found, size = _first(self.pictures).read(), self.network.preprocessing.size
         return found if len(found) else torch.full((1, 3, size, size), 128, dtype=torch.uint8)
 
-    def read(self, display: Display, indices: Sequence[int] | None = None, *, bar: str = "reading") -> Outputs:
+    def read(
+        self,
+        display: Display,
+        indices: Sequence[int] | None = None,
+        *,
+        bar: str = "reading",
+        told: Callable[[float, float], None] | None = None,
+    ) -> Outputs:
         """Values (n, 1, sum of widths) of the readable pictures at `indices`, ascending; None for all. bar: name of the
-        progress bar."""
+        progress bar. told: as for `read_pictures`."""
         count = len(self.pictures) if indices is None else len(indices)
         with display.bar(bar, count) as advance, self.extractor(display) as extractor:
+            advance = advance if told is None else with_estimate(advance, count, told)
             return extractor.extract(self.pictures, indices, advance=advance).outputs()
 
     @contextmanager
@@ -265,9 +273,20 @@ def _first(pictures: Pictures) -> Examples:
     return Examples(pictures, range(min(CPU_BATCH, len(pictures))))
 
 
-def read_pictures(fabric: Fabric, stages: PooledStages, listing: Listing, config: Config, display: Display) -> Outputs:
-    """Pooled activations of every stage for the readable pictures of a listing: values (n, 1, sum of widths)."""
-    return StageReader.of(fabric, stages, listing, config, display).read(display)
+def read_pictures(
+    fabric: Fabric,
+    stages: PooledStages,
+    listing: Listing,
+    config: Config,
+    display: Display,
+    *,
+    told: Callable[[float, float], None] | None = None,
+) -> Outputs:
+    """Pooled activations of every stage for the readable pictures of a listing: values (n, 1, sum of widths).
+
+    told: shows the expected time, as for `with_estimate`.
+    """
+    return StageReader.of(fabric, stages, listing, config, display).read(display, told=told)
 
 
 def read_contents(
