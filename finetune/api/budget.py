@@ -291,12 +291,14 @@ class Budget:
         ends = time.monotonic() + self.limit.left - self.plan.after
         return Deadline(ends, self.plan.most_epochs, self.plan.epoch)
 
-    def fewer_views(self) -> bool:
-        """Halve the views of the plan, because frozen stages are slower than planned; False where it has one."""
+    def fewer_views(self, share: float) -> bool:
+        """Reduce the views of the plan to a share, because frozen stages are slower than planned; False where not one
+        fits."""
         assert self.plan is not None
-        if self.plan.views <= 1:
+        views = int(_PLANNED * share * self.plan.views)
+        if views < 1:
             return False
-        self.plan = replace(self.plan, views=self.plan.views // 2)
+        self.plan = replace(self.plan, views=views)
         self.record()
         return True
 

@@ -324,9 +324,9 @@ class _Job:
                     on_epoch=self._after_epoch,
                     deadline=None if self.budget is None else self.budget.deadline(),
                 )
-        except OutOfTime:
+        except OutOfTime as slow:
             assert self.budget is not None
-            if not self.budget.fewer_views():
+            if not self.budget.fewer_views(slow.share):
                 self.display.say("the frozen stages are slower than planned, and the time of the training is over.")
                 return TrainingResult(out_of_time=True)
             fewer = self._training_options()

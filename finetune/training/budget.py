@@ -131,7 +131,15 @@ def _seconds(task: TrainingTask, pixels: Tensor, *, backward: bool) -> float:
 
 
 class OutOfTime(Exception):
-    """The frozen stages take longer than the training may; nothing has been trained yet."""
+    """The frozen stages take longer than the training may; nothing has been trained yet.
+
+    Attributes:
+        share: Share of their work for which the time that is left suffices, in [0, 1).
+    """
+
+    def __init__(self, share: float):
+        super().__init__(f"time for {share:.0%} of the frozen stages")
+        self.share = share
 
 
 @dataclass(frozen=True)
@@ -167,16 +175,20 @@ class Deadline:
 
     def watched(self, advance: Advance, pictures: int) -> Advance:
         """`advance`, which raises OutOfTime once `pictures` will not be done an epoch before the deadline."""
-        started, count = time.monotonic(), 0
+        began, count, first = time.monotonic(), 0, (0, 0.0)
 
         def watching(done: int, note: str) -> None:
-            nonlocal count
+            nonlocal count, first
             advance(done, note)
             count += done
-            took = time.monotonic() - started
-            if count < _KNOWN * pictures or (took < _KNOWN_SECONDS and not self.passed):
-                return
-            if started + took * pictures / max(1, count) > self.ends - self.epoch:
-                raise OutOfTime
+            now = time.monotonic()
+            if not first[0]:  # the first pictures wait for the network to be prepared
+                first = (count, now)
+            measured, seconds = count - first[0], now - first[1]
+            if self.passed or (measured >= _KNOWN * pictures and seconds >= _KNOWN_SECONDS):
+                needed = (pictures - count) * seconds / max(1, measured)
+                if now + needed > self.ends - self.epoch:
+                    whole = now - began + needed
+                    raise OutOfTime(max(0.0, (self.ends - self.epoch - now) / whole))
 
         return watching
