@@ -31,7 +31,7 @@ def print_comparison(found: BackboneComparison) -> None:
     )
     table.add_column("")
     table.add_column("network", overflow="fold")
-    for heading in ("accuracy", "95 %", "error", "ms", "ms alone", "parameters"):
+    for heading in ("accuracy", "95 %", "error", "ms", "alone", "weights"):
         table.add_column(heading, justify="right", no_wrap=True)
     for each in found.candidates:
         table.add_row(letters.get(each.name, "") if each.left_out is None else "", escape(each.name), *_cells(each))
@@ -41,7 +41,7 @@ def print_comparison(found: BackboneComparison) -> None:
             console.print(f"{each.name} is left out: {each.left_out}", soft_wrap=True, markup=False)
     console.print(
         "error: squared error of probes, 1 for guessing; ms: milliseconds a picture in batches on all cores, "
-        "alone: of one picture on one core",
+        "alone: of one picture on one core; weights: their number",
         style="dim",
     )
     console.print(f"licences: {_licences(found.candidates)}", soft_wrap=True, markup=False)
