@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import few_pictures as few
+import programs
 from regret import HEADINGS, backbones, cells, summary
 from regret import rows as regret_rows
 
@@ -35,6 +36,7 @@ def main() -> None:
         ("first_minutes", "first_minutes", first_minutes),
         ("transfer", "transfer", transfer),
         ("few_pictures", "few_pictures", few_pictures),
+        ("programs", "programs", whole_programs),
         ("recognizer", "recognizer", recognizer),
         ("families", "families", families),
         ("search", "search", search),
@@ -42,8 +44,8 @@ def main() -> None:
     )
     for name, result, table in tables:
         path = RESULTS / f"{result}.json"
-        if path.exists():
-            text = put(text, name, table(read_json(path)))
+        if path.exists() and (shown := table(read_json(path))):
+            text = put(text, name, shown)
     write_text(readme, text)
     card = ROOT / "fewshot" / "embedding" / "weights" / "README.md"
     if (RESULTS / "omniglot.json").exists():
@@ -216,6 +218,11 @@ def few_pictures(result: dict[str, Any]) -> str:
     names = backbones(runs)
     told = [few.summary(runs, name) for name in names]
     return "\n\n".join([markdown(few.HEADINGS, few.rows(runs, names[0])), *told])
+
+
+def whole_programs(result: dict[str, Any]) -> str:
+    """`finetune fit` beside fastai, with each backbone."""
+    return f"{markdown(programs.HEADINGS, programs.rows(result['runs']))}\n\n{programs.summary(result['runs'])}"
 
 
 def families(result: dict[str, Any]) -> str:

@@ -141,8 +141,8 @@ def rows(found: Sequence[Cell]) -> list[tuple[str, ...]]:
                 f"{cell.auto:.1%} ({len(cell.draws)})",
                 names,
                 f"{cell.best} {cell.best_accuracy:.1%} ({len(cell.less(cell.best))})",
-                f"{cell.regret:+.1f}{_between(interval([cell], [cell.best]))}",
-                f"{of_draws:+.1f}",
+                f"{cell.regret:.1f}{_between(interval([cell], [cell.best]))}",
+                f"{of_draws:.1f}",
             )
         )
     return table
@@ -172,10 +172,10 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> str:
         of_draws = statistics.mean(statistics.mean(cell.regret_of_draws.values()) for cell in found)
         told.append(
             f"{backbone}, {len(found)} (data set, size) pairs, {sum(len(cell.draws) for cell in found)} draws: against "
-            f"the method that is best by mean, `auto` is {mean:+.2f} points below on average"
-            f"{_between(interval(found, best), 2)} and {worst.regret:+.1f} at most"
+            f"the method that is best by mean, `auto` is {mean:.2f} points below on average"
+            f"{_between(interval(found, best), 2)} and {worst.regret:.1f} at most"
             f"{_between(interval([worst], [worst.best]))}, on {worst.name} ({worst.best}). Against the best method of "
-            f"each single draw it is {of_draws:+.2f} points below{_between(interval(found, [None] * len(found)), 2)}; "
+            f"each single draw it is {of_draws:.2f} points below{_between(interval(found, [None] * len(found)), 2)}; "
             "the largest of several noisy accuracies is too high by chance, so this is an upper bound."
         )
     return "\n\n".join(told)
@@ -197,4 +197,4 @@ def every_method(runs: Sequence[Mapping[str, Any]], backbone: str) -> tuple[tupl
 
 
 def _between(found: Interval | None, digits: int = 1) -> str:
-    return "" if found is None else f" ({found[0]:+.{digits}f} to {found[1]:+.{digits}f})"
+    return "" if found is None else f" ({found[0]:.{digits}f} to {found[1]:.{digits}f})"
