@@ -21,8 +21,8 @@ T = TypeVar("T")
 # the next one.
 STRENGTHS = tuple(float(c) for c in np.geomspace(1, 10_000, 9))
 
-# The strength where nothing can choose one.
-UNCHOSEN = 10.0
+# Factor of the cosine in the logits of nearest-class-mean classification.
+COSINE_SCALE = 20.0
 
 # Inputs of a head: factors of the last depths, the features last. FALLING is best nearly everywhere, so another input
 # is chosen only where it is better by more than chance.
@@ -111,7 +111,8 @@ def solve_heads(
     crossed = len(val[1]) < ENOUGH_TO_CHOOSE and len(both[1]) <= MOST_CROSS_VALIDATED and int(folds.max()) > 0
 
     if not crossed and len(val[1]) == 0:
-        return _unchosen(train, val, widths, class_weights)
+        head = _nearest_mean_head(train[0][:, -widths[-1] :], train[1])
+        return Heads(head, head, head, head(val[0]), False, math.nan)
     candidates = []
     for factors in (FEATURES, FALLING, EQUAL):
         inputs = _Inputs.of(factors, widths)
@@ -132,19 +133,25 @@ def solve_heads(
     return Heads(features.head, best, kept, chosen.logits[-len(val[1]) :], crossed, error)
 
 
-def _unchosen(
-    train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], widths: Sequence[int], class_weights: Tensor | None
-) -> Heads:
-    """One head on the features, where no picture can be held out to choose input and strength by."""
-    head = _solved(_Rows.of(train[0], _Inputs.of(FEATURES, widths)), train[1], UNCHOSEN, class_weights)
-    return Heads(head, head, head, head(val[0]), False, math.nan)
-
-
 def nearest_mean(features: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
     """Nearest-class-mean classification of queries (m, width) by the cosine: classes (m,)."""
+    return (nn.functional.normalize(queries) @ _class_means(features, labels).T).argmax(1)
+
+
+def _nearest_mean_head(features: Tensor, labels: Tensor) -> LinearHead:
+    """The head that classifies as `nearest_mean`, for pictures of which none can be held out to choose a strength by.
+
+    The length of a query is the same factor for every class, so that the largest logit is that of the largest cosine.
+    """
+    weight = COSINE_SCALE * _class_means(features, labels) / features.norm(dim=1).mean()
+    return LinearHead(weight, torch.zeros(len(weight)), math.nan)
+
+
+def _class_means(features: Tensor, labels: Tensor) -> Tensor:
+    """Unit vectors (classes, width) in the direction of the mean unit vector of each class."""
     unit = nn.functional.normalize(features)
     means = torch.stack([unit[labels == label].mean(0) for label in range(int(labels.max()) + 1)])
-    return (nn.functional.normalize(queries) @ nn.functional.normalize(means).T).argmax(1)
+    return nn.functional.normalize(means)
 
 
 # --- one head ---------------------------------------------------------------------------------------------------------

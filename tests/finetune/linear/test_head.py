@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -181,3 +182,15 @@ def test_a_network_whose_head_reads_more_depths_is_saved_and_loaded(tmp_path: Pa
     picture = np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)
     loaded = load(tmp_path, device="cpu", precision="float32")
     assert loaded.predict(picture).top == classifier.predict(picture).top
+
+
+def test_from_one_picture_of_each_class_the_head_is_the_nearest_class_mean() -> None:
+    random = torch.Generator().manual_seed(0)
+    pooled, queries = torch.randn(4, 12, generator=random).abs(), torch.randn(50, 12, generator=random).abs()
+    none = torch.empty(0, 12), torch.empty(0, dtype=torch.int64)
+    heads = solve_heads((pooled, torch.arange(4)), none, (5, 7), learn_from_val=True)
+    assert heads.best is heads.kept is heads.features
+    assert heads.val_logits.shape == (0, 4)
+    expected = nearest_mean(pooled[:, 5:], torch.arange(4), queries[:, 5:])
+    assert torch.equal(heads.kept(queries).argmax(1), expected)
+    assert math.isnan(heads.error)
