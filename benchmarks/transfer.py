@@ -42,15 +42,17 @@ SIZES = ("1", "2", "5", "10", "20", "50", "all")
 METHODS = ("auto", "head", "simple", "partial", "full", "train", "scratch")
 TRAINED = ("partial", "full", "train", "scratch")
 
-# Seeds of each method by size. At "all" the undivided sets have two draws, the others one. train and scratch, which
-# win nowhere on photographs and take longest, have one draw of few sizes.
+# Seeds of each method by size. At "all" the undivided sets have two draws, the others one. What wins nowhere takes
+# longest: partial and full from 2 and 10 pictures, train and scratch have one draw of few sizes.
 _EVERY, _ONE = (0, 1, 2), (0,)
+_CHEAP: dict[str, tuple[int, ...]] = dict.fromkeys(SIZES, _EVERY) | {"all": (0, 1)}
+_TRAINED: dict[str, tuple[int, ...]] = {"2": _ONE, "5": _EVERY, "10": _ONE, "20": _EVERY, "50": _EVERY, "all": (0, 1)}
 GRID: dict[str, dict[str, tuple[int, ...]]] = {
-    "auto": dict.fromkeys(SIZES, _EVERY) | {"all": (0, 1)},
-    "head": dict.fromkeys(SIZES, _EVERY) | {"all": (0, 1)},
-    "simple": dict.fromkeys(SIZES, _EVERY) | {"all": (0, 1)},
-    "partial": dict.fromkeys(SIZES[1:], _EVERY) | {"all": (0, 1)},
-    "full": dict.fromkeys(SIZES[1:], _EVERY) | {"all": (0, 1)},
+    "auto": _CHEAP,
+    "head": _CHEAP,
+    "simple": _CHEAP,
+    "partial": _TRAINED,
+    "full": _TRAINED,
     "train": dict.fromkeys(("5", "20", "50", "all"), _ONE),
     "scratch": dict.fromkeys(("5", "50"), _ONE),
 }
@@ -94,6 +96,7 @@ def jobs(datasets: list[str], sizes: list[str], methods: list[str], seeds: list[
     for group in (cheap, [method for method in METHODS if method in TRAINED and method in methods]):
         for seed, size, method, dataset in product(seeds or _EVERY, sizes, group, datasets):
             drawn = GRID[method].get(size, ()) if seeds is None else (seeds if size in GRID[method] else ())
+            # At "all", other seeds of a divided set draw the same pictures.
             if seed in drawn and not (seeds is None and size == "all" and seed > 0 and dataset not in UNDIVIDED):
                 found.append((dataset, size, seed, method))
     return found
