@@ -63,7 +63,7 @@ def measure(
     """Fit the temperature of the classifier, and measure it.
 
     heads: those of `prepared` where the classifier is `heads.kept`: its figures of validation pictures are then those
-    of `heads.best`, which has not learned from them. None where the classifier was trained by gradient.
+    of heads that were fitted without the picture. None where the classifier was trained by gradient.
     """
     rows, choice = prepared.rows, prepared.choice
     some = rows.indices("train")[:: max(1, -(-len(rows.folder.train) // MOST_OF_TRAIN))]
@@ -73,7 +73,7 @@ def measure(
     test = (raw["test"], rows.of_split("test")[1]) if "test" in raw else None
     classifier.temperature = fit_temperature(raw["val"], val_labels) if "val" in raw else 1.0
     judged = {split: calibrated(values, classifier.temperature) for split, values in raw.items()}
-    from_val = heads is not None and heads.kept is not heads.best
+    from_val = heads is not None and heads.learned_from_val
     learned = ("train", "val") if from_val else ("train",)
     val = _split_metrics(judged["val"], val_labels) if "val" in judged else None
     metrics = RunMetrics(
@@ -128,9 +128,8 @@ def _judged(
     """Log-probabilities (n, classes) of pictures by split. asked: their indices; empty splits are left out."""
     asked = {split: indices for split, indices in asked.items() if indices}
     if heads is not None and classifier.config.test_time == "plain":
-        by = {"train": heads.best, "test": heads.kept}
         # A head on the frozen backbone, whose activations are known.
-        answers = {split: head(rows.pooled[asked[split]]) for split, head in by.items() if split in asked}
+        answers = {split: heads.kept(rows.pooled[asked[split]]) for split in ("train", "test") if split in asked}
         if "val" in asked:
             answers["val"] = heads.val_logits
         return {split: answers[split].log_softmax(1) for split in ("val", "train", "test") if split in answers}

@@ -180,9 +180,9 @@ def _with_heads(fabric: Fabric, stages: PooledStages, rows: FeatureTable, config
         # the features here are of one view, and the validation figures must come from the head that is kept.
         learn_from_val=rows.val_was_made and config.test_time == "plain",
     )
-    if heads.best is not heads.features and choice.strategy.start == "pretrained":
-        by = "cross-validation" if heads.cross_validated else "validation"
-        display.say(f"head: on {', '.join(stages.last(heads.best.width))} side by side, chosen by {by}.")
+    if choice.strategy.start == "pretrained":
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in heads.shares.items())
+        display.say(f"head: average of linear classifiers, by their likelihood on held-out pictures: {shares}.")
     # Whoever gives options of the training wants one.
     if config.strategy == "auto" and (config.unfreeze, config.epochs, config.lr) == (None, None, None):
         pictures = len(rows.folder.train) + len(rows.folder.val)

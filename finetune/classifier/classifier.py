@@ -25,6 +25,7 @@ from finetune.errors import InputError, UnreadablePicture
 from finetune.features.forward import run_frozen
 from finetune.files import read_tensors, write_json, write_tensors
 from finetune.models.backbone import Backbone, Network
+from finetune.models.depth_head import DepthHead
 from finetune.models.device import open_engine
 from finetune.models.pooled import PooledStages
 from finetune.progress import Display
@@ -305,9 +306,7 @@ def _restored(
     if saved.highest_stage is not None:
         backbone.drop_above(saved.highest_stage)
     tensors = {name.replace("backbone.", "backbone.model.", 1): value for name, value in tensors.items()}
-    read = tensors["head.weight"].shape[1] if "head.weight" in tensors else backbone.width
-    hooks = None if read == backbone.width else PooledStages(backbone).hooks
-    network = Network(backbone, nn.Linear(read, len(saved.classes)), hooks)
+    network = _network(backbone, tensors, len(saved.classes))
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
@@ -315,6 +314,21 @@ def _restored(
         raise InputError(f"{weights_file} does not fit {config_file}: {detail}") from error
     fabric = open_engine(device, precision or config.precision)
     return Classifier(network, saved.classes, saved.preprocessing, config, fabric, saved.temperature)
+
+
+def _network(backbone: Backbone, tensors: Mapping[str, Tensor], classes: int) -> Network:
+    """The network with a head that reads what the weights of the head are for."""
+    unit_weight = tensors.get("head.unit_weight")
+    weight = tensors.get("head.weight") if unit_weight is None else unit_weight
+    read = weight.shape[1] if weight is not None and weight.dim() == 2 else backbone.width
+    if read == backbone.width and unit_weight is None:
+        return Network(backbone, nn.Linear(read, classes))
+    stages = PooledStages(backbone)
+    hooks = None if read == backbone.width else stages.hooks
+    if unit_weight is None:  # a run of an earlier version
+        return Network(backbone, nn.Linear(read, classes), hooks)
+    depths = len(stages.last(min(read, sum(stages.widths))))
+    return Network(backbone, DepthHead(stages.widths[-depths:], classes), hooks)
 
 
 @restored_random_state()

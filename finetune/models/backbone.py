@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import finetune.models.conv4  # noqa: F401  registers the encoder that ships with the package
 from finetune.data.transforms import Preprocessing
 from finetune.errors import InputError, reason_of
+from finetune.models.depth_head import DepthHead
 from finetune.models.graph import cut, pooled_below
 from finetune.models.stage_hooks import StageHooks
 
@@ -165,7 +166,7 @@ class Network(nn.Module):
             reads the last `head.in_features` values. None for a head on the features.
     """
 
-    def __init__(self, backbone: Backbone, head: nn.Linear, hooks: StageHooks | None = None):
+    def __init__(self, backbone: Backbone, head: nn.Linear | DepthHead, hooks: StageHooks | None = None):
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -177,7 +178,7 @@ class Network(nn.Module):
         return classified(self.head, self.hooks(self.backbone, pictures)[:, -self.head.in_features :])
 
 
-def classified(head: nn.Linear, features: Tensor) -> Tensor:
+def classified(head: nn.Linear | DepthHead, features: Tensor) -> Tensor:
     """Logits (n, classes) of features (n, width)."""
     # In float32 even under autocast: the head was solved in float32, and cached features are float32.
     with torch.autocast(features.device.type, enabled=False):

@@ -19,6 +19,7 @@ from finetune.features.cache import ActivationCache, Activations
 from finetune.features.cache_keys import DTYPES
 from finetune.features.extraction import FeatureExtractor
 from finetune.models.backbone import Network, classified
+from finetune.models.depth_head import DepthHead
 from finetune.progress import Display
 from finetune.training.budget import Deadline
 from finetune.training.inputs import Inputs, PictureInputs, TrainingBatch, TrainingData
@@ -139,7 +140,7 @@ class FrozenInputs:
 class Upper(nn.Module):
     """The upper stages of a network and its head: activations (n, ...) to logits (n, classes)."""
 
-    def __init__(self, stages: nn.Module, head: nn.Linear):
+    def __init__(self, stages: nn.Module, head: nn.Linear | DepthHead):
         super().__init__()
         self.stages = stages
         self.head = head
