@@ -53,7 +53,7 @@ def test_held_out_scores_are_those_of_a_fit_without_the_picture(
 
 
 def test_rows_that_count_twice_are_rows_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Up to the scale of the logits, which comes from the evidence: that knows how many different pictures there are."""
+    """Up to the scale of the logits, which comes from evidence: that knows how many different pictures there are."""
     monkeypatch.setattr("finetune.linear.ridge.STRENGTHS", (0.3,))
     rows = rows_of(12, 0)
     twice = [*range(12), 0, 1, 2]
