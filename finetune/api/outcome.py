@@ -129,7 +129,7 @@ def _judged(
     asked = {split: indices for split, indices in asked.items() if indices}
     if heads is not None and classifier.config.test_time == "plain":
         # A head on the frozen backbone, whose activations are known.
-        answers = {split: heads.kept(rows.pooled[asked[split]]) for split in ("train", "test") if split in asked}
+        answers = {split: heads.kept(rows.pooled[indices]) for split, indices in asked.items() if split != "val"}
         if "val" in asked:
             answers["val"] = heads.val_logits
         return {split: answers[split].log_softmax(1) for split in ("val", "train", "test") if split in answers}

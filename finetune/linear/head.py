@@ -74,8 +74,8 @@ class Heads:
         learned_from_val: Whether `kept` was fitted on the validation pictures too.
         shares: Share of each input in the average.
         error: Error rate of heads like `kept` on the pictures that it has learned from, each by a head that was fitted
-            without the picture; of `kept` on the validation pictures where it has not learned from these. NaN where every
-            class has one picture, so that none can be held out.
+            without the picture; of `kept` on the validation pictures where it has not learned from these. NaN where
+            every class has one picture, so that none can be held out.
     """
 
     features: LinearHead
