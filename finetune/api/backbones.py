@@ -164,8 +164,8 @@ def _opened(candidate: Candidate, fabric: Fabric, listing: Listing, config: Conf
         figures,
         image_size=backbone.preprocessing.size,
         parameters=sum(parameter.numel() for parameter in backbone.parameters()),
-        ms=round(speed.ms, 3),
-        ms_single=round(speed.ms_single, 3),
+        ms=float(f"{speed.ms:.4g}"),
+        ms_single=float(f"{speed.ms_single:.4g}"),
         runtime=speed.runtime,
     )
     if config.max_ms is not None and speed.ms > config.max_ms:
