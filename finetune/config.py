@@ -337,6 +337,11 @@ class Config(Options):
                 "--weights is the file of one network, and --backbone auto compares several; put the files into a "
                 "folder as NAME.safetensors and give --weights-dir DIR"
             )
+        if self.minutes is not None:
+            raise InputError(
+                "--minutes bounds a run with one network, and --backbone auto first compares several; choose one by "
+                "`finetune probe --backbones`, then give --backbone NAME"
+            )
         if self.strategy == "scratch":
             raise InputError("--backbone auto compares pretrained networks, which --strategy scratch does not use")
         for name, free in (("unfreeze", None), ("drop_above", BEST)):

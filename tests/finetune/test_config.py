@@ -111,6 +111,7 @@ def test_auto_takes_more_of_the_network_the_more_pictures_there_are(per_class: f
         ),
         ({"backbone": "auto", "drop_above": "blocks.3"}, "--drop-above names a stage of one network"),
         ({"backbone": "auto", "max_ms": 0}, "--max-ms must be above 0"),
+        ({"backbone": "auto", "minutes": 3}, "--minutes bounds a run with one network"),
         ({"max_ms": 3}, "--max-ms goes with --backbone auto"),
     ],
 )
