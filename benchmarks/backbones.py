@@ -13,7 +13,8 @@ one best network. It can fail: taking any one network everywhere is listed besid
 one in four. Differences below about 1 / sqrt(judging pictures) are noise, so near 100 % a miss may cost nothing: the
 regret says what it costs. `cost` compares the processor seconds of the comparison, without a cache, with the sum over
 its candidates compared alone, and with reading the folder by the network taken.
-Runs are appended one by one to benchmarks/results/backbones.json and not made again.
+Runs are appended one by one to benchmarks/results/backbones.json and not made again; --judge-again solves the heads of
+all of them with the present code, and leaves the choices as they are.
 """
 
 from __future__ import annotations
@@ -58,12 +59,19 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=DATASETS)
     parser.add_argument("--sizes", nargs="+", default=["5", "20", "50"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--judge-again", action="store_true", help="only solve the heads of all runs again")
     args = parser.parse_args()
     result: dict[str, Any] = read_json(RESULT) if RESULT.exists() else {"runs": [], "cost": []}
     done = {(run["dataset"], run["size"], run["seed"]) for run in result["runs"]}
     with tempfile.TemporaryDirectory() as place:
         data, weights = sources(Path(place)), weights_folder(Path(place) / "weights")
-        for seed, dataset, size in product(args.seeds, args.datasets, args.sizes):
+        for run in result["runs"] if args.judge_again else ():
+            folder = Path(place) / f"{run['dataset']}-{run['size']}-{run['seed']}-again"
+            link(data[run["dataset"]], folder, run["size"], run["seed"])
+            run |= judged(folder, weights, run["taken"], run["networks"])
+            print({name: run[name] for name in ("dataset", "size", "seed", "taken", "best", "regret")}, flush=True)
+            write_json(RESULT, result | {"summary": summary(result["runs"])} | provenance())
+        for seed, dataset, size in () if args.judge_again else product(args.seeds, args.datasets, args.sizes):
             if (dataset, size, seed) in done or int(size) > int(LARGEST.get(dataset, size)):
                 continue
             folder = Path(place) / f"{dataset}-{size}-{seed}"
@@ -119,36 +127,34 @@ def weights_folder(folder: Path) -> str:
 def measured(folder: Path, weights: str) -> dict[str, Any]:
     """The choice, and the head of every candidate on the judging pictures."""
     config = Config(backbones=",".join(NETWORKS), weights_dir=weights, strategy="head", device="cpu")
-    listing = list_folder(folder)
     start = time.perf_counter()
-    choice = choose_backbone(listing, config, Display())
+    found = choose_backbone(list_folder(folder), config, Display()).comparison
     seconds = time.perf_counter() - start
-    assert choice.comparison is not None
-    found = choice.comparison
-    figures: dict[str, dict[str, Any]] = {}
-    figures |= {each.name: {"probe": each.accuracy, "error": each.error, "ms": each.ms} for each in found.candidates}
-    judged = 0
-    for name in NETWORKS:
-        file = Path(weights) / f"{name}.safetensors"
-        one = replace(
-            config, backbone=name, backbones=None, weights_dir=None, weights=str(file) * file.exists() or None
-        )
-        prepared = prepare(listing, one, None, Display(), choice.splits)
-        pooled, labels = prepared.rows.of_split("test")
-        share = accuracy_of(prepared.heads.kept(pooled).argmax(1), labels)
-        figures[name] |= {"head": share.accuracy, "interval": share.interval}
-        judged = len(labels)
-    best = max(NETWORKS, key=lambda name: float(figures[name]["head"]))
+    assert found is not None
+    networks = {each.name: {"probe": each.accuracy, "error": each.error, "ms": each.ms} for each in found.candidates}
     return {
         "pictures": found.of,
-        "judging": judged,
         "taken": found.chosen,
-        "best": best,
-        "regret": round(100 * (figures[best]["head"] - figures[found.chosen]["head"]), 3),
-        "networks": figures,
         "reason": found.reason,
         "seconds_with_cached_features": round(seconds, 1),
-    }
+    } | judged(folder, weights, found.chosen, networks)
+
+
+def judged(folder: Path, weights: str, taken: str, networks: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """`networks` with the accuracy of each one's head on the judging pictures; the best one, and the regret."""
+    pictures = 0
+    for name in NETWORKS:
+        file = Path(weights) / f"{name}.safetensors"
+        config = Config(backbone=name, weights=str(file) if file.exists() else None, strategy="head", device="cpu")
+        prepared = prepare(list_folder(folder), config, None, Display())
+        pooled, labels = prepared.rows.of_split("test")
+        share = accuracy_of(prepared.heads.kept(pooled).argmax(1), labels)
+        networks[name] |= {"head": share.accuracy, "interval": share.interval}
+        pictures = len(labels)
+    best = max(NETWORKS, key=lambda name: float(networks[name]["head"]))
+    regret = round(100 * (networks[best]["head"] - networks[taken]["head"]), 3)
+    again = {"judging": pictures, "best": best, "regret": regret, "networks": networks}
+    return again | {"revision_of_heads": revision()}
 
 
 def cost(folder: Path, weights: str) -> dict[str, Any]:
