@@ -167,7 +167,8 @@ class Budget:
         def limit(sample: Outputs, seconds: float) -> ReadingLimit:
             return self._reading_limit(sample, seconds, listing, stages, config)
 
-        first = ReadingLimit(time.monotonic() + _FIRST * self.limit.left, len(listing.samples))
+        now, left = time.monotonic(), self.limit.left
+        first = ReadingLimit(now + _FIRST * left, now + _READING * left, len(listing.samples))
         found = read_within(fabric, stages, listing, config, display, first=first, limit=limit)
         read, every = len(found.outputs.contents), len(listing.samples)
         if not found.enough:
@@ -206,7 +207,8 @@ class Budget:
             most = max(read, int(0.95 * most))
         # The head's time must be left when reading is slower than it was.
         solving = needed(most) - (most - read) * seconds
-        return ReadingLimit(time.monotonic() + max(0.0, available - solving), most)
+        ends = time.monotonic() + max(0.0, available - solving)
+        return ReadingLimit(ends, max(ends, time.monotonic() + available), most)
 
     @contextmanager
     def measured_reserve(self) -> Iterator[None]:
@@ -239,7 +241,10 @@ class Budget:
                 whole = self.limit.used + costs.seconds(epochs, config.views) / _PLANNED + after
                 needs = f"{strategy.name} with {_epochs(epochs)} needs {in_words(whole)}: {_minutes(whole)} allows it"
                 needs += "" if asked else _gain(prepared)
-            fits = costs.fitted(epochs, config.views, _PLANNED * (self.limit.left - after))
+            left = self.limit.left - after
+            fits = costs.fitted(epochs, config.views, _PLANNED * left)
+            if fits is None and asked:
+                fits = costs.fitted(1, 1, left)
             if fits is None or fits[0] < (1 if asked else min(FEWEST_EPOCHS, epochs)):
                 continue
             complete = strategy is wanted and fits[0] == epochs

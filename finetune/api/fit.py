@@ -338,7 +338,7 @@ class _Job:
         name, so_far = prepared.choice.strategy.name, time.monotonic() - self.started
         if self.budget is not None and self.budget.plan is not None:
             epochs, seconds = self.budget.plan.epochs, self.budget.plan.seconds
-            return f"training {name}, {epochs} epochs at first: the whole run takes {in_words(seconds)}"
+            return f"training {name}, number of epochs {epochs} at first: the whole run takes {in_words(seconds)}"
         costs = training_costs(task)
         training = costs.seconds(task.plan.epochs, task.config.views)
         whole = so_far + training + seconds_after(costs, prepared.rows)

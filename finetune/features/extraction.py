@@ -115,6 +115,10 @@ class FeatureExtractor:
             kept_as=self._kept_as,
         )
 
+    def is_cached(self, pictures: Pictures) -> bool:
+        """Whether the cache holds outputs of this network for pictures in this view."""
+        return self._cache.holds(self.key(pictures))
+
     def extract(
         self,
         pictures: Pictures,
@@ -215,9 +219,17 @@ class StageReader:
 
     @classmethod
     def of(
-        cls, fabric: Fabric, stages: PooledStages, listing: Listing, config: Config, display: Display
+        cls,
+        fabric: Fabric,
+        stages: PooledStages,
+        listing: Listing,
+        config: Config,
+        display: Display,
+        *,
+        expected: int | None = None,
     ) -> StageReader:
-        """A reader of all pictures of `listing`."""
+        """A reader of `listing`. expected: number of pictures to read, on which it depends whether the network is
+        converted; None for all."""
         preprocessing = stages.backbone.preprocessing
         pictures = _in_evaluation_view(listing, preprocessing, config)
         network = Normalized(stages, preprocessing).eval()
@@ -225,7 +237,7 @@ class StageReader:
             fabric,
             network,
             _first(pictures),
-            pictures=len(pictures),
+            pictures=len(pictures) if expected is None else expected,
             precision=config.precision,
             display=display,
         )

@@ -6,23 +6,26 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from lightning_fabric import Fabric
 
 from finetune.config import Config
 from finetune.data.folder import Listing
-from finetune.features.extraction import StageReader
+from finetune.data.loader import Pictures
+from finetune.features.extraction import FeatureExtractor, StageReader
 from finetune.features.forward import Outputs
 from finetune.models.pooled import PooledStages
-from finetune.progress import Display
+from finetune.progress import Advance, Display
 
 # Pictures of a class that are read first: enough for a training, a validation and a test picture. Of a given val/ or
 # test/ one of each class is enough.
 LEAST, LEAST_HELD_OUT = 4, 1
 # Pictures after which the speed is known, and fewest and most in a chunk.
-SAMPLE, _CHUNK, _MOST = 512, 64, 2048
+SAMPLE, _CHUNK, _MOST = 512, 32, 2048
+# Pictures that are read first, as the network is.
+_TRIAL = 32
 # Share of the time until the end that a chunk may take.
 _SHARE = 0.1
 
@@ -32,11 +35,13 @@ class ReadingLimit:
     """How long to read.
 
     Attributes:
-        ends: Time by `time.monotonic` at which reading ends, whatever is read.
+        ends: Time by `time.monotonic` at which reading ends.
+        latest: The same, where some class still lacks its fewest pictures.
         most: Most pictures.
     """
 
     ends: float
+    latest: float
     most: int
 
 
@@ -109,26 +114,74 @@ def read_within(
         The outputs of what was read: all pictures, or the beginning of `mixed_order`.
     """
     order, fewest = mixed_order(listing)
-    reader, now = StageReader.of(fabric, stages, listing, config, display), first
-    parts: list[Outputs] = []
-    read, started, seconds, known = 0, time.monotonic(), 0.0, False
-    first_chunk = (0, started)
-    with (
-        display.bar("reading", len(order)) as advance,
-        reader.extractor(display) as extractor,
-    ):
-        while read < min(now.most, len(order)) and time.monotonic() < now.ends:
-            count = _chunk(now, read, seconds)
-            chosen = sorted(order[read : read + count])
-            parts.append(extractor.extract(reader.pictures, chosen, advance=advance).outputs())
-            read += len(parts[-1].contents)
-            if len(parts) == 1:  # the first chunk has prepared the network
-                first_chunk = (read, time.monotonic())
-            since = first_chunk if len(parts) > 1 else (0, started)
-            seconds = (time.monotonic() - since[1]) / (read - since[0])
-            if read >= SAMPLE and not known:
-                known, now = True, limit(_together(parts), seconds)
-    return PartlyRead(_together(parts), seconds, fewest)
+    with display.bar("reading", len(order)) as advance:
+        reading = _Reading(order, fewest, advance, first)
+        reader = StageReader.of(fabric, stages, listing, config, display)
+        with reader.extractor(display) as extractor:
+            cached = extractor.is_cached(reader.pictures)
+        if not cached:
+            # Converting the network takes seconds, which must be worth it in the time that there is.
+            reader = StageReader.of(fabric, stages, listing, config, display, expected=1)
+            with reader.extractor(display) as extractor:
+                reading.read_some(extractor, reader.pictures, _TRIAL)
+            reader = StageReader.of(fabric, stages, listing, config, display, expected=reading.affordable() // 2)
+        with reader.extractor(display) as extractor:
+            while reading.goes_on:
+                reading.read_some(extractor, reader.pictures, reading.chunk())
+                if reading.count >= SAMPLE and not reading.known:
+                    reading.known, reading.limit = True, limit(reading.outputs(), reading.seconds)
+    return PartlyRead(reading.outputs(), reading.seconds, fewest)
+
+
+@dataclass
+class _Reading:
+    """What has been read so far. seconds: that a picture takes. known: whether the limit comes from the speed."""
+
+    order: Sequence[int]
+    fewest: int
+    advance: Advance
+    limit: ReadingLimit
+    parts: list[Outputs] = field(default_factory=list)
+    count: int = 0
+    seconds: float = 0.0
+    known: bool = False
+
+    @property
+    def goes_on(self) -> bool:
+        end = self.limit.latest if self.count < self.fewest else self.limit.ends
+        return self.count < min(self.limit.most, len(self.order)) and time.monotonic() < end
+
+    def read_some(self, extractor: FeatureExtractor, pictures: Pictures, count: int) -> None:
+        """Read the next pictures."""
+        if not self.goes_on:
+            return
+        chosen = sorted(self.order[self.count : self.count + count])
+        began = time.monotonic()
+        self.parts.append(extractor.extract(pictures, chosen, advance=self.advance).outputs())
+        took = (time.monotonic() - began) / len(chosen)
+        # The latest chunks count most: the first one prepares the network, and other programs come and go.
+        self.seconds = took if len(self.parts) <= 2 else (self.seconds + took) / 2
+        self.count += len(chosen)
+
+    def affordable(self) -> int:
+        """Number of pictures that can still be read at the present speed."""
+        left = max(0.0, self.limit.ends - time.monotonic())
+        return min(len(self.order) - self.count, int(left / max(self.seconds, 1e-6)))
+
+    def chunk(self) -> int:
+        """Number of pictures in the next chunk: few, so that reading ends in time."""
+        count = max(_CHUNK, min(_MOST, int(_SHARE * self.affordable()) // _CHUNK * _CHUNK))
+        return min(count, SAMPLE - self.count if self.count < SAMPLE else self.limit.most - self.count)
+
+    def outputs(self) -> Outputs:
+        """The outputs of all chunks, by ascending position."""
+        if not self.parts:
+            return Outputs(torch.empty(0, 1, 0), torch.empty(0, dtype=torch.int64), {})
+        index = torch.cat([part.index for part in self.parts])
+        values = torch.cat([part.values for part in self.parts if len(part.index)] or [self.parts[0].values])
+        order = index.argsort()
+        contents = {position: content for part in self.parts for position, content in part.contents.items()}
+        return Outputs(values[order], index[order], contents)
 
 
 def only(listing: Listing, outputs: Outputs) -> tuple[Listing, Outputs]:
@@ -141,23 +194,3 @@ def only(listing: Listing, outputs: Outputs) -> tuple[Listing, Outputs]:
     contents = {position[old]: content for old, content in outputs.contents.items()}
     samples = tuple(listing.samples[old] for old in chosen)
     return replace(listing, samples=samples), Outputs(outputs.values, index, contents)
-
-
-def _chunk(limit: ReadingLimit, read: int, seconds: float) -> int:
-    """Number of pictures in the next chunk."""
-    count = _CHUNK
-    if seconds > 0:
-        count = int(_SHARE * (limit.ends - time.monotonic()) / seconds) // _CHUNK * _CHUNK
-    count = max(_CHUNK, min(_MOST, count))
-    return min(count, SAMPLE - read if read < SAMPLE else limit.most - read)
-
-
-def _together(parts: Sequence[Outputs]) -> Outputs:
-    """The outputs of several chunks, by ascending position."""
-    if not parts:
-        return Outputs(torch.empty(0, 1, 0), torch.empty(0, dtype=torch.int64), {})
-    index = torch.cat([part.index for part in parts])
-    values = torch.cat([part.values for part in parts if len(part.index)] or [parts[0].values])
-    order = index.argsort()
-    contents = {position: content for part in parts for position, content in part.contents.items()}
-    return Outputs(values[order], index[order], contents)

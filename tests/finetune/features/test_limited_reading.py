@@ -68,9 +68,9 @@ def test_reading_stops_at_the_limit_and_what_was_read_is_what_reading_all_gives(
     def limit(sample: Outputs, seconds: float) -> ReadingLimit:
         asked.append(len(sample.contents))
         assert seconds > 0
-        return ReadingLimit(time.monotonic() + 600, 540)
+        return ReadingLimit(time.monotonic() + 600, time.monotonic() + 600, 540)
 
-    first = ReadingLimit(time.monotonic() + 600, 600)
+    first = ReadingLimit(time.monotonic() + 600, time.monotonic() + 600, 600)
     found = read_within(fabric, stages, listing, config, Display(), first=first, limit=limit)
     assert asked == [SAMPLE]
     assert found.enough
@@ -90,7 +90,7 @@ def test_a_time_that_is_over_reads_nothing(make_folder: MakeFolder) -> None:
     listing = list_folder(make_folder(classes={"blue": 10, "red": 10}, size=8))
     config = Config(backbone="fewtune_conv4", device="cpu", image_size=16, cache=False)
     stages = PooledStages(Backbone("fewtune_conv4", image_size=16))
-    first = ReadingLimit(time.monotonic() - 1, 20)
+    first = ReadingLimit(time.monotonic() - 1, time.monotonic() - 1, 20)
     fabric = open_engine("cpu", "float32")
     found = read_within(fabric, stages, listing, config, Display(), first=first, limit=lambda _outputs, _seconds: first)
     assert len(found.outputs.contents) == 0
