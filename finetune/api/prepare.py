@@ -18,6 +18,7 @@ from finetune.data.loader import Pictures
 from finetune.data.transforms import evaluation_view, pixels_needed, training_view
 from finetune.errors import InputError
 from finetune.features.extraction import read_pictures
+from finetune.features.familiarity import PICTURES, batch_norm_distance
 from finetune.features.forward import Outputs
 from finetune.features.limited_reading import only
 from finetune.features.table import FeatureTable
@@ -163,7 +164,11 @@ def _backbone(config: Config, display: Display) -> Backbone:
 def _with_heads(fabric: Fabric, stages: PooledStages, rows: FeatureTable, config: Config, display: Display) -> Prepared:
     """Choose the strategy, drop stages where asked for, and solve the heads."""
     classes, per_class = len(rows.folder.classes), len(rows.folder.train) / len(rows.folder.classes)
-    curve = training_curve(stages, rows) if config.strategy == "auto" or config.drop_above == BEST else None
+    curve = (
+        training_curve(stages, rows, config.max_pixels)
+        if config.strategy == "auto" or config.drop_above == BEST
+        else None
+    )
     choice = choose(config.strategy, per_class, curve)
     if not rows.folder.val:
         choice = _without_validation(choice, config)
@@ -252,14 +257,26 @@ def _class_weights(requested: str, labels: Tensor, classes: int) -> Tensor | Non
     return len(labels) / (classes * counts.float())
 
 
-def training_curve(stages: PooledStages, rows: FeatureTable) -> ProbeCurve | None:
+def training_curve(stages: PooledStages, rows: FeatureTable, max_pixels: int) -> ProbeCurve | None:
     """The probe curve of the training pictures, of at most about MOST; None where a class has fewer than two."""
     indices = torch.tensor(rows.indices("train"))
     if int(torch.bincount(rows.labels[indices], minlength=len(rows.folder.classes)).min()) < 2:
         return None
     if len(indices) > MOST:
         indices = indices[every_class(rows.labels[indices], MOST)]
-    return probe_curve(stages.split(rows.pooled[indices]), stages.depths, rows.labels[indices])
+    curve = probe_curve(stages.split(rows.pooled[indices]), stages.depths, rows.labels[indices])
+    return replace(curve, distance=_distance(stages, rows, indices, max_pixels))
+
+
+def _distance(stages: PooledStages, rows: FeatureTable, indices: Tensor, max_pixels: int) -> float | None:
+    """The distance of some of the pictures at `indices` from those that the backbone was trained on."""
+    preprocessing, device = stages.backbone.preprocessing, next(stages.parameters()).device
+    some = indices[torch.linspace(0, len(indices) - 1, min(PICTURES, len(indices))).round().long()]
+    pictures = Pictures(rows.paths(), evaluation_view(preprocessing), preprocessing.shortest_side, max_pixels)
+    batch = pictures.batch(some.tolist())
+    if len(batch.index) == 0:
+        return None
+    return batch_norm_distance(stages.backbone, preprocessing.normalize(batch.pixels.to(device)))
 
 
 def every_class(labels: torch.Tensor, most: int) -> torch.Tensor:

@@ -59,7 +59,7 @@ def probe_folder(folder: Source, *, config: Config | None = None, display: Displ
     rows = FeatureTable.audited(listing, outputs, backbone.width, config)
     for line in rows.summary():
         display.say(line)
-    curve = training_curve(stages, rows)
+    curve = training_curve(stages, rows, config.max_pixels)
     if curve is None:
         raise InputError(f"{listing.name} has a class with fewer than two training pictures; a probe needs two of each")
     return curve

@@ -95,6 +95,7 @@ class ProbeCurveMetrics:
     together: ProbeMetrics
     best: str
     different: bool
+    distance: Finite | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -135,6 +135,8 @@ def probe(folder: Path, out: Path | None, as_json: bool, **options: Any) -> None
 
 
 def _print_curve(curve: ProbeCurve) -> None:
+    from finetune.linear.probe import FAR
+
     table = Table(
         title=f"{curve.pictures:,} training pictures, {curve.classes} classes", title_justify="left", box=None
     )
@@ -156,4 +158,5 @@ def _print_curve(curve: ProbeCurve) -> None:
         )
     console = Console()
     console.print(table)
-    console.print("unlike the backbone's own pictures" if curve.different else "like the backbone's own pictures")
+    far = "" if curve.distance is None else f" (distance {curve.distance:.2f} by batch norm; photographs: below {FAR})"
+    console.print(f"{'unlike' if curve.different else 'like'} the backbone's own pictures{far}")

@@ -20,9 +20,11 @@ STRENGTHS = tuple(float(value) for value in np.geomspace(1e-4, 10, 11))
 SHARES = (0.1, 0.3)
 TOGETHER = "together"
 FOLDS = 5
-# Pictures differ from the backbone's own if the error of another depth is lower than that of the last by more than this
-# fraction.
+# A depth is clearly better than the last if its error is lower by more than this fraction.
 CLEARLY = 0.1
+# Pictures differ from the backbone's own from this distance on. It lies in a wide gap: photographs have at most 0.05,
+# and all other sets that were measured 0.2 or more (features/familiarity.py).
+FAR = 0.12
 
 # Factors of the last depths side by side, as a head reads them.
 FALLING = (0.25, 0.5, 1.0)
@@ -66,6 +68,8 @@ class Probe:
 class ProbeCurve:
     """Probes from the stem to the features, and one on all depths together, for a number of pictures and classes.
 
+    distance: how far the pictures are from the backbone's own, see `features.familiarity`; None if not measured.
+
     Example:
         >>> from finetune import Config, probe_folder
         >>> curve = probe_folder("photos/", config=Config(backbone="fewtune_conv4", device="cpu"))
@@ -77,6 +81,7 @@ class ProbeCurve:
     together: Probe
     pictures: int
     classes: int
+    distance: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -88,6 +93,7 @@ class ProbeCurve:
             "together": probes[-1],
             "best": self.best.depth,
             "different": self.different,
+            "distance": self.distance,
         }
 
     @property
@@ -101,8 +107,10 @@ class ProbeCurve:
 
     @property
     def different(self) -> bool:
-        """Whether an earlier depth, or all together, is clearly better than the last: the pictures then differ from
-        those that the backbone was trained on."""
+        """Whether the pictures differ from those that the backbone was trained on: by the distance, or where that could
+        not be measured, because an earlier depth, or all together, is clearly better than the last."""
+        if self.distance is not None:
+            return self.distance > FAR
         return any(probe.clearly_better for probe in (*self.probes[:-1], self.together))
 
 

@@ -71,15 +71,16 @@ def _similarity(curve: ProbeCurve | None) -> str:
     if curve is None:
         return "similarity was not measured, which needs two pictures of each class"
     last = f"a linear probe after the last stage classifies {curve.last.accuracy:.1%} correctly"
-    if curve.different:
-        best = max((*curve.probes[:-1], curve.together), key=lambda probe: probe.less_error_interval[0])
+    far = "" if curve.distance is None else f" (distance {curve.distance:.2f} by batch norm)"
+    better = [probe for probe in (*curve.probes[:-1], curve.together) if probe.clearly_better]
+    if better:
+        best = max(better, key=lambda probe: probe.less_error_interval[0])
         low, high = best.less_error_interval
         where = "on all depths together" if best is curve.together else f"after {best.depth}"
-        return (
-            f"the pictures differ from the backbone's own: {last}, one {where} {best.accuracy:.1%}, "
-            f"with {low:.0%} to {high:.0%} less squared error"
-        )
-    return f"the pictures are like the backbone's own: {last}, and no other depth is clearly better"
+        other = f"one {where} {best.accuracy:.1%}, with {low:.0%} to {high:.0%} less squared error"
+    else:
+        other = "and no other depth is clearly better"
+    return f"the pictures {'differ from' if curve.different else 'are like'} the backbone's own{far}: {last}, {other}"
 
 
 def expected_gain(error: float, per_class: float, *, different: bool) -> float:
