@@ -25,7 +25,7 @@ from finetune.features.limited_reading import PartlyRead, ReadingLimit, read_wit
 from finetune.features.table import FeatureTable
 from finetune.files import as_type
 from finetune.linear.head import solve_heads
-from finetune.linear.probe import probe_curve
+from finetune.linear.probe import MOST, probe_curve
 from finetune.linear.threads import one_thread
 from finetune.models.pooled import PooledStages
 from finetune.progress import Display, TimeLimit, in_words
@@ -39,8 +39,9 @@ if TYPE_CHECKING:
 # Share of the time that is left for reading and for the head: other programs may slow down what follows, which cannot
 # be cut short. Until the speed is known, a smaller share.
 _READING, _FIRST = 0.6, 0.35
-# The time of the head grows with the pictures to this power, and that of the probe curve up to so many pictures.
-_POWER, _MOST_PROBED = 1.5, 3000
+# The time of heads and probes grows with this power of the pictures up to as many as there are activations, and in
+# proportion beyond.
+_POWER, _ACTIVATIONS = 1.9, 2000
 # Seconds of everything after the head, before it is measured: a share of the budget, and at least so many.
 _AFTER, _LEAST_AFTER = 0.05, 2.0
 # Fewest epochs for which "auto" trains a strategy: with fewer, a cheaper strategy gains more.
@@ -52,7 +53,7 @@ _CAUTION = 1.3
 
 
 # CPU seconds of the heads, and of the probe curve, of so many pictures; and of the report.
-_PICTURES, _HEADS, _PROBE, _REPORT = 1000, 1.0, 2.0, 1.0
+_PICTURES, _HEADS, _PROBE, _REPORT = 1000, 1.8, 3.0, 1.0
 # The report reads and explains so many pictures: its time is that of classifying them.
 _SHOWN = 100
 
@@ -61,15 +62,21 @@ def told_while_reading(pictures: int, config: Config, display: Display) -> Calla
     """Shows the expected time of reading `pictures`, of the linear head and of its report."""
 
     def told(seconds: float, cores_used: float) -> None:
-        solving = _HEADS * (pictures / _PICTURES) ** _POWER
+        solving = _HEADS * _growth(_PICTURES, pictures)
         if config.strategy == "auto":
-            solving += _PROBE * (min(pictures, _MOST_PROBED) / _PICTURES) ** _POWER
+            solving += _PROBE * _growth(_PICTURES, min(pictures, MOST))
         # Reading has kept all cores busy: where it had less, other programs run, and one thread gets less of a core.
         busy = max(1.0, cores() / max(cores_used, 0.05))
         whole = seconds + busy * (solving + _REPORT)
         display.say(f"reading the pictures, the linear head and its report: {in_words(whole)} from now.")
 
     return told
+
+
+def _growth(before: int, after: int) -> float:
+    """How many times longer heads take for `after` pictures than for `before`."""
+    one, other = (min(count, _ACTIVATIONS) ** (_POWER - 1) * count for count in (before, after))
+    return float(other / one)
 
 
 def seconds_after(costs: TrainingCosts, rows: FeatureTable) -> float:
@@ -87,6 +94,7 @@ class TrainingPlan:
         epochs: Epochs planned before the first step. 0 where no training fits.
         most_epochs: Epochs without a budget.
         views: Views of a picture through frozen stages.
+        frozen: Whether there are frozen stages, and views of them are computed once.
         epoch: Estimated seconds of an epoch.
         after: Seconds from the end of the training to the written report.
         seconds: Planned seconds of the whole run.
@@ -98,6 +106,7 @@ class TrainingPlan:
     epochs: int = 0
     most_epochs: int = 0
     views: int = 1
+    frozen: bool = False
     epoch: float = 0.0
     after: float = 0.0
     seconds: float
@@ -149,7 +158,7 @@ class Budget:
             used_seconds=round(self.limit.used, 2),
             epochs_planned=0 if self.plan is None else self.plan.epochs,
             epochs_at_end=epochs,
-            views=None if self.plan is None or self.plan.epochs == 0 else self.plan.views,
+            views=self.plan.views if self.plan is not None and self.plan.frozen else None,
             pictures_found=max(self.found, read),
             pictures_read=read,
             more_time=" ".join(line for line in more if line) or None,
@@ -199,8 +208,8 @@ class Budget:
         head, probe = _solving_seconds(sample, listing, stages, config)
 
         def needed(pictures: int) -> float:
-            probed = probe * (min(pictures, _MOST_PROBED) / read) ** _POWER
-            return float((pictures - read) * seconds + head * (pictures / read) ** _POWER + probed)
+            solving = head * _growth(read, pictures) + probe * _growth(read, min(pictures, MOST))
+            return (pictures - read) * seconds + solving
 
         most = every
         while most > read and needed(most) > available:
@@ -254,6 +263,7 @@ class Budget:
                 epochs=fits[0],
                 most_epochs=epochs,
                 views=fits[1],
+                frozen=costs.view > 0,
                 epoch=costs.epoch + costs.validation,
                 after=after,
                 seconds=self.limit.used + costs.seconds(*fits) + after,

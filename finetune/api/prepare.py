@@ -23,7 +23,7 @@ from finetune.features.forward import Outputs
 from finetune.features.limited_reading import only
 from finetune.features.table import FeatureTable
 from finetune.linear.head import Heads, solve_heads
-from finetune.linear.probe import ProbeCurve, probe_curve
+from finetune.linear.probe import MOST, ProbeCurve, probe_curve
 from finetune.linear.threads import one_thread, one_thread_if_small
 from finetune.models.backbone import Backbone, Network
 from finetune.models.candidates import load_weights
@@ -37,9 +37,6 @@ from finetune.training.plan import Plan, TrainingTask, plan_for
 
 # "auto" weighs classes where the largest has more than this many times the pictures of the smallest.
 UNBALANCED = 3
-
-# Most training pictures of a probe curve: beyond them its time grows, and the curve hardly changes.
-MOST = 3000
 
 
 @dataclass(frozen=True)

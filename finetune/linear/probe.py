@@ -30,6 +30,8 @@ FAR = 0.12
 FALLING = (0.25, 0.5, 1.0)
 
 _RESAMPLED = 2000
+# Most training pictures of a probe curve: beyond them its time grows, and the curve hardly changes.
+MOST = 3000
 
 
 @dataclass(frozen=True)
