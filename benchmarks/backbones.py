@@ -8,11 +8,12 @@ name, judge and choose nothing; of the others so many of each class, drawn by th
 then to the head of every candidate, as `finetune fit --strategy head` solves it. Sizes above what a class has mean all.
 
 Regret: accuracy of the best candidate's head on the judging pictures minus that of the one taken. A run is a hit where
-the regret is 0; a pair of data set and size, where the networks taken are on average over the seeds as accurate as the
-one best network. It can fail: taking any one network everywhere is listed beside it ("always"), and a random draw hits
-one in four. Differences below about 1 / sqrt(judging pictures) are noise, so near 100 % a miss may cost nothing: the
-regret says what it costs. `cost` compares the processor seconds of the comparison, without a cache, with the sum over
-its candidates compared alone, and with reading the folder by the network taken.
+the regret is 0, and beaten beyond chance where it exceeds 1.96 standard errors of the paired difference; a pair of data
+set and size is a hit where the networks taken are on average over the seeds as accurate as the one best network. It can
+fail: taking any one network everywhere is listed beside it ("always"), and a random draw hits one in four. The choice
+prefers the faster of two networks that are as good, so it misses by fractions of a point where both are. `cost` compares
+the processor seconds of the comparison, without a cache, with the sum over its candidates compared alone, and with those
+of the head of the one taken.
 Runs are appended one by one to benchmarks/results/backbones.json and not made again; --judge-again solves the heads of
 all of them with the present code, and leaves the choices as they are.
 """
@@ -142,19 +143,27 @@ def measured(folder: Path, weights: str) -> dict[str, Any]:
 
 def judged(folder: Path, weights: str, taken: str, networks: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """`networks` with the accuracy of each one's head on the judging pictures; the best one, and the regret."""
-    pictures = 0
+    right: dict[str, torch.Tensor] = {}
     for name in NETWORKS:
         file = Path(weights) / f"{name}.safetensors"
         config = Config(backbone=name, weights=str(file) if file.exists() else None, strategy="head", device="cpu")
         prepared = prepare(list_folder(folder), config, None, Display())
         pooled, labels = prepared.rows.of_split("test")
-        share = accuracy_of(prepared.heads.kept(pooled).argmax(1), labels)
+        answers = prepared.heads.kept(pooled).argmax(1)
+        share = accuracy_of(answers, labels)
         networks[name] |= {"head": share.accuracy, "interval": share.interval}
-        pictures = len(labels)
+        right[name] = (answers == labels).double()
     best = max(NETWORKS, key=lambda name: float(networks[name]["head"]))
     regret = round(100 * (networks[best]["head"] - networks[taken]["head"]), 3)
-    again = {"judging": pictures, "best": best, "regret": regret, "networks": networks}
-    return again | {"revision_of_heads": revision()}
+    difference = right[best] - right[taken]
+    return {
+        "judging": len(difference),
+        "best": best,
+        "regret": regret,
+        "standard_error_of_regret": round(100 * float(difference.std()) / len(difference) ** 0.5, 3),
+        "networks": networks,
+        "revision_of_heads": revision(),
+    }
 
 
 def cost(folder: Path, weights: str) -> dict[str, Any]:
@@ -199,6 +208,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "runs": len(runs),
         "hits": sum(run["regret"] == 0 for run in runs),
         "within_half_a_point": sum(run["regret"] <= 0.5 for run in runs),
+        "beaten_beyond_chance": sum(run["regret"] > 1.96 * run["standard_error_of_regret"] for run in runs),
         "mean_regret": round(sum(run["regret"] for run in runs) / len(runs), 3),
         "worst_regret": max(run["regret"] for run in runs),
         "pairs": len(pairs),
