@@ -11,9 +11,9 @@ Regret: accuracy of the best candidate's head on the judging pictures minus that
 the regret is 0, and beaten beyond chance where it exceeds 1.96 standard errors of the paired difference; a pair of data
 set and size is a hit where the networks taken are on average over the seeds as accurate as the one best network. It can
 fail: taking any one network everywhere is listed beside it ("always"), and a random draw hits one in four. The choice
-prefers the faster of two networks that are as good, so it misses by fractions of a point where both are. `cost` compares
-the processor seconds of the comparison, without a cache, with the sum over its candidates compared alone, and with those
-of the head of the one taken.
+prefers the faster of two networks that are as good, so it misses by fractions of a point where both are. `cost`
+compares the processor seconds of the comparison, without a cache, with the sum over its candidates compared alone, and
+with those of the head of the one taken.
 Runs are appended one by one to benchmarks/results/backbones.json and not made again; --judge-again solves the heads of
 all of them with the present code, and leaves the choices as they are.
 """
