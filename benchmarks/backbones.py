@@ -208,7 +208,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "runs": len(runs),
         "hits": sum(run["regret"] == 0 for run in runs),
         "within_half_a_point": sum(run["regret"] <= 0.5 for run in runs),
-        "beaten_beyond_chance": sum(run["regret"] > 1.96 * run["standard_error_of_regret"] for run in runs),
+        "beaten_beyond_chance": sum(run["regret"] > 1.96 * run.get("standard_error_of_regret", 0) for run in runs),
         "mean_regret": round(sum(run["regret"] for run in runs) / len(runs), 3),
         "worst_regret": max(run["regret"] for run in runs),
         "pairs": len(pairs),
