@@ -131,6 +131,7 @@ class Budget:
         plan: The training; None until it is planned.
         reserve: Seconds from the end of the training to the written report, without measuring.
         found: Number of pictures in the folder or table.
+        expected: Planned seconds of a run that trains nothing beyond the head.
         note: Which pictures are read and what more time would buy; empty where all are.
     """
 
@@ -142,6 +143,7 @@ class Budget:
         self.plan = as_type(kept["plan"], TrainingPlan, "the plan of the run") if kept.get("plan") else None
         self.note = str(kept.get("note", ""))
         self.reserve, self.found = max(_LEAST_AFTER, _AFTER * self.limit.seconds), 0
+        self.expected = self.limit.seconds
 
     def record(self) -> None:
         """Keep the plan and the time that was used so far."""
@@ -154,7 +156,7 @@ class Budget:
         more = [self.note, "" if self.plan is None else self.plan.reason]
         return BudgetMetrics(
             minutes=self.minutes,
-            planned_seconds=round(self.limit.used if self.plan is None else self.plan.seconds, 2),
+            planned_seconds=round(self.expected if self.plan is None else self.plan.seconds, 2),
             used_seconds=round(self.limit.used, 2),
             epochs_planned=0 if self.plan is None else self.plan.epochs,
             epochs_at_end=epochs,
@@ -216,6 +218,7 @@ class Budget:
             most = max(read, int(0.95 * most))
         # The head's time must be left when reading is slower than it was.
         solving = needed(most) - (most - read) * seconds
+        self.expected = self.limit.used + needed(most) + self.reserve
         ends = time.monotonic() + max(0.0, available - solving)
         return ReadingLimit(ends, max(ends, time.monotonic() + available), most)
 

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,7 @@ from fewshot.cli.main import main as fewshot_main
 from fewshot.training.train import train_folder
 from finetune.cli.main import main
 from finetune.errors import InputError
-from finetune.processes import require_one_process
+from finetune.processes import require_one_process, share_cores
 
 
 @pytest.fixture
@@ -59,3 +63,31 @@ def test_one_process_goes_on(variables: dict[str, str], monkeypatch: pytest.Monk
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     require_one_process("finetune fit")
+
+
+def test_the_age_of_a_process_counts_from_its_start_not_from_its_imports() -> None:
+    program = "import time; time.sleep(0.3); from finetune.processes import process_age; print(process_age())"
+    began = time.monotonic()
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert 0.3 * (sys.platform == "linux") <= float(found.stdout) <= time.monotonic() - began + 0.05
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ({}, {"OMP_WAIT_POLICY": "PASSIVE"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+        ({"GOMP_SPINCOUNT": "9"}, {"GOMP_SPINCOUNT": "9"}),
+    ],
+)
+def test_a_command_lets_waiting_threads_sleep_unless_its_user_decides(
+    given: dict[str, str], left: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, given.get(name, ""))
+        if name not in given:
+            monkeypatch.delenv(name)
+    share_cores()
+    found = {name: os.environ[name] for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ}
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert found == left
