@@ -12,8 +12,8 @@ the regret is 0, and beaten beyond chance where it exceeds 1.96 standard errors 
 set and size is a hit where the networks taken are on average over the seeds as accurate as the one best network. It can
 fail: taking any one network everywhere is listed beside it ("always"), and a random draw hits one in four. The choice
 prefers the faster of two networks that are as good, so it misses by fractions of a point where both are. `cost`
-compares the processor seconds of the comparison, without a cache, with the sum over its candidates compared alone, and
-with those of the head of the one taken.
+compares the processor seconds of the comparison and of the head after it, with an empty cache, with those of the heads of
+all candidates, one after the other.
 Runs are appended one by one to benchmarks/results/backbones.json and not made again; --judge-again solves the heads of
 all of them with the present code, and leaves the choices as they are.
 """
@@ -26,6 +26,8 @@ import tempfile
 import time
 import zipfile
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -167,27 +169,45 @@ def judged(folder: Path, weights: str, taken: str, networks: dict[str, dict[str,
 
 
 def cost(folder: Path, weights: str) -> dict[str, Any]:
-    """Processor seconds without a cache: of the comparison, of each candidate compared alone, of reading once."""
-    config = Config(backbones=",".join(NETWORKS), weights_dir=weights, strategy="head", device="cpu", cache=False)
+    """Processor seconds with an empty cache: of the comparison and the head after it, and of each candidate alone."""
+    config = Config(backbones=",".join(NETWORKS), weights_dir=weights, strategy="head", device="cpu")
     listing = list_folder(folder)
-    start = time.process_time()
-    choice = choose_backbone(listing, config, Display())
-    together = time.process_time() - start
+    with empty_cache():
+        start = time.process_time()
+        choice = choose_backbone(listing, config, Display())
+        compared = time.process_time()
+        prepare(listing, choice.config, None, Display(), choice.splits)
+        ended = time.process_time()
     alone = {}
     for name in NETWORKS:
-        start = time.process_time()
-        choose_backbone(listing, replace(config, backbones=name), Display())
-        alone[name] = round(time.process_time() - start, 1)
-    start = time.process_time()
-    prepare(listing, choice.config, None, Display(), choice.splits)
-    taken = time.process_time() - start
+        file = Path(weights) / f"{name}.safetensors"
+        one = Config(backbone=name, weights=str(file) if file.exists() else None, strategy="head", device="cpu")
+        with empty_cache():
+            before = time.process_time()
+            prepare(listing, one, None, Display())
+            alone[name] = round(time.process_time() - before, 1)
     return {
         "files": len(listing.samples),
-        "together": round(together, 1),
-        "alone": alone,
-        "sum": round(sum(alone.values()), 1),
-        "head_of_the_one_taken": round(taken, 1),
+        "comparison": round(compared - start, 1),
+        "head_after_it": round(ended - compared, 1),
+        "head_of_each_alone": alone,
+        "sum_of_these": round(sum(alone.values()), 1),
     }
+
+
+@contextmanager
+def empty_cache() -> Iterator[None]:
+    """An activation cache of its own."""
+    before = os.environ.get("FEWTUNE_CACHE")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["FEWTUNE_CACHE"] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["FEWTUNE_CACHE"]
+            else:
+                os.environ["FEWTUNE_CACHE"] = before
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
