@@ -12,8 +12,8 @@ the regret is 0, and beaten beyond chance where it exceeds 1.96 standard errors 
 set and size is a hit where the networks taken are on average over the seeds as accurate as the one best network. It can
 fail: taking any one network everywhere is listed beside it ("always"), and a random draw hits one in four. The choice
 prefers the faster of two networks that are as good, so it misses by fractions of a point where both are. `cost`
-compares the processor seconds of the comparison and of the head after it, with an empty cache, with those of the heads of
-all candidates, one after the other.
+compares the processor seconds of the comparison and of the head after it, with an empty cache, with those of the heads
+of all candidates, one after the other.
 Runs are appended one by one to benchmarks/results/backbones.json and not made again; --judge-again solves the heads of
 all of them with the present code, and leaves the choices as they are.
 """
@@ -28,7 +28,6 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
