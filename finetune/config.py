@@ -129,6 +129,15 @@ class Config(Options):
         below=1,
         commands=_READS,
     )
+    unlabelled: str | None = option(
+        None,
+        "Folder of pictures without labels, from which the head learns too as far as cross-validation shows that they "
+        "help. Their sub-folders do not matter.",
+        unset="none",
+        metavar="DIR",
+        commands=("inspect",),
+        only_with=("strategy", _PRETRAINED),
+    )
     class_weights: str = option(
         "auto",
         "Whether rare classes weigh more in the loss. auto weighs them where the largest class has over 3 times the "
@@ -302,7 +311,7 @@ class Config(Options):
     )
 
     def __post_init__(self) -> None:
-        for name in ("weights", "weights_dir"):
+        for name in ("weights", "weights_dir", "unlabelled"):
             if isinstance(value := getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(value))
         super().__post_init__()

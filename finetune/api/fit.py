@@ -23,6 +23,7 @@ from finetune.data.folder import Listing
 from finetune.data.split_record import record_splits
 from finetune.data.table import Source, list_pictures
 from finetune.errors import InputError, TrainingDiverged
+from finetune.features.unlabelled import list_some
 from finetune.files import as_type
 from finetune.linear.head import Heads
 from finetune.models.backbone import Network
@@ -92,6 +93,8 @@ def fit(
             0.15.
         val_fraction: Share of the pictures set aside to choose between settings, where the folder has no val/. Default:
             0.15.
+        unlabelled: Folder of pictures without labels, from which the head learns too as far as cross-validation shows
+            that they help. Default: none.
         class_weights: Whether rare classes weigh more in the loss. One of auto, balanced, none. Default: 'auto'.
         device: Device to compute on. One of auto, cpu, cuda. Default: 'auto'.
         seed: Seed of all random numbers. Default: 0.
@@ -150,6 +153,8 @@ def fit(
     display = display or Display()
     check_log(config, None if out is None else Path(out))
     listing = list_pictures(folder)
+    if config.unlabelled is not None:
+        list_some(config.unlabelled)  # an empty folder is refused here, before an hour of reading
     if out is None:
         return _Job.of(config, None, display, started, on_epoch, listing).classifier(listing)
     with RunFolder(Path(out)) as run:

@@ -20,6 +20,7 @@ class FitOptions(TypedDict, total=False):
     image_size: int | None
     test_fraction: float
     val_fraction: float
+    unlabelled: str | os.PathLike[str] | None
     class_weights: Literal["auto", "balanced", "none"] | str
     device: Literal["auto", "cpu", "cuda"] | str
     seed: int

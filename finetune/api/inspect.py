@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from finetune.api.unlabelled import IN_INSPECTION, learn_unlabelled, read_unlabelled
+from finetune.classifier.run_metrics import UnlabelledMetrics
 from finetune.config import AUTO, Config
 from finetune.data.folder import Listing
 from finetune.data.images import Content, Header, read_header
@@ -23,8 +25,11 @@ from finetune.data.table import Source, list_pictures
 from finetune.errors import InputError, UnreadablePicture
 from finetune.features.extraction import read_contents, read_pictures
 from finetune.features.forward import Outputs
-from finetune.features.table import SPLITS
+from finetune.features.table import SPLITS, FeatureTable
+from finetune.features.unlabelled import UnlabelledPictures, list_some
+from finetune.linear.head import solve_heads
 from finetune.linear.label_errors import checkable_rows, find_label_errors
+from finetune.linear.threads import one_thread_if_small
 from finetune.models.backbone import Backbone
 from finetune.models.candidates import load_weights
 from finetune.models.device import open_engine
@@ -86,6 +91,8 @@ class Inspection:
             judged: a classifier must not choose the pictures that it is measured on.
         refusal: Why a run on the folder would stop; None where it would not.
         not_judged: Why no label was judged; None where the only reason is too few pictures.
+        unlabelled: What unlabelled pictures do for a head, and which of them to label next; None without
+            `Config.unlabelled`, and where no head can be made.
 
     Example:
         >>> from finetune import Config, inspect_folder
@@ -107,6 +114,7 @@ class Inspection:
     notes: tuple[str, ...]
     refusal: str | None
     not_judged: str | None = None
+    unlabelled: UnlabelledMetrics | None = None
 
     @property
     def balance(self) -> float | None:
@@ -120,7 +128,13 @@ class Inspection:
 
 
 @restored_random_state()
-def inspect_folder(folder: Source, *, config: Config | None = None, display: Display | None = None) -> Inspection:
+def inspect_folder(
+    folder: Source,
+    *,
+    config: Config | None = None,
+    display: Display | None = None,
+    label_next: int = IN_INSPECTION,
+) -> Inspection:
     """Read every picture of a folder once, as a run would, and report problems.
 
     Nothing in the folder is changed. Activations are cached for a later run. Without pretrained weights, everything but
@@ -130,12 +144,14 @@ def inspect_folder(folder: Source, *, config: Config | None = None, display: Dis
         folder: A folder or a table, as `fit` takes it.
         config: Options of the run to come.
         display: Shows progress.
+        label_next: Number of pictures in the folder `config.unlabelled` to list, those whose labels would teach most.
 
     Returns:
-        Counts, sizes, unreadable files, duplicates and suspect labels.
+        Counts, sizes, unreadable files, duplicates and suspect labels; with `config.unlabelled`, what its pictures do
+        for a head, and those to label next.
 
     Raises:
-        InputError: For a folder or backbone that cannot be used.
+        InputError: For a folder or backbone that cannot be used, and a `label_next` below 1.
 
     Example:
         >>> from finetune import Config, inspect_folder
@@ -144,7 +160,11 @@ def inspect_folder(folder: Source, *, config: Config | None = None, display: Dis
         (40, 1.0)
     """
     config, display = config or Config(), display or Display()
+    if label_next < 1:
+        raise InputError(f"--label-next must be at least 1, not {label_next}")
     listing = list_pictures(folder, to_train=False)
+    if config.unlabelled is not None:
+        list_some(config.unlabelled)  # an empty folder is refused here, before an hour of reading
     if config.backbone == AUTO:
         raise InputError("inspect reads pictures with one network; --backbone auto goes with fit, probe and lr-find")
     backbone = Backbone(config.backbone, image_size=config.image_size)
@@ -163,7 +183,12 @@ def inspect_folder(folder: Source, *, config: Config | None = None, display: Dis
     found, refusal = _audited(listing, contents, config)
     splits = _splits(listing, contents, found)
     near = near_duplicates(contents, splits)
-    suspects, judged = None, 0
+    suspects, judged, unlabelled = None, 0, None
+    if outputs is not None and found is not None:
+        rows = FeatureTable.audited(listing, outputs, backbone.width, config)
+        pictures = read_unlabelled(fabric, stages, contents, [*found.val, *found.test], config, None, display)
+        if pictures is not None:
+            unlabelled = _unlabelled(rows, pictures, stages.widths, label_next)
     if outputs is not None:
         suspects, judged = _suspects(listing, contents, outputs, splits, near, backbone.width)
     return Inspection(
@@ -181,7 +206,19 @@ def inspect_folder(folder: Source, *, config: Config | None = None, display: Dis
         notes=listing.notes if found is None else found.notes,
         refusal=refusal,
         not_judged=not_judged,
+        unlabelled=unlabelled,
     )
+
+
+def _unlabelled(
+    rows: FeatureTable, pictures: UnlabelledPictures, widths: Sequence[int], count: int
+) -> UnlabelledMetrics:
+    """What unlabelled pictures do for the head of a run, and the `count` of them to label next."""
+    with one_thread_if_small(rows.pooled.numel() + pictures.pooled.numel()):
+        train, val, made = rows.of_split("train"), rows.of_split("val"), rows.val_was_made
+        heads = solve_heads(train, val, widths, learn_from_val=made)
+        learned = learn_unlabelled(heads, rows, pictures, widths, None, learn_from_val=made)
+        return learned.metrics(learned.next(rows, widths, count))
 
 
 def _audited(listing: Listing, contents: Sequence[Content], config: Config) -> tuple[Folder | None, str | None]:

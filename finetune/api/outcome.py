@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from finetune.api.prepare import Prepared
+from finetune.api.unlabelled import IN_REPORT
 from finetune.classifier.classifier import Classifier
 from finetune.classifier.run_folder import (
     HISTORY_FILE,
@@ -28,6 +29,7 @@ from finetune.classifier.run_metrics import (
     RunMetrics,
     SplitMetrics,
     SweepMetrics,
+    UnlabelledMetrics,
     ValidationMetrics,
     write_metrics,
 )
@@ -98,6 +100,7 @@ def measure(
         unreadable=rows.folder.unreadable,
         left_out=rows.folder.left_out,
         notes=rows.folder.notes,
+        unlabelled=_unlabelled(prepared),
     )
     return Outcome(classifier, _with_training(metrics, training), judged, training)
 
@@ -107,6 +110,13 @@ def _result(rows: FeatureTable, judged: dict[str, Tensor]) -> dict[str, Any]:
     if rows.measured is None:
         return no_measurement(rows.folder.classes)
     return vars(measure_predictions(judged[rows.measured], rows.of_split(rows.measured)[1], rows.folder.classes))
+
+
+def _unlabelled(prepared: Prepared) -> UnlabelledMetrics | None:
+    learned = prepared.unlabelled
+    if learned is None:
+        return None
+    return learned.metrics(learned.next(prepared.rows, prepared.stages.widths, IN_REPORT))
 
 
 def _with_training(metrics: RunMetrics, training: TrainingResult) -> RunMetrics:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from finetune.api.budget import Budget, told_while_reading
 from finetune.api.drop_stages import drop_above
+from finetune.api.unlabelled import LearnedUnlabelled, learn_unlabelled, read_unlabelled
 from finetune.classifier.run_folder import RunFolder
 from finetune.config import BEST, Config
 from finetune.data.folder import Listing
@@ -22,6 +23,7 @@ from finetune.features.familiarity import PICTURES, batch_norm_distance
 from finetune.features.forward import Outputs
 from finetune.features.limited_reading import only
 from finetune.features.table import FeatureTable
+from finetune.features.unlabelled import UnlabelledPictures
 from finetune.linear.head import Heads, solve_heads
 from finetune.linear.probe import MOST, ProbeCurve, probe_curve
 from finetune.linear.threads import one_thread, one_thread_if_small
@@ -42,7 +44,8 @@ UNBALANCED = 3
 @dataclass(frozen=True)
 class Prepared:
     """A run before training by gradient: the frozen backbone, the pictures with their activations, the strategy, and
-    linear heads. class_weights: shape (classes,), or None where all pictures count the same."""
+    linear heads. class_weights: shape (classes,), or None where all pictures count the same. unlabelled: the unlabelled
+    pictures that `heads` have learned from, None without --unlabelled."""
 
     fabric: Fabric
     stages: PooledStages
@@ -50,6 +53,7 @@ class Prepared:
     choice: StrategyChoice
     heads: Heads
     class_weights: Tensor | None
+    unlabelled: LearnedUnlabelled | None = None
 
     @property
     def backbone(self) -> Backbone:
@@ -140,8 +144,14 @@ def prepare(
     rows = FeatureTable.audited(listing, outputs, stages.backbone.width, config, recorded)
     for line in rows.summary():
         display.say(line)
-    with one_thread_if_small(rows.pooled.numel()) if budget is None else one_thread():
-        return _with_heads(fabric, stages, rows, config, display)
+    unlabelled = None
+    if config.strategy == "auto" or STRATEGIES[config.strategy].start == "pretrained":
+        contents = [outputs.contents[position] for position in range(len(listing.samples))]
+        measuring = [*rows.indices("val"), *rows.indices("test")]
+        unlabelled = read_unlabelled(fabric, stages, contents, measuring, config, run, display)
+    numbers = rows.pooled.numel() + (0 if unlabelled is None else unlabelled.pooled.numel())
+    with one_thread_if_small(numbers) if budget is None else one_thread():
+        return _with_heads(fabric, stages, rows, unlabelled, config, display)
 
 
 def _backbone(config: Config, display: Display) -> Backbone:
@@ -158,7 +168,14 @@ def _backbone(config: Config, display: Display) -> Backbone:
     return backbone
 
 
-def _with_heads(fabric: Fabric, stages: PooledStages, rows: FeatureTable, config: Config, display: Display) -> Prepared:
+def _with_heads(
+    fabric: Fabric,
+    stages: PooledStages,
+    rows: FeatureTable,
+    unlabelled: UnlabelledPictures | None,
+    config: Config,
+    display: Display,
+) -> Prepared:
     """Choose the strategy, drop stages where asked for, and solve the heads."""
     classes, per_class = len(rows.folder.classes), len(rows.folder.train) / len(rows.folder.classes)
     curve = (
@@ -173,24 +190,29 @@ def _with_heads(fabric: Fabric, stages: PooledStages, rows: FeatureTable, config
         stages, rows = drop_above(stages, rows, config.drop_above, curve, display)
         choice = _within(stages.backbone, choice, config)
     class_weights = _class_weights(config.class_weights, rows.of_split("train")[1], classes)
+    # Validation pictures that were split off here may train the final head. Not with several views of a picture: the
+    # features here are of one view, and the validation figures must come from the head that is kept.
+    learn_from_val = rows.val_was_made and config.test_time == "plain"
     heads = solve_heads(
-        rows.of_split("train"),
-        rows.of_split("val"),
-        stages.widths,
-        class_weights,
-        # Validation pictures that were split off here may train the final head. Not with several views of a picture:
-        # the features here are of one view, and the validation figures must come from the head that is kept.
-        learn_from_val=rows.val_was_made and config.test_time == "plain",
+        rows.of_split("train"), rows.of_split("val"), stages.widths, class_weights, learn_from_val=learn_from_val
     )
     if choice.strategy.start == "pretrained":
         shares = ", ".join(f"{name} {share:.0%}" for name, share in heads.shares.items())
         display.say(f"head: average of linear classifiers, by their likelihood on held-out pictures: {shares}.")
+    learned = None
+    if unlabelled is not None:
+        unlabelled = unlabelled.up_to(stages.widths)
+        learned = learn_unlabelled(heads, rows, unlabelled, stages.widths, class_weights, learn_from_val=learn_from_val)
+        heads = learned.heads
+        display.say(learned.metrics(()).sentence)
     # Whoever gives options of the training wants one.
     if config.strategy == "auto" and (config.unfreeze, config.epochs, config.lr) == (None, None, None):
         pictures = len(rows.folder.train) + len(rows.folder.val)
         choice = head_unless_training_pays(choice, heads.error, pictures, per_class)
     display.say(choice.reason)
-    return Prepared(fabric, stages, rows, choice, heads, class_weights)
+    if learned is not None and choice.strategy.trains != "head":
+        display.say(f"{choice.strategy.name} starts from that head; its training reads the labelled pictures alone.")
+    return Prepared(fabric, stages, rows, choice, heads, class_weights, learned)
 
 
 def _without_validation(choice: StrategyChoice, config: Config) -> StrategyChoice:

@@ -65,6 +65,7 @@ class RunFolder:
         self.path = path
         self.checkpoint = path / STATE / "checkpoint.safetensors"
         self._features = path / STATE / "features.safetensors"
+        self._unlabelled = path / STATE / "unlabelled.safetensors"
         self._budget = path / STATE / "budget.json"
         self._replaced = path / REPLACED
 
@@ -200,30 +201,41 @@ class RunFolder:
             self._set_aside()
         self._wrote = not self._resumes
         write_json(self.path / CONFIG_FILE, self._request)
-        contents = {position: asdict(content) for position, content in outputs.contents.items()}
         config = Config.from_dict(self._request["config"])
         self.recorded = {**recorded_splits(listing, config), **self._splits}
         metadata = {
             "comparison": json.dumps(self.comparison),
-            "listing": _fingerprint(listing),
-            "contents": json.dumps(contents),
             "recorded": json.dumps(self.recorded),
         }
-        write_tensors(self._features, {"values": outputs.values, "index": outputs.index}, metadata)
+        _write_outputs(self._features, listing, outputs, metadata)
 
     def kept_features(self, listing: Listing) -> Outputs | None:
         """The activations that `keep_features` kept; None where it was not called. InputError for changed pictures."""
         if not self._features.exists() or self._overwrites:
             return None
-        tensors, metadata = read_tensors_and_metadata(self._features)
+        outputs, metadata = self._read_outputs(self._features, listing)
+        self.recorded = json.loads(metadata.get("recorded", "{}"))
+        return outputs
+
+    def keep_unlabelled(self, listing: Listing, outputs: Outputs) -> None:
+        """Keep the activations of unlabelled pictures for --resume."""
+        _write_outputs(self._unlabelled, listing, outputs, {})
+
+    def kept_unlabelled(self, listing: Listing) -> Outputs | None:
+        """The activations that `keep_unlabelled` kept, as for `kept_features`."""
+        if not self._unlabelled.exists() or self._overwrites:
+            return None
+        return self._read_outputs(self._unlabelled, listing)[0]
+
+    def _read_outputs(self, path: Path, listing: Listing) -> tuple[Outputs, dict[str, str]]:
+        tensors, metadata = read_tensors_and_metadata(path)
         if metadata["listing"] != _fingerprint(listing):
             raise InputError(
                 f"{listing.name} has changed since the run in {self.path} was started; start a new run in another "
                 "--out, or with --overwrite in this one"
             )
-        self.recorded = json.loads(metadata.get("recorded", "{}"))
         contents = {int(position): Content(**content) for position, content in json.loads(metadata["contents"]).items()}
-        return Outputs(tensors["values"], tensors["index"], contents)
+        return Outputs(tensors["values"], tensors["index"], contents), metadata
 
     def keep_budget(self, values: dict[str, Any]) -> None:
         """Keep the time that was used and the plan that was made, for --resume."""
@@ -261,6 +273,12 @@ def _delete(path: Path) -> None:
             shutil.rmtree(path / name)
         else:
             (path / name).unlink(missing_ok=True)
+
+
+def _write_outputs(path: Path, listing: Listing, outputs: Outputs, metadata: Mapping[str, str]) -> None:
+    contents = {position: asdict(content) for position, content in outputs.contents.items()}
+    known = {"listing": _fingerprint(listing), "contents": json.dumps(contents), **metadata}
+    write_tensors(path, {"values": outputs.values, "index": outputs.index}, known)
 
 
 def _fingerprint(listing: Listing) -> str:

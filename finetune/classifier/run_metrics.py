@@ -158,6 +158,75 @@ class PictureCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PictureToLabel:
+    """An unlabelled picture whose label would teach much.
+
+    path: below the folder of unlabelled pictures. second: class that is next in probability after `predicted`. doubt: 1
+    minus the difference of both probabilities. novelty: 1 minus the cosine of its features with the most similar
+    picture that is labelled or listed before it. score: doubt times novelty times the weight of the picture, which is
+    low where it is like none of the classes.
+    """
+
+    path: str
+    predicted: str
+    probability: Share
+    second: str
+    doubt: Share
+    novelty: Annotated[float, Meta(ge=0, le=2)]
+    score: Annotated[float, Meta(ge=0, le=2)]
+
+    @property
+    def reason(self) -> str:
+        """Why its label would teach, in words."""
+        return f"{self.predicted} or {self.second}? doubt {self.doubt:.2f}, novelty {self.novelty:.2f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlabelledMetrics:
+    """What unlabelled pictures did for the head.
+
+    folder: of the pictures. pictures: how many the head could learn from. unreadable: files left out. labelled: how
+    many are left out as copies of labelled or other unlabelled pictures; measuring: as copies of validation or test
+    pictures; skipped: how many were not read. strength: share of the head that learned from them in the head of the
+    run. judged: number of labelled pictures that chose it, each held out. without, accuracy: accuracy of the head
+    without and with the unlabelled pictures on these. label_next: those whose label would teach most, by the head.
+    """
+
+    folder: str
+    pictures: Count
+    unreadable: tuple[Unreadable, ...] = ()
+    labelled: Count = 0
+    measuring: Count = 0
+    skipped: Count = 0
+    strength: Share
+    judged: Count = 0
+    without: Share | None = None
+    accuracy: Share | None = None
+    label_next: tuple[PictureToLabel, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """How many were used, and what they gained."""
+        if not self.pictures:
+            return f"No picture in {self.folder} is used: all are left out."
+        count = f"{self.pictures:,} unlabelled picture{'s' if self.pictures > 1 else ''}"
+        if self.without is None or self.accuracy is None:
+            if self.strength:
+                return (
+                    f"{count}: strength {self.strength:g}. One labelled picture a class leaves none to measure their "
+                    "gain by."
+                )
+            return f"{count}: not used, because most of them are like none of the classes."
+        before = f"{100 * self.without:.1f} %"
+        if not self.strength:
+            return f"{count}: not used. They do not improve the head, whose cross-validated accuracy is {before}."
+        return (
+            f"{count}: cross-validated accuracy {before} -> {100 * self.accuracy:.1f} % on {self.judged:,} labelled "
+            f"pictures; strength {self.strength:g}."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class BudgetMetrics:
     """A run with `--minutes`: seconds by the plan and in fact, epochs planned before training and at its end, views of
     a picture through frozen stages, pictures that were found and read, and what more time would buy."""
@@ -184,7 +253,7 @@ class RunMetrics:
     frozen_head_reads: depths that the classifier's head and the baseline head read. epochs: how many were trained.
     best_epoch: the one whose weights were kept, 0 for none. share_of_the_way: share of the trained weights in their
     mixture with those before training. lr: learning rate of the head. seconds: of the whole run. budget: None without
-    --minutes.
+    --minutes. unlabelled: None without --unlabelled.
     """
 
     accuracy: Share | None
@@ -219,6 +288,7 @@ class RunMetrics:
     unreadable: tuple[Unreadable, ...] = ()
     left_out: tuple[Unreadable, ...] = ()
     notes: tuple[str, ...] = ()
+    unlabelled: UnlabelledMetrics | None = None
     seconds: Finite | None = None
     budget: BudgetMetrics | None = None
 

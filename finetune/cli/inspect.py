@@ -35,11 +35,27 @@ OF_SUSPECTS, OF_GROUPS, CLASSES = 24, 12, 60
     "--sheet",
     type=click.Path(path_type=Path),
     show_default="no sheet",
-    help="PNG file to draw a contact sheet to: suspect labels, duplicates and examples of each class.",
+    help="PNG file to draw a contact sheet to: pictures to label next, suspect labels, duplicates and examples of each "
+    "class.",
+)
+@click.option(
+    "--label-next",
+    type=int,
+    show_default="20 with --unlabelled",
+    help="Number of pictures of --unlabelled to list, those whose labels would teach a classifier most: doubtful ones "
+    "that differ from one another.",
+)
+@click.option(
+    "--csv",
+    type=click.Path(path_type=Path),
+    show_default="no table",
+    help="CSV file to write the pictures of --label-next to: path, predicted class, probability, score and reason.",
 )
 @hyper_parameters(Config, "inspect")
 @as_json
-def inspect(folder: Path, sheet: Path | None, as_json: bool, **options: Any) -> None:
+def inspect(
+    folder: Path, sheet: Path | None, label_next: int | None, csv: Path | None, as_json: bool, **options: Any
+) -> None:
     """Check a folder of pictures before training.
 
     Shows classes, picture sizes, unreadable files, duplicates and suspect labels of FOLDER, which has one sub-folder of
@@ -47,11 +63,26 @@ def inspect(folder: Path, sheet: Path | None, as_json: bool, **options: Any) -> 
     test pictures are not judged.
     """
     from finetune.api.inspect import inspect_folder
+    from finetune.api.unlabelled import IN_INSPECTION
+    from finetune.files import check_writable
     from finetune.report.contact_sheet import check_place, write_sections
 
+    config = Config(**options)
+    for name, given in (("--label-next", label_next), ("--csv", csv)):
+        if given is not None and config.unlabelled is None:
+            raise InputError(f"{name} lists unlabelled pictures; give their folder with --unlabelled DIR")
     if sheet is not None:
         check_place(sheet, folder)
-    found = inspect_folder(folder, config=Config(**options), display=display_for(as_json))
+    if csv is not None:
+        check_writable(csv, "--csv", is_folder=False, untouched=[folder, Path(str(config.unlabelled))])
+    found = inspect_folder(
+        folder,
+        config=config,
+        display=display_for(as_json),
+        label_next=IN_INSPECTION if label_next is None else label_next,
+    )
+    if csv is not None:
+        _write_csv(csv, found)
     # Printed first: an error while drawing the sheet must not lose it.
     if as_json:
         print_json(found.to_dict())
@@ -64,6 +95,24 @@ def inspect(folder: Path, sheet: Path | None, as_json: bool, **options: Any) -> 
         write_sections(sheet, sections)
         if not as_json:
             click.echo(f"\ncontact sheet: {sheet}")
+
+
+def _write_csv(path: Path, found: Inspection) -> None:
+    """Write the pictures to label next; only the header where there are none."""
+    from finetune.files import write_csv
+
+    listed = () if found.unlabelled is None else found.unlabelled.label_next
+    rows = [
+        (
+            _unlabelled_path(found, each.path),
+            each.predicted,
+            f"{each.probability:.6f}",
+            f"{each.score:.6f}",
+            each.reason,
+        )
+        for each in listed
+    ]
+    write_csv(path, ("path", "predicted", "probability", "score", "reason"), rows)
 
 
 def _print(found: Inspection) -> None:
@@ -87,6 +136,7 @@ def _print(found: Inspection) -> None:
     _print_groups(out, found, "near-duplicates", found.near)
     _print_classes(out, found)
     _print_sizes(out, found)
+    _print_unlabelled(out, found)
     for note in found.notes:
         out.print(_escape(note), style="dim")
 
@@ -105,6 +155,17 @@ def _print_suspects(out: Console, found: Inspection) -> None:
         for each in found.suspects
     ]
     _print_list(out, title, lines)
+
+
+def _print_unlabelled(out: Console, found: Inspection) -> None:
+    unlabelled = found.unlabelled
+    if unlabelled is None:
+        return
+    out.print(f"\n{_escape(unlabelled.sentence)}")
+    if unlabelled.label_next:
+        out.print("\n[bold]to label next[/bold], the one that would teach most first")
+    for each in unlabelled.label_next:
+        out.print(f"  {_escape(_unlabelled_path(found, each.path))}  [dim]{_escape(each.reason)}[/dim]")
 
 
 def _print_groups(out: Console, found: Inspection, kind: str, groups: Sequence[NearDuplicates]) -> None:
@@ -179,6 +240,10 @@ def _path(found: Inspection, path: str) -> str:
     return str(found.root / path)
 
 
+def _unlabelled_path(found: Inspection, path: str) -> str:
+    return path if found.unlabelled is None else str(Path(found.unlabelled.folder) / path)
+
+
 def _escape(text: str) -> str:
     """`text` for one line: markup and control characters are escaped."""
     controls = ("Cc", "Zl", "Zp")
@@ -195,6 +260,16 @@ def _sections(found: Inspection) -> list[Section]:
         return Captioned(found.root / path, path, note)
 
     sections = []
+    if found.unlabelled is not None and found.unlabelled.label_next:
+        sections.append(
+            Section(
+                f"To label next: {len(found.unlabelled.label_next)} of {found.unlabelled.pictures:,} unlabelled",
+                [
+                    Captioned(_unlabelled_path(found, each.path), each.path, f"{each.predicted} or {each.second}?")
+                    for each in found.unlabelled.label_next
+                ],
+            )
+        )
     if found.suspects:
         shown = found.suspects[:OF_SUSPECTS]
         title = f"Suspect labels: {len(shown)} of {len(found.suspects)}, given → found, worst first"

@@ -130,6 +130,19 @@ def list_unlabelled(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
+def list_without_labels(root: Path, option: str) -> Listing:
+    """All pictures below a folder, without labels or splits.
+
+    InputError, naming the option that gave the folder, where it is no folder or holds no pictures.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root} ({option}) is not a folder" if root.exists() else f"{root} ({option}) does not exist")
+    pictures = sorted(_walk(root).pictures.items())
+    if not pictures:
+        raise InputError(f"{root} ({option}) holds no pictures")
+    return Listing(root, tuple(Sample(path, "", None, size) for path, size in pictures), ())
+
+
 @dataclass(frozen=True)
 class _Tree:
     """The content of a folder: pictures with their sizes, folders, and links to folders above; a count of the rest."""

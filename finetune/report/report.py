@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from finetune.classifier.classifier import Classifier
+from finetune.classifier.run_metrics import RunMetrics
 from finetune.config import Config
 from finetune.data.folder import IN_MEMORY
 from finetune.files import write_text
 from finetune.options.fields import flag
 from finetune.report.backbones import cost_chart
-from finetune.report.confusion import confusion_of, galleries, open_album, shown_in
+from finetune.report.confusion import Album, confusion_of, galleries, open_album, shown_in
 from finetune.report.diagnosis import diagnose
 from finetune.report.figures import (
     areas,
@@ -37,6 +38,8 @@ REPORT_FILE = "report.html"
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 # Most rows of a list of files; all are in metrics.json.
 _LEDGER = 200
+# Most characters of the thumbnails of unlabelled pictures.
+_UNLABELLED = 300_000
 
 
 def write_report(run: str | Path, *, classifier: Classifier | None = None) -> Path:
@@ -102,6 +105,8 @@ def _values(results: RunResults, classifier: Classifier | None) -> dict[str, Any
         "areas": areas(results),
         "reliability_chart": reliability_chart(results),
         "calibration_error": calibration_error(results),
+        "unlabelled": None if run is None else run.unlabelled,
+        "to_label": _to_label(run),
         "calibration": None if run is None else run.calibration,
         "splits": {split: SPLITS[split] for split in splits},
         "totals": {split: sum(n for (of, _), n in results.per_split.items() if of == split) for split in splits},
@@ -109,6 +114,16 @@ def _values(results: RunResults, classifier: Classifier | None) -> dict[str, Any
         "command": command(results),
         "changed": changed(results.config.config),
     }
+
+
+def _to_label(run: RunMetrics | None) -> Album | None:
+    """Thumbnails of the unlabelled pictures to label next."""
+    if run is None or run.unlabelled is None or not run.unlabelled.label_next:
+        return None
+    album = Album(Path(run.unlabelled.folder))
+    paths = [each.path for each in run.unlabelled.label_next]
+    album.fill(paths, pictures=len(paths), characters=_UNLABELLED)
+    return album
 
 
 def command(results: RunResults) -> str:

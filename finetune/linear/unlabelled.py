@@ -1,0 +1,277 @@
+"""Heads that learn from unlabelled pictures too: labels are propagated to them, a second head learns from these soft
+labels, and cross-validation says how much of it is mixed into the head of the labelled pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from finetune.linear.head import (
+    ENOUGH_TO_CHOOSE,
+    FALLING,
+    FEATURES,
+    FOLDS,
+    MOST_CROSS_VALIDATED,
+    Heads,
+    LinearHead,
+    solve_heads,
+)
+from finetune.linear.logistic import Logistic, folds_of, spread
+from finetune.linear.propagation import PictureGraph, propagated, unit_vectors
+from finetune.metrics import accuracy
+
+# Shares of the second head in the mixture. More than MODERATE needs evidence beyond chance.
+STRENGTHS = (0.0, 0.25, 0.5, 0.75)
+MODERATE = 0.5
+# Inverse L2 strength of the second head on rows of mean square length 1, and the principal axes that it reads.
+_STRENGTH, _AXES = 10.0, 200
+# Temperatures of held-out logits. Unlabelled pictures should make a head right more often; a temperature alone would
+# make it surer.
+_TEMPERATURES = torch.logspace(-1, 1, 21)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What unlabelled pictures did to the head.
+
+    Attributes:
+        strength: Share of the second head, 0 to 1; 0 where they did not help.
+        judged: Number of labelled pictures that chose it, each held out; 0 where there is one picture a class.
+        without: Accuracy of the head of the labelled pictures on these, in [0, 1]; None where none judged.
+        accuracy: Accuracy of the mixture on these.
+        weights: Shape (m,), how much each unlabelled picture counted; near 0 for one that is like no labelled picture.
+    """
+
+    strength: float
+    judged: int
+    without: float | None
+    accuracy: float | None
+    weights: Tensor
+
+
+def refine_heads(
+    heads: Heads,
+    train: tuple[Tensor, Tensor],
+    val: tuple[Tensor, Tensor],
+    unlabelled: Tensor,
+    widths: Sequence[int],
+    class_weights: Tensor | None = None,
+    *,
+    learn_from_val: bool = False,
+) -> tuple[Heads, Mixture]:
+    """Mix into each of `heads` a second head that has learned from unlabelled pictures too.
+
+    Args:
+        heads: What `solve_heads` returned for the labelled pictures.
+        train: Pooled activations (n, sum of widths), the features last, and labels (n,) int64 with every class present.
+        val: The same of the validation pictures.
+        unlabelled: Pooled activations (m, sum of widths), m >= 1.
+        widths: Number of activations of each depth.
+        class_weights: Shape (classes,). None for equal weights.
+        learn_from_val: As for `solve_heads`.
+
+    Returns:
+        Linear heads as before, equal to `heads` where the unlabelled pictures do not help; and the mixture.
+    """
+    labelled, labels = torch.cat([train[0], val[0]]), torch.cat([train[1], val[1]])
+    pictures = _Pictures(labelled, labels, unlabelled, tuple(widths), class_weights)
+    judged = pictures.judged(heads, len(train[1]))
+    strength = pictures.unjudged_strength() if judged is None else judged.strength()
+    from_train = pictures.second(torch.arange(len(train[1])))
+    learned = pictures.second(torch.arange(len(labels))) if learn_from_val else from_train
+    mixture = Mixture(
+        strength,
+        0 if judged is None else len(judged.labels),
+        None if judged is None else accuracy(judged.mixed(0.0), judged.labels),
+        None if judged is None else accuracy(judged.mixed(strength), judged.labels),
+        learned.weights,
+    )
+    if strength == 0:
+        return heads, mixture
+    best = _mixed(heads.best, from_train.deep, strength, unlabelled)
+    val_logits = best(val[0])
+    if learn_from_val and judged is not None:
+        second = judged.second[-len(val[1]) :]
+        val_logits = (1 - strength) * heads.val_logits + strength * second
+    refined = replace(
+        heads,
+        features=_mixed(heads.features, from_train.last, strength, unlabelled),
+        best=best,
+        kept=_mixed(heads.kept, learned.deep, strength, unlabelled) if learn_from_val else best,
+        val_logits=val_logits,
+        error=heads.error if mixture.accuracy is None else 1 - mixture.accuracy,
+    )
+    return refined, mixture
+
+
+@dataclass(frozen=True)
+class _Second:
+    """Heads that have learned from soft labels: on the last depths, and on the features alone; and the weights (m,) of
+    the unlabelled pictures."""
+
+    deep: LinearHead
+    last: LinearHead
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Held-out logits (n, classes) of labelled pictures by the head of these alone and by the second head."""
+
+    labels: Tensor
+    base: Tensor
+    second: Tensor
+
+    def mixed(self, strength: float) -> Tensor:
+        return (1 - strength) * self.base + strength * self.second
+
+    def strength(self) -> float:
+        """The strength of least loss at its best temperature, among those that the evidence allows."""
+        losses = {strength: self._losses(strength) for strength in STRENGTHS}
+        best = min(losses, key=lambda strength: float(losses[strength].mean()))
+        return best if best <= MODERATE or _beyond_chance(losses[0.0] - losses[best]) else MODERATE
+
+    def _losses(self, strength: float) -> Tensor:
+        logits = self.mixed(strength).double()
+        found = [
+            nn.functional.cross_entropy(logits * scale, self.labels, reduction="none")
+            for scale in _TEMPERATURES.tolist()
+        ]
+        return min(found, key=lambda losses: float(losses.mean()))
+
+
+def _beyond_chance(gains: Tensor) -> bool:
+    """Whether their mean is above 0 by more than a standard error."""
+    return float(gains.mean()) > float(gains.std(correction=min(1, len(gains) - 1))) / math.sqrt(len(gains))
+
+
+class _Pictures:
+    """Labelled and unlabelled pictures as nodes of one graph, the labelled ones first."""
+
+    def __init__(
+        self,
+        labelled: Tensor,
+        labels: Tensor,
+        unlabelled: Tensor,
+        widths: tuple[int, ...],
+        class_weights: Tensor | None,
+    ):
+        self._labelled, self._labels, self._unlabelled = labelled, labels, unlabelled
+        self._widths, self._class_weights, self._classes = widths, class_weights, int(labels.max()) + 1
+        nodes = torch.cat([labelled, unlabelled])
+        self._vectors = unit_vectors(nodes, widths, FALLING)
+        self._graph = PictureGraph.of(nn.functional.normalize(self._vectors - self._vectors.mean(0)))
+        self._deep, self._last = _Axes.of(nodes, widths, FALLING), _Axes.of(nodes, widths, FEATURES)
+
+    def unjudged_strength(self) -> float:
+        """MODERATE where most unlabelled pictures are nearer to a labelled one than labelled ones of two classes are
+        to each other; else 0."""
+        known = self._vectors[: len(self._labels)]
+        other = (known @ known.T).masked_fill(self._labels[:, None] == self._labels, -1.0)
+        nearest = (self._vectors[len(self._labels) :] @ known.T).amax(1)
+        return MODERATE if nearest.median() > other.amax(1).median() else 0.0
+
+    def second(self, known: Tensor) -> _Second:
+        """Heads that have learned from the labelled pictures `known`, and from the unlabelled ones."""
+        labels, classes = self._labels[known], self._classes
+        alone = Logistic(self._deep.rows[known], labels, classes, self._class_weights)
+        weight, bias = alone.solve(_STRENGTH)
+        opinions = (self._deep.rows @ weight.T + bias).softmax(1)
+        soft = propagated(self._graph, known, labels, classes, opinions)
+        free = torch.arange(len(self._labels), len(opinions))
+        targets = torch.cat(
+            [nn.functional.one_hot(labels, classes), soft.probabilities[free] * soft.weights[free, None]]
+        )
+        learned = torch.cat([known, free])
+        deep, last = (
+            axes.head(*Logistic(axes.rows[learned], targets, classes, self._class_weights).solve(_STRENGTH))
+            for axes in (self._deep, self._last)
+        )
+        return _Second(deep, last, soft.weights[free])
+
+    def judged(self, heads: Heads, train: int) -> _Judged | None:
+        """Held-out logits: of the validation pictures where these are many, else of all, in folds; None where every
+        labelled picture is the only one of its class."""
+        labels = self._labels
+        val = len(labels) - train
+        if val >= ENOUGH_TO_CHOOSE or len(labels) > MOST_CROSS_VALIDATED:
+            if not val:
+                return None
+            asked = self._labelled[train:]
+            second = self.second(torch.arange(train)).deep
+            base = heads.best
+            return _Judged(labels[train:], base(asked), _scaled(second, base, self._unlabelled)(asked))
+        folds = folds_of(labels, FOLDS)
+        base_logits, second_logits = (torch.zeros(len(labels), self._classes) for _ in range(2))
+        for number in range(int(folds.max()) + 1):
+            fitted, held_out = folds != number, folds == number
+            asked = self._labelled[held_out]
+            base = solve_heads(
+                (self._labelled[fitted], labels[fitted]), (asked, labels[held_out]), self._widths, self._class_weights
+            ).best
+            second = self.second(fitted.nonzero()[:, 0]).deep
+            base_logits[held_out] = base(asked)
+            second_logits[held_out] = _scaled(second, base, self._unlabelled)(asked)
+        rated = folds >= 0
+        return _Judged(labels[rated], base_logits[rated], second_logits[rated]) if bool(rated.any()) else None
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """Activations along their first principal axes, rows (n, axes), and the way back to a head on the activations."""
+
+    rows: Tensor
+    mean: Tensor
+    _way_back: Tensor
+
+    @classmethod
+    def of(cls, pooled: Tensor, widths: Sequence[int], factors: Sequence[float]) -> _Axes:
+        depths = min(len(factors), len(widths))
+        parts = pooled[:, -sum(widths[-depths:]) :].split(list(widths[-depths:]), 1)
+        length = sum(factor**2 for factor in factors[-depths:]) ** 0.5
+        mean = torch.cat([part.mean(0) for part in parts])
+        scale = torch.cat(
+            [
+                (spread(part) * length / factor).expand(part.shape[1])
+                for part, factor in zip(parts, factors[-depths:], strict=True)
+            ]
+        )
+        centred = (torch.cat(parts, 1) - mean) / scale
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            _, _, axes = torch.svd_lowrank(centred, min(_AXES, *centred.shape))
+        return cls(centred @ axes, mean, (axes / scale[:, None]).T)
+
+    def head(self, weight: Tensor, bias: Tensor) -> LinearHead:
+        raw = weight @ self._way_back
+        return LinearHead(raw, bias - raw @ self.mean, _STRENGTH)
+
+
+def _scaled(second: LinearHead, base: LinearHead, pooled: Tensor) -> LinearHead:
+    """`second` with logits of the same spread as those of `base`, so that a share of it is a share of the decision."""
+    factor = _spread_of_logits(base, pooled) / _spread_of_logits(second, pooled)
+    return replace(second, weight=second.weight * factor, bias=second.bias * factor)
+
+
+def _spread_of_logits(head: LinearHead, pooled: Tensor) -> float:
+    logits = head(pooled)
+    return max(1e-9, float((logits - logits.mean(1, keepdim=True)).square().mean().sqrt()))
+
+
+def _mixed(base: LinearHead, second: LinearHead, strength: float, pooled: Tensor) -> LinearHead:
+    """The head whose logits are (1 - strength) times those of `base` plus strength times those of `second`, scaled."""
+    scaled = _scaled(second, base, pooled)
+    width = max(base.width, scaled.width)
+
+    def wide(weight: Tensor) -> Tensor:
+        return nn.functional.pad(weight, (width - weight.shape[1], 0))
+
+    return LinearHead(
+        (1 - strength) * wide(base.weight) + strength * wide(scaled.weight),
+        (1 - strength) * base.bias + strength * scaled.bias,
+        base.strength,
+    )
