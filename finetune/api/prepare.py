@@ -10,7 +10,6 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from finetune.api.budget import Budget, told_while_reading
-from finetune.api.drop_stages import drop_above
 from finetune.api.unlabelled import LearnedUnlabelled, learn_unlabelled, read_unlabelled
 from finetune.classifier.run_folder import RunFolder
 from finetune.config import BEST, Config
@@ -18,6 +17,7 @@ from finetune.data.folder import Listing
 from finetune.data.loader import Pictures
 from finetune.data.transforms import evaluation_view, pixels_needed, training_view
 from finetune.errors import InputError
+from finetune.features.drop_stages import drop_above
 from finetune.features.extraction import read_pictures
 from finetune.features.familiarity import PICTURES, batch_norm_distance
 from finetune.features.forward import Outputs
@@ -187,7 +187,7 @@ def _with_heads(
     if not rows.folder.val:
         choice = _without_validation(choice, config)
     if config.drop_above is not None:
-        stages, rows = drop_above(stages, rows, config.drop_above, curve, display)
+        stages, rows = drop_above(stages, rows, config.drop_above, None if curve is None else curve.best.depth, display)
         choice = _within(stages.backbone, choice, config)
     class_weights = _class_weights(config.class_weights, rows.of_split("train")[1], classes)
     # Validation pictures that were split off here may train the final head. Not with several views of a picture: the

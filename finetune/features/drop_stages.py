@@ -10,30 +10,29 @@ from torch.utils.flop_counter import FlopCounterMode
 from finetune.config import BEST
 from finetune.errors import InputError
 from finetune.features.table import FeatureTable
-from finetune.linear.probe import ProbeCurve
 from finetune.models.backbone import Backbone
 from finetune.models.pooled import PooledStages
 from finetune.progress import Display
 
 
 def drop_above(
-    stages: PooledStages, rows: FeatureTable, asked: str, curve: ProbeCurve | None, display: Display
+    stages: PooledStages, rows: FeatureTable, asked: str, best: str | None, display: Display
 ) -> tuple[PooledStages, FeatureTable]:
     """Remove the stages of the backbone above `asked`, and their activations from `rows`.
 
-    `asked` is the name of a stage, or BEST for the depth whose probe has the lowest error on the curve.
+    `asked` is the name of a stage, or BEST for `best`, the depth whose probe has the lowest error; None without a curve.
 
     Raises:
         InputError: For an unknown stage, for BEST without a curve, and for a model that cannot be cut there.
     """
     backbone = stages.backbone
     if asked == BEST:
-        if curve is None:
+        if best is None:
             raise InputError(f"--drop-above {BEST} needs two training pictures of each class; name a stage instead")
-        if curve.best is curve.last:
+        if best == stages.depths[-1]:
             display.say("no stage is dropped: the last one has the lowest error.")
             return stages, rows
-        asked = curve.best.depth
+        asked = best
     position = backbone.stage_index(asked)
     if position == len(backbone.stages) - 1:
         display.say(f"no stage is dropped: {asked} is the last.")
