@@ -163,8 +163,8 @@ class PictureToLabel:
 
     path: below the folder of unlabelled pictures. second: class that is next in probability after `predicted`. doubt: 1
     minus the difference of both probabilities. novelty: 1 minus the cosine of its features with the most similar
-    picture that is labelled or listed before it. score: doubt times novelty times the weight of the picture, which is
-    low where it is like none of the classes.
+    picture that is labelled or listed before it. score: how much nearer the unlabelled pictures come to one with a
+    label, by the cosine, weighted by their doubt.
     """
 
     path: str

@@ -42,8 +42,8 @@ OF_SUSPECTS, OF_GROUPS, CLASSES = 24, 12, 60
     "--label-next",
     type=int,
     show_default="20 with --unlabelled",
-    help="Number of pictures of --unlabelled to list, those whose labels would teach a classifier most: doubtful ones "
-    "that differ from one another.",
+    help="Number of pictures of --unlabelled to list, those whose labels would teach a classifier most: each "
+    "stands for many doubtful ones.",
 )
 @click.option(
     "--csv",

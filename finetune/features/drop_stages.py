@@ -20,7 +20,7 @@ def drop_above(
 ) -> tuple[PooledStages, FeatureTable]:
     """Remove the stages of the backbone above `asked`, and their activations from `rows`.
 
-    `asked` is the name of a stage, or BEST for `best`, the depth whose probe has the lowest error; None without a curve.
+    `asked` is the name of a stage, or BEST for `best`, the depth whose probe has the least error; None without a curve.
 
     Raises:
         InputError: For an unknown stage, for BEST without a curve, and for a model that cannot be cut there.

@@ -1,4 +1,4 @@
-"""The unlabelled pictures that would teach most if they had labels: doubtful ones that differ from one another."""
+"""The unlabelled pictures that would teach most if they had labels: those that stand for many doubtful ones."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from torch import Tensor, nn
 
 from finetune.linear.head import FALLING
 from finetune.linear.propagation import unit_vectors
+
+# Importance of a picture without doubt, beside the doubt in [0, 1]. With few labels, doubt alone would choose odd
+# pictures that stand for nothing but themselves.
+_CERTAIN = 0.2
+# Most pictures, evenly spread, that a choice can stand for: a matrix of so many columns is in memory.
+_STOOD_FOR = 2000
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,8 @@ class Teaching:
         second: Class that is next in probability.
         doubt: 1 minus the difference of both probabilities, in [0, 1].
         novelty: 1 minus the cosine with the nearest picture that is labelled or listed before it, 0 or more.
-        score: doubt times novelty, times the weight of the picture among the unlabelled ones.
+        score: How much nearer the unlabelled pictures come to a picture with a label, by the cosine: their mean,
+            weighted by importance.
     """
 
     row: int
@@ -45,8 +52,8 @@ def label_next(
 ) -> list[Teaching]:
     """Choose the unlabelled pictures to label next, the one that teaches most first.
 
-    Each choice has the highest product of doubt, novelty and weight, given those before it: a greedy form of the
-    sampling of k-means++ over uncertain pictures.
+    Each choice brings the unlabelled pictures nearest to one with a label, those most that are in doubt, given the
+    choices before it: the greedy solution of a facility-location problem.
 
     Args:
         labelled: Pooled activations (n, sum of widths) of the labelled pictures.
@@ -56,22 +63,23 @@ def label_next(
         weights: Shape (m,), how much each picture counts as one of the classes, see `Mixture.weights`.
         count: Number of pictures wanted; fewer where there are fewer.
 
-    Source: Ash et al. (2020), Deep Batch Active Learning by Diverse, Uncertain Gradient Lower Bounds, section 3, with
-    doubt and distance in features in place of gradients.
+    Source: Wei, Iyer & Bilmes (2015), Submodularity in Data Subset Selection and Active Learning, ICML, section 3.
     """
     vectors = unit_vectors(torch.cat([labelled, unlabelled]), widths, FALLING)
     vectors = nn.functional.normalize(vectors - vectors.mean(0))
     known, free = vectors[: len(labelled)], vectors[len(labelled) :]
-    first, second = probabilities.topk(2, 1).values.T
+    (first, second), ranks = probabilities.topk(2, 1).values.T, probabilities.topk(2, 1).indices
     doubt = 1 - (first - second)
-    ranks = probabilities.topk(2, 1).indices
-    importance = doubt * (weights / weights.median().clamp_min(1e-12)).clamp(max=1)
+    importance = (_CERTAIN + doubt) * (weights / weights.median().clamp_min(1e-12)).clamp(max=1)
+    some = torch.linspace(0, len(free) - 1, min(len(free), _STOOD_FOR)).round().long()
+    similar = free @ free[some].T
+    share = importance[some] / importance[some].sum().clamp_min(1e-12)
     nearest = (free @ known.T).amax(1)
+    covered = nearest[some]
     found: list[Teaching] = []
     chosen = torch.zeros(len(free), dtype=torch.bool)
     for _ in range(min(count, len(free))):
-        novelty = (1 - nearest).clamp_min(0)
-        scores = (importance * novelty).masked_fill(chosen, -1.0)
+        scores = ((similar - covered).clamp_min(0) @ share).masked_fill(chosen, -1.0)
         row = int(scores.argmax())
         found.append(
             Teaching(
@@ -80,10 +88,11 @@ def label_next(
                 float(first[row]),
                 int(ranks[row, 1]),
                 float(doubt[row]),
-                float(novelty[row]),
+                max(0.0, float(1 - nearest[row])),
                 float(scores[row]),
             )
         )
         chosen[row] = True
+        covered = torch.maximum(covered, similar[row])
         nearest = torch.maximum(nearest, free @ free[row])
     return found

@@ -121,6 +121,7 @@ def test_without_the_option_nothing_is_said_of_unlabelled_pictures(digits: tuple
     assert "Pictures without labels" not in (tmp_path / "run" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_folder_without_pictures_is_refused_before_any_picture_is_read(
     run: Callable[..., Answer], make_folder: MakeFolder, tmp_path: Path
 ) -> None:
@@ -134,6 +135,7 @@ def test_a_folder_without_pictures_is_refused_before_any_picture_is_read(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_copies_alone_leave_the_head_as_it_is(make_folder: MakeFolder, tmp_path: Path) -> None:
     photos, pile = make_folder(classes={"blue": 6, "red": 6}), tmp_path / "pile"
     pile.mkdir()

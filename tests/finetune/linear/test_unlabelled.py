@@ -57,6 +57,7 @@ def test_the_heads_stay_where_unlabelled_pictures_do_not_help() -> None:
     assert (refined is heads) == (mixture.strength == 0)
 
 
+@pytest.mark.slow
 def test_the_mixture_is_judged_by_labelled_pictures_that_it_has_not_learned_from() -> None:
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
@@ -83,7 +84,7 @@ def test_pictures_that_are_like_no_class_count_little() -> None:
     assert right > 0.9
 
 
-def test_pictures_to_label_next_are_doubtful_and_differ_from_one_another() -> None:
+def test_pictures_to_label_next_stand_for_doubtful_groups_without_labels() -> None:
     random = torch.Generator().manual_seed(0)
     centres = torch.randn(6, 24, generator=random)
     unlabelled = centres.repeat_interleave(5, 0) + 0.01 * torch.randn(30, 24, generator=random)
