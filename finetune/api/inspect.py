@@ -217,7 +217,7 @@ def _unlabelled(
     with one_thread_if_small(rows.pooled.numel() + pictures.pooled.numel()):
         train, val, made = rows.of_split("train"), rows.of_split("val"), rows.val_was_made
         heads = solve_heads(train, val, widths, learn_from_val=made)
-        learned = learn_unlabelled(heads, rows, pictures, widths, None, learn_from_val=made)
+        learned = learn_unlabelled(heads, rows, pictures, widths, None)
         return learned.metrics(learned.next(rows, widths, count))
 
 

@@ -202,7 +202,7 @@ def _with_heads(
     learned = None
     if unlabelled is not None:
         unlabelled = unlabelled.up_to(stages.widths)
-        learned = learn_unlabelled(heads, rows, unlabelled, stages.widths, class_weights, learn_from_val=learn_from_val)
+        learned = learn_unlabelled(heads, rows, unlabelled, stages.widths, class_weights)
         heads = learned.heads
         display.say(learned.metrics(()).sentence)
     # Whoever gives options of the training wants one.

@@ -71,6 +71,7 @@ class LearnedUnlabelled:
             measuring=pictures.measuring,
             skipped=pictures.skipped,
             strength=0.0 if mixture is None else mixture.strength,
+            alike=mixture is None or mixture.alike,
             judged=0 if mixture is None else mixture.judged,
             without=None if mixture is None else mixture.without,
             accuracy=None if mixture is None else mixture.accuracy,
@@ -112,8 +113,6 @@ def learn_unlabelled(
     pictures: UnlabelledPictures,
     widths: Sequence[int],
     class_weights: Tensor | None,
-    *,
-    learn_from_val: bool,
 ) -> LearnedUnlabelled:
     """`heads` mixed with heads that have learned from the unlabelled pictures, as far as these help."""
     if not len(pictures):
@@ -125,6 +124,5 @@ def learn_unlabelled(
         pictures.pooled,
         widths,
         class_weights,
-        learn_from_val=learn_from_val,
     )
     return LearnedUnlabelled(pictures, refined, mixture)

@@ -188,8 +188,9 @@ class UnlabelledMetrics:
     folder: of the pictures. pictures: how many the head could learn from. unreadable: files left out. labelled: how
     many are left out as copies of labelled or other unlabelled pictures; measuring: as copies of validation or test
     pictures; skipped: how many were not read. strength: share of the head that learned from them in the head of the
-    run. judged: number of labelled pictures that chose it, each held out. without, accuracy: accuracy of the head
-    without and with the unlabelled pictures on these. label_next: those whose label would teach most, by the head.
+    run. alike: whether they are like the labelled pictures; if not, they do not count. judged: number of labelled
+    pictures that chose the strength, each held out. without, accuracy: accuracy of the head without and with the
+    unlabelled pictures on these. label_next: those whose label would teach most, by the head.
     """
 
     folder: str
@@ -199,6 +200,7 @@ class UnlabelledMetrics:
     measuring: Count = 0
     skipped: Count = 0
     strength: Share
+    alike: bool = True
     judged: Count = 0
     without: Share | None = None
     accuracy: Share | None = None
@@ -210,13 +212,10 @@ class UnlabelledMetrics:
         if not self.pictures:
             return f"No picture in {self.folder} is used: all are left out."
         count = f"{self.pictures:,} unlabelled picture{'s' if self.pictures > 1 else ''}"
-        if self.without is None or self.accuracy is None:
-            if self.strength:
-                return (
-                    f"{count}: strength {self.strength:g}. One labelled picture a class leaves none to measure their "
-                    "gain by."
-                )
+        if not self.alike:
             return f"{count}: not used, because most of them are like none of the classes."
+        if self.without is None or self.accuracy is None:
+            return f"{count}: strength {self.strength:g}. One labelled picture a class leaves none to measure by."
         before = f"{100 * self.without:.1f} %"
         if not self.strength:
             return f"{count}: not used. They do not improve the head, whose cross-validated accuracy is {before}."

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from finetune.linear.head import FALLING
 from finetune.linear.propagation import unit_vectors
 
 # Importance of a picture without doubt, beside the doubt in [0, 1]. With few labels, doubt alone would choose odd
@@ -65,7 +64,7 @@ def label_next(
 
     Source: Wei, Iyer & Bilmes (2015), Submodularity in Data Subset Selection and Active Learning, ICML, section 3.
     """
-    vectors = unit_vectors(torch.cat([labelled, unlabelled]), widths, FALLING)
+    vectors = unit_vectors(torch.cat([labelled, unlabelled]), widths)
     vectors = nn.functional.normalize(vectors - vectors.mean(0))
     known, free = vectors[: len(labelled)], vectors[len(labelled) :]
     (first, second), ranks = probabilities.topk(2, 1).values.T, probabilities.topk(2, 1).indices

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from finetune.models.depth_head import unit_depths
+
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
@@ -25,6 +27,9 @@ SHARPER = 2
 FAR = 0.1
 # Bounds of the factor that makes the classes of the unlabelled pictures as frequent as those of the labelled ones.
 _REBALANCED = (0.25, 4.0)
+
+# Factors of the last depths in the vectors that are compared, the features last.
+FALLING = (0.25, 0.5, 1.0)
 
 _ROWS = 1024  # of similarities computed at a time
 
@@ -72,11 +77,18 @@ class PictureGraph:
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """Labels of n pictures by propagation. probabilities: (n, classes). weights: (n,), how much each counts, near
-    0 for one that is far from all labels."""
+    """Labels of n pictures by propagation.
+
+    Attributes:
+        probabilities: Shape (n, classes).
+        weights: Shape (n,), how much each picture counts, near 0 for one that is far from all labels.
+        shift: Difference of the frequencies of the classes between unlabelled and labelled pictures, 0 to 1: the share
+            of the unlabelled pictures that would need another class.
+    """
 
     probabilities: Tensor
     weights: Tensor
+    shift: float
 
 
 def propagated(graph: PictureGraph, labelled: Tensor, labels: Tensor, classes: int, opinions: Tensor) -> SoftLabels:
@@ -110,17 +122,23 @@ def propagated(graph: PictureGraph, labelled: Tensor, labels: Tensor, classes: i
     sharp = _shares(shares.clamp_min(1e-9) ** SHARPER)
     found = (sharp * weights[:, None])[unlabelled].sum(0)
     frequency = torch.bincount(labels, minlength=classes) / len(labels)
-    factor = (frequency / (found / found.sum().clamp_min(1e-12)).clamp_min(1e-9)).clamp(*_REBALANCED)
-    return SoftLabels(sharp, weights * (sharp @ factor))
+    found = found / found.sum().clamp_min(1e-12)
+    factor = (frequency / found.clamp_min(1e-9)).clamp(*_REBALANCED)
+    return SoftLabels(sharp, weights * (sharp @ factor), float((found - frequency).abs().sum()) / 2)
 
 
 def _shares(mass: Tensor) -> Tensor:
     return mass / mass.sum(1, keepdim=True).clamp_min(1e-12)
 
 
-def unit_vectors(pooled: Tensor, widths: Sequence[int], factors: Sequence[float]) -> Tensor:
+def unit_vectors(pooled: Tensor, widths: Sequence[int]) -> Tensor:
     """Unit vectors (n, width) of the last depths of activations, each depth of unit length times its factor."""
-    depths = min(len(widths), len(factors))
-    parts = pooled[:, -sum(widths[-depths:]) :].split(list(widths[-depths:]), 1)
-    weighed = [factor * nn.functional.normalize(part) for part, factor in zip(parts, factors[-depths:], strict=True)]
-    return nn.functional.normalize(torch.cat(weighed, 1))
+    read, factors = last_depths(widths)
+    parts = unit_depths(pooled[:, -sum(read) :], read).split(read, 1)
+    return nn.functional.normalize(torch.cat([factor * part for part, factor in zip(parts, factors, strict=True)], 1))
+
+
+def last_depths(widths: Sequence[int]) -> tuple[list[int], tuple[float, ...]]:
+    """The widths of the last depths, and their factors."""
+    depths = min(len(widths), len(FALLING))
+    return list(widths[-depths:]), FALLING[-depths:]

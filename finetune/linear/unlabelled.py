@@ -10,25 +10,22 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from finetune.linear.head import (
-    ENOUGH_TO_CHOOSE,
-    FALLING,
-    FEATURES,
-    FOLDS,
-    MOST_CROSS_VALIDATED,
-    Heads,
-    LinearHead,
-    solve_heads,
-)
+from finetune.linear.head import ENOUGH_TO_CHOOSE, Heads, LinearHead, solve_heads
 from finetune.linear.logistic import Logistic, folds_of, spread
-from finetune.linear.propagation import PictureGraph, propagated, unit_vectors
+from finetune.linear.propagation import PictureGraph, last_depths, propagated, unit_vectors
 from finetune.metrics import accuracy
+from finetune.models.depth_head import unit_depths
 
-# Shares of the second head in the mixture. More than MODERATE needs evidence beyond chance.
-STRENGTHS = (0.0, 0.25, 0.5, 0.75)
-MODERATE = 0.5
+# Shares of the second head in the mixture. More than MODERATE needs evidence beyond chance, and LEAST is the most where
+# the classes of the unlabelled pictures are much less even than those of the labelled ones: labels then spread from
+# classes that have few pictures to those that have many.
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+MODERATE, LEAST, UNEVEN = 0.5, 0.25, 0.35
 # Inverse L2 strength of the second head on rows of mean square length 1, and the principal axes that it reads.
 _STRENGTH, _AXES = 10.0, 200
+# Folds of labelled pictures, each held out in turn. Beyond so many pictures this takes long, and the validation
+# pictures judge alone.
+FOLDS, MOST_CROSS_VALIDATED = 5, 1500
 # Temperatures of held-out logits. Unlabelled pictures should make a head right more often; a temperature alone would
 # make it surer.
 _TEMPERATURES = torch.logspace(-1, 1, 21)
@@ -40,6 +37,7 @@ class Mixture:
 
     Attributes:
         strength: Share of the second head, 0 to 1; 0 where they did not help.
+        alike: Whether they are like the labelled pictures; if not, they do not count.
         judged: Number of labelled pictures that chose it, each held out; 0 where there is one picture a class.
         without: Accuracy of the head of the labelled pictures on these, in [0, 1]; None where none judged.
         accuracy: Accuracy of the mixture on these.
@@ -47,6 +45,7 @@ class Mixture:
     """
 
     strength: float
+    alike: bool
     judged: int
     without: float | None
     accuracy: float | None
@@ -60,8 +59,6 @@ def refine_heads(
     unlabelled: Tensor,
     widths: Sequence[int],
     class_weights: Tensor | None = None,
-    *,
-    learn_from_val: bool = False,
 ) -> tuple[Heads, Mixture]:
     """Mix into each of `heads` a second head that has learned from unlabelled pictures too.
 
@@ -72,19 +69,24 @@ def refine_heads(
         unlabelled: Pooled activations (m, sum of widths), m >= 1.
         widths: Number of activations of each depth.
         class_weights: Shape (classes,). None for equal weights.
-        learn_from_val: As for `solve_heads`.
 
     Returns:
         Linear heads as before, equal to `heads` where the unlabelled pictures do not help; and the mixture.
     """
     labelled, labels = torch.cat([train[0], val[0]]), torch.cat([train[1], val[1]])
     pictures = _Pictures(labelled, labels, unlabelled, tuple(widths), class_weights)
-    judged = pictures.judged(heads, len(train[1]))
-    strength = pictures.unjudged_strength() if judged is None else judged.strength()
-    from_train = pictures.second(torch.arange(len(train[1])))
-    learned = pictures.second(torch.arange(len(labels))) if learn_from_val else from_train
+    judged = pictures.judged(len(train[1]))
+    from_train = pictures.second(torch.arange(len(train[1])), heads.features)
+    learned = pictures.second(torch.arange(len(labels if heads.learned_from_val else train[1])), heads.kept)
+    strength = MODERATE if judged is None else judged.strength()
+    if learned.shift > UNEVEN:
+        strength = min(strength, LEAST)
+    alike = pictures.alike()
+    if not alike:
+        strength = 0.0
     mixture = Mixture(
         strength,
+        alike,
         0 if judged is None else len(judged.labels),
         None if judged is None else accuracy(judged.mixed(0.0), judged.labels),
         None if judged is None else accuracy(judged.mixed(strength), judged.labels),
@@ -92,16 +94,14 @@ def refine_heads(
     )
     if strength == 0:
         return heads, mixture
-    best = _mixed(heads.best, from_train.deep, strength, unlabelled)
-    val_logits = best(val[0])
-    if learn_from_val and judged is not None:
-        second = judged.second[-len(val[1]) :]
-        val_logits = (1 - strength) * heads.val_logits + strength * second
+    kept = _mixed(heads.kept, learned.deep, strength, unlabelled)
+    val_logits = kept(val[0])
+    if heads.learned_from_val and judged is not None and len(val[1]):
+        val_logits = (1 - strength) * heads.val_logits + strength * judged.second[-len(val[1]) :]
     refined = replace(
         heads,
         features=_mixed(heads.features, from_train.last, strength, unlabelled),
-        best=best,
-        kept=_mixed(heads.kept, learned.deep, strength, unlabelled) if learn_from_val else best,
+        kept=kept,
         val_logits=val_logits,
         error=heads.error if mixture.accuracy is None else 1 - mixture.accuracy,
     )
@@ -111,11 +111,12 @@ def refine_heads(
 @dataclass(frozen=True)
 class _Second:
     """Heads that have learned from soft labels: on the last depths, and on the features alone; and the weights (m,) of
-    the unlabelled pictures."""
+    the unlabelled pictures. shift: see `SoftLabels`."""
 
     deep: LinearHead
     last: LinearHead
     weights: Tensor
+    shift: float
 
 
 @dataclass(frozen=True)
@@ -163,24 +164,23 @@ class _Pictures:
         self._labelled, self._labels, self._unlabelled = labelled, labels, unlabelled
         self._widths, self._class_weights, self._classes = widths, class_weights, int(labels.max()) + 1
         nodes = torch.cat([labelled, unlabelled])
-        self._vectors = unit_vectors(nodes, widths, FALLING)
+        self._vectors = unit_vectors(nodes, widths)
         self._graph = PictureGraph.of(nn.functional.normalize(self._vectors - self._vectors.mean(0)))
-        self._deep, self._last = _Axes.of(nodes, widths, FALLING), _Axes.of(nodes, widths, FEATURES)
+        self._deep, self._last = _Axes.of_depths(nodes, widths), _Axes.of_features(nodes, widths)
 
-    def unjudged_strength(self) -> float:
-        """MODERATE where most unlabelled pictures are nearer to a labelled one than labelled ones of two classes are
-        to each other; else 0."""
+    def alike(self) -> bool:
+        """Whether at least a quarter of the unlabelled pictures is nearer to a labelled one than labelled ones of two
+        classes are to each other."""
         known = self._vectors[: len(self._labels)]
         other = (known @ known.T).masked_fill(self._labels[:, None] == self._labels, -1.0)
         nearest = (self._vectors[len(self._labels) :] @ known.T).amax(1)
-        return MODERATE if nearest.median() > other.amax(1).median() else 0.0
+        return bool(nearest.quantile(0.75) > other.amax(1).median())
 
-    def second(self, known: Tensor) -> _Second:
-        """Heads that have learned from the labelled pictures `known`, and from the unlabelled ones."""
+    def second(self, known: Tensor, alone: LinearHead) -> _Second:
+        """Heads that have learned from the labelled pictures `known`, and from the unlabelled ones. alone: a head that
+        has learned from the former."""
         labels, classes = self._labels[known], self._classes
-        alone = Logistic(self._deep.rows[known], labels, classes, self._class_weights)
-        weight, bias = alone.solve(_STRENGTH)
-        opinions = (self._deep.rows @ weight.T + bias).softmax(1)
+        opinions = alone(torch.cat([self._labelled, self._unlabelled])).softmax(1)
         soft = propagated(self._graph, known, labels, classes, opinions)
         free = torch.arange(len(self._labels), len(opinions))
         targets = torch.cat(
@@ -191,70 +191,79 @@ class _Pictures:
             axes.head(*Logistic(axes.rows[learned], targets, classes, self._class_weights).solve(_STRENGTH))
             for axes in (self._deep, self._last)
         )
-        return _Second(deep, last, soft.weights[free])
+        return _Second(deep, last, soft.weights[free], soft.shift)
 
-    def judged(self, heads: Heads, train: int) -> _Judged | None:
+    def judged(self, train: int) -> _Judged | None:
         """Held-out logits: of the validation pictures where these are many, else of all, in folds; None where every
         labelled picture is the only one of its class."""
         labels = self._labels
-        val = len(labels) - train
-        if val >= ENOUGH_TO_CHOOSE or len(labels) > MOST_CROSS_VALIDATED:
-            if not val:
-                return None
-            asked = self._labelled[train:]
-            second = self.second(torch.arange(train)).deep
-            base = heads.best
-            return _Judged(labels[train:], base(asked), _scaled(second, base, self._unlabelled)(asked))
-        folds = folds_of(labels, FOLDS)
-        base_logits, second_logits = (torch.zeros(len(labels), self._classes) for _ in range(2))
+        if len(labels) - train >= ENOUGH_TO_CHOOSE or len(labels) > MOST_CROSS_VALIDATED:
+            folds = torch.where(torch.arange(len(labels)) < train, -1, 0)
+        else:
+            folds = folds_of(labels, FOLDS)
+        base, second = (torch.zeros(len(labels), self._classes) for _ in range(2))
         for number in range(int(folds.max()) + 1):
-            fitted, held_out = folds != number, folds == number
+            fitted, held_out = (folds != number).nonzero()[:, 0], folds == number
             asked = self._labelled[held_out]
-            base = solve_heads(
-                (self._labelled[fitted], labels[fitted]), (asked, labels[held_out]), self._widths, self._class_weights
-            ).best
-            second = self.second(fitted.nonzero()[:, 0]).deep
-            base_logits[held_out] = base(asked)
-            second_logits[held_out] = _scaled(second, base, self._unlabelled)(asked)
+            alone = solve_heads(
+                (self._labelled[fitted], labels[fitted]), (asked[:0], labels[:0]), self._widths, self._class_weights
+            ).kept
+            base[held_out] = alone(asked)
+            second[held_out] = _scaled(self.second(fitted, alone).deep, alone, self._unlabelled)(asked)
         rated = folds >= 0
-        return _Judged(labels[rated], base_logits[rated], second_logits[rated]) if bool(rated.any()) else None
+        return _Judged(labels[rated], base[rated], second[rated]) if bool(rated.any()) else None
 
 
 @dataclass(frozen=True)
 class _Axes:
-    """Activations along their first principal axes, rows (n, axes), and the way back to a head on the activations."""
+    """Activations along their first principal axes, rows (n, axes), and the way back to a head on the activations.
+
+    depths: widths of the depths whose unit vectors are read; empty for the features as they are.
+    """
 
     rows: Tensor
     mean: Tensor
+    depths: tuple[int, ...]
     _way_back: Tensor
 
     @classmethod
-    def of(cls, pooled: Tensor, widths: Sequence[int], factors: Sequence[float]) -> _Axes:
-        depths = min(len(factors), len(widths))
-        parts = pooled[:, -sum(widths[-depths:]) :].split(list(widths[-depths:]), 1)
-        length = sum(factor**2 for factor in factors[-depths:]) ** 0.5
-        mean = torch.cat([part.mean(0) for part in parts])
-        scale = torch.cat(
-            [
-                (spread(part) * length / factor).expand(part.shape[1])
-                for part, factor in zip(parts, factors[-depths:], strict=True)
-            ]
-        )
-        centred = (torch.cat(parts, 1) - mean) / scale
+    def of_depths(cls, pooled: Tensor, widths: Sequence[int]) -> _Axes:
+        """The unit vectors of the last depths, each depth scaled to its factor."""
+        read, factors = last_depths(widths)
+        parts = unit_depths(pooled[:, -sum(read) :], read).split(read, 1)
+        length = sum(factor**2 for factor in factors) ** 0.5
+        scales = [
+            (spread(part) * length / factor).expand(part.shape[1]) for part, factor in zip(parts, factors, strict=True)
+        ]
+        return cls._of(torch.cat(parts, 1), torch.cat(scales), tuple(read))
+
+    @classmethod
+    def of_features(cls, pooled: Tensor, widths: Sequence[int]) -> _Axes:
+        features = pooled[:, -widths[-1] :]
+        return cls._of(features, spread(features).expand(features.shape[1]), ())
+
+    @classmethod
+    def _of(cls, values: Tensor, scale: Tensor, depths: tuple[int, ...]) -> _Axes:
+        mean = values.mean(0)
+        centred = (values - mean) / scale
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             _, _, axes = torch.svd_lowrank(centred, min(_AXES, *centred.shape))
-        return cls(centred @ axes, mean, (axes / scale[:, None]).T)
+        return cls(centred @ axes, mean, depths, (axes / scale[:, None]).T)
 
     def head(self, weight: Tensor, bias: Tensor) -> LinearHead:
         raw = weight @ self._way_back
-        return LinearHead(raw, bias - raw @ self.mean, _STRENGTH)
+        bias = bias - raw @ self.mean
+        if not self.depths:
+            return LinearHead(raw, bias)
+        return LinearHead(torch.zeros(len(raw), self.depths[-1]), bias, raw, self.depths)
 
 
 def _scaled(second: LinearHead, base: LinearHead, pooled: Tensor) -> LinearHead:
     """`second` with logits of the same spread as those of `base`, so that a share of it is a share of the decision."""
     factor = _spread_of_logits(base, pooled) / _spread_of_logits(second, pooled)
-    return replace(second, weight=second.weight * factor, bias=second.bias * factor)
+    units = None if second.unit_weight is None else second.unit_weight * factor
+    return replace(second, weight=second.weight * factor, bias=second.bias * factor, unit_weight=units)
 
 
 def _spread_of_logits(head: LinearHead, pooled: Tensor) -> float:
@@ -265,13 +274,14 @@ def _spread_of_logits(head: LinearHead, pooled: Tensor) -> float:
 def _mixed(base: LinearHead, second: LinearHead, strength: float, pooled: Tensor) -> LinearHead:
     """The head whose logits are (1 - strength) times those of `base` plus strength times those of `second`, scaled."""
     scaled = _scaled(second, base, pooled)
-    width = max(base.width, scaled.width)
-
-    def wide(weight: Tensor) -> Tensor:
-        return nn.functional.pad(weight, (width - weight.shape[1], 0))
-
+    widths = max(base.widths, scaled.widths, key=len)
+    units = torch.zeros(len(base.bias), sum(widths)) if widths else None
+    for share, head in ((1 - strength, base), (strength, scaled)):
+        if units is not None and head.unit_weight is not None:
+            units[:, -head.unit_weight.shape[1] :] += share * head.unit_weight
     return LinearHead(
-        (1 - strength) * wide(base.weight) + strength * wide(scaled.weight),
+        (1 - strength) * base.weight + strength * scaled.weight,
         (1 - strength) * base.bias + strength * scaled.bias,
-        base.strength,
+        units,
+        widths,
     )

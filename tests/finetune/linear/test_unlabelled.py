@@ -39,7 +39,7 @@ def test_unlabelled_pictures_of_the_same_classes_make_the_head_better_on_new_one
     for seed in (2, 3):
         train, val, asked = pictures(3, seed), pictures(1, 50 + seed), pictures(200, 1000 + seed)
         heads = solve_heads(train, val, WIDTHS, learn_from_val=True)
-        refined, mixture = refine_heads(heads, train, val, pictures(60, 500 + seed)[0], WIDTHS, learn_from_val=True)
+        refined, mixture = refine_heads(heads, train, val, pictures(60, 500 + seed)[0], WIDTHS)
         assert mixture.judged == 8
         gains.append(accuracy_of(refined.kept, asked) - accuracy_of(heads.kept, asked))
         assert refined.val_logits.shape == (2, 2)
@@ -51,7 +51,7 @@ def test_the_heads_stay_where_unlabelled_pictures_do_not_help() -> None:
     train, val = pictures(12, 0), pictures(3, 1)
     heads = solve_heads(train, val, WIDTHS, learn_from_val=True)
     noise = 5 + 3 * torch.randn(60, sum(WIDTHS), generator=torch.Generator().manual_seed(0))
-    refined, mixture = refine_heads(heads, train, val, noise, WIDTHS, learn_from_val=True)
+    refined, mixture = refine_heads(heads, train, val, noise, WIDTHS)
     asked = pictures(200, 1000)
     assert accuracy_of(refined.kept, asked) >= accuracy_of(heads.kept, asked) - 0.01
     assert (refined is heads) == (mixture.strength == 0)
@@ -67,7 +67,7 @@ def test_the_mixture_is_judged_by_labelled_pictures_that_it_has_not_learned_from
     )
     torch.random.set_rng_state(before)
     heads = solve_heads(train, val, WIDTHS, learn_from_val=True)
-    _, mixture = refine_heads(heads, train, val, torch.zeros(9, 24) + torch.eye(9, 24), WIDTHS, learn_from_val=True)
+    _, mixture = refine_heads(heads, train, val, torch.zeros(9, 24) + torch.eye(9, 24), WIDTHS)
     assert torch.equal(torch.random.get_rng_state(), before), "global random numbers were drawn"
     assert mixture.judged == int((folds_of(torch.cat([train[1], val[1]]), 5) >= 0).sum())
     assert mixture.accuracy is not None
