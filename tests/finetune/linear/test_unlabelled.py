@@ -13,20 +13,18 @@ from finetune.linear.unlabelled import refine_heads
 WIDTHS = (4, 4, 16)
 
 
-def banana(n: int, label: int, seed: int) -> Tensor:
-    """Activations (n, 24) of one class along an arc: its pictures change gradually from one end to the other."""
+def activations(n: int, label: int, seed: int) -> Tensor:
+    """Activations (n, 24) of one class: pictures differ most in what is no matter of their class."""
     random = torch.Generator().manual_seed(seed + 100 * label)
-    at = 2.6 * torch.rand(n, generator=random)
-    points = torch.stack([at.cos(), at.sin()], 1)
-    if label:
-        points = torch.tensor([1.0, 0.4]) - points
-    found = 0.15 * torch.randn(n, sum(WIDTHS), generator=random)
-    found[:, -2:] += 1.5 * points
+    found = 0.1 * torch.randn(n, sum(WIDTHS), generator=random)
+    found[:, -8] += 3
+    found[:, -4:] += 1.5 * torch.randn(n, 4, generator=random)
+    found[:, -7] += 1.5 * (2 * label - 1) + 0.4 * torch.randn(n, generator=random)
     return found
 
 
 def pictures(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    return torch.cat([banana(n, 0, seed), banana(n, 1, seed)]), torch.arange(2).repeat_interleave(n)
+    return torch.cat([activations(n, 0, seed), activations(n, 1, seed)]), torch.arange(2).repeat_interleave(n)
 
 
 def accuracy_of(head, asked: tuple[Tensor, Tensor]) -> float:  # type: ignore[no-untyped-def]
@@ -36,25 +34,26 @@ def accuracy_of(head, asked: tuple[Tensor, Tensor]) -> float:  # type: ignore[no
 @pytest.mark.slow
 def test_unlabelled_pictures_of_the_same_classes_make_the_head_better_on_new_ones() -> None:
     gains = []
-    for seed in (2, 3):
+    for seed in (1, 4, 5):
         train, val, asked = pictures(3, seed), pictures(1, 50 + seed), pictures(200, 1000 + seed)
         heads = solve_heads(train, val, WIDTHS, learn_from_val=True)
         refined, mixture = refine_heads(heads, train, val, pictures(60, 500 + seed)[0], WIDTHS)
         assert mixture.judged == 8
         gains.append(accuracy_of(refined.kept, asked) - accuracy_of(heads.kept, asked))
         assert refined.val_logits.shape == (2, 2)
-    assert sum(gains) / len(gains) > 0.01
+    assert sum(gains) / len(gains) > 0.02
 
 
 @pytest.mark.slow
-def test_the_heads_stay_where_unlabelled_pictures_do_not_help() -> None:
+def test_the_heads_stay_where_unlabelled_pictures_are_like_no_class() -> None:
     train, val = pictures(12, 0), pictures(3, 1)
     heads = solve_heads(train, val, WIDTHS, learn_from_val=True)
-    noise = 5 + 3 * torch.randn(60, sum(WIDTHS), generator=torch.Generator().manual_seed(0))
-    refined, mixture = refine_heads(heads, train, val, noise, WIDTHS)
-    asked = pictures(200, 1000)
-    assert accuracy_of(refined.kept, asked) >= accuracy_of(heads.kept, asked) - 0.01
-    assert (refined is heads) == (mixture.strength == 0)
+    others = torch.randn(60, sum(WIDTHS), generator=torch.Generator().manual_seed(0))
+    others[:, -8] = -6
+    refined, mixture = refine_heads(heads, train, val, others, WIDTHS)
+    assert not mixture.alike
+    assert mixture.strength == 0
+    assert refined is heads
 
 
 @pytest.mark.slow
