@@ -322,6 +322,8 @@ class Config(Options):
             raise InputError(f"--minutes must be above 0, not {self.minutes}")
         if self.minutes is not None and self.epochs is not None:
             raise InputError("--minutes and --epochs both set the length of the training: give one of them")
+        if self.minutes is not None and self.unlabelled is not None:
+            raise InputError("--minutes does not bound the reading of --unlabelled: give one of them")
         if self.drop_above is not None and self.strategy == "scratch":
             raise InputError("--drop-above goes with pretrained stages, not with --strategy scratch")
         if self.unfreeze is not None and self.strategy not in ("auto", "partial"):

@@ -66,6 +66,7 @@ def test_unknown_key_is_an_error_that_names_it() -> None:
         ({"batch_size": "32"}, "--batch-size"),
         ({"label_smoothing": 1.0}, "--label-smoothing"),
         ({"minutes": 0}, "--minutes must be above 0, not 0"),
+        ({"minutes": 3, "unlabelled": "pile"}, "--minutes does not bound the reading of --unlabelled"),
         ({"minutes": 3, "epochs": 2}, "--minutes and --epochs both set the length of the training: give one of them"),
         ({"max_bad": 1.5}, "--max-bad must be at most 1, not 1.5"),
         ({"flip": 1}, "--flip"),
