@@ -29,9 +29,10 @@ from finetune.linear.probe import MOST, probe_curve
 from finetune.linear.threads import one_thread
 from finetune.models.pooled import PooledStages
 from finetune.progress import Display, TimeLimit, in_words
-from finetune.strategies import FEW, HEAD, STRATEGIES
+from finetune.strategies import FEW, HEAD, SCRATCH, STRATEGIES
 from finetune.training.budget import Deadline, TrainingCosts, training_costs
 from finetune.training.choice import StrategyChoice, choose, expected_gain
+from finetune.training.plan import TrainingTask
 
 if TYPE_CHECKING:
     from finetune.api.prepare import Prepared
@@ -43,7 +44,7 @@ _READING, _FIRST = 0.6, 0.35
 # proportion beyond.
 _POWER, _ACTIVATIONS = 1.9, 2000
 # Seconds of everything after the head, before it is measured: a share of the budget, and at least so many.
-_AFTER, _LEAST_AFTER = 0.05, 2.0
+_AFTER, _LEAST_AFTER = 0.05, 2.5
 # Fewest epochs for which "auto" trains a strategy: with fewer, a cheaper strategy gains more.
 FEWEST_EPOCHS = 3
 # Share of the time for training that is planned: estimates come from few pictures.
@@ -142,7 +143,10 @@ class Budget:
         self.limit = TimeLimit(60 * self.minutes, started, float(kept.get("spent", 0.0)))
         self.plan = as_type(kept["plan"], TrainingPlan, "the plan of the run") if kept.get("plan") else None
         self.note = str(kept.get("note", ""))
-        self.reserve, self.found = max(_LEAST_AFTER, _AFTER * self.limit.seconds), 0
+        # A command has been imported by now: how much longer than its CPU time that took says how busy the machine is.
+        busy = (time.monotonic() - started) / time.process_time() if time.monotonic() - started > 1 else 1.0
+        self.reserve = max(_LEAST_AFTER * min(10.0, max(1.0, busy)), _AFTER * self.limit.seconds)
+        self.found, self._report_measured = 0, False
         self.expected = self.limit.seconds
 
     def record(self) -> None:
@@ -227,7 +231,7 @@ class Budget:
         """Take the time of the block, which writes a report, for what follows training."""
         started = time.monotonic()
         yield
-        self.reserve = max(_LEAST_AFTER, time.monotonic() - started)
+        self.reserve, self._report_measured = max(_LEAST_AFTER, time.monotonic() - started), True
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -273,7 +277,7 @@ class Budget:
                 reason="" if complete else f"{strategy.name} with {_epochs(fits[0])} fits in {self._told}; {needs}.",
             )
         if wanted.start == "random":
-            return self._one_epoch(prepared, config, needs)
+            return self._one_epoch(task, after, needs)
         what = f"{wanted.name} does not fit in {self._told}" if asked else f"no training fits in {self._told}"
         return TrainingPlan(
             strategy=wanted.name if asked else HEAD.name,
@@ -286,22 +290,21 @@ class Budget:
     def _told(self) -> str:
         return f"--minutes {self.minutes:g}"
 
-    def _one_epoch(self, prepared: Prepared, config: Config, needs: str) -> TrainingPlan:
+    def _one_epoch(self, task: TrainingTask, after: float, needs: str) -> TrainingPlan:
         """From random weights there is no head to keep: an epoch is trained, and cut short where it must."""
-        wanted = prepared.choice.strategy
-        task, _ = prepared.task(config, wanted)
         return TrainingPlan(
-            strategy=wanted.name,
+            strategy=SCRATCH.name,
             epochs=1,
             most_epochs=task.plan.epochs,
-            after=_CAUTION * self.reserve,
+            after=after,
             seconds=self.limit.seconds,
-            reason=f"not one epoch of {wanted.name} fits in {self._told}; {needs}.",
+            reason=f"not one epoch of {SCRATCH.name} fits in {self._told}; {needs}.",
         )
 
     def after_training(self, costs: TrainingCosts, prepared: Prepared) -> float:
         """Seconds from the end of the training to the written report."""
-        return _CAUTION * (self.reserve + costs.picture * prepared.rows.to_measure)
+        shown = 0 if self._report_measured else _SHOWN
+        return _CAUTION * (self.reserve + costs.picture * (prepared.rows.to_measure + shown))
 
     def deadline(self) -> Deadline:
         """When the training of the plan must end."""
