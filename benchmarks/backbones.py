@@ -53,7 +53,7 @@ RANDOM = "resnet10t"  # its weights are random here
 NETWORKS = ("fewtune_conv4", *PRETRAINED, RANDOM)
 CHARACTERS = 15  # of the Omniglot alphabet, 20 drawings each
 LARGEST = {"omniglot-Korean": "20"}  # about 10 drawings of a character do not judge: all of them
-TIMED = (("flowers", "20"), ("textures", "20"))
+TIMED = (("flowers", "20"),)
 
 
 def main() -> None:
