@@ -17,12 +17,11 @@ from finetune.data.folder import Listing
 from finetune.data.loader import Pictures
 from finetune.data.transforms import evaluation_view, pixels_needed, training_view
 from finetune.errors import InputError
-from finetune.features.drop_stages import drop_above
 from finetune.features.extraction import read_pictures
 from finetune.features.familiarity import PICTURES, batch_norm_distance
 from finetune.features.forward import Outputs
 from finetune.features.limited_reading import only
-from finetune.features.table import FeatureTable
+from finetune.features.table import FeatureTable, drop_above
 from finetune.features.unlabelled import UnlabelledPictures
 from finetune.linear.head import Heads, solve_heads
 from finetune.linear.probe import MOST, ProbeCurve, probe_curve
