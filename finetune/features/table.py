@@ -136,7 +136,7 @@ class FeatureTable:
         return lines
 
 
-# --- without the upper stages (--drop-above) ---------------------------------------------------------------------------
+# --- without the upper stages (--drop-above) --------------------------------------------------------------------------
 
 
 def drop_above(
