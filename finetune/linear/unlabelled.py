@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from finetune.linear.head import ENOUGH_TO_CHOOSE, Heads, LinearHead, solve_heads
 from finetune.linear.logistic import Logistic, folds_of, spread
-from finetune.linear.propagation import PictureGraph, last_depths, propagated, unit_vectors
+from finetune.linear.propagation import PictureGraph, SoftLabels, last_depths, propagated, unit_vectors
 from finetune.metrics import accuracy
 from finetune.models.depth_head import unit_depths
 
@@ -76,10 +76,10 @@ def refine_heads(
     labelled, labels = torch.cat([train[0], val[0]]), torch.cat([train[1], val[1]])
     pictures = _Pictures(labelled, labels, unlabelled, tuple(widths), class_weights)
     judged = pictures.judged(len(train[1]))
-    from_train = pictures.second(torch.arange(len(train[1])), heads.features)
-    learned = pictures.second(torch.arange(len(labels if heads.learned_from_val else train[1])), heads.kept)
+    of_train, known = torch.arange(len(train[1])), torch.arange(len(labels if heads.learned_from_val else train[1]))
+    soft = pictures.soft_labels(known, heads.kept)
     strength = MODERATE if judged is None else judged.strength()
-    if learned.shift > UNEVEN:
+    if soft.shift > UNEVEN:
         strength = min(strength, LEAST)
     alike = pictures.alike()
     if not alike:
@@ -90,33 +90,23 @@ def refine_heads(
         0 if judged is None else len(judged.labels),
         None if judged is None else accuracy(judged.mixed(0.0), judged.labels),
         None if judged is None else accuracy(judged.mixed(strength), judged.labels),
-        learned.weights,
+        pictures.weights(soft),
     )
     if strength == 0:
         return heads, mixture
-    kept = _mixed(heads.kept, learned.deep, strength, unlabelled)
+    kept = _mixed(heads.kept, pictures.deep_head(known, soft), strength, unlabelled)
     val_logits = kept(val[0])
     if heads.learned_from_val and judged is not None and len(val[1]):
         val_logits = (1 - strength) * heads.val_logits + strength * judged.second[-len(val[1]) :]
+    from_train = pictures.features_head(of_train, pictures.soft_labels(of_train, heads.features))
     refined = replace(
         heads,
-        features=_mixed(heads.features, from_train.last, strength, unlabelled),
+        features=_mixed(heads.features, from_train, strength, unlabelled),
         kept=kept,
         val_logits=val_logits,
         error=heads.error if mixture.accuracy is None else 1 - mixture.accuracy,
     )
     return refined, mixture
-
-
-@dataclass(frozen=True)
-class _Second:
-    """Heads that have learned from soft labels: on the last depths, and on the features alone; and the weights (m,) of
-    the unlabelled pictures. shift: see `SoftLabels`."""
-
-    deep: LinearHead
-    last: LinearHead
-    weights: Tensor
-    shift: float
 
 
 @dataclass(frozen=True)
@@ -166,7 +156,7 @@ class _Pictures:
         nodes = torch.cat([labelled, unlabelled])
         self._vectors = unit_vectors(nodes, widths)
         self._graph = PictureGraph.of(nn.functional.normalize(self._vectors - self._vectors.mean(0)))
-        self._deep, self._last = _Axes.of_depths(nodes, widths), _Axes.of_features(nodes, widths)
+        self._deep = _Axes.of_depths(nodes, widths)
 
     def alike(self) -> bool:
         """Whether at least a quarter of the unlabelled pictures is nearer to a labelled one than labelled ones of two
@@ -176,22 +166,30 @@ class _Pictures:
         nearest = (self._vectors[len(self._labels) :] @ known.T).amax(1)
         return bool(nearest.quantile(0.75) > other.amax(1).median())
 
-    def second(self, known: Tensor, alone: LinearHead) -> _Second:
-        """Heads that have learned from the labelled pictures `known`, and from the unlabelled ones. alone: a head that
-        has learned from the former."""
-        labels, classes = self._labels[known], self._classes
+    def soft_labels(self, known: Tensor, alone: LinearHead) -> SoftLabels:
+        """Labels of all pictures, spread from the labelled pictures `known`. alone: a head that learned from these."""
         opinions = alone(torch.cat([self._labelled, self._unlabelled])).softmax(1)
-        soft = propagated(self._graph, known, labels, classes, opinions)
-        free = torch.arange(len(self._labels), len(opinions))
-        targets = torch.cat(
-            [nn.functional.one_hot(labels, classes), soft.probabilities[free] * soft.weights[free, None]]
-        )
-        learned = torch.cat([known, free])
-        deep, last = (
-            axes.head(*Logistic(axes.rows[learned], targets, classes, self._class_weights).solve(_STRENGTH))
-            for axes in (self._deep, self._last)
-        )
-        return _Second(deep, last, soft.weights[free], soft.shift)
+        return propagated(self._graph, known, self._labels[known], self._classes, opinions)
+
+    def deep_head(self, known: Tensor, soft: SoftLabels) -> LinearHead:
+        """A head on the last depths that learned from the labelled pictures `known` and from all unlabelled ones."""
+        return self._learned(self._deep, known, soft)
+
+    def features_head(self, known: Tensor, soft: SoftLabels) -> LinearHead:
+        """The same on the features alone."""
+        nodes = torch.cat([self._labelled, self._unlabelled])
+        return self._learned(_Axes.of_features(nodes, self._widths), known, soft)
+
+    def weights(self, soft: SoftLabels) -> Tensor:
+        """How much each unlabelled picture counts, (m,)."""
+        return soft.weights[len(self._labels) :]
+
+    def _learned(self, axes: _Axes, known: Tensor, soft: SoftLabels) -> LinearHead:
+        free = torch.arange(len(self._labels), len(soft.weights))
+        given = nn.functional.one_hot(self._labels[known], self._classes)
+        targets = torch.cat([given, soft.probabilities[free] * soft.weights[free, None]])
+        rows = axes.rows[torch.cat([known, free])]
+        return axes.head(*Logistic(rows, targets, self._classes, self._class_weights).solve(_STRENGTH))
 
     def judged(self, train: int) -> _Judged | None:
         """Held-out logits: of the validation pictures where these are many, else of all, in folds; None where every
@@ -209,7 +207,8 @@ class _Pictures:
                 (self._labelled[fitted], labels[fitted]), (asked[:0], labels[:0]), self._widths, self._class_weights
             ).kept
             base[held_out] = alone(asked)
-            second[held_out] = _scaled(self.second(fitted, alone).deep, alone, self._unlabelled)(asked)
+            learned = self.deep_head(fitted, self.soft_labels(fitted, alone))
+            second[held_out] = _scaled(learned, alone, self._unlabelled)(asked)
         rated = folds >= 0
         return _Judged(labels[rated], base[rated], second[rated]) if bool(rated.any()) else None
 
