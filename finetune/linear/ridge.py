@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from finetune.linear.logistic import principal_axes
@@ -54,6 +55,14 @@ EVIDENCE = 0.3
 # Inputs with a smaller share of the average are left out.
 LEAST_SHARE = 0.02
 
+# With more pictures than these, inputs are compared on so many of them, or on so many of each class. Only the best,
+# those with at least this share, go on to all pictures: the time of a solution grows with the cube of the pictures.
+COMPARED, COMPARED_PER_CLASS, MOST_INPUTS, LEADING_SHARE = 600, 5, 2, 0.1
+
+# Above so many rows, float32 halves the time. Its rounding is far below the least ridge, unless rows are more than
+# columns: weak axes are then divided by their length.
+_PRECISE = 1000
+
 # Factors from scores of unit root mean square to logits that are tried, and the one that is used without evidence.
 _SCALES = tuple(float(value) for value in np.geomspace(0.2, 30, 24))
 _SCALE_WITHOUT_EVIDENCE = 1.5
@@ -87,6 +96,10 @@ class Rows:
             counts = class_weights.double()[labels]
             counts = counts / counts.mean()
         return cls(pooled, targets, counts, torch.bincount(labels, minlength=classes)[labels] > 1)
+
+    def at(self, places: Tensor) -> Rows:
+        """The rows at some places."""
+        return Rows(self.pooled[places], self.targets[places], self.counts[places], self.rated[places])
 
 
 @dataclass(frozen=True)
@@ -127,8 +140,26 @@ def fit_ridge_head(
     Source: Allen (1974) for leaving out in closed form; Wenzel et al. (2020), Hyperparameter Ensembles for Robustness
     and Uncertainty Quantification, for averaging over hyper-parameters.
     """
+    compared = max(COMPARED, COMPARED_PER_CLASS * rows.targets.shape[1])
+    if len(rows.pooled) > compared and len(inputs) > MOST_INPUTS:
+        some = rows.at(torch.linspace(0, len(rows.pooled) - 1, compared).round().long())
+        members, shares = _members(some, widths, judged, inputs, _Evidence.of(some, judged, len(rows.pooled)))
+        leading = sorted(zip(shares, (member.kind for member in members), strict=True), key=lambda pair: -pair[0])
+        inputs = [kind for share, kind in leading[:MOST_INPUTS] if share >= LEADING_SHARE]
+    evidence = _Evidence.of(rows, judged, len(rows.pooled))
+    members, shares = _members(rows, widths, judged, inputs, evidence)
+    kept = [(float(share), member) for share, member in zip(shares, members, strict=True) if share > 0]
+    scores = sum(share * member.scores for share, member in kept)
+    assert isinstance(scores, Tensor)
+    scale = evidence.fitted(scores)[1]
+    return _averaged(kept, scale, scores[: len(rows.pooled)], widths)
+
+
+def _members(
+    rows: Rows, widths: Sequence[int], judged: Rows | None, inputs: Sequence[Input], evidence: _Evidence
+) -> tuple[list[_Member], NDArray[np.float64]]:
+    """A member for each input, and their shares of the average."""
     per_class = max(1.0, float(rows.counts.sum()) / rows.targets.shape[1])
-    evidence = _Evidence.of(rows, judged)
     members = []
     for kind in inputs:
         prior = kind.prior * (1.0 if kind.from_one or len(inputs) == 1 else 1 - 1 / per_class)
@@ -138,12 +169,7 @@ def fit_ridge_head(
     least = min(member.loss for member in members)
     shares = np.array([member.prior * np.exp(-evidence.strength * (member.loss - least)) for member in members])
     shares /= shares.sum()
-    shares = np.where(shares < LEAST_SHARE, 0.0, shares) / shares[shares >= LEAST_SHARE].sum()
-    kept = [(float(share), member) for share, member in zip(shares, members, strict=True) if share > 0]
-    scores = sum(share * member.scores for share, member in kept)
-    assert isinstance(scores, Tensor)
-    scale = evidence.fitted(scores)[1]
-    return _averaged(kept, scale, scores[: len(rows.pooled)], widths)
+    return members, np.where(shares < LEAST_SHARE, 0.0, shares) / shares[shares >= LEAST_SHARE].sum()
 
 
 def _averaged(kept: list[tuple[float, _Member]], scale: float, held_out: Tensor, widths: Sequence[int]) -> RidgeHead:
@@ -168,25 +194,26 @@ def _averaged(kept: list[tuple[float, _Member]], scale: float, held_out: Tensor,
 
 @dataclass(frozen=True)
 class _Evidence:
-    """Held-out pictures: their places among the rows and judged pictures, targets and counts."""
+    """Held-out pictures: their places among the rows and judged pictures, targets and counts.
+
+    strength: how many nats a nat of mean loss counts in the logarithm of a weight.
+    """
 
     places: Tensor
     targets: Tensor
     counts: Tensor
+    strength: float
 
     @classmethod
-    def of(cls, rows: Rows, judged: Rows | None) -> _Evidence:
+    def of(cls, rows: Rows, judged: Rows | None, stand_for: int) -> _Evidence:
+        """stand_for: how many pictures the rows are a sample of."""
         places = rows.rated.nonzero()[:, 0]
         targets, counts = rows.targets, rows.counts
         if judged is not None:
             places = torch.cat([places, len(rows.targets) + torch.arange(len(judged.targets))])
             targets, counts = torch.cat([targets, judged.targets]), torch.cat([counts, judged.counts])
-        return cls(places, targets[places], counts[places])
-
-    @property
-    def strength(self) -> float:
-        """How many nats a nat of mean loss counts in the logarithm of a weight."""
-        return EVIDENCE * len(self.places)
+        strength = EVIDENCE * len(places) * stand_for / max(1, len(rows.targets))
+        return cls(places, targets[places], counts[places], strength)
 
     def fitted(self, scores: Tensor) -> tuple[float, float]:
         """Mean loss in nats of scores at the factor with the least, and the factor."""
@@ -233,7 +260,10 @@ class _Member:
         root = counts.sqrt()
         # Rows and targets times the root of their counts: a weighted regression is then a plain one.
         scaled = (x - mean) / scale * root
-        vectors, values = principal_axes(scaled)
+        if _PRECISE < len(scaled) <= scaled.shape[1]:  # a large Gram matrix of rows
+            vectors, values = (found.double() for found in principal_axes(scaled.float()))
+        else:
+            vectors, values = principal_axes(scaled)
         wanted = (rows.targets - centre) * root
         along = vectors.T @ wanted
         asked = None if judged is None else (_read(judged.pooled, read, kind.unit) - mean) / scale @ scaled.T

@@ -107,3 +107,16 @@ def test_soft_targets_are_learned_from() -> None:
 
 def test_strengths_span_weak_to_strong() -> None:
     assert STRENGTHS[0] < 0.1 < 1 < STRENGTHS[-1]
+
+
+def test_many_pictures_are_solved_with_the_inputs_that_lead_on_some_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_of(900, 1, distance=0.6)
+    rows.pooled[:, -8:] = torch.randn(900, 8, generator=torch.Generator().manual_seed(2))  # features of noise
+    few = fit_ridge_head(rows, WIDTHS)
+    monkeypatch.setattr("finetune.linear.ridge.COMPARED", 1000)
+    whole = fit_ridge_head(rows, WIDTHS)
+    assert 1 <= len(few.shares) <= 2
+    assert max(few.shares, key=few.shares.__getitem__) in whole.shares
+    asked = rows_of(500, 7, distance=0.6).pooled
+    same = (logits(few, asked).argmax(1) == logits(whole, asked).argmax(1)).float().mean()
+    assert same > 0.97
