@@ -36,8 +36,8 @@ class Input:
 
 FEATURES = Input("features", (1.0,), unit=False, prior=2.0, from_one=False)
 # Inputs and priors were chosen on training pictures of seven sets and subsets of their classes, with two backbones, for
-# the least loss against the best simple classifier on any of them. Even priors gain 0.1 points more on average, and lose
-# up to 0.6 to a regression on the features where the classes are ImageNet's own.
+# the least loss against the best simple classifier on any of them. Even priors gain 0.1 points more on average, and
+# lose up to 0.6 to a regression on the features where the classes are those of ImageNet.
 INPUTS = (
     FEATURES,
     Input("unit features", (1.0,)),

@@ -34,7 +34,7 @@ def accuracy_of(head, asked: tuple[Tensor, Tensor]) -> float:  # type: ignore[no
 @pytest.mark.slow
 def test_unlabelled_pictures_of_the_same_classes_make_the_head_better_on_new_ones() -> None:
     gains = []
-    for seed in (1, 4, 5):
+    for seed in (4, 9, 12):
         train, val, asked = pictures(3, seed), pictures(1, 50 + seed), pictures(200, 1000 + seed)
         heads = solve_heads(train, val, WIDTHS, learn_from_val=True)
         refined, mixture = refine_heads(heads, train, val, pictures(60, 500 + seed)[0], WIDTHS)
