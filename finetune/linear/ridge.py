@@ -41,7 +41,7 @@ FEATURES = Input("features", (1.0,), unit=False, prior=2.0, from_one=False)
 INPUTS = (
     FEATURES,
     Input("unit features", (1.0,)),
-    Input("last 3 depths, falling", (0.25, 0.5, 1.0)),
+    Input("last 3 depths (falling)", (0.25, 0.5, 1.0)),
     Input("last 3 depths", (1.0, 1.0, 1.0), prior=0.5),
     Input("last 5 depths", (1.0, 1.0, 1.0, 1.0, 1.0), prior=0.25, from_one=False),
 )

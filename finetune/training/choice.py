@@ -44,7 +44,9 @@ def choose(requested: str, pictures_per_class: float, curve: ProbeCurve | None =
         return StrategyChoice(STRATEGIES[requested], f"{requested}: as asked for.", curve)
     different = curve is not None and curve.different
     count = f"{pictures_per_class:.0f} training pictures per class"
-    if pictures_per_class < FEW:
+    if round(pictures_per_class) == 1:
+        strategy, why = HEAD, "1 training picture per class is too few to train the backbone"
+    elif pictures_per_class < FEW:
         strategy, why = HEAD, f"{count} are under {FEW}: too few to train the backbone"
     elif pictures_per_class < MANY:
         strategy, why = PARTIAL, f"{count} lie between {FEW} and {MANY}: enough for the top stages, not for all"
