@@ -33,6 +33,19 @@ def make_folder(tmp_path: Path) -> MakeFolder:
     return make
 
 
+def write_bars(folder: Path, count: int = 80) -> Path:
+    """Three classes of noise with a bar, 2 to 4 pixels wide: hard for a head on a frozen stem, easier for training."""
+    random = np.random.default_rng(0)
+    for width in (2, 3, 4):
+        (folder / str(width)).mkdir(parents=True)
+        for number in range(count):
+            pixels = random.normal(128, 60, (20, 20, 3))
+            left = random.integers(0, 20 - width)
+            pixels[:, left : left + width] += 60
+            Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / str(width) / f"{number:03d}.png")
+    return folder
+
+
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing that tests compute is kept among what their user computes."""
