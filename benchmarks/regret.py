@@ -106,7 +106,7 @@ def interval(found: Sequence[Cell], methods: Sequence[str | None]) -> Interval |
     """95 % bootstrap interval of the mean over cells of the points below a method.
 
     Seeds are resampled within each data set, and every cell of the data set gets the same seeds: the draws of one seed
-    share pictures. methods: for each cell; None for the best of each draw. None where every data set has one draw.
+    share pictures. methods: for each cell; None for the best of each draw. None where no cell has two draws.
     """
     less = [
         cell.regret_of_draws if method is None else cell.less(method)
@@ -116,13 +116,14 @@ def interval(found: Sequence[Cell], methods: Sequence[str | None]) -> Interval |
         cell.dataset: sorted({s for other in found if other.dataset == cell.dataset for s in other.draws})
         for cell in found
     }
-    if max(len(of) for of in seeds.values()) < 2:
+    if max(len(by) for by in less) < 2:
         return None
     random, means = np.random.default_rng(0), []
     for _ in range(RESAMPLES):
         taken = {dataset: random.choice(of, len(of)) for dataset, of in seeds.items()}
         each = [[by[s] for s in taken[cell.dataset] if s in by] for cell, by in zip(found, less, strict=True)]
-        means.append(np.mean([np.mean(values) for values in each if values]))
+        if any(each):
+            means.append(np.mean([np.mean(values) for values in each if values]))
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
 
