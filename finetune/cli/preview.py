@@ -89,18 +89,19 @@ def _spread(sweep: Sweep) -> list[int]:
     "--out",
     metavar="FILE",
     type=click.Path(dir_okay=False, path_type=Path),
+    show_default="no page",
     help="With --backbone auto or --backbones: HTML page to write the table and its drawing to.",
 )
 @hyper_parameters(Config, "probe")
 @as_json
 def probe(folder: Path, out: Path | None, as_json: bool, **options: Any) -> None:
-    """Measure how well each backbone depth separates the classes, or compare backbones.
+    """Measure how well each backbone depth separates the classes.
 
     A linear probe is fitted at every depth and cross-validated on the training pictures of FOLDER. The deeper the best
     probe, the more these pictures resemble those that the backbone was pretrained on.
 
     With --backbones NAME,NAME or --backbone auto, the probes of each network are compared, and the time that it takes.
-    The default list, whose licences are permissive:
+    The default list:
 
     \b
     fewtune_conv4                           ships with the package
@@ -108,6 +109,8 @@ def probe(folder: Path, out: Path | None, as_json: bool, **options: Any) -> None
     convnext_tiny.in12k_ft_in1k             convolutional, high cost
     vit_small_patch14_reg4_dinov2.lvd142m   transformer, low cost
     vit_base_patch14_reg4_dinov2.lvd142m    transformer, high cost
+
+    Licences of these are permissive.
     """
     from finetune.api.backbones import compare_backbones
     from finetune.api.preview import probe_folder

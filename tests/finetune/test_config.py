@@ -95,7 +95,8 @@ def test_auto_takes_more_of_the_network_the_more_pictures_there_are(per_class: f
     order = ["head", "partial", "full"]
     fewer, more = choose("auto", per_class).strategy.name, choose("auto", per_class * 2).strategy.name
     assert order.index(fewer) <= order.index(more)
-    assert f"{per_class:.0f} training pictures per class" in choose("auto", per_class).reason
+    count = "1 training picture" if round(per_class) == 1 else f"{per_class:.0f} training pictures"
+    assert f"{count} per class" in choose("auto", per_class).reason
 
 
 @pytest.mark.parametrize(
