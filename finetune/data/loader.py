@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import AuthenticationError
 from pathlib import Path
+from types import TracebackType
 
 import torch
 from PIL import Image
@@ -185,7 +188,19 @@ def _loader(pictures: Pictures, batches: Iterable[list[tuple[int, int]]], worker
             pin_memory=torch.cuda.is_available(),
             # The generator of a worker is never used, because every view has its own seed.
             generator=torch.Generator().manual_seed(0),
+            worker_init_fn=_without_broken_transfers,
         )
+
+
+def _without_broken_transfers(_: int) -> None:
+    """In a worker: say nothing of a transfer that Ctrl-C breaks off. Its thread would print a traceback of its own."""
+    shown = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, (ConnectionError, EOFError, AuthenticationError)):
+            shown(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 def _collate(items: list[Item]) -> Batch:
