@@ -55,6 +55,9 @@ STRATEGIES = {strategy.name: strategy for strategy in (HEAD, PARTIAL, FULL, TRAI
 # Training pictures per class between which "auto" takes `partial`.
 FEW, MANY = 20, 200
 
+# A choice by fewer validation pictures than these is noise.
+ENOUGH_TO_CHOOSE = 100
+
 # What a run is measured beside: keys of metrics.json, and what people read.
 BASELINES = {
     "majority_class": "majority class",

@@ -125,9 +125,13 @@ def prepare(
 ) -> Prepared:
     """Read the pictures, choose the strategy and solve the heads.
 
-    run: keeps the activations for --resume. budget: bounds the number of pictures that are read.
-
-    splits: by sha256, which the run without a folder keeps to. None for those of earlier runs.
+    Args:
+        listing: The pictures.
+        config: The run's options.
+        run: Keeps the activations for --resume.
+        display: Shows progress.
+        splits: Splits by sha256 that a run without a folder keeps to. None for those of earlier runs.
+        budget: Bounds the number of pictures that are read.
 
     Raises:
         InputError: For a folder, file or option that cannot be used.

@@ -161,5 +161,5 @@ def _print_curve(curve: ProbeCurve) -> None:
         )
     console = Console()
     console.print(table)
-    far = "" if curve.distance is None else f" (distance {curve.distance:.2f} by batch norm; photographs: below {FAR})"
+    far = "" if curve.distance is None else f" (distance {curve.distance:.2f} by batch norm; unlike from {FAR} on)"
     console.print(f"{'unlike' if curve.different else 'like'} the backbone's own pictures{far}")

@@ -13,9 +13,6 @@ from finetune.linear.ridge import FEATURES, RidgeHead, Rows, fit_ridge_head
 from finetune.metrics import accuracy
 from finetune.models.depth_head import DepthHead, unit_depths
 
-# A choice by fewer validation pictures than these is noise.
-ENOUGH_TO_CHOOSE = 100
-
 
 @dataclass(frozen=True)
 class LinearHead:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from finetune.errors import InputError
 from finetune.linear.logistic import folds_of, principal_axes, spread
+from finetune.linear.ridge import FALLING
 
 # Ridge strengths as fractions of the mean eigenvalue of the features' covariance.
 STRENGTHS = tuple(float(value) for value in np.geomspace(1e-4, 10, 11))
@@ -22,12 +23,9 @@ TOGETHER = "together"
 FOLDS = 5
 # A depth is clearly better than the last if its error is lower by more than this fraction.
 CLEARLY = 0.1
-# Pictures differ from the backbone's own from this distance on. It lies in a wide gap: photographs have at most 0.05,
-# and all other sets that were measured 0.2 or more (features/familiarity.py).
+# Pictures differ from the backbone's own from this distance on. It lies in the wide gap between photographs and all
+# other sets that were measured (benchmarks/similarity.py).
 FAR = 0.12
-
-# Factors of the last depths side by side, as a head reads them.
-FALLING = (0.25, 0.5, 1.0)
 
 _RESAMPLED = 2000
 # Most training pictures of a probe curve: beyond them its time grows, and the curve hardly changes.
@@ -166,13 +164,6 @@ def held_out_errors(parts: Sequence[Tensor], labels: Tensor) -> tuple[Tensor, Te
     better = min(last, several, key=lambda held_out: float(held_out.error.mean()))
     error = (last.error + several.error) / 2
     return error / targets.square().sum(1).mean(), better.predictions.argmax(1) == labels
-
-
-def probe_answers(features: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
-    """Classes (m,) of queries (m, width), by a probe on features (n, width) with labels (n,) from 0."""
-    strength = _left_out(_scaled(features), _targets(labels)).strength
-    one_hot = torch.nn.functional.one_hot(labels).double()
-    return _ridge(features.double(), one_hot, queries.double(), strength).argmax(1)
 
 
 def _targets(labels: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from finetune.linear.ridge import FALLING
 from finetune.models.depth_head import unit_depths
 
 if TYPE_CHECKING:
@@ -27,9 +28,6 @@ SHARPER = 2
 FAR = 0.1
 # Bounds of the factor that makes the classes of the unlabelled pictures as frequent as those of the labelled ones.
 _REBALANCED = (0.25, 4.0)
-
-# Factors of the last depths in the vectors that are compared, the features last.
-FALLING = (0.25, 0.5, 1.0)
 
 _ROWS = 1024  # of similarities computed at a time
 

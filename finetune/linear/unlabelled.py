@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from finetune.linear.head import ENOUGH_TO_CHOOSE, Heads, LinearHead, solve_heads
+from finetune.linear.head import Heads, LinearHead, solve_heads
 from finetune.linear.logistic import Logistic, folds_of, spread
 from finetune.linear.propagation import PictureGraph, SoftLabels, last_depths, propagated, unit_vectors
 from finetune.metrics import accuracy
 from finetune.models.depth_head import unit_depths
+from finetune.strategies import ENOUGH_TO_CHOOSE
 
 # Shares of the second head in the mixture. More than MODERATE needs evidence beyond chance, and LEAST is the most where
 # the classes of the unlabelled pictures are much less even than those of the labelled ones: labels then spread from

@@ -13,6 +13,7 @@ from finetune.classifier.run_metrics import RunMetrics
 from finetune.config import Config
 from finetune.data.folder import IN_MEMORY
 from finetune.files import write_text
+from finetune.linear.probe import FAR
 from finetune.options.fields import flag
 from finetune.report.backbones import cost_chart
 from finetune.report.confusion import Album, confusion_of, galleries, open_album, shown_in
@@ -96,6 +97,7 @@ def _values(results: RunResults, classifier: Classifier | None) -> dict[str, Any
         "head_inputs": [] if run is None else head_inputs(run),
         "sweep_chart": None if run is None else sweep_chart(run.lr_sweep),
         "backbones_chart": None if run is None else cost_chart(run.backbones),
+        "far": FAR,
         "probe_chart": None if run is None else probe_chart(run.probe_curve),
         "squared_errors": [] if run is None else squared_errors(run.probe_curve),
         "confusion": confusion,

@@ -43,17 +43,15 @@ def choose(requested: str, pictures_per_class: float, curve: ProbeCurve | None =
     if requested != "auto":
         return StrategyChoice(STRATEGIES[requested], f"{requested}: as asked for.", curve)
     different = curve is not None and curve.different
-    count = f"{pictures_per_class:.0f} training pictures per class"
-    if round(pictures_per_class) == 1:
-        strategy, why = HEAD, "1 training picture per class is too few to train the backbone"
-    elif pictures_per_class < FEW:
-        strategy, why = HEAD, f"{count} are under {FEW}: too few to train the backbone"
+    count = f"{pictures_per_class:.0f} training {'picture' if round(pictures_per_class) == 1 else 'pictures'} per class"
+    if pictures_per_class < FEW:
+        strategy, why = HEAD, f"{count}, under {FEW}: too few to train the backbone"
     elif pictures_per_class < MANY:
-        strategy, why = PARTIAL, f"{count} lie between {FEW} and {MANY}: enough for the top stages, not for all"
+        strategy, why = PARTIAL, f"{count}, between {FEW} and {MANY}: enough for the top stages, not for all"
     elif different:
-        strategy, why = TRAIN, f"{count} are {MANY} or more: enough to train every stage at the full rate"
+        strategy, why = TRAIN, f"{count}, {MANY} or more: enough to train every stage at the full rate"
     else:
-        strategy, why = FULL, f"{count} are {MANY} or more: enough to adapt every stage"
+        strategy, why = FULL, f"{count}, {MANY} or more: enough to adapt every stage"
     sentence = f"{strategy.name}: {why}; {_similarity(curve)}"
     if curve is not None and different and strategy is PARTIAL:
         strategy = replace(PARTIAL, lowest=_lowest(curve))

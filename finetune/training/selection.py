@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from finetune.linear.head import ENOUGH_TO_CHOOSE
 from finetune.metrics import accuracy, log_loss
-from finetune.strategies import FEW
+from finetune.strategies import ENOUGH_TO_CHOOSE, FEW
 
 # Positions between the start (0) and the trained weights (1) that are tried beside the trained weights.
 SHARES = (0.75, 0.5, 0.25)
