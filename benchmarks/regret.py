@@ -12,7 +12,8 @@ import numpy as np
 from simple import SIMPLE
 
 # Methods that hindsight may take. Logistic regression with a strength known in hindsight is not among them.
-HINDSIGHT = ("head", "partial", "full", "train", "scratch", *SIMPLE)
+TRAINED = ("partial", "full", "train", "scratch")
+HINDSIGHT = ("head", *TRAINED, *SIMPLE)
 ORDER = ("1", "2", "5", "10", "20", "50", "all")
 RESAMPLES = 4000
 
@@ -177,24 +178,26 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> str:
             f"{_between(interval(found, best), 2)} and {worst.regret:.1f} at most"
             f"{_between(interval([worst], [worst.best]))}, on {worst.name} ({worst.best}). Against the best method of "
             f"each single draw it is {of_draws:.2f} points below{_between(interval(found, [None] * len(found)), 2)}; "
-            "the largest of several noisy accuracies is too high by chance, so this is an upper bound."
+            "the largest of several noisy accuracies is too high by chance, so this is an upper bound. "
+            + trained_beside_head(runs, backbone)
         )
     return "\n\n".join(told)
 
 
-def every_method(runs: Sequence[Mapping[str, Any]], backbone: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headings and rows of a table with the mean accuracy of every method, and its number of draws where not all."""
-    found = cells(runs, backbone)
-    methods = [method for method in ("auto", *HINDSIGHT) if any(method in d for c in found for d in c.draws.values())]
-    table = []
-    for cell in found:
-        shown = []
-        for method in methods:
-            values = [draw[method] for draw in cell.draws.values() if method in draw]
-            count = "" if len(values) == len(cell.draws) else f" ({len(values)})"
-            shown.append(f"{statistics.mean(values):.1%}{count}" if values else "")
-        table.append((cell.dataset, cell.size, *shown))
-    return ("data set", "a class", *methods), table
+def trained_beside_head(runs: Sequence[Mapping[str, Any]], backbone: str) -> str:
+    """How far the strategies as trained are above or below the head, as a sentence; empty where none was trained."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for cell in cells(runs, backbone):
+        for draw in cell.draws.values():
+            for method in TRAINED:
+                if method in draw and "head" in draw:
+                    found[method].append(100 * (draw[method] - draw["head"]))
+    told = [
+        f"`{method}` {statistics.mean(points):+.1f} on average, {min(points):+.1f} to {max(points):+.1f} "
+        f"({len(points)} draws)"
+        for method, points in found.items()
+    ]
+    return f"As trained, above the head, in points: {'; '.join(told)}." if told else ""
 
 
 def _between(found: Interval | None, digits: int = 1) -> str:

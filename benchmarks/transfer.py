@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from draws import BACKBONE, DATASETS, FAST_BACKBONE, UNDIVIDED, link
 from machine import provenance, revision
-from regret import summary
+from regret import TRAINED, summary
 from rich.console import Console
 from simple import simple_accuracies
 
@@ -40,7 +40,6 @@ from finetune.progress import Display
 RESULT = Path(__file__).parent / "results" / "transfer.json"
 SIZES = ("1", "2", "5", "10", "20", "50", "all")
 METHODS = ("auto", "head", "simple", "partial", "full", "train", "scratch")
-TRAINED = ("partial", "full", "train", "scratch")
 
 # Seeds of each method by size. At "all" the undivided sets have two draws, the others one. What wins nowhere takes
 # longest: partial and full from 2 and 10 pictures, train and scratch have one draw of few sizes.
