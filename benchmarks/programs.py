@@ -135,9 +135,9 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> str:
         more = [100 * (run["fewtune"]["accuracy"] - run["fastai"]["accuracy"]) for run in group]
         ratio = statistics.mean(run["fastai"]["seconds"] / run["fewtune"]["seconds"] for run in group)
         told.append(
-            f"{backbone} on {dataset} with {size} a class, {len(group)} seeds: `finetune fit` is "
-            f"{statistics.mean(more):+.1f} points ({min(more):+.1f} to {max(more):+.1f}) from fastai's "
-            f"`fine_tune({epochs})`, and takes 1/{ratio:.1f} of its time."
+            f"{backbone} on {dataset} with {size} a class, {len(group)} draws: the accuracy of `finetune "
+            f"fit` differs by {statistics.mean(more):+.1f} points ({min(more):+.1f} to {max(more):+.1f}) from fastai's "
+            f"`fine_tune({epochs})`; it takes 1/{ratio:.1f} of the time."
         )
     return "\n\n".join(told)
 
