@@ -42,7 +42,8 @@ from finetune import Config, Display
 from finetune.api.backbones import choose_backbone
 from finetune.api.prepare import prepare
 from finetune.data.folder import list_folder
-from finetune.files import read_json, write_json, write_tensors
+from finetune.files.reading import read_json
+from finetune.files.writing import write_json, write_tensors
 from finetune.metrics import accuracy_of
 from finetune.models.backbone import Backbone
 

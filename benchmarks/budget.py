@@ -29,7 +29,8 @@ from machine import provenance, revision
 
 from finetune import evaluate
 from finetune.data.folder import list_folder
-from finetune.files import read_json, write_json
+from finetune.files.reading import read_json
+from finetune.files.writing import write_json
 
 RESULT = Path(__file__).parent / "results" / "budget.json"
 HERE = Path(__file__).parent.parent

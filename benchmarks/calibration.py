@@ -25,7 +25,8 @@ from rich.console import Console
 from finetune import fit
 from finetune.api.demo import PER_CLASS, run_demo
 from finetune.classifier.export import export
-from finetune.files import read_json, write_json
+from finetune.files.reading import read_json
+from finetune.files.writing import write_json
 from finetune.progress import Display
 from finetune.strategies import STRATEGIES
 

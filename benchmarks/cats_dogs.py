@@ -22,7 +22,8 @@ from typing import Any
 
 from machine import provenance
 
-from finetune.files import read_json, write_json
+from finetune.files.reading import read_json
+from finetune.files.writing import write_json
 from finetune.strategies import STRATEGIES
 
 BACKBONE = "tf_efficientnet_lite0"

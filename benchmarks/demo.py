@@ -18,7 +18,7 @@ from typing import Any
 
 from machine import provenance
 
-from finetune.files import write_json
+from finetune.files.writing import write_json
 
 RESULT = Path(__file__).parent / "results" / "demo.json"
 KEPT = ("strategy", "accuracy", "interval", "n", "kept", "seconds")

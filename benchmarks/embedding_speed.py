@@ -48,7 +48,7 @@ from finetune.data.loader import Pictures
 from finetune.data.transforms import evaluation_view
 from finetune.features.acceleration import CPU_BATCH, TOLERANCE, WORTH_CONVERTING, Acceleration, accelerated
 from finetune.features.forward import in_memory, run_over
-from finetune.files import write_json
+from finetune.files.writing import write_json
 from finetune.models.backbone import Backbone
 from finetune.processes import keep_freed_memory
 from finetune.progress import Display

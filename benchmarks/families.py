@@ -30,7 +30,8 @@ from PIL import Image
 import finetune
 from finetune.classifier.export import export
 from finetune.features.acceleration import WORTH_CONVERTING, accelerated
-from finetune.files import read_json, write_json, write_tensors
+from finetune.files.reading import read_json
+from finetune.files.writing import write_json, write_tensors
 from finetune.models.backbone import Backbone
 from finetune.models.pretrained import load_pretrained
 from finetune.progress import Display

@@ -32,7 +32,8 @@ from simple import simple_accuracies
 from finetune.api.prepare import prepare
 from finetune.config import Config
 from finetune.data.folder import list_folder
-from finetune.files import read_json, write_json
+from finetune.files.reading import read_json
+from finetune.files.writing import write_json
 from finetune.metrics import log_loss
 from finetune.progress import Display
 

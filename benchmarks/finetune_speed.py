@@ -29,7 +29,8 @@ from typing import Any
 
 from machine import provenance
 
-from finetune.files import read_json, write_json
+from finetune.files.reading import read_json
+from finetune.files.writing import write_json
 
 RESULT = Path(__file__).parent / "results" / "finetune_speed.json"
 BACKBONE = "tf_efficientnet_lite0"

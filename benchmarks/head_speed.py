@@ -40,7 +40,7 @@ from finetune.data.folder import list_folder
 from finetune.data.loader import Pictures
 from finetune.data.transforms import evaluation_view
 from finetune.features.forward import run_frozen
-from finetune.files import write_json
+from finetune.files.writing import write_json
 from finetune.models.backbone import Backbone
 from finetune.models.device import open_engine
 from finetune.models.pretrained import load_pretrained

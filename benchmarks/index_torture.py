@@ -36,7 +36,7 @@ from machine import provenance
 from fewshot.search.engines import ROUNDING, Vectors
 from fewshot.search.index import Index
 from finetune.errors import InputError
-from finetune.files import write_json
+from finetune.files.writing import write_json
 
 RESULT = Path(__file__).parent / "results" / "index_torture.json"
 WIDTH = 24

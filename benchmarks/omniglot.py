@@ -35,7 +35,8 @@ from fewshot.search.index import Index
 from fewshot.training.config import SiameseConfig
 from fewshot.training.train import metrics_of, train_omniglot
 from finetune.errors import InputError
-from finetune.files import read_json, write_json
+from finetune.files.reading import read_json
+from finetune.files.writing import write_json
 from finetune.progress import Display
 
 RESULT = Path(__file__).parent / "results" / "omniglot.json"

@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image, ImageChops
 from playwright.sync_api import Page
 
-from finetune.files import replacing
+from finetune.files.writing import replacing
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from browser import chromium  # type: ignore[import-not-found]

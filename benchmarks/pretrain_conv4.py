@@ -31,7 +31,7 @@ from machine import provenance
 from PIL import Image
 from torch import Tensor, nn
 
-from finetune.files import write_json, write_tensors
+from finetune.files.writing import write_json, write_tensors
 from finetune.models.conv4 import WEIGHTS, fewtune_conv4
 
 # Fixed before the first run: 188 characters in all, at least 20 in each alphabet.

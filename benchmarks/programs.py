@@ -28,7 +28,8 @@ from typing import Any
 from draws import BACKBONE, DATASETS, FAST_BACKBONE, link
 from machine import provenance, revision
 
-from finetune.files import read_json, write_json
+from finetune.files.reading import read_json
+from finetune.files.writing import write_json
 
 RESULT = Path(__file__).parent / "results" / "programs.json"
 HEADINGS = (

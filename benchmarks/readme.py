@@ -17,7 +17,8 @@ from regret import HEADINGS, backbones, cells, summary
 from regret import rows as regret_rows
 
 from fewshot.evaluation.published import PUBLISHED, WITHOUT_LABELS, Published
-from finetune.files import read_json, write_text
+from finetune.files.reading import read_json
+from finetune.files.writing import write_text
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

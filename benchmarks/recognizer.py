@@ -42,7 +42,7 @@ from fewshot.omniglot.splits import leaks
 from fewshot.recognition.open_set import open_set
 from fewshot.recognition.recognizer import Recognizer
 from finetune.data.folder import list_folder
-from finetune.files import write_json
+from finetune.files.writing import write_json
 
 RESULT = Path(__file__).parent / "results" / "recognizer.json"
 NETWORK = "tf_efficientnet_lite0"

@@ -24,7 +24,7 @@ from typing import Any
 from machine import provenance
 
 from finetune import fit
-from finetune.files import write_json
+from finetune.files.writing import write_json
 from finetune.report.report import write_report
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))

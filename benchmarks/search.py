@@ -36,7 +36,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from fewshot.search.engines import ROUNDING, Approximate, Vectors, import_faiss, on_gpu
 from fewshot.search.index import Index
-from finetune.files import write_json
+from finetune.files.writing import write_json
 
 RESULT = Path(__file__).parent / "results" / "search.json"
 WIDTH, K = 128, 10

@@ -29,7 +29,7 @@ from sklearn.datasets import load_digits
 from finetune.data.folder import list_folder
 from finetune.data.transforms import evaluation_view
 from finetune.features.familiarity import batch_norm_distance
-from finetune.files import write_json
+from finetune.files.writing import write_json
 from finetune.linear.probe import FAR
 from finetune.models.backbone import Backbone
 from finetune.models.pretrained import load_pretrained

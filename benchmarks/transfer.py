@@ -34,7 +34,8 @@ from finetune import fit
 from finetune.api.prepare import prepare
 from finetune.config import Config
 from finetune.data.folder import list_folder
-from finetune.files import read_json, write_json
+from finetune.files.reading import read_json
+from finetune.files.writing import write_json
 from finetune.progress import Display
 
 RESULT = Path(__file__).parent / "results" / "transfer.json"

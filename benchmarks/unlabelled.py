@@ -32,7 +32,8 @@ from torch import Tensor
 from finetune.config import Config
 from finetune.data.folder import list_folder
 from finetune.features.extraction import read_pictures
-from finetune.files import read_json, write_json
+from finetune.files.reading import read_json
+from finetune.files.writing import write_json
 from finetune.linear.head import Heads, solve_heads
 from finetune.linear.label_next import label_next
 from finetune.linear.unlabelled import Mixture, refine_heads

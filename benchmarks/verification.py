@@ -28,7 +28,8 @@ from fewshot.omniglot.dataset import read_omniglot
 from fewshot.training.config import SiameseConfig
 from fewshot.training.train import train_omniglot
 from fewshot.training.training_data import OmniglotSource, omniglot_data
-from finetune.files import read_json, write_json
+from finetune.files.reading import read_json
+from finetune.files.writing import write_json
 from finetune.progress import Display
 
 RESULT = Path(__file__).parent / "results" / "verification.json"

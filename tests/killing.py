@@ -18,7 +18,7 @@ from called import Answer
 
 import finetune
 from finetune import EpochResult
-from finetune.files import read_tensors
+from finetune.files.reading import read_tensors
 
 # A shell starts jobs in the background with SIGINT ignored, and every process that they start inherits that.
 HEARS_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"

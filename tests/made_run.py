@@ -13,7 +13,8 @@ from PIL import Image
 
 from finetune import Config
 from finetune.classifier.run_folder import PICTURES_HEADER, PREDICTIONS_HEADER
-from finetune.files import write_csv, write_json, write_tensors
+from finetune.files.tables import write_csv
+from finetune.files.writing import write_json, write_tensors
 from finetune.metrics import accuracy_of, measure_predictions
 
 

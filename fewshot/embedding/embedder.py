@@ -45,7 +45,7 @@ from finetune.features.acceleration import (
     worth_accelerating,
 )
 from finetune.features.forward import run_over
-from finetune.files import write_json, write_tensors
+from finetune.files.writing import write_json, write_tensors
 from finetune.models.device import open_engine, reproducible_numerics
 from finetune.progress import Advance, Display
 from finetune.random_state import restored_random_state

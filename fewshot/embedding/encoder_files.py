@@ -17,7 +17,7 @@ from fewshot.omniglot.dataset import Character
 from finetune.classifier.classifier import load as load_classifier
 from finetune.data.transforms import Preprocessing
 from finetune.errors import InputError
-from finetune.files import read_json, read_tensors
+from finetune.files.reading import read_json, read_tensors
 from finetune.models.backbone import Backbone
 from finetune.models.pretrained import load_pretrained
 from finetune.progress import Display

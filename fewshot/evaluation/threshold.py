@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fewshot.evaluation.verification import roc, roc_summary
 from finetune.errors import InputError
-from finetune.files import as_type
+from finetune.files.reading import as_type
 
 POINTS = 200  # kept of a curve, besides its ends and the chosen points
 

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from fewshot.omniglot.dataset import contents
 from finetune.errors import InputError
-from finetune.files import replacing
+from finetune.files.writing import replacing
 from finetune.progress import Display
 
 SOURCE = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fewshot.omniglot.dataset import DRAWERS, Character, Omniglot, labelled
 from finetune.errors import InputError
-from finetune.files import read_json
+from finetune.files.reading import read_json
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import torch
 
 from fewshot.recognition.gallery import Gallery, Vectors
 from finetune.errors import InputError
-from finetune.files import as_type, read_tensors_and_metadata, write_tensors
+from finetune.files.reading import as_type, read_tensors_and_metadata
+from finetune.files.writing import write_tensors
 
 FORMAT = 2
 READABLE = (1, 2)  # formats; format 1 has no trials and always a rate

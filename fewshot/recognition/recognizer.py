@@ -21,7 +21,7 @@ from fewshot.recognition.operating_point import Threshold
 from finetune.data.folder import list_folder, list_unlabelled
 from finetune.data.images import Picture
 from finetune.errors import InputError, UnreadablePicture
-from finetune.files import locked
+from finetune.files.locks import locked
 from finetune.progress import Display
 
 DEFAULT_ENCODER = "omniglot"

@@ -22,7 +22,8 @@ from fewshot.report.map import draw_map
 from fewshot.report.page import EncoderFindings, page_of
 from fewshot.report.run import TrainedRun, read_run
 from finetune.errors import InputError
-from finetune.files import check_writable, write_text
+from finetune.files.folders import check_writable
+from finetune.files.writing import write_text
 from finetune.progress import Display, in_words
 
 REPORT_FILE = "report.html"

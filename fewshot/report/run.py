@@ -13,7 +13,8 @@ from fewshot.embedding.encoder_files import CONFIG_FILE, FORMAT, SHIPPED
 from fewshot.training.config import SiameseConfig
 from fewshot.training.train import HISTORY_FILE, METRICS_FILE
 from finetune.errors import InputError
-from finetune.files import read_csv, read_json
+from finetune.files.reading import read_json
+from finetune.files.tables import read_csv
 from finetune.options.fields import flag
 from finetune.report.charts import Line, Mark, line_chart
 

@@ -23,7 +23,9 @@ from urllib.parse import quote
 
 from fewshot.search.engines import import_faiss
 from finetune.errors import InputError
-from finetune.files import locked, read_json, replacing, write_json
+from finetune.files.locks import locked
+from finetune.files.reading import read_json
+from finetune.files.writing import replacing, write_json
 
 FORMAT = 1
 ABOUT_FILE = "index.json"

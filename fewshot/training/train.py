@@ -30,7 +30,10 @@ from fewshot.training.losses import siamese
 from fewshot.training.training_data import FolderSource, HeldOut, OmniglotSource
 from finetune.classifier.run_state import STATE, check_same_options, continues_run, has_finished, remove_state
 from finetune.errors import InputError, TrainingDiverged
-from finetune.files import alone_in, read_json, write_csv, write_json
+from finetune.files.folders import alone_in
+from finetune.files.reading import read_json
+from finetune.files.tables import write_csv
+from finetune.files.writing import write_json
 from finetune.models.device import describe, open_engine, reproducible_numerics
 from finetune.options.fields import no_effect
 from finetune.processes import require_one_process

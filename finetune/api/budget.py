@@ -23,7 +23,7 @@ from finetune.errors import InputError
 from finetune.features.forward import Outputs
 from finetune.features.limited_reading import PartlyRead, ReadingLimit, read_within
 from finetune.features.table import FeatureTable
-from finetune.files import as_type
+from finetune.files.reading import as_type
 from finetune.linear.head import solve_heads
 from finetune.linear.probe import MOST, probe_curve
 from finetune.linear.threads import one_thread

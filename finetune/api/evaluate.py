@@ -34,7 +34,10 @@ from finetune.data.folder import Listing, Sample
 from finetune.data.splits import Unreadable, contradictory_labels
 from finetune.data.table import Source, list_pictures
 from finetune.errors import InputError
-from finetune.files import check_free, check_writable, read_csv, read_json, write_csv, write_tensors
+from finetune.files.folders import check_free, check_writable
+from finetune.files.reading import read_json
+from finetune.files.tables import read_csv, write_csv
+from finetune.files.writing import write_tensors
 from finetune.metrics import measure_predictions
 from finetune.progress import Display
 from finetune.report.report import write_report

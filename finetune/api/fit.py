@@ -24,7 +24,7 @@ from finetune.data.split_record import record_splits
 from finetune.data.table import Source, list_pictures
 from finetune.errors import InputError, TrainingDiverged
 from finetune.features.unlabelled import list_some
-from finetune.files import as_type
+from finetune.files.reading import as_type
 from finetune.linear.head import Heads
 from finetune.models.backbone import Network
 from finetune.models.device import reproducible_numerics

@@ -36,7 +36,9 @@ from finetune.classifier.run_metrics import (
 from finetune.classifier.temperature import calibrated, calibration_summary, fit_temperature
 from finetune.errors import InputError
 from finetune.features.table import MOST_OF_TRAIN, SPLITS, FeatureTable
-from finetune.files import as_type, write_csv, write_tensors
+from finetune.files.reading import as_type
+from finetune.files.tables import write_csv
+from finetune.files.writing import write_tensors
 from finetune.linear.head import Heads, nearest_mean
 from finetune.metrics import accuracy_of, measure_predictions, no_measurement
 from finetune.models.device import describe

@@ -23,7 +23,8 @@ from finetune.data.loader import Pictures
 from finetune.data.transforms import Preprocessing, evaluation_view
 from finetune.errors import InputError, UnreadablePicture
 from finetune.features.forward import run_frozen
-from finetune.files import read_tensors, write_json, write_tensors
+from finetune.files.reading import read_tensors
+from finetune.files.writing import write_json, write_tensors
 from finetune.models.backbone import Backbone, Network
 from finetune.models.depth_head import DepthHead
 from finetune.models.device import open_engine

@@ -36,7 +36,8 @@ from finetune.data.folder import list_unlabelled
 from finetune.data.transforms import LONGEST
 from finetune.errors import InputError, reason_of
 from finetune.features.forward import run_over
-from finetune.files import read_csv, replacing, write_json
+from finetune.files.tables import read_csv
+from finetune.files.writing import replacing, write_json
 from finetune.models.onnx_graph import onnx_program
 from finetune.options.suggestions import CHOICES, did_you_mean
 from finetune.progress import Display

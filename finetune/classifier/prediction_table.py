@@ -7,7 +7,7 @@ from pathlib import Path
 
 from finetune.classifier.classifier import Prediction
 from finetune.errors import InputError, UnreadablePicture
-from finetune.files import write_csv
+from finetune.files.tables import write_csv
 
 COLUMNS = ("path", "label", "probability", "unsure", "error")
 # Spreadsheets take a cell that begins with one of these for a formula.

@@ -12,7 +12,7 @@ from scipy.special import betaincinv
 
 from finetune.classifier.run_folder import PREDICTIONS_FILE
 from finetune.errors import InputError
-from finetune.files import read_csv
+from finetune.files.tables import read_csv
 
 # Shares of the validation pictures that are answered. All bounds hold at once, so each further share widens the others.
 COVERAGES = (1.0, 0.98, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.35, 0.2)

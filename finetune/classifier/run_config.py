@@ -13,7 +13,7 @@ from msgspec import Meta
 from finetune.config import Config
 from finetune.data.transforms import Preprocessing, evaluation_view
 from finetune.errors import InputError
-from finetune.files import as_type, read_json
+from finetune.files.reading import as_type, read_json
 
 FORMAT = 1
 CONFIG_FILE = "config.json"

@@ -22,7 +22,9 @@ from finetune.data.images import Content
 from finetune.data.split_record import recorded_splits
 from finetune.errors import InputError
 from finetune.features.forward import Outputs
-from finetune.files import alone_in, read_json, read_tensors_and_metadata, write_json, write_tensors
+from finetune.files.folders import alone_in
+from finetune.files.reading import read_json, read_tensors_and_metadata
+from finetune.files.writing import write_json, write_tensors
 
 PREDICTIONS_FILE = "predictions.csv"
 # Log-probabilities (n, classes) by split, in the order of predictions.csv.

@@ -12,7 +12,8 @@ from msgspec import Meta
 
 from finetune.data.splits import Unreadable
 from finetune.errors import InputError
-from finetune.files import as_type, read_json, write_json
+from finetune.files.reading import as_type, read_json
+from finetune.files.writing import write_json
 from finetune.metrics import Accuracy, ClassMetrics, Count, Finite, Measurement, Share
 from finetune.strategies import BASELINES
 

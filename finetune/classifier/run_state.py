@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune.classifier.run_config import CONFIG_FILE
 from finetune.errors import InputError
-from finetune.files import check_free
+from finetune.files.folders import check_free
 from finetune.options.fields import flag
 
 # Folder of what only a continuation needs; a run without it has finished.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from finetune.classifier.classifier import Prediction
 from finetune.errors import InputError
-from finetune.files import check_writable
+from finetune.files.folders import check_writable
 
 UNSURE = "unsure"
 # Characters that some system does not allow in a file name, and those that could be read as an escape.

@@ -31,7 +31,7 @@ def cache() -> None:
 def list_cache(as_json: bool) -> None:
     """Show the contents of the cache, the most recently used first."""
     from finetune.features.cache_files import default_bound, entries, size_of
-    from finetune.files import default_folder
+    from finetune.files.folders import default_folder
 
     folder = default_folder()
     kept, total, bound = entries(folder), size_of(folder), default_bound(folder)
@@ -72,7 +72,7 @@ def clear(older_than: float | None, backbone: str | None, as_json: bool) -> None
     A later run computes again what it needs.
     """
     from finetune.features.cache_files import clear_cache
-    from finetune.files import default_folder
+    from finetune.files.folders import default_folder
 
     folder = default_folder()
     freed = clear_cache(folder, older_than=(older_than or 0) * _DAY, backbone=backbone)

@@ -48,7 +48,7 @@ def explain(run: Path, pictures: tuple[Path, ...], out: Path, label: str | None,
     import finetune
     from finetune.classifier.explain import BATCH, heat_maps
     from finetune.data.folder import list_unlabelled
-    from finetune.files import replacing
+    from finetune.files.writing import replacing
 
     classifier = finetune.load(run, device=device)
     paths = list_unlabelled(pictures)
@@ -83,7 +83,7 @@ def explain(run: Path, pictures: tuple[Path, ...], out: Path, label: str | None,
 
 def _check_out(out: Path, pictures: Sequence[Path]) -> None:
     """InputError where `out` cannot be written, or might replace a picture."""
-    from finetune.files import check_writable
+    from finetune.files.folders import check_writable
 
     check_writable(out, "--out", is_folder=True, untouched=[given for given in pictures if given.is_dir()])
     if any(os.path.realpath(out) == os.path.realpath(given.parent) for given in pictures):

@@ -64,7 +64,7 @@ def inspect(
     """
     from finetune.api.inspect import inspect_folder
     from finetune.api.unlabelled import IN_INSPECTION
-    from finetune.files import check_writable
+    from finetune.files.folders import check_writable
     from finetune.report.contact_sheet import check_place, write_sections
 
     config = Config(**options)
@@ -99,7 +99,7 @@ def inspect(
 
 def _write_csv(path: Path, found: Inspection) -> None:
     """Write the pictures to label next; only the header where there are none."""
-    from finetune.files import write_csv
+    from finetune.files.tables import write_csv
 
     listed = () if found.unlabelled is None else found.unlabelled.label_next
     rows = [

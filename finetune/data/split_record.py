@@ -10,7 +10,9 @@ from pathlib import Path
 from finetune.config import Config
 from finetune.data.folder import IN_MEMORY, Listing
 from finetune.errors import InputError
-from finetune.files import default_folder, read_json, write_json
+from finetune.files.folders import default_folder
+from finetune.files.reading import read_json
+from finetune.files.writing import write_json
 from finetune.progress import Display
 
 FORMAT = 1

@@ -14,7 +14,7 @@ from torch import Tensor
 from finetune.errors import InputError
 from finetune.features.cache_files import Rows, add, default_bound, intact, mark_used, read_shard, shards_of
 from finetune.features.cache_keys import FeatureKey
-from finetune.files import default_folder
+from finetune.files.folders import default_folder
 from finetune.progress import Display
 
 # Bytes of activations that one `get` loads into memory. More than that stays in its files.

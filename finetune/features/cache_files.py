@@ -28,7 +28,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from finetune.errors import InputError
-from finetune.files import locked, read_json, read_tensors_and_metadata, write_json, write_tensors
+from finetune.files.locks import locked
+from finetune.files.reading import read_json, read_tensors_and_metadata
+from finetune.files.writing import write_json, write_tensors
 
 MADE_BY = "fewtune activations"
 ABOUT_FILE = "about.json"

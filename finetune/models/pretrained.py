@@ -14,7 +14,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from finetune.errors import InputError, reason_of
-from finetune.files import read_tensors
+from finetune.files.reading import read_tensors
 from finetune.models.backbone import Backbone
 from finetune.models.hub import WEIGHTS_FILES, weights_from_hub
 from finetune.progress import Display

@@ -8,7 +8,8 @@ from markupsafe import Markup
 
 from finetune.classifier.run_metrics import BackbonesMetrics
 from finetune.errors import InputError
-from finetune.files import as_type, write_text
+from finetune.files.reading import as_type
+from finetune.files.writing import write_text
 from finetune.linear.comparison import BackboneComparison
 from finetune.report.charts import Band, Line, Mark, line_chart
 from finetune.report.page import render

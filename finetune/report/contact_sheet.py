@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from finetune.data.images import read_image
 from finetune.errors import InputError, UnreadablePicture
-from finetune.files import check_writable, replacing
+from finetune.files.folders import check_writable
+from finetune.files.writing import replacing
 
 # Bounds of a sheet: its pixels, 3 bytes each in memory; and its longest side, which viewers limit.
 MAX_PIXELS = 50_000_000

@@ -12,7 +12,7 @@ from finetune.classifier.classifier import Classifier
 from finetune.classifier.run_metrics import RunMetrics
 from finetune.config import Config
 from finetune.data.folder import IN_MEMORY
-from finetune.files import write_text
+from finetune.files.writing import write_text
 from finetune.linear.probe import FAR
 from finetune.options.fields import flag
 from finetune.report.backbones import cost_chart

@@ -25,7 +25,8 @@ from finetune.classifier.run_metrics import (
     read_metrics,
 )
 from finetune.errors import InputError
-from finetune.files import read_csv, read_tensors
+from finetune.files.reading import read_tensors
+from finetune.files.tables import read_csv
 
 # A log-probability is at most 0, apart from rounding.
 _LARGEST = 1e-3

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from finetune.errors import InputError
-from finetune.files import read_tensors_and_metadata, write_tensors
+from finetune.files.reading import read_tensors_and_metadata
+from finetune.files.writing import write_tensors
 
 _OPTIMIZER, _STATE = "optimizer", "course"  # names in the file
 _ADVICE = "remove it to train again from the start"

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from finetune.config import Config
 from finetune.errors import InputError
-from finetune.files import write_text
+from finetune.files.writing import write_text
 
 LINES_FILE = "history.jsonl"
 PROJECT = "fewtune"

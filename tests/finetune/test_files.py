@@ -7,19 +7,11 @@ import pytest
 import torch
 
 from finetune.errors import InputError
-from finetune.files import (
-    _locked_file,
-    check_free,
-    check_writable,
-    read_csv,
-    read_json,
-    read_tensors,
-    read_tensors_and_metadata,
-    replacing,
-    write_csv,
-    write_json,
-    write_tensors,
-)
+from finetune.files.folders import check_free, check_writable
+from finetune.files.locks import _locked_file
+from finetune.files.reading import read_json, read_tensors, read_tensors_and_metadata
+from finetune.files.tables import read_csv, write_csv
+from finetune.files.writing import replacing, write_json, write_tensors
 
 
 def test_json_and_tensors_come_back(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from fewshot.embedding.encoder import EncoderSpec, create, round_to_half
 from fewshot.evaluation.benchmark import benchmark
 from fewshot.omniglot.splits import SPLITS
 from finetune.errors import InputError
-from finetune.files import write_json
+from finetune.files.writing import write_json
 
 pytestmark = pytest.mark.slow
 

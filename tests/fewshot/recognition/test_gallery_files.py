@@ -17,7 +17,8 @@ from fewshot.recognition.answers import Recognition
 from fewshot.recognition.gallery_files import GALLERY_FILE
 from fewshot.recognition.recognizer import Recognizer
 from finetune.errors import InputError
-from finetune.files import read_tensors_and_metadata, write_tensors
+from finetune.files.reading import read_tensors_and_metadata
+from finetune.files.writing import write_tensors
 
 LABELS = ["Ä/ö", "漢字", "🦉", "a\nb\t\0", " ", "..", "\udce9\ud800", "e\u0301", "é", "counts"]
 

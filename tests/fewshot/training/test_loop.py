@@ -26,7 +26,7 @@ from fewshot.training.losses import siamese
 from fewshot.training.training_data import SiameseData
 from fewshot.training.validation import Validation
 from finetune.errors import InputError, TrainingDiverged
-from finetune.files import read_tensors_and_metadata
+from finetune.files.reading import read_tensors_and_metadata
 from finetune.models.device import open_engine
 from finetune.progress import Display
 

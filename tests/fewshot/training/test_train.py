@@ -26,7 +26,8 @@ from fewshot.recognition.recognizer import Recognizer
 from fewshot.training.train import metrics_of, train_folder, train_omniglot
 from fewshot.training.training_data import TRAINED
 from finetune.errors import InputError, TrainingDiverged
-from finetune.files import alone_in, read_json, read_tensors
+from finetune.files.folders import alone_in
+from finetune.files.reading import read_json, read_tensors
 
 TRAIN, VAL = {"Tagalog": 3}, {"Hebrew": 2}  # alphabets and drawers; Hebrew has the 20 characters that are judged by
 TINY = {"alphabets": 1, "ways": 2}

@@ -17,7 +17,7 @@ from finetune import Config, InputError, compare_backbones
 from finetune.api import backbones
 from finetune.cli.main import main
 from finetune.data.digits import write_digits
-from finetune.files import write_tensors
+from finetune.files.writing import write_tensors
 from finetune.models.backbone import Backbone
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ from torch import nn
 
 import finetune
 from finetune import Config, InputError
-from finetune.files import write_tensors
+from finetune.files.writing import write_tensors
 from finetune.models.backbone import Backbone, Network
 from finetune.models.pooled import PooledStages
 from finetune.models.stage_hooks import pooled

@@ -17,7 +17,7 @@ from PIL import Image
 import finetune
 from finetune import Config, InputError
 from finetune.classifier.run_folder import RUN_FILES
-from finetune.files import read_csv
+from finetune.files.tables import read_csv
 from finetune.training.loop import TrainingResult
 from finetune.training.plan import TrainingTask
 from finetune.training.step import weights_on_cpu

@@ -15,7 +15,8 @@ from rich.console import Console
 
 import finetune
 from finetune.errors import InputError
-from finetune.files import read_json, write_json
+from finetune.files.reading import read_json
+from finetune.files.writing import write_json
 from finetune.progress import Display
 from finetune.training.loop import EpochResult
 

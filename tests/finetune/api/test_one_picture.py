@@ -15,7 +15,7 @@ import finetune
 from finetune import InputError
 from finetune.classifier.run_metrics import RunMetrics, read_run_metrics
 from finetune.cli.main import cli
-from finetune.files import read_csv
+from finetune.files.tables import read_csv
 
 pytestmark = pytest.mark.slow
 

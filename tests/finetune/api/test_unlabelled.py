@@ -20,7 +20,7 @@ from finetune import Config, InputError
 from finetune.classifier.run_metrics import RunMetrics
 from finetune.cli.main import main
 from finetune.data.digits import write_digits
-from finetune.files import read_csv
+from finetune.files.tables import read_csv
 from finetune.progress import Display
 
 SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0}

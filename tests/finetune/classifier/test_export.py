@@ -22,7 +22,7 @@ import finetune
 from finetune.classifier.classifier import WEIGHTS_FILE, Classifier
 from finetune.classifier.export import export
 from finetune.cli.main import main
-from finetune.files import read_json
+from finetune.files.reading import read_json
 from finetune.models.backbone import Backbone, Network
 from finetune.models.device import open_engine
 from finetune.models.pooled import PooledStages

@@ -19,7 +19,7 @@ from told import Told
 
 from finetune.features.cache import ActivationCache
 from finetune.features.cache_files import clear_cache, default_bound, entries, shards_of, size_of
-from finetune.files import default_folder
+from finetune.files.folders import default_folder
 
 # ------------------------------------------------------------------------------------------------ several processes
 

@@ -10,7 +10,8 @@ from finetune.classifier.classifier import Classifier, load
 from finetune.classifier.run_folder import WEIGHTS_FILE
 from finetune.config import Config
 from finetune.errors import InputError
-from finetune.files import read_tensors, write_tensors
+from finetune.files.reading import read_tensors
+from finetune.files.writing import write_tensors
 from finetune.linear.head import LinearHead, nearest_mean, solve_heads
 from finetune.metrics import accuracy
 from finetune.models.backbone import Backbone, Network

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from finetune import InputError
 from finetune.config import Config
-from finetune.files import write_tensors
+from finetune.files.writing import write_tensors
 from finetune.models.backbone import Backbone, Network
 from finetune.models.pretrained import load_pretrained
 from finetune.strategies import PARTIAL

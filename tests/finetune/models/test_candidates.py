@@ -11,7 +11,7 @@ from told import NothingSaid
 from finetune.cli.preview import probe
 from finetune.config import Config
 from finetune.errors import InputError
-from finetune.files import write_tensors
+from finetune.files.writing import write_tensors
 from finetune.models.backbone import Backbone
 from finetune.models.candidates import DEFAULT, candidates, load_weights
 

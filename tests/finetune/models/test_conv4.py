@@ -14,7 +14,7 @@ from timm.models import group_parameters
 from torch import Tensor
 
 from finetune.data.digits import write_digits
-from finetune.files import read_tensors_and_metadata
+from finetune.files.reading import read_tensors_and_metadata
 from finetune.models.conv4 import WEIGHTS
 
 NAME = "fewtune_conv4"

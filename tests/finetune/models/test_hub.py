@@ -15,7 +15,7 @@ from conftest import MakeFolder
 from told import NothingSaid
 
 from finetune.cli.main import main
-from finetune.files import write_tensors
+from finetune.files.writing import write_tensors
 from finetune.models import hub
 from finetune.models.hub import WeightsUnavailable, cached_models, weights_from_hub
 

@@ -13,7 +13,7 @@ from told import NothingSaid
 from torch import Tensor
 
 from finetune import InputError
-from finetune.files import write_tensors
+from finetune.files.writing import write_tensors
 from finetune.models.backbone import Backbone
 from finetune.models.pretrained import load_pretrained
 

@@ -22,7 +22,8 @@ from PIL import Image
 import finetune
 from finetune import Classifier, Config, InputError
 from finetune.cli import main as cli
-from finetune.files import read_csv, write_tensors
+from finetune.files.tables import read_csv
+from finetune.files.writing import write_tensors
 from finetune.report.confusion import by_confusion
 from finetune.report.report import command, write_report
 from finetune.report.results import read_results

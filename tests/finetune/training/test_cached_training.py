@@ -26,7 +26,7 @@ from finetune.data.loader import Pictures
 from finetune.data.transforms import evaluation_view, pixels_needed, training_view
 from finetune.features.cache import ActivationCache
 from finetune.features.forward import in_memory
-from finetune.files import default_folder
+from finetune.files.folders import default_folder
 from finetune.models.backbone import Backbone, Network
 from finetune.models.device import open_engine
 from finetune.strategies import PARTIAL

@@ -1,0 +1,1 @@
+"""Files and folders: written whole, read with care, locked."""
