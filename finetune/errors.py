@@ -14,6 +14,10 @@ import re
 class FewtuneError(Exception):
     """Base of every error that the project raises on purpose; commands exit with `exit_code`.
 
+    Args:
+        message: One line.
+        details: Further lines, such as the files that it is about.
+
     Example:
         >>> from finetune import FewtuneError, load
         >>> try:
@@ -24,6 +28,10 @@ class FewtuneError(Exception):
     """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", *details: str):
+        super().__init__("\n".join((message, *details)))
+        self.lines = (message, *details)
 
 
 class InputError(FewtuneError):

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from finetune.terminal import printable
+
 # Called with how many more are done, and a few words on how it goes.
 Advance = Callable[[int, str], None]
 
@@ -33,7 +35,7 @@ class Display:
 
     def say(self, line: str) -> None:
         if self.console is not None:
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(Text(printable(line)), soft_wrap=True)  # a Text: no markup and no :emoji: in names
 
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Advance]:
@@ -54,11 +56,11 @@ class Display:
             TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=self.console) as progress:
-            task = progress.add_task(label, total=total, note="")
+            task = progress.add_task(printable(label), total=total, note="")
 
             def advance(done: int, note: str = "") -> None:
                 if note:
-                    progress.update(task, note=note)
+                    progress.update(task, note=printable(note))
                 progress.update(task, advance=done)
 
             yield advance

@@ -23,6 +23,7 @@ from finetune.options.command_line import (
     run_command,
 )
 from finetune.options.help_text import HelpfulCommand, InOrderOfUse
+from finetune.terminal import printable
 
 at_seed = click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random episodes and pairs."
@@ -121,7 +122,7 @@ def train(
         print_json(metrics)
     else:
         use = f"fewshot benchmark --model {out}" if source == "omniglot" else f'fewshot.Embedder.load("{out}")'
-        click.echo(f"in {out}: {use}")
+        click.echo(printable(f"in {out}: {use}"))
     if metrics["interrupted"]:
         sys.exit(INTERRUPTED)
 
@@ -262,7 +263,7 @@ def report(run: str, out: Path | None, data: Path | None, seed: int, device: str
     if as_json:
         print_json(found.to_dict())
     else:
-        click.echo(f"in {found.path}")
+        click.echo(printable(f"in {found.path}"))
 
 
 # In the order of use.

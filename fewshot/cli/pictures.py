@@ -20,6 +20,7 @@ from fewshot.cli.shared import (
     print_unreadable,
 )
 from finetune.options.command_line import ChoiceOption, as_json, display_for, existing, on_device, print_json
+from finetune.terminal import printable
 
 
 @click.command()
@@ -68,15 +69,15 @@ def embed(
         print_json(found)
         return
     click.echo(
-        f"{len(index):,} pictures in {out}: {kept.embedded:,} embedded, {kept.moved:,} moved, {kept.unchanged:,} "
-        f"unchanged, {kept.removed:,} removed, {len(kept.unreadable):,} unreadable"
+        f"{len(index):,} pictures in {printable(str(out))}: {kept.embedded:,} embedded, {kept.moved:,} moved, "
+        f"{kept.unchanged:,} unchanged, {kept.removed:,} removed, {len(kept.unreadable):,} unreadable"
     )
     if index.recall < 1:
         click.echo(
             f"approximate ({index.structure}): a search finds {index.recall:.1%} of the 10 nearest, measured on these "
             "pictures"
         )
-    click.echo(f"fewshot search {out} PICTURE…")
+    click.echo(f"fewshot search {printable(str(out))} PICTURE…")
 
 
 @click.command()
@@ -136,9 +137,9 @@ def search(
         print_json([{"query": str(query), "neighbours": [each._asdict() for each in near]} for query, near in found])
         return
     for query, near in found:
-        click.echo(f"{query}")
+        click.echo(printable(str(query)))
         for neighbour in near:
-            click.echo(f"  {neighbour.similarity:6.3f}  {neighbour.key}")
+            click.echo(f"  {neighbour.similarity:6.3f}  {printable(neighbour.key)}")
         if not near:
             click.echo("  no picture is similar enough")
 
@@ -204,7 +205,8 @@ def info(path: str, as_json: bool) -> None:
         print_json(found)
         return
     for name, value in found.items():
-        click.echo(f"{name.replace('_', ' ')}: {value if not isinstance(value, dict) else _listed(value)}")
+        shown = _listed(value) if isinstance(value, dict) else value
+        click.echo(printable(f"{name.replace('_', ' ')}: {shown}"))
 
 
 def _listed(values: dict[str, Any]) -> str:

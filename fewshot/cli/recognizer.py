@@ -13,6 +13,7 @@ import click
 from fewshot.cli.shared import at_rate, by_model, folder_path, given_embedder, print_unreadable
 from finetune.errors import InputError
 from finetune.options.command_line import as_json, display_for, existing, on_device, print_json
+from finetune.terminal import printable
 
 if TYPE_CHECKING:
     from fewshot.recognition.answers import Recognition
@@ -173,7 +174,8 @@ def recognize(
         print_json([{"picture": path} | asdict(answer) for path, answer in known])
     else:
         for path, answer in known:
-            click.echo(f"{path}: {_answer(answer)}  ({', '.join(_candidates(answer)[:top])})")
+            line = f"{path}: {_answer(answer)}  ({', '.join(_candidates(answer)[:top])})"
+            click.echo(printable(line))
         _print_threshold(recognizer, known, nearest)
     if unreadable and not known:
         sys.exit(InputError.exit_code)
@@ -215,7 +217,7 @@ def _print_gallery(gallery: Path, recognizer: Recognizer, as_json: bool) -> None
         return
     examples = sum(recognizer.gallery.counts.values())
     classes = "1 class" if len(recognizer.labels) == 1 else f"{len(recognizer.labels)} classes"
-    click.echo(f"{gallery}: {classes}, {examples} example{'' if examples == 1 else 's'}")
+    click.echo(printable(f"{gallery}: {classes}, {examples} example{'' if examples == 1 else 's'}"))
     if not recognizer.labels:
         return
     if expectation is None:
@@ -224,7 +226,7 @@ def _print_gallery(gallery: Path, recognizer: Recognizer, as_json: bool) -> None
     for line in _expectation_lines(expectation):
         click.echo(line)
     for pair in alike[:_SHOWN_PAIRS]:
-        click.echo(f"too similar: {pair.label} and {pair.other} ({pair.similarity:.2f})")
+        click.echo(printable(f"too similar: {pair.label} and {pair.other} ({pair.similarity:.2f})"))
     if len(alike) > _SHOWN_PAIRS:
         click.echo(f"too similar: {len(alike) - _SHOWN_PAIRS} more pairs")
 

@@ -10,6 +10,7 @@ import click
 
 from finetune.errors import InputError
 from finetune.options.command_line import Command, display_for, existing
+from finetune.terminal import printable
 
 if TYPE_CHECKING:
     from fewshot.embedding.embedder import Embedder
@@ -90,4 +91,4 @@ def given_embedder(
 
 def print_unreadable(unreadable: Any) -> None:
     for path, reason in unreadable.items():
-        click.echo(f"{path}: {reason}", err=True)
+        click.echo(printable(f"{path}: {reason}"), err=True)

@@ -13,6 +13,7 @@ from finetune.config import Config
 from finetune.data.digits import write_digits
 from finetune.progress import Display
 from finetune.strategies import STRATEGIES
+from finetune.terminal import printable
 
 PER_CLASS = 10
 
@@ -79,4 +80,5 @@ def _show(rows: list[dict[str, Any]], out: Path) -> None:
     console = Console()
     console.print(table)
     best = max(rows, key=lambda row: row["val"]["accuracy"])["strategy"]
-    console.print(f"try it: finetune predict {out / best} {out / 'digits' / 'test' / '3'}", soft_wrap=True)
+    line = f"try it: finetune predict {out / best} {out / 'digits' / 'test' / '3'}"
+    console.print(printable(line), soft_wrap=True, markup=False, emoji=False)

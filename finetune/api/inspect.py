@@ -234,7 +234,7 @@ def _audited(listing: Listing, contents: Sequence[Content], config: Config) -> t
         )
         return found, None
     except InputError as error:
-        return None, str(error).split("\n")[0].rstrip(": ")  # the other lines list unreadable files
+        return None, error.lines[0].rstrip(": ")  # the other lines list unreadable files
 
 
 def _splits(listing: Listing, contents: Sequence[Content], found: Folder | None) -> dict[int, str]:

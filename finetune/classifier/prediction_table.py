@@ -10,8 +10,6 @@ from finetune.errors import InputError, UnreadablePicture
 from finetune.files.tables import write_csv
 
 COLUMNS = ("path", "label", "probability", "unsure", "error")
-# Spreadsheets take a cell that begins with one of these for a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def check_table(path: Path) -> None:
@@ -29,7 +27,9 @@ def write_table(path: Path, answers: Sequence[Prediction | UnreadablePicture], *
     """Write predictions as a CSV table, one row per picture.
 
     A row has the path, label, probability, whether the answer is unsure, the reason for an unreadable picture, and the
-    next classes. The file is complete or not written.
+    next classes. The file is complete or not written. A text that a spreadsheet would run as a formula, because it
+    begins with = + - @, a tab or a line break, gets a ' in front, and so does a text that begins with '; without the
+    first ' of such a cell, the text is the original one.
 
     Args:
         path: File to write.
@@ -46,7 +46,7 @@ def write_table(path: Path, answers: Sequence[Prediction | UnreadablePicture], *
     header = list(COLUMNS)
     for rank in range(2, top + 1):
         header += [f"label_{rank}", f"probability_{rank}"]
-    write_csv(path, header, [[_cell(value) for value in _row(answer, len(header))] for answer in answers])
+    write_csv(path, header, [_row(answer, len(header)) for answer in answers])
 
 
 def _row(answer: Prediction | UnreadablePicture, width: int) -> list[str]:
@@ -57,7 +57,3 @@ def _row(answer: Prediction | UnreadablePicture, width: int) -> list[str]:
         for label, probability in answer.top[1:]:
             row += [label, f"{probability:.6f}"]
     return row + [""] * (width - len(row))
-
-
-def _cell(value: str) -> str:
-    return f"'{value}" if value.startswith(_FORMULA) else value

@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from finetune.options.command_line import as_json, print_json
 from finetune.options.help_text import InOrderOfUse
+from finetune.terminal import in_markup, printable
 
 _DAY = 86_400
 
@@ -47,13 +47,15 @@ def list_cache(as_json: bool) -> None:
     for heading in ("backbone", "cut", "view", "pictures", "size", "last used"):
         table.add_column(heading, justify="right" if heading in ("pictures", "size") else "left", no_wrap=True)
     for row in kept:
-        backbone, cut = (escape(str(row.about.get(key, "?"))) for key in ("backbone", "cut"))
-        table.add_row(backbone, cut, _view(row.about), str(row.pictures), _size(row.bytes), _ago(row.last_used))
+        backbone, cut = (in_markup(str(row.about.get(key, "?"))) for key in ("backbone", "cut"))
+        table.add_row(
+            backbone, cut, in_markup(_view(row.about)), str(row.pictures), _size(row.bytes), _ago(row.last_used)
+        )
     # No line breaks: a shortened name could not be copied to `clear`.
-    out = Console(highlight=False, soft_wrap=True, width=1000)
+    out = Console(highlight=False, soft_wrap=True, width=1000, emoji=False)
     if kept:
         out.print(table)
-    out.print(f"{_size(total)} of at most {_size(bound)} in {escape(str(folder))}")
+    out.print(f"{_size(total)} of at most {_size(bound)} in {in_markup(str(folder))}")
 
 
 @cache.command()
@@ -80,7 +82,7 @@ def clear(older_than: float | None, backbone: str | None, as_json: bool) -> None
         print_json({"folder": str(folder), "bytes": freed.bytes, "files": freed.files, "families": freed.entries})
     else:
         files = "1 file" if freed.files == 1 else f"{freed.files} files"
-        click.echo(f"{_size(freed.bytes)} freed in {folder}: {files}")
+        click.echo(printable(f"{_size(freed.bytes)} freed in {folder}: {files}"))
 
 
 @cache.command("forget-splits")

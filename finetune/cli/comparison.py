@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+
+from finetune.terminal import in_markup, printable
 
 if TYPE_CHECKING:
     from finetune.linear.comparison import BackboneComparison, BackboneFigures
@@ -22,7 +23,7 @@ def print_comparison(found: BackboneComparison) -> None:
     """Print the networks, the fastest first, a drawing, and the choice with its reason."""
     measured = [each for each in found.candidates if each.accuracy is not None]
     letters = {each.name: letter for each, letter in zip(measured, _LETTERS, strict=False)}
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     of = "" if found.of == found.pictures else f" of {found.of:,}"
     table = Table(
         title=f"{found.pictures:,}{of} training and validation pictures, {found.classes} classes",
@@ -34,20 +35,20 @@ def print_comparison(found: BackboneComparison) -> None:
     for heading in ("accuracy", "95 %", "error", "ms", "alone", "weights"):
         table.add_column(heading, justify="right", no_wrap=True)
     for each in found.candidates:
-        table.add_row(letters.get(each.name, "") if each.left_out is None else "", escape(each.name), *_cells(each))
+        table.add_row(letters.get(each.name, "") if each.left_out is None else "", in_markup(each.name), *_cells(each))
     console.print(table)
     for each in found.candidates:
         if each.left_out is not None:
-            console.print(f"{each.name} is left out: {each.left_out}", soft_wrap=True, markup=False)
+            console.print(printable(f"{each.name} is left out: {each.left_out}"), soft_wrap=True, markup=False)
     console.print(
         "error: squared error of probes, 1 for guessing; ms: milliseconds a picture in batches on all cores, "
         "alone: of one picture on one core; weights: their number",
         style="dim",
     )
-    console.print(f"licences: {_licences(found.candidates)}", soft_wrap=True, markup=False)
+    console.print(printable(f"licences: {_licences(found.candidates)}"), soft_wrap=True, markup=False)
     if len(measured) > 1:
         console.print("\n".join(drawing([(letters.get(each.name, "*"), each) for each in measured])), markup=False)
-    console.print(f"taken: {found.reason}", soft_wrap=True, markup=False)
+    console.print(printable(f"taken: {found.reason}"), soft_wrap=True, markup=False)
 
 
 def _cells(each: BackboneFigures) -> list[str]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.markup import escape
 
 from finetune.errors import InputError
 from finetune.options.command_line import (
@@ -25,6 +24,7 @@ from finetune.options.command_line import (
 )
 from finetune.options.help_text import HelpfulCommand
 from finetune.strategies import BASELINES, NOT_MEASURED
+from finetune.terminal import in_markup, printable
 
 
 @click.command()
@@ -62,7 +62,7 @@ def explain(run: Path, pictures: tuple[Path, ...], out: Path, label: str | None,
     for path, answer in zip(paths, answers, strict=True):
         if isinstance(answer, finetune.UnreadablePicture):
             failed = True
-            click.echo(f"finetune: {answer}", err=True)
+            click.echo(printable(f"finetune: {answer}"), err=True)
             continue
         target = out / _free_name(Path(path).stem, taken)
         with replacing(target) as temporary:
@@ -76,7 +76,7 @@ def explain(run: Path, pictures: tuple[Path, ...], out: Path, label: str | None,
             }
             click.echo(json.dumps(row))
         else:
-            click.echo(f"{target}: {answer.label} {answer.probability:.1%}")
+            click.echo(printable(f"{target}: {answer.label} {answer.probability:.1%}"))
     if failed:
         sys.exit(2)
 
@@ -161,7 +161,7 @@ def report(run: Path, as_json: bool) -> None:
     if as_json:
         print_json({"report": str(path), "bytes": path.stat().st_size})
     else:
-        click.echo(str(path))
+        click.echo(printable(str(path)))
 
 
 @click.command(cls=HelpfulCommand)
@@ -201,7 +201,7 @@ def evaluate(run: Path, folder: Path, split: str | None, out: Path | None, devic
 
 def _print_result(metrics: dict[str, Any], kept_in: str | None) -> None:
     # No line breaks: a path over two lines could not be copied.
-    out = Console(highlight=False, soft_wrap=True)
+    out = Console(highlight=False, soft_wrap=True, emoji=False)
     if metrics["accuracy"] is None:
         out.print(NOT_MEASURED)
     else:
@@ -214,7 +214,7 @@ def _print_result(metrics: dict[str, Any], kept_in: str | None) -> None:
             out.print(f"         {baseline['accuracy']:.1%}  {name}")
     if metrics.get("kept") not in (None, metrics["strategy"]):
         why = "did no better than the head on validation" if metrics["epochs"] else "finished no epoch"
-        out.print(f"{metrics['strategy']} {why}: the {metrics['kept']} was kept")
+        out.print(f"{in_markup(metrics['strategy'])} {why}: the {in_markup(metrics['kept'])} was kept")
     if metrics.get("interrupted"):
         done = f"after {metrics['epochs']} epochs" if metrics["epochs"] else "before the first epoch was done"
         out.print(f"interrupted: training was stopped {done}; --resume continues it")
@@ -222,10 +222,10 @@ def _print_result(metrics: dict[str, Any], kept_in: str | None) -> None:
         if metrics.get(key):
             out.print(f"{metrics[key]} pictures were left out: the run was {why} on them")
     for entry in metrics["unreadable"] if kept_in is None else []:
-        out.print(f"unreadable: {escape(entry['path'])} ({entry['reason']})")
+        out.print(f"unreadable: {in_markup(entry['path'])} ({in_markup(entry['reason'])})")
     for entry in metrics.get("left_out", []) if kept_in is None else []:
-        out.print(f"left out: {escape(entry['path'])} ({escape(entry['reason'])})")
+        out.print(f"left out: {in_markup(entry['path'])} ({in_markup(entry['reason'])})")
     if "report" in metrics:
-        out.print(f"report: {escape(metrics['report'])}")
+        out.print(f"report: {in_markup(metrics['report'])}")
     if kept_in is not None:
-        out.print(f"{metrics['strategy']}, {metrics['seconds']:.0f} s, in {escape(kept_in)}")
+        out.print(f"{in_markup(metrics['strategy'])}, {metrics['seconds']:.0f} s, in {in_markup(kept_in)}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich import box, markup
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -17,6 +16,7 @@ from finetune.config import Config
 from finetune.errors import InputError
 from finetune.options.command_line import as_json, display_for, existing, hyper_parameters, print_json
 from finetune.options.help_text import HelpfulCommand
+from finetune.terminal import in_markup, printable
 
 if TYPE_CHECKING:
     from finetune.api.inspect import Inspection, NearDuplicates
@@ -94,7 +94,7 @@ def inspect(
             raise InputError(f"{sheet} (--sheet) was not drawn: no picture in {folder} can be read")
         write_sections(sheet, sections)
         if not as_json:
-            click.echo(f"\ncontact sheet: {sheet}")
+            click.echo(f"\ncontact sheet: {printable(str(sheet))}")
 
 
 def _write_csv(path: Path, found: Inspection) -> None:
@@ -117,19 +117,19 @@ def _write_csv(path: Path, found: Inspection) -> None:
 
 def _print(found: Inspection) -> None:
     # No line breaks: a path over two lines could not be copied.
-    out = Console(highlight=False, soft_wrap=True)
+    out = Console(highlight=False, soft_wrap=True, emoji=False)
     megabytes = found.bytes / 1e6
     classes = "1 class" if len(found.counts) == 1 else f"{len(found.counts):,} classes"
     out.print(
-        f"[bold]{_escape(str(found.root))}[/bold]  {found.pictures:,} pictures, {classes}, "
+        f"[bold]{in_markup(str(found.root))}[/bold]  {found.pictures:,} pictures, {classes}, "
         f"{megabytes:,.{0 if megabytes >= 10 else 1}f} MB"
     )
     if found.refusal is not None:
-        out.print(f"[bold red]A run would stop:[/bold red] {_escape(found.refusal)}")
+        out.print(f"[bold red]A run would stop:[/bold red] {in_markup(found.refusal)}")
     _print_list(
         out,
         f"{len(found.unreadable)} unreadable",
-        [(_escape(_path(found, entry.path)), _escape(entry.reason)) for entry in found.unreadable],
+        [(in_markup(_path(found, entry.path)), in_markup(entry.reason)) for entry in found.unreadable],
     )
     _print_suspects(out, found)
     _print_groups(out, found, "identical", found.identical)
@@ -138,12 +138,12 @@ def _print(found: Inspection) -> None:
     _print_sizes(out, found)
     _print_unlabelled(out, found)
     for note in found.notes:
-        out.print(_escape(note), style="dim")
+        out.print(in_markup(note), style="dim")
 
 
 def _print_suspects(out: Console, found: Inspection) -> None:
     if found.not_judged is not None:
-        out.print(f"\nSuspect labels are left out, because they need pretrained weights: {_escape(found.not_judged)}")
+        out.print(f"\nSuspect labels are left out, because they need pretrained weights: {in_markup(found.not_judged)}")
         return
     if found.suspects is None:
         out.print("\nSuspect labels were not sought: that takes two classes with five different pictures each.")
@@ -151,7 +151,7 @@ def _print_suspects(out: Console, found: Inspection) -> None:
     labels = "1 suspect label" if len(found.suspects) == 1 else f"{len(found.suspects)} suspect labels"
     title = f"{labels} of {found.judged:,} judged, worst first"
     lines = [
-        (_escape(_path(found, each.path)), f"{_escape(each.label)} → [bold]{_escape(each.predicted)}[/bold]?")
+        (in_markup(_path(found, each.path)), f"{in_markup(each.label)} → [bold]{in_markup(each.predicted)}[/bold]?")
         for each in found.suspects
     ]
     _print_list(out, title, lines)
@@ -161,11 +161,11 @@ def _print_unlabelled(out: Console, found: Inspection) -> None:
     unlabelled = found.unlabelled
     if unlabelled is None:
         return
-    out.print(f"\n{_escape(unlabelled.sentence)}")
+    out.print(f"\n{in_markup(unlabelled.sentence)}")
     if unlabelled.label_next:
         out.print("\n[bold]to label next[/bold], the one that would teach most first")
     for each in unlabelled.label_next:
-        out.print(f"  {_escape(_unlabelled_path(found, each.path))}  [dim]{_escape(each.reason)}[/dim]")
+        out.print(f"  {in_markup(_unlabelled_path(found, each.path))}  [dim]{in_markup(each.reason)}[/dim]")
 
 
 def _print_groups(out: Console, found: Inspection, kind: str, groups: Sequence[NearDuplicates]) -> None:
@@ -175,9 +175,9 @@ def _print_groups(out: Console, found: Inspection, kind: str, groups: Sequence[N
         if len(group.splits) > 1:
             where.append(f"[bold]across {', '.join(group.splits)}[/bold]")
         if len(group.labels) > 1:
-            where.append(f"[bold]labels {_escape(', '.join(group.labels))}[/bold]")
+            where.append(f"[bold]labels {in_markup(', '.join(group.labels))}[/bold]")
         more = [f"and {len(group.paths) - 2} more"] if len(group.paths) > 2 else []
-        first, second = (_escape(_path(found, path)) for path in group.paths[:2])
+        first, second = (in_markup(_path(found, path)) for path in group.paths[:2])
         lines.append((f"{first}  {second}", ", ".join([*more, *where])))
     _print_list(out, f"{len(groups)} groups of {kind}" if len(groups) != 1 else f"1 group of {kind}", lines)
 
@@ -206,7 +206,7 @@ def _print_classes(out: Console, found: Inspection) -> None:
     shown = largest_first if len(largest_first) <= 3 * SHOWN else [*largest_first[:SHOWN], *largest_first[-SHOWN:]]
     for label in shown:
         cells = [str(found.counts[label].get(split, 0)) for split in splits]
-        table.add_row(_escape(label), *cells, "█" * round(24 * totals[label] / most))
+        table.add_row(in_markup(label), *cells, "█" * round(24 * totals[label] / most))
     out.print()
     out.print(table)
     if len(shown) < len(totals):
@@ -228,7 +228,7 @@ def _print_sizes(out: Console, found: Inspection) -> None:
     )
     if sizes.odd:
         _print_list(
-            out, f"{len(sizes.odd)} much longer than wide", [(_escape(_path(found, path)), "") for path in sizes.odd]
+            out, f"{len(sizes.odd)} much longer than wide", [(in_markup(_path(found, path)), "") for path in sizes.odd]
         )
 
 
@@ -242,15 +242,6 @@ def _path(found: Inspection, path: str) -> str:
 
 def _unlabelled_path(found: Inspection, path: str) -> str:
     return path if found.unlabelled is None else str(Path(found.unlabelled.folder) / path)
-
-
-def _escape(text: str) -> str:
-    """`text` for one line: markup and control characters are escaped."""
-    controls = ("Cc", "Zl", "Zp")
-    signs = (
-        sign.encode("unicode_escape").decode() if unicodedata.category(sign) in controls else sign for sign in text
-    )
-    return markup.escape("".join(signs))
 
 
 def _sections(found: Inspection) -> list[Section]:

@@ -12,6 +12,7 @@ import click
 from finetune.errors import UnreadablePicture
 from finetune.options.command_line import as_json, display_for, existing, on_device
 from finetune.options.help_text import HelpfulCommand
+from finetune.terminal import printable
 
 if TYPE_CHECKING:
     from finetune.classifier.classifier import Prediction
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
     "table",
     type=click.Path(path_type=Path),
     show_default="none",
-    help="Also write the predictions to this CSV file. Cells that a spreadsheet would take for a formula, those that "
-    "begin with = + - or @, get a ' in front.",
+    help="Also write the predictions to this CSV file. Texts that a spreadsheet would run as a formula, those that "
+    "begin with = + - or @, get a ' in front, and so do texts that begin with '.",
 )
 @click.option(
     "--sort-into",
@@ -108,7 +109,7 @@ def predict(
 
 def _print(answer: Prediction | UnreadablePicture, as_json: bool) -> None:
     if isinstance(answer, UnreadablePicture):
-        click.echo(f"finetune: {answer}", err=True)
+        click.echo(printable(f"finetune: {answer}"), err=True)
         if as_json:
             click.echo(json.dumps({"path": answer.source, "error": answer.reason}))
     elif as_json:
@@ -124,4 +125,4 @@ def _print(answer: Prediction | UnreadablePicture, as_json: bool) -> None:
     else:
         shares = [f"{label} {share:.1%}" for label, share in answer.top]
         first, others = ("unsure", shares) if answer.unsure else (shares[0], shares[1:])
-        click.echo(f"{answer.path}: {first}" + (f"  ({', '.join(others)})" if others else ""))
+        click.echo(printable(f"{answer.path}: {first}" + (f"  ({', '.join(others)})" if others else "")))

@@ -19,6 +19,7 @@ from finetune.options.command_line import (
     print_json,
 )
 from finetune.options.help_text import HelpfulCommand
+from finetune.terminal import in_markup
 
 if TYPE_CHECKING:
     from finetune.linear.probe import ProbeCurve
@@ -134,7 +135,7 @@ def probe(folder: Path, out: Path | None, as_json: bool, **options: Any) -> None
     else:
         print_comparison(comparison)
         if out is not None:
-            Console().print(f"drawn in {out}", soft_wrap=True)
+            Console(emoji=False).print(f"drawn in {in_markup(str(out))}", soft_wrap=True)
 
 
 def _print_curve(curve: ProbeCurve) -> None:

@@ -154,7 +154,7 @@ def _ledger(listing: Listing, contents: Sequence[Content], max_bad: float) -> tu
         ]
         if len(unreadable) > SHOWN_FILES:
             lines.append(f"  … and {len(unreadable) - SHOWN_FILES} more")
-        raise InputError("\n".join(lines))
+        raise InputError(*lines)
     return unreadable
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from finetune.data.folder import IN_MEMORY, SPLIT_NAMES, Listing, Sample, check_listing, list_folder, list_unlabelled
 from finetune.errors import InputError
+from finetune.files.tables import plain_text
 
 COLUMNS = ("path", "label", "split")
 TABLES = (".csv", ".tsv")
@@ -38,9 +39,10 @@ def list_pictures(source: Source, *, to_train: bool = True) -> Listing:
 
     Args:
         source: A folder as `list_folder` takes it; a CSV file with a header `path,label` or `path,label,split`, in
-            UTF-8, whose paths are relative to the file's folder; a pandas or polars data frame with these columns; or a
-            list of (path, label) or (path, label, split). Paths in frames and lists are relative to the working
-            directory. split: train, val or test, empty or None where it is to be made; other columns are ignored.
+            UTF-8, whose paths are relative to the file's folder (a ' before = + - @ or ' is left out: the tables that
+            this project writes have it); a pandas or polars data frame with these columns; or a list of (path, label)
+            or (path, label, split). Paths in frames and lists are relative to the working directory. split: train, val
+            or test, empty or None where it is to be made; other columns are ignored.
         to_train: Also check what training needs: two classes, each with pictures to train on.
 
     Returns:
@@ -157,7 +159,7 @@ def _rows_of_file(path: Path, needed: Sequence[str] = ("path", "label")) -> Iter
             where = f"{path}, row {number}"
             if len(cells) > len(names):
                 raise InputError(f"{where} has {len(cells)} cells, the header {len(names)}; quote cells with commas")
-            found = dict(zip(names, (cell.strip() for cell in cells), strict=False))
+            found = dict(zip(names, (plain_text(cell.strip()) for cell in cells), strict=False))
             yield _Row(where, *(found.get(column, "") for column in COLUMNS))
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}, is not valid CSV: {error}") from error

@@ -1,9 +1,9 @@
-"""CSV tables, written and read."""
+"""CSV tables, written so that spreadsheets take no cell for a formula, and read back."""
 
 from __future__ import annotations
 
 import csv
-import io
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,32 @@ from typing import Any
 from finetune.errors import InputError
 from finetune.files.writing import write_text
 
+# Spreadsheets run a cell that begins with one of these as a formula. The wide signs are those of Japanese keyboards.
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+# Put before such a cell, and before a cell that begins with it, so that reading can take it away again. Spreadsheets
+# show such a cell as text; quotes alone would not help, because a quoted formula is run too.
+_PREFIX = "'"
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
+
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    """Write a CSV table, complete or not at all.
+
+    A text that a spreadsheet would run as a formula, because it begins with = + - @, a tab or a line break, gets a
+    ' in front, and so does a text that begins with '. Numbers stay as they are. `read_csv` takes the ' away.
+    """
+    lines = _Lines()
+    writer = csv.writer(lines, lineterminator=_Lines.END)
     writer.writerow(header)
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    writer.writerows([_guarded(cell) for cell in row] for row in rows)
+    write_text(path, "".join(lines.written))
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header that names these `columns`, and maybe others. InputError when it is missing
-    or damaged."""
+    """The rows of a CSV file with a header that names these `columns`, and maybe others, as `write_csv` got them.
+    InputError when it is missing or damaged."""
+    if path.exists() and not path.is_file():  # reading a pipe would never end
+        raise InputError(f"{path} is not a file; it may be damaged")
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
@@ -36,4 +50,28 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         raise InputError(f"{path} has no column {lacking[0]}; it may be damaged")
     if any(row[column] is None for row in rows for column in columns):
         raise InputError(f"{path} has a row that is cut short; it may be damaged")
-    return rows
+    return [{name: plain_text(cell) if isinstance(cell, str) else cell for name, cell in row.items()} for row in rows]
+
+
+def plain_text(cell: str) -> str:
+    """A cell of a table that `write_csv` may have written, without the ' that it puts in front."""
+    return cell[1:] if cell.startswith(_PREFIX) and cell[1:].startswith((*_FORMULA, _PREFIX)) else cell
+
+
+class _Lines:
+    """Collects rows that end in \\n. csv quotes a line break in a cell only if it is in the end of rows, so they come
+    with both of its signs."""
+
+    END = "\r\n"
+
+    def __init__(self) -> None:
+        self.written: list[str] = []
+
+    def write(self, row: str) -> None:
+        self.written.append(row.removesuffix(self.END) + "\n")
+
+
+def _guarded(cell: Any) -> Any:
+    if isinstance(cell, str) and cell.startswith((*_FORMULA, _PREFIX)) and not _NUMBER.fullmatch(cell):
+        return _PREFIX + cell
+    return cell

@@ -19,6 +19,7 @@ from finetune.options.help_text import HelpfulOption
 from finetune.options.suggestions import CHOICES, COMMANDS, suggestion
 from finetune.processes import SeveralProcesses, keep_freed_memory, share_cores
 from finetune.progress import Display
+from finetune.terminal import printable
 
 INTERRUPTED = 130
 
@@ -115,15 +116,15 @@ def run_command(cli: click.Command, name: str) -> None:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" (see {context.command_path} --help)" if context else ""
-        click.echo(f"{name}: {' '.join(_message(error).split())}{hint}", err=True)
+        click.echo(f"{name}: {printable(' '.join(_message(error).split()))}{hint}", err=True)
         sys.exit(error.exit_code)
     except FewtuneError as error:
         # Only the first of several processes prints it.
         if not isinstance(error, SeveralProcesses) or error.rank == 0:
-            click.echo(f"{name}: {error}", err=True)
+            click.echo(f"{name}: " + "\n".join(map(printable, error.lines)), err=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        click.echo(f"{name}: {error.filename or 'the system'}: {error.strerror or error}", err=True)
+        click.echo(printable(f"{name}: {error.filename or 'the system'}: {error.strerror or error}"), err=True)
         sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
         kept = "; what the run had kept is there for --resume" if sys.argv[1:2] in (["fit"], ["train"]) else ""

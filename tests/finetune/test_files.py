@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import os
 from pathlib import Path
 
@@ -46,6 +47,28 @@ def test_a_table_is_read_back_with_its_columns(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     write_csv(path, ("name", "n"), [("a, b", 1), ('"', 2)])
     assert read_csv(path, ("n", "name")) == [{"name": "a, b", "n": "1"}, {"name": '"', "n": "2"}]
+
+
+FORMULAS = ("=1+1", "+1+1", "-dog", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1")
+
+
+def test_no_text_of_a_table_is_a_formula_and_every_text_is_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    texts = [*FORMULAS, "'=1", "''", "'", "'tis", "-0.5", "+3", "1e-5", "dog", "a=b", ""]
+    write_csv(path, ("name", "number"), [(text, -0.5) for text in texts])
+    with path.open(newline="", encoding="utf-8") as file:
+        written = list(csv.reader(file))[1:]
+    assert all(name.startswith("'") for name, _ in written[: len(FORMULAS)])
+    assert [name for name, _ in written if name[:1] in tuple("=+-@\t\r\n＝")] == ["-0.5", "+3"]
+    assert {number for _, number in written} == {"-0.5"}
+    assert [row["name"] for row in read_csv(path, ("name", "number"))] == texts
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_is_no_table(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "table.csv")
+    with pytest.raises(InputError, match="is not a file"):
+        read_csv(tmp_path / "table.csv", ("name",))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from finetune.cli.main import main
 from finetune.config import Config
 from finetune.data.table import list_paths, list_pictures
 from finetune.errors import InputError
+from finetune.files.tables import write_csv
 
 SMALL: dict[str, Any] = {"backbone": "fewtune_conv4", "device": "cpu", "strategy": "head"}
 
@@ -248,3 +249,11 @@ def test_an_evaluation_leaves_identical_pictures_under_two_labels_out(
         {"path": "red/same.png", "reason": "identical to blue/001.png, which has the label 'blue'"},
     ]
     assert "left out: blue/001.png (identical to red/same.png" in run("evaluate", tmp_path / "run", new).out
+
+
+def test_a_table_of_this_project_names_its_pictures_and_classes_again(tmp_path: Path) -> None:
+    for name in ("=1.png", "'2.png"):
+        (tmp_path / name).touch()
+    write_csv(tmp_path / "table.csv", ("path", "label"), [("=1.png", "-dog"), ("'2.png", "cat")])
+    samples = list_pictures(tmp_path / "table.csv").samples
+    assert [(sample.path, sample.label) for sample in samples] == [("'2.png", "cat"), ("=1.png", "-dog")]
