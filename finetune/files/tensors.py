@@ -83,18 +83,21 @@ def check_fits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], pr
         raise InputError(f"{problem}: {listed(found)}")
 
 
-def unusable(tensor: Tensor, *, floating: bool = True) -> str | None:
-    """Why a tensor's values cannot be used: no plain memory, no floating-point format, or not finite. Else None."""
+def unusable(tensor: Tensor, *, floating: bool = True, finite: bool = True) -> str | None:
+    """Why a tensor's values cannot be used: no plain memory, no floating-point format, or not finite. Else None.
+
+    floating, finite: whether other formats, and NaN and infinite values, are refused. Complex numbers always are.
+    """
     if tensor.layout != torch.strided or tensor.is_quantized:
         return "is not a plain array of numbers"
     if tensor.is_meta:
         return "has no values"
-    if floating and tensor.dtype not in FLOATING:
+    if tensor.is_complex() or (floating and tensor.dtype not in FLOATING):
         return f"holds {_format(tensor.dtype)}, not floating-point numbers"
     # A view that repeats its memory can claim any size.
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         return f"claims {size_of(tensor)} values and holds fewer"
-    if tensor.is_floating_point() and tensor.numel():
+    if finite and tensor.dtype in FLOATING and tensor.numel():
         lowest, highest = (float(end) for end in torch.aminmax(tensor.detach()))
         if not (lowest >= -_LARGEST and highest <= _LARGEST):  # NaN compares as false
             return "has values that are not finite"

@@ -214,8 +214,12 @@ def _distinct(found: list[Candidate], lines: list[str]) -> Iterator[Candidate]:
     seen: dict[str, str] = {}
     for candidate in found:
         if candidate.weights is not None:
-            with open(candidate.weights, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            try:
+                with open(candidate.weights, "rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                lines.append(f"{candidate.weights} is left out: it cannot be read ({error.strerror}).")
+                continue
             if digest in seen:
                 lines.append(f"{candidate.weights} is left out: it is a copy of {seen[digest]}.")
                 continue

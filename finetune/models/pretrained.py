@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,14 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from finetune.errors import InputError, reason_of
-from finetune.files.reading import read_tensors
+from finetune.files.reading import in_one_line, read_tensors
+from finetune.files.tensors import listed, size_of, unusable
 from finetune.models.backbone import Backbone
 from finetune.models.hub import WEIGHTS_FILES, weights_from_hub
 from finetune.progress import Display
+
+# Names of what files hold beside weights: counters, positions and masks.
+_NO_WEIGHT = re.compile(r"num_batches_tracked$|position_ids$|_index$|mask$")
 
 # Alternatives that need no weights from the hub.
 WITHOUT_A_NETWORK = ("--backbone fewtune_conv4 (small, ships with this package)", "--strategy scratch")
@@ -58,12 +64,7 @@ def load_pretrained(
             instead=instead,
             weights_option=weights_option,
         )
-        try:
-            _fill_by_timm(backbone, {"file": str(file)})
-        except RuntimeError as error:
-            if file.suffix != ".safetensors":
-                raise InputError(f"{file} does not fit {backbone.name} ({reason_of(error)})") from error
-            _fill(backbone, read_tensors(file), str(file))
+        _fill_published(backbone, file)
     elif weights is None and not source.get("file"):
         raise InputError(
             f"timm knows no pretrained weights for {backbone.name}; "
@@ -71,28 +72,64 @@ def load_pretrained(
         )
     else:
         path = Path(weights or source["file"])
-        _fill(backbone, _read_weights(path, weights_option), f"{path} ({weights_option})")
+        origin = f"{path} ({weights_option})"
+        _fill(backbone, _read_weights(path, origin), origin)
+        if weights is not None:
+            _check_features(backbone, origin)
 
 
-def _read_weights(path: Path, option: str) -> dict[str, Tensor]:
+def _fill_published(backbone: Backbone, file: Path) -> None:
+    """Load a file from the hub's cache, by timm where it can."""
+    safe = file.suffix == ".safetensors"
+    tensors = read_tensors(file) if safe else {}  # a damaged file is named here
+    try:
+        _fill_by_timm(backbone, {"file": str(file)})
+    except RuntimeError as error:
+        if not safe:
+            raise InputError(f"{file} does not fit {backbone.name} ({reason_of(error)})") from error
+        _fill(backbone, tensors, str(file))
+    _check_values(
+        backbone.model.state_dict(), backbone.model.state_dict(), f"{file} cannot be used for {backbone.name}"
+    )
+
+
+def _read_weights(path: Path, origin: str) -> dict[str, Tensor]:
+    """The tensors in a file by name. InputError, which names `origin`, for one that holds anything else."""
     if not path.is_file():
-        raise InputError(f"{path} ({option}) is not a file")
+        raise InputError(f"{origin} is not a file")
     if path.suffix == ".safetensors":
         return read_tensors(path)
+    if path.stat().st_size == 0:
+        raise InputError(f"{origin} is empty")
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        _check_stored(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about formats of tensors that are refused below
+            value = torch.load(path, map_location="cpu", weights_only=True)
     # torch.load names no set of errors for a file that is damaged or holds more than tensors.
     except Exception as error:
         raise InputError(
-            f"{path} ({option}) is neither safetensors nor a torch file of plain tensors; nothing else is loaded, "
+            f"{origin} is neither safetensors nor a torch file of plain tensors; nothing else is loaded, "
             f"because it could run code ({type(error).__name__})"
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(value, dict) and isinstance(value.get(key), dict):
             value = value[key]
     if not isinstance(value, dict) or not all(isinstance(tensor, Tensor) for tensor in value.values()):
-        raise InputError(f"{path} ({option}) holds no dictionary of tensors")
+        raise InputError(f"{origin} holds no dictionary of tensors")
+    if other := next((name for name in value if not isinstance(name, str)), None):
+        raise InputError(f"{origin} holds no dictionary of tensors by name: a key is {in_one_line(repr(other))}")
     return value
+
+
+def _check_stored(path: Path) -> None:
+    """ValueError for a zip archive with compressed members: torch writes none, and they unpack to any size."""
+    with open(path, "rb") as file:
+        is_archive = file.read(4) == b"PK\3\4"
+    if is_archive:
+        with zipfile.ZipFile(path) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError("its members are compressed")
 
 
 def _fill(backbone: Backbone, tensors: Mapping[str, Tensor], origin: str) -> None:
@@ -108,6 +145,7 @@ def _fill(backbone: Backbone, tensors: Mapping[str, Tensor], origin: str) -> Non
     expected = backbone.model.state_dict()
     tensors = _without_classifier(backbone, tensors)
     wrong = _differences(tensors, expected)
+    _check_values(tensors, expected, f"{origin} cannot be used for {backbone.name}")
     if not wrong:
         backbone.model.load_state_dict({name: tensors[name] for name in expected if name in tensors}, strict=False)
         return
@@ -122,8 +160,31 @@ def _fill(backbone: Backbone, tensors: Mapping[str, Tensor], origin: str) -> Non
         # A model's filter raises arbitrary errors for another model's tensors.
         except Exception as error:
             problem = error
-    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-    raise InputError(f"{origin} does not fit {backbone.name}: {'; '.join(wrong[:3])}{more}") from problem
+    raise InputError(f"{origin} does not fit {backbone.name}: {listed(wrong)}") from problem
+
+
+def _check_values(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], problem: str) -> None:
+    """InputError, which begins with `problem`, for weights that are no finite floating-point numbers.
+
+    A tensor may hold whole numbers where the model's does, and where its name is of no weight: timm's filters drop it.
+    """
+    found = []
+    for name, tensor in tensors.items():
+        whole = not expected[name].is_floating_point() if name in expected else _NO_WEIGHT.search(name) is not None
+        reason = unusable(tensor, floating=not whole, finite=not whole)
+        if reason is not None:
+            found.append(f"{name} {reason}")
+    if found:
+        raise InputError(f"{problem}: {listed(found)}")
+
+
+def _check_features(backbone: Backbone, origin: str) -> None:
+    """InputError where finite weights compute features that are not, such as by a negative variance."""
+    size = backbone.preprocessing.size
+    with torch.inference_mode():
+        features = backbone.model(torch.zeros(1, 3, size, size))
+    if not features.isfinite().all():
+        raise InputError(f"{origin} cannot be used for {backbone.name}: the features of a grey picture are not finite")
 
 
 def _fill_by_timm(backbone: Backbone, overlay: Mapping[str, Any]) -> None:
@@ -174,7 +235,7 @@ def _differences(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
     """Differences that prevent copying by name; those that resampling cannot remove come first."""
     missing = [name for name in expected if name not in tensors and not name.endswith("num_batches_tracked")]
     shapes = {
-        name: f"{name} is {_size(tensor)}, the model's is {_size(expected[name])}"
+        name: f"{name} is {size_of(tensor)}, the model's is {size_of(expected[name])}"
         for name, tensor in tensors.items()
         if name in expected and tensor.shape != expected[name].shape
     }
@@ -183,7 +244,3 @@ def _differences(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
         *(shapes[name] for name in sorted(shapes, key=lambda name: "pos" in name)),
         *(f"{name} is not in the model" for name in tensors if name not in expected),
     ]
-
-
-def _size(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a number"
