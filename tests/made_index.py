@@ -1,7 +1,10 @@
-"""Small indexes of random vectors, and assertions on them."""
+"""Small indexes of random vectors, assertions on them, and saved indexes changed by a third party."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,3 +45,18 @@ def assert_exact(index: Index, queries: Vectors, k: int) -> None:
     similarity, expected = nearest(index.vectors(index.keys), queries, min(k, len(index)))
     answered = np.array([[rows[key] for key in keys] for keys in found.keys])
     assert disagreements((found.similarity, answered), (similarity, expected)) == 0
+
+
+def file_of(folder: Path, suffix: str) -> Path:
+    """The one file of a saved index with this suffix."""
+    (found,) = folder.glob(f"*.{suffix}")
+    return found
+
+
+def sign_again(folder: Path, **changes: Any) -> None:
+    """Put changes into index.json, and the sizes and checksums that the files now have."""
+    about = json.loads((folder / "index.json").read_text())
+    for name in about["files"]:
+        contents = (folder / name).read_bytes()
+        about["files"][name] = {"bytes": len(contents), "sha256": hashlib.sha256(contents).hexdigest()}
+    (folder / "index.json").write_text(json.dumps(about | changes))

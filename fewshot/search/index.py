@@ -6,23 +6,23 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fewshot.search.engines import Approximate, Engine, Exact, Structure, Vectors, build, on_gpu, restore
-from fewshot.search.index_files import Entry, read_folder, write_folder
+from fewshot.search.faiss_format import MOST_WIDTH, SQUARED_WITHIN
+from fewshot.search.index_files import IndexHeader, Kind, read_folder, write_folder
+from fewshot.search.key_table import Entry
 from finetune.errors import InputError
 
-Kind = Literal["auto", "exact", "ivf", "hnsw"]
 Metadata = Mapping[str, Any]  # JSON values
 
 # "auto" tries inverted lists from this number of vectors on. It keeps exact search if the lists must compare a larger
 # share than AUTO_SHARE to reach the recall. Both are well beyond the point where lists win in benchmarks/search.py.
 AUTO_FROM = 200_000
 AUTO_SHARE = 1 / 8
-_SQUARED_WITHIN = 2e-3  # of 1: allows lengths from 0.999 to 1.001
 
 
 class Neighbour(NamedTuple):
@@ -98,8 +98,9 @@ class Index:
         device: str = "auto",
         least_recall: float = 0.95,
     ):
-        if width < 1:
-            raise InputError(f"width must be >= 1, not {width}")
+        if not 1 <= width <= MOST_WIDTH:
+            bound = ">= 1" if width < 1 else f"<= {MOST_WIDTH}"
+            raise InputError(f"width must be {bound}, not {width}")
         if kind not in get_args(Kind):
             raise InputError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
         if not 0 < least_recall <= 1:
@@ -243,7 +244,12 @@ class Index:
     def metadata(self, key: str) -> dict[str, Any]:
         """A copy of the key's metadata, {} without. InputError for a key that is not in the index."""
         self._rows_of([key])
-        found: dict[str, Any] = json.loads(self._metadata.get(key, "{}"))
+        try:
+            found = json.loads(self._metadata.get(key, "{}"))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"metadata of key {key!r} are not valid JSON ({error}); the index is damaged") from error
+        if not isinstance(found, dict):
+            raise InputError(f"metadata of key {key!r} are not a mapping; the index is damaged")
         return found
 
     def search(self, vectors: NDArray[np.float32], k: int = 10, *, at_least: float | None = None) -> Neighbours:
@@ -279,21 +285,21 @@ class Index:
             InputError: If the folder holds something else, or cannot be written.
         """
         entries = (Entry(key, row, self._metadata.get(key)) for key, row in self._rows.items())
-        about = {
-            "width": self.width,
-            "vectors": len(self),
-            "kind": self.kind,
-            "structure": self.structure,
-            "fingerprint": self.fingerprint,
-            "about": self.about,
-            "recall": self.recall,
-            "least_recall": self.least_recall,
-            "effort": self._engine.effort,
-            "rows": self._engine.faiss_index.ntotal,
-            "built_at": self._built_at,
-            "changed": self._changed,
-        }
-        write_folder(Path(folder), about, self._engine.faiss_index, entries)
+        header = IndexHeader(
+            width=self.width,
+            vectors=len(self),
+            kind=self.kind,
+            structure=self.structure,
+            fingerprint=self.fingerprint,
+            about=self.about,
+            recall=self.recall,
+            least_recall=self.least_recall,
+            effort=self._engine.effort,
+            rows=self._engine.faiss_index.ntotal,
+            built_at=self._built_at,
+            changed=self._changed,
+        )
+        write_folder(Path(folder), header, self._engine.faiss_index, entries)
 
     @classmethod
     def load(
@@ -311,36 +317,34 @@ class Index:
         Raises:
             InputError: If there is no index, it is damaged, of a newer format, or of another embedder.
         """
-        about, faiss_index, entries = read_folder(Path(folder), memory_mapped)
-        if fingerprint is not None and fingerprint != about.get("fingerprint"):
+        header, faiss_index, entries = read_folder(Path(folder), memory_mapped)
+        if fingerprint is not None and fingerprint != header.fingerprint:
             raise InputError(
-                f"{folder} holds vectors of embedder {about.get('fingerprint')}, not of {fingerprint}: embed again, or "
+                f"{folder} holds vectors of embedder {header.fingerprint}, not of {fingerprint}: embed again, or "
                 "open it with its own embedder"
             )
+        index = cls(
+            header.width,
+            kind=header.kind,
+            fingerprint=header.fingerprint,
+            about=header.about,
+            device="cpu" if memory_mapped else device,
+            least_recall=header.least_recall,
+        )
         try:
-            index = cls(
-                about["width"],
-                kind=about["kind"],
-                fingerprint=about["fingerprint"],
-                about=about["about"],
-                device="cpu" if memory_mapped else device,
-                least_recall=about["least_recall"],
-            )
-            index._restore(about, faiss_index, entries)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{folder}: index.json, the vectors and the keys do not match ({error}); it is damaged"
-            ) from error
+            index._restore(header, faiss_index, entries)
+        except ValueError as error:
+            raise InputError(f"{folder}: the vectors and the keys do not match ({error}); it is damaged") from error
         index._read_only = memory_mapped
         return index
 
-    def _restore(self, about: Mapping[str, Any], faiss_index: Any, entries: Sequence[Entry]) -> None:
-        found = (faiss_index.d, faiss_index.ntotal, len(entries), len({entry.key for entry in entries}))
-        if found != (about["width"], about["rows"], about["vectors"], about["vectors"]):
-            raise ValueError("the width or the number of vectors differs")
-        rows, effort, recall = [entry.row for entry in entries], about["effort"], about["recall"]
-        self._take(restore(about["structure"], faiss_index, rows, effort=effort, recall=recall, gpu=self._gpu), entries)
-        self._built_at, self._changed = int(about["built_at"]), int(about["changed"])
+    def _restore(self, header: IndexHeader, faiss_index: Any, entries: Sequence[Entry]) -> None:
+        rows = [entry.row for entry in entries]
+        engine = restore(header.structure, faiss_index, rows, effort=header.effort, recall=header.recall, gpu=self._gpu)
+        self._take(engine, entries)
+        if len(self._rows) != len(entries):
+            raise ValueError("two keys are the same")
+        self._built_at, self._changed = header.built_at, header.changed
 
     def _name(self, first: int, keys: Sequence[str]) -> None:
         """Assign keys to the rows from `first` on."""
@@ -406,7 +410,7 @@ class Index:
         with np.errstate(over="ignore"):  # an overflow is refused below
             checked = np.ascontiguousarray(given, np.float32)
             squared = np.einsum("ij,ij->i", checked, checked)
-        good = np.abs(squared - 1) <= _SQUARED_WITHIN
+        good = np.abs(squared - 1) <= SQUARED_WITHIN
         if not good.all():
             at = int(np.argmin(good))
             length = float(np.sqrt(squared[at]))

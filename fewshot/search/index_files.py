@@ -11,38 +11,81 @@ state at any moment, also after a crash.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import secrets
-import sqlite3
+import stat
 from collections.abc import Iterable
-from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import quote
+from typing import Annotated, Any, Literal
 
-from fewshot.search.engines import import_faiss
+from msgspec import Meta
+
+from fewshot.search.engines import Structure, effort_bounds, import_faiss
+from fewshot.search.faiss_format import MOST_WIDTH, Layout, check_file
+from fewshot.search.key_table import Entry, read_entries, write_entries
 from finetune.errors import InputError
 from finetune.files.locks import locked
-from finetune.files.reading import read_json
+from finetune.files.reading import as_type, read_json
 from finetune.files.writing import replacing, write_json
 
 FORMAT = 1
 ABOUT_FILE = "index.json"
+Kind = Literal["auto", "exact", "ivf", "hnsw"]
+Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
+_SIZES_DIFFER = "the width or the number of vectors differs"
 _MADE_BY = "fewtune index"
 _OURS = re.compile(r"\.?(?:vectors-[0-9a-f]{16}\.faiss|keys-[0-9a-f]{16}\.sqlite)(?:\.\d+)?|\.index\.json\.\d+")
 
 
-class Entry(NamedTuple):
-    """A key, the row of its vector, and its metadata as JSON text, None without."""
+@dataclass(frozen=True, kw_only=True)
+class IndexHeader:
+    """What index.json says about an index.
 
-    key: str
-    row: int
-    metadata: str | None
+    Attributes:
+        width: Length of a vector.
+        vectors: Number of keys.
+        kind, fingerprint, about, least_recall: As for `Index`.
+        structure: The engine's.
+        recall: Measured when the engine was built.
+        effort: Of a search; see `Approximate`.
+        rows: Number of vectors in the FAISS file, with removed ones.
+        built_at: Number of vectors when the engine was built.
+        changed: Number of vectors added and removed since then.
+    """
+
+    width: Annotated[int, Meta(ge=1, le=MOST_WIDTH)]
+    vectors: Count
+    kind: Kind
+    structure: Structure
+    fingerprint: str | None
+    about: dict[str, Any]
+    recall: Annotated[float, Meta(ge=0, le=1)]
+    least_recall: Annotated[float, Meta(gt=0, le=1)]
+    effort: Count
+    rows: Count
+    built_at: Count
+    changed: Count
 
 
-def write_folder(folder: Path, about: dict[str, Any], faiss_index: Any, entries: Iterable[Entry]) -> None:
-    """Save an index; `about` goes into index.json. Writers wait for each other.
+@dataclass(frozen=True)
+class FileRecord:
+    """Size and checksum of a file when it was saved."""
+
+    bytes: Count
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CurrentFiles:
+    """Which files are current."""
+
+    token: Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
+    files: dict[str, FileRecord]
+
+
+def write_folder(folder: Path, header: IndexHeader, faiss_index: Any, entries: Iterable[Entry]) -> None:
+    """Save an index. Writers wait for each other.
 
     InputError if the folder holds something other than an index, or cannot be written; the old state remains.
     """
@@ -53,25 +96,25 @@ def write_folder(folder: Path, about: dict[str, Any], faiss_index: Any, entries:
         vectors, keys = folder / f"vectors-{token}.faiss", folder / f"keys-{token}.sqlite"
         try:
             _write_vectors(vectors, faiss_index)
-            _write_entries(keys, entries)
+            write_entries(keys, entries)
             files = {path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in (vectors, keys)}
             current = {"made_by": _MADE_BY, "format": FORMAT, "token": token, "files": files}
-            write_json(folder / ABOUT_FILE, current | about)
+            write_json(folder / ABOUT_FILE, current | asdict(header))
         finally:
             _delete_old_files(folder)
 
 
-def read_folder(folder: Path, memory_mapped: bool) -> tuple[dict[str, Any], Any, list[Entry]]:
-    """Read an index: `about`, the FAISS index, the entries.
+def read_folder(folder: Path, memory_mapped: bool) -> tuple[IndexHeader, Any, list[Entry]]:
+    """Read an index: its header, the FAISS index, the entries.
 
-    memory_mapped: Leave the vectors in their file; their checksum is then not verified, as that reads the whole file.
-    InputError, naming the file, if there is no index, or it is damaged or of a newer format.
+    memory_mapped: Leave the vectors in their file; neither their checksum nor their lengths are then verified, as that
+    reads the whole file. InputError, naming the file, if there is no index, or it is damaged or of a newer format.
     """
     _refuse_paths_faiss_cannot_open(folder)
     while True:
         about = _read_about(folder)
         try:
-            return about, *_read_files(folder, about, memory_mapped)
+            return _read_files(folder, about, memory_mapped)
         except InputError:
             # A writer may have replaced the files while they were read.
             if _read_about(folder)["token"] == about["token"]:
@@ -94,20 +137,47 @@ def _read_about(folder: Path) -> dict[str, Any]:
     return about
 
 
-def _read_files(folder: Path, about: dict[str, Any], memory_mapped: bool) -> tuple[Any, list[Entry]]:
-    vectors, keys = folder / f"vectors-{about['token']}.faiss", folder / f"keys-{about['token']}.sqlite"
-    _check(vectors, about["files"].get(vectors.name), by_digest=not memory_mapped)
-    _check(keys, about["files"].get(keys.name), by_digest=True)
-    return _read_vectors(vectors, memory_mapped), _read_entries(keys)
+def _read_files(folder: Path, about: dict[str, Any], memory_mapped: bool) -> tuple[IndexHeader, Any, list[Entry]]:
+    source = str(folder / ABOUT_FILE)
+    header, current = as_type(about, IndexHeader, source), as_type(about, CurrentFiles, source)
+    vectors, keys = folder / f"vectors-{current.token}.faiss", folder / f"keys-{current.token}.sqlite"
+    _check(vectors, current.files.get(vectors.name), by_digest=not memory_mapped)
+    _check(keys, current.files.get(keys.name), by_digest=True)
+    layout = check_file(vectors, values=not memory_mapped)
+    problem = _mismatch(header, layout)
+    if problem is not None:
+        raise InputError(f"{source} does not match {vectors.name} ({problem}); the index is damaged")
+    entries = read_entries(keys, layout.rows)
+    if len(entries) != header.vectors:
+        raise InputError(f"{source} does not match {keys.name} ({_SIZES_DIFFER}); the index is damaged")
+    return header, _read_vectors(vectors, memory_mapped), entries
 
 
-def _check(path: Path, expected: Any, by_digest: bool) -> None:
+def _mismatch(header: IndexHeader, layout: Layout) -> str | None:
+    """What index.json and the FAISS file do not agree on, or what no index says of such a file; None if all is well."""
+    if header.structure != layout.structure:
+        return "the structure differs"
+    if (header.width, header.rows) != (layout.width, layout.rows):
+        return _SIZES_DIFFER
+    least, most = effort_bounds(layout.structure, layout.lists)
+    if not least <= header.effort <= most:
+        return f"the effort is {header.effort}"
+    if header.kind not in ("auto", header.structure):
+        return f"the kind is {header.kind}"
+    if layout.structure != "exact" and header.built_at > layout.rows:
+        return f"built_at is {header.built_at}"
+    return None
+
+
+def _check(path: Path, expected: FileRecord | None, by_digest: bool) -> None:
     """InputError unless the file is as it was saved."""
     try:
-        size = path.stat().st_size
-        if not isinstance(expected, dict) or size != expected.get("bytes"):
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError(f"{path} is not a file; the index is damaged")
+        if expected is None or found.st_size != expected.bytes:
             raise InputError(f"{path} does not have its saved length; it is damaged")
-        if by_digest and _digest(path) != expected.get("sha256"):
+        if by_digest and _digest(path) != expected.sha256:
             raise InputError(f"{path} does not have its saved checksum; it is damaged")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}; the index is not complete") from error
@@ -129,36 +199,6 @@ def _read_vectors(path: Path, memory_mapped: bool) -> Any:
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if memory_mapped else 0)
     except RuntimeError as error:
         raise InputError(f"{path} cannot be read: {_reason(error)}") from error
-
-
-def _write_entries(path: Path, entries: Iterable[Entry]) -> None:
-    """Keys are stored as bytes: SQLite's text allows no lone surrogates, which file names may contain."""
-    rows = ((entry.key.encode(errors="surrogatepass"), entry.row, entry.metadata) for entry in entries)
-    with replacing(path) as temporary:
-        try:
-            temporary.unlink(missing_ok=True)
-            with closing(sqlite3.connect(temporary)) as database:
-                # No journal: the file is not in use before it is complete and synced.
-                database.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
-                with database:
-                    database.execute(
-                        "CREATE TABLE entries (place INTEGER PRIMARY KEY, key BLOB NOT NULL, vector INTEGER NOT NULL, "
-                        "metadata TEXT)"
-                    )
-                    database.executemany("INSERT INTO entries (key, vector, metadata) VALUES (?, ?, ?)", rows)
-        except sqlite3.Error as error:
-            raise InputError(f"{path} cannot be written: {error}") from error
-
-
-def _read_entries(path: Path) -> list[Entry]:
-    # Read-only: a file that a writer has just deleted is an error, not a new, empty database.
-    address = f"file:{quote(os.fsencode(path.absolute()))}?mode=ro&immutable=1"
-    try:
-        with closing(sqlite3.connect(address, uri=True)) as database:
-            found = database.execute("SELECT key, vector, metadata FROM entries ORDER BY place")
-            return [Entry(key.decode(errors="surrogatepass"), row, metadata) for key, row, metadata in found]
-    except (sqlite3.Error, UnicodeDecodeError, AttributeError) as error:
-        raise InputError(f"{path} cannot be read: {error}; it may be damaged") from error
 
 
 def _refuse_other_folders(folder: Path) -> None:

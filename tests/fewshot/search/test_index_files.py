@@ -173,10 +173,10 @@ def test_damaged_and_missing_files_are_named(kind: str, tmp_path: Path) -> None:
     [
         ({"format": 2}, "index.json has format 2, this version reads 1: upgrade fewtune"),
         ({"width": 9}, "the width or the number of vectors differs"),
-        ({"width": None}, "is damaged"),
+        ({"width": None}, "index.json may be damaged: width: expected int"),
         ({"vectors": 4}, "the width or the number of vectors differs"),
         ({"structure": "hnsw"}, "the structure differs"),
-        ({"structure": "tree"}, "is damaged"),
+        ({"structure": "tree"}, "index.json may be damaged: structure: invalid enum value"),
         ({"token": 3}, "does not say which files are current"),
         ({"files": {}}, "does not have its saved length"),
         ({"made_by": "another program"}, "is not of an index"),
