@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
 from finetune.errors import FewtuneError, InputError, UnreadablePicture
 
+TYPE_CHECKING = False  # as in typing, whose import would delay the handling of signals
 if TYPE_CHECKING:
+    from typing import Any
+
     from fewshot.cli.demo import run_demo
     from fewshot.cli.info import info
     from fewshot.embedding.embedder import Embedder, Embeddings
@@ -95,5 +95,7 @@ _ROOMS = {
 def __getattr__(name: str) -> Any:
     # On first use: importing torch takes seconds, which `fewshot --help` should not wait for.
     if name in _ROOMS:
+        from importlib import import_module
+
         return getattr(import_module(f"fewshot.{_ROOMS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as in typing, whose import would delay the handling of signals
 if TYPE_CHECKING:
+    from typing import Any
+
     from finetune.api.backbones import compare_backbones
     from finetune.api.demo import run_demo
     from finetune.api.evaluate import evaluate
@@ -99,5 +99,7 @@ _ROOMS = {
 def __getattr__(name: str) -> Any:
     # On first use: importing torch takes seconds, which `finetune --help` and a mistyped option should not wait for.
     if name in _ROOMS:
+        import importlib
+
         return getattr(importlib.import_module(f"finetune.{_ROOMS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,8 +8,6 @@ FewtuneError                 everything this project raises on purpose
 
 from __future__ import annotations
 
-import re
-
 
 class FewtuneError(Exception):
     """Base of every error that the project raises on purpose; commands exit with `exit_code`.
@@ -81,6 +79,8 @@ class TrainingDiverged(FewtuneError):
 
 def reason_of(error: BaseException) -> str:
     """The first line of the error that `error` was raised from, without terminal colours, in at most 200 characters."""
+    import re  # not before it is needed: signals are handled after the import of this file
+
     while error.__cause__ is not None:
         error = error.__cause__
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()

@@ -50,12 +50,14 @@ def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-def interrupted(program: str, words: Sequence[object], checkpoint: Path) -> Answer:
-    """What the command answers to Ctrl-C, once its checkpoint is there."""
-    script = f"{HEARS_CTRL_C}; from {program}.cli.main import main; main()"
+def interrupted(
+    program: str, words: Sequence[object], checkpoint: Path, number: signal.Signals = signal.SIGINT
+) -> Answer:
+    """What the command answers to Ctrl-C, or another signal, once its checkpoint is there."""
+    script = f"{HEARS_CTRL_C}; from {program}.__main__ import main; main()"
     with started(script, *words) as process:
         wait_for(checkpoint, process)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: processes that decode pictures hear it too
+        os.killpg(process.pid, number)  # as a terminal does: processes that decode pictures hear it too
         out, err = process.communicate(timeout=120)
         return Answer(process.returncode, out, err)
 

@@ -1,7 +1,8 @@
-"""`python -m fewshot` runs the `fewshot` command."""
+"""`python -m fewshot.cli` runs the `fewshot` command."""
 
 from __future__ import annotations
 
-from fewshot.cli.main import main
+from fewshot.__main__ import main
 
-main()
+if __name__ == "__main__":
+    main()

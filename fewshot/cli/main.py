@@ -11,9 +11,9 @@ import click
 from fewshot.cli.pictures import embed, info, search, verify
 from fewshot.cli.recognizer import calibrate, enrol, forget, recognize
 from fewshot.training.config import SiameseConfig
+from finetune.entry.signals import stopped_exit_code
 from finetune.errors import InputError
 from finetune.options.command_line import (
-    INTERRUPTED,
     ChoiceOption,
     as_json,
     display_for,
@@ -124,7 +124,7 @@ def train(
         use = f"fewshot benchmark --model {out}" if source == "omniglot" else f'fewshot.Embedder.load("{out}")'
         click.echo(printable(f"in {out}: {use}"))
     if metrics["interrupted"]:
-        sys.exit(INTERRUPTED)
+        sys.exit(stopped_exit_code())
 
 
 @click.command(cls=HelpfulCommand)

@@ -1,7 +1,8 @@
-"""`python -m finetune` runs the `finetune` command."""
+"""`python -m finetune.cli` runs the `finetune` command."""
 
 from __future__ import annotations
 
-from finetune.cli.main import main
+from finetune.__main__ import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -15,8 +15,8 @@ from finetune.cli.inspect import inspect
 from finetune.cli.predict import predict
 from finetune.cli.preview import lr_find, probe
 from finetune.config import Config
+from finetune.entry.signals import stopped_exit_code
 from finetune.options.command_line import (
-    INTERRUPTED,
     as_json,
     display_for,
     existing,
@@ -77,7 +77,7 @@ def fit(folder: Path, out: Path, resume: bool, overwrite: bool, as_json: bool, *
         metrics = classifier.metrics | {"report": str(out / REPORT_FILE)}
         _print_result(metrics, f"{out}: finetune predict {out} PICTURES…")
     if classifier.metrics["interrupted"]:
-        sys.exit(INTERRUPTED)
+        sys.exit(stopped_exit_code())
 
 
 @click.command(cls=HelpfulCommand)

@@ -13,15 +13,15 @@ from typing import Any
 import click
 from rich.console import Console
 
+from finetune.entry.signals import stoppable, stopped_exit_code
+from finetune.entry.streams import usable_streams
 from finetune.errors import FewtuneError
 from finetune.options.fields import Options, flag, used_by, value_type
-from finetune.options.help_text import HelpfulOption
+from finetune.options.help_text import HelpfulOption, Interrupted
 from finetune.options.suggestions import CHOICES, COMMANDS, suggestion
 from finetune.processes import SeveralProcesses, keep_freed_memory, share_cores
 from finetune.progress import Display
 from finetune.terminal import printable
-
-INTERRUPTED = 130
 
 # New objects between two garbage collections. Imports make a million objects that stay; with Python's default of a few
 # hundred, collections take a fifth of the import time.
@@ -99,37 +99,62 @@ def hyper_parameters(options: type[Options], command: str | None = None) -> Call
 
 
 def run_command(cli: click.Command, name: str) -> None:
-    """Run a command. Errors of the project become one line on stderr and an exit code; Ctrl-C becomes 130."""
+    """Run a command.
+
+    Errors of the project become one line on stderr and an exit code. SIGINT (Ctrl-C), SIGTERM and SIGHUP stop it with
+    one line and the exit codes 130, 143 and 129.
+    """
     keep_freed_memory()
     share_cores()
     gc.set_threshold(_NEW_OBJECTS)
     atexit.register(gc.freeze)  # no last collection at exit
-    for stream in (sys.stdout, sys.stderr):
-        # File names that are not UTF-8 are printed with escapes.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    with stoppable(name) as signals:
+        code = _full_output(name, lambda: _ran(cli, name))
+        if signals.received is not None and code == 0:
+            code = signals.exit_code
+        signals.work_is_done(code)
+    if code:
+        sys.exit(code)
+
+
+def _full_output(name: str, run: Callable[[], int]) -> int:
+    """The exit code of `run`; 1 with one line where stdout cannot take the result, as on a full disk."""
+    try:
+        with usable_streams():
+            code = run()
+    except OSError as error:
+        with usable_streams():
+            click.echo(f"{name}: {error.filename or 'stdout'}: {error.strerror or error}", err=True)
+        return 1
+    return code
+
+
+def _ran(cli: click.Command, name: str) -> int:
+    """The exit code of the command, which has said why it is not 0."""
     try:
         cli.main(prog_name=name, standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except click.exceptions.NoArgsIsHelpError as error:  # a group without a command; the message is its help text
         click.echo(error.format_message())
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" (see {context.command_path} --help)" if context else ""
         click.echo(f"{name}: {printable(' '.join(_message(error).split()))}{hint}", err=True)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except FewtuneError as error:
         # Only the first of several processes prints it.
         if not isinstance(error, SeveralProcesses) or error.rank == 0:
             click.echo(f"{name}: " + "\n".join(map(printable, error.lines)), err=True)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except OSError as error:
         click.echo(printable(f"{name}: {error.filename or 'the system'}: {error.strerror or error}"), err=True)
-        sys.exit(1)
-    except (KeyboardInterrupt, click.Abort):
+        return 1
+    except (KeyboardInterrupt, Interrupted, click.Abort):
         kept = "; what the run had kept is there for --resume" if sys.argv[1:2] in (["fit"], ["train"]) else ""
-        click.echo(f"{name}: interrupted{kept}", err=True)
-        sys.exit(INTERRUPTED)
+        click.echo(f"{name}: stopped{kept}", err=True)
+        return stopped_exit_code()
+    return 0
 
 
 def _message(error: click.ClickException) -> str:

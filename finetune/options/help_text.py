@@ -10,6 +10,10 @@ import click
 MAIN = "Options"
 
 
+class Interrupted(BaseException):
+    """KeyboardInterrupt, on its way through click."""
+
+
 class HelpfulOption(click.Option):
     """An option that `--help` shows under the heading `section`."""
 
@@ -40,3 +44,10 @@ class InOrderOfUse(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. click would print an empty line for a KeyboardInterrupt."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted from error

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -112,13 +113,16 @@ def test_an_unreadable_picture_is_named_and_the_others_are_predicted(  # type: i
     assert good["label"] == "red"
 
 
-def test_ctrl_c_keeps_the_best_weights_so_far_and_the_run_can_go_on(make_folder: MakeFolder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_keeps_the_best_weights_so_far_and_the_run_can_go_on(
+    number: signal.Signals, make_folder: MakeFolder, tmp_path: Path
+) -> None:
     folder, run = make_folder(classes={"blue": 30, "red": 30}), tmp_path / "run"
     options = ("--backbone", "fewtune_conv4", "--strategy", "full", "--epochs", "200", "--patience", "200")
     words = ["fit", folder, "--out", run, *options, "--device", "cpu", "--workers", "1"]
     checkpoint = run / "state" / "checkpoint.safetensors"
-    answer = interrupted("finetune", words, checkpoint)
-    assert answer.code == 130, answer.err
+    answer = interrupted("finetune", words, checkpoint, number)
+    assert answer.code == 128 + number, answer.err
     assert "Traceback" not in answer.err
     assert "interrupted: training was stopped after" in answer.out
     assert "--resume continues it" in answer.out
