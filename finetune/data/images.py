@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from finetune.config import MAX_PIXELS
+from finetune.data.formats.whole import check_length, load_whole
+from finetune.data.grey_values import eight_bits as _eight_bits
 from finetune.errors import UnreadablePicture
+from finetune.terminal import printable
 
 # fmt: off
 PICTURE_EXTENSIONS = frozenset({
@@ -44,6 +48,14 @@ _TURNS = {
 }
 _SIDEWAYS = (5, 6, 7, 8)
 
+# Most memory that reading a picture takes beside the content of its file, as a multiple of its bound on pixels, in
+# bytes. Almost all pictures take 8: 4 as decoded and 4 as RGB. Decoders of WebP and of progressive JPEG take more.
+BYTES_PER_PIXEL = 16
+# Times as many pixels as the bound may a JPEG have that is decoded at a smaller scale, such as a panorama.
+_DRAFTED = 2
+# Pixels that are converted at once, in up to 24 bytes each.
+_PART = 1 << 20
+
 
 def read_image(source: Picture, *, at_least: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read a picture as a new RGB image: upright by its EXIF, transparency on white, the first frame.
@@ -57,10 +69,14 @@ def read_image(source: Picture, *, at_least: int | None = None, max_pixels: int 
             image. A file is never changed.
         at_least: Shortest side in pixels that the caller needs. A large JPEG is decoded at the smallest scale that
             keeps it.
-        max_pixels: Largest number of pixels, checked before decoding.
+        max_pixels: Largest number of decoded pixels, checked before decoding. A JPEG that is decoded at a smaller scale
+            may have up to twice as many.
+
+    Memory: at most `BYTES_PER_PIXEL * max_pixels` bytes beside the content of the file, in each thread or worker that
+    reads.
 
     Raises:
-        UnreadablePicture: With the reason in a few words.
+        UnreadablePicture: With the reason in a few words. Data that end early are "cut short".
     """
     name = str(source) if isinstance(source, (str, Path)) else f"{type(source).__name__} given"
     if isinstance(source, (str, Path)):
@@ -75,17 +91,23 @@ def read_image(source: Picture, *, at_least: int | None = None, max_pixels: int 
         else:
             raise UnreadablePicture(name, "not a path, bytes, array or PIL image")
         width, height = image.size
-        if width * height > max_pixels:
+        if at_least and image is not source and width * height <= _DRAFTED * max_pixels:
+            with _damage_named(name):
+                image.draft(None, (at_least, at_least))
+        if image.width * image.height > max_pixels:
             raise UnreadablePicture(name, f"{width}x{height} is {_over(width * height, max_pixels)}")
         with _damage_named(name):
-            if at_least and image is not source:
-                image.draft(None, (at_least, at_least))
+            if isinstance(source, bytes):
+                load_whole(image, source, at_least)
             image.load()
-        image = _upright(image)
+        turn = _TURNS.get(_orientation(image))
         if image.mode == "F" or image.mode.startswith("I"):
-            image = Image.fromarray(_eight_bits(np.asarray(image), name))
+            image = _grey(image, name)
         with _damage_named(name):
-            return _on_white(image)
+            rgb = _on_white(image)
+            del image  # with its memory, before the picture is copied once more
+            # Not ImageOps.exif_transpose: it writes the whole EXIF again, and fails for any invalid tag.
+            return rgb if turn is None else rgb.transpose(turn)
 
 
 @dataclass(frozen=True)
@@ -156,6 +178,8 @@ def _opened(content: bytes, name: str, max_pixels: int) -> Image.Image:
     """The picture in `content`, of which only the header is read."""
     if not content:
         raise UnreadablePicture(name, "empty file")
+    with _damage_named(name):
+        check_length(content)
     formats: tuple[str, ...] = _FORMATS
     if content[4:8] == b"ftyp" and content[8:12] in _HEIC_BRANDS:
         try:
@@ -193,21 +217,27 @@ def _damage_named(name: str) -> Iterator[None]:
         raise UnreadablePicture(name, _reason(error)) from error
 
 
+# Parts of messages of Pillow, libtiff and struct about data that end early, in lower case.
+_ENDS_EARLY = (
+    "truncated",
+    "not enough",
+    "end of file",
+    "end of data",
+    "requires a buffer of",
+    "invalid strip byte count 0",
+    "read error",
+)
+
+
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split())
     if isinstance(error, UnidentifiedImageError):
         return "not a picture"
     if isinstance(error, MemoryError):
         return "too large for the memory"
-    if isinstance(error, EOFError) or "truncated" in text.lower():
+    if isinstance(error, EOFError) or any(words in text.lower() for words in _ENDS_EARLY):
         return "cut short"
-    return f"damaged ({text})"
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    # Not ImageOps.exif_transpose: it writes the whole EXIF again, and fails for any invalid tag.
-    orientation = _orientation(image)
-    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+    return f"damaged ({printable(text)})" if text else "damaged"
 
 
 def _orientation(image: Image.Image) -> Any:
@@ -220,16 +250,30 @@ def _orientation(image: Image.Image) -> Any:
 
 def _on_white(image: Image.Image) -> Image.Image:
     """A new RGB image without metadata, because its orientation is no longer correct."""
-    if image.mode == "La":
-        image = image.convert("LA")  # Pillow converts it to no other mode
-    if image.has_transparency_data:
-        coloured = image.convert("RGBA")
-        rgb = Image.new("RGB", image.size, "white")
-        rgb.paste(coloured, mask=coloured)
+    if image.mode == "RGB" and not image.has_transparency_data:
+        rgb = image.copy()
+        rgb.info.clear()
         return rgb
-    rgb = image.convert("RGB")
-    rgb.info.clear()
+    rgb = Image.new("RGB", image.size, "white")
+    for box in _parts(*image.size):
+        part = image.crop(box)
+        if part.mode == "La":
+            part = part.convert("LA")  # Pillow converts it to no other mode
+        if image.has_transparency_data:
+            coloured = part.convert("RGBA")
+            rgb.paste(coloured, box, mask=coloured)
+        else:
+            rgb.paste(part.convert("RGB"), box)
     return rgb
+
+
+def _parts(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes that cover a picture, each of at most _PART pixels."""
+    across = min(width, _PART)
+    down = max(1, _PART // across)
+    for top in range(0, height, down):
+        for left in range(0, width, across):
+            yield left, top, min(width, left + across), min(height, top + down)
 
 
 def _checked_array(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
@@ -243,25 +287,27 @@ def _checked_array(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
         raise UnreadablePicture(name, f"shape {shape}, dtype {array.dtype}: {wanted}")
     if shape[2:] == (1,):
         array = array[:, :, 0]
-    return array if array.dtype == np.uint8 else _eight_bits(array, name)
+    if array.dtype == np.uint8:
+        return array
+    rows = max(1, _PART // max(1, array[0].size))
+    scaled = np.empty(array.shape, np.uint8)
+    parts = [partial(array.__getitem__, slice(top, top + rows)) for top in range(0, len(array), rows)]
+    for number, part in enumerate(_eight_bits(parts, name)):
+        scaled[number * rows : (number + 1) * rows] = part
+    return scaled
 
 
-def _eight_bits(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
-    """Values scaled to 0..255 as `read_image` describes."""
-    if not np.isfinite(values).all():
-        raise UnreadablePicture(name, "holds values that are not finite")
-    low, high = float(values.min()), float(values.max())
-    if values.dtype.kind in "bf":
-        ceiling = 1.0 if low >= 0 and high <= 1 else None
-    else:
-        fitting = [2.0**bits - 1 for bits in (8, 10, 12, 14, 16) if high < 2**bits]
-        ceiling = fitting[0] if fitting and low >= 0 else None
-    if ceiling is None:
-        span = high - low or 1.0
-        scaled = (values.astype(np.float64) - low) * (255 / span)
-    else:
-        scaled = values * (255 / ceiling)
-    return np.rint(scaled).astype(np.uint8)
+def _grey(image: Image.Image, name: str) -> Image.Image:
+    """A picture of integers or floats, scaled to 8 bits."""
+    grey = Image.new("L", image.size)
+    boxes = list(_parts(*image.size))
+    for box, part in zip(boxes, _eight_bits([partial(_values, image, box) for box in boxes], name), strict=True):
+        grey.paste(Image.fromarray(part), box)
+    return grey
+
+
+def _values(image: Image.Image, box: tuple[int, int, int, int]) -> NDArray[Any]:
+    return np.asarray(image.crop(box))
 
 
 @dataclass(frozen=True)

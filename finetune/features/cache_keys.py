@@ -22,7 +22,7 @@ from finetune.data.transforms import Preprocessing
 from finetune.models.device import describe
 
 # Raised by every change to this package that changes how pictures are read, transformed or run, but no other field.
-FORMAT = 2
+FORMAT = 3
 
 # Packages that decode, resize and compute. An upgrade of any may change bits, and a forward pass costs less than a
 # wrong number.
