@@ -20,6 +20,9 @@ BEST = "best"
 
 MAX_PIXELS = 89_478_485  # Pillow's own bound, which a program may have changed before it imports this
 
+# Largest side of a network's input in pixels: with more, one picture takes gigabytes.
+MOST_SIDE = 4096
+
 # Heading of the help text.
 _OTHER = "Rarely needed"
 
@@ -112,6 +115,7 @@ class Config(Options):
         None,
         "Side of the network's square input, in pixels.",
         low=8,
+        high=MOST_SIDE,
         unset="the size the backbone was trained at",
         commands=_READS,
     )

@@ -25,6 +25,7 @@ from fewshot.training.losses import Siamese
 from fewshot.training.training_data import SiameseData
 from finetune.data.transforms import view_seed
 from finetune.errors import TrainingDiverged
+from finetune.metrics import Count, Finite, Share
 from finetune.models.device import synchronize
 from finetune.progress import Advance, Display
 from finetune.training.checkpoint import Checkpoint, CheckpointFile
@@ -92,14 +93,14 @@ class SiameseState:
         history: One row per validation.
     """
 
-    step: int = 0
-    best: float | None = None
-    best_step: int = 0
-    seconds: float = 0.0
-    waiting: float = 0.0
-    validating: float = 0.0
+    step: Count = 0
+    best: Share | None = None
+    best_step: Count = 0
+    seconds: Finite = 0.0
+    waiting: Finite = 0.0
+    validating: Finite = 0.0
     interrupted: bool = False
-    history: tuple[dict[str, float | None], ...] = ()
+    history: tuple[dict[str, Finite | None], ...] = ()
 
 
 def train(task: SiameseTask, *, checkpoint: Path | None = None, display: Display) -> tuple[nn.Module, SiameseState]:
@@ -124,9 +125,9 @@ def train(task: SiameseTask, *, checkpoint: Path | None = None, display: Display
     loop, saved = _Loop(task), file.read()
     state, best = SiameseState(), dict[str, Tensor]()
     if saved is not None:
-        state = SiameseState(**saved.state | {"history": tuple(saved.state["history"])})
-        best = saved.weights.get("best", {})
+        state = replace(saved.state_as(SiameseState), history=tuple(saved.state["history"]))
         loop.restore(saved, state.step)
+        best = saved.weights_for("best", loop.averaged) if state.best is not None else {}
     started = time.monotonic() - state.seconds
     try:
         with display.bar("training", round(task.steps * task.batch_size)) as advance:
@@ -238,8 +239,8 @@ class _Loop:
 
     def restore(self, saved: Checkpoint, step: int) -> None:
         """Continue from a checkpoint that was written after `step`."""
-        self.siamese.load_state_dict(saved.weights["now"])
-        self.averaged.load_state_dict(saved.weights["averaged"])
+        saved.restore("now", self.siamese)
+        saved.restore("averaged", self.averaged)
         saved.restore_optimizer(self.optimizer)
         self.step = step
 

@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, overload
 
+import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from finetune.classifier.run_config import CONFIG_FILE, FORMAT, RunConfig, read_run_config
 from finetune.classifier.run_metrics import METRICS_FILE, RunMetrics, read_run_metrics
@@ -23,12 +24,12 @@ from finetune.data.loader import Pictures
 from finetune.data.transforms import Preprocessing, evaluation_view
 from finetune.errors import InputError, UnreadablePicture
 from finetune.features.forward import run_frozen
-from finetune.files.reading import read_tensors
+from finetune.files.reading import parse_json, read_tensors
+from finetune.files.tensors import check_fits
 from finetune.files.writing import write_json, write_tensors
 from finetune.models.backbone import Backbone, Network
-from finetune.models.depth_head import DepthHead
 from finetune.models.device import open_engine
-from finetune.models.pooled import PooledStages
+from finetune.models.pooled import network_of
 from finetune.progress import Display
 from finetune.random_state import restored_random_state
 
@@ -224,6 +225,9 @@ class Classifier:
                 advance=advance,
             )
         found = averaged(outputs.values).reshape(-1, len(self.classes))
+        if found.isnan().any():
+            source = self.folder or "the classifier"
+            raise InputError(f"{source} gives probabilities that are no numbers; its weights may be damaged")
         return calibrated(found, self.temperature), outputs.index, outputs.contents
 
     def pictures(self, sources: Sequence[Picture]) -> Pictures:
@@ -301,35 +305,34 @@ def _restored(
         raise InputError(f"{config_file} may be damaged: classes or preprocessing is missing")
     try:
         config = Config.from_dict(saved.config)
+        backbone = Backbone(config.backbone, image_size=config.image_size)
+        if saved.highest_stage is not None:
+            backbone.drop_above(saved.highest_stage)
     except InputError as error:
         raise InputError(f"{config_file} may be damaged: {error}") from error
-    backbone = Backbone(config.backbone, image_size=config.image_size)
-    if saved.highest_stage is not None:
-        backbone.drop_above(saved.highest_stage)
     tensors = {name.replace("backbone.", "backbone.model.", 1): value for name, value in tensors.items()}
-    network = _network(backbone, tensors, len(saved.classes))
+    misfit = f"{weights_file} does not fit {config_file}"
     try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        detail = " ".join(str(error).split())[:200]
-        raise InputError(f"{weights_file} does not fit {config_file}: {detail}") from error
+        network = network_of(backbone, tensors, len(saved.classes))
+    except InputError as error:
+        raise InputError(f"{misfit}: {error}") from error
+    check_fits(tensors, network.state_dict(), misfit)
+    network.load_state_dict(tensors)
+    if saved.preprocessing.size != backbone.preprocessing.size:
+        _check_size(network.eval(), saved.preprocessing.size, config_file)
     fabric = open_engine(device, precision or config.precision)
     return Classifier(network, saved.classes, saved.preprocessing, config, fabric, saved.temperature)
 
 
-def _network(backbone: Backbone, tensors: Mapping[str, Tensor], classes: int) -> Network:
-    """The network with a head that reads what the weights of the head are for."""
-    unit_weight = tensors.get("head.unit_weight")
-    weight = tensors.get("head.weight") if unit_weight is None else unit_weight
-    read = weight.shape[1] if weight is not None and weight.dim() == 2 else backbone.width
-    if read == backbone.width and unit_weight is None:
-        return Network(backbone, nn.Linear(read, classes))
-    stages = PooledStages(backbone)
-    hooks = None if read == backbone.width else stages.hooks
-    if unit_weight is None:  # a run of an earlier version
-        return Network(backbone, nn.Linear(read, classes), hooks)
-    depths = len(stages.last(min(read, sum(stages.widths))))
-    return Network(backbone, DepthHead(stages.widths[-depths:], classes), hooks)
+def _check_size(network: Network, size: int, config_file: str) -> None:
+    """InputError where the network does not take pictures of this size."""
+    try:
+        with torch.inference_mode():
+            network(torch.zeros(1, 3, size, size))
+    # Models raise different errors for a size that they do not take.
+    except (RuntimeError, ValueError, AssertionError) as error:
+        what = f"preprocessing.size: {network.backbone.name} takes no pictures of {size} pixels"
+        raise InputError(f"{config_file} may be damaged: {what}") from error
 
 
 @restored_random_state()
@@ -338,7 +341,7 @@ def _unpickled(
 ) -> Classifier:
     """The classifier that `Classifier.__reduce__` pickled."""
     names = ("the configuration of the pickled classifier", "its weights")
-    saved = RunConfig.from_dict(json.loads(config), names[0])
+    saved = RunConfig.from_dict(parse_json(config, names[0]), names[0])
     classifier = _restored(saved, from_bytes(weights), names, device, precision)
     classifier.run_metrics = None if metrics is None else RunMetrics.from_dict(metrics)
     classifier.folder = folder

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Self
 from msgspec import Meta
 
 from finetune.config import Config
-from finetune.data.transforms import Preprocessing, evaluation_view
+from finetune.data.transforms import Preprocessing
 from finetune.errors import InputError
 from finetune.files.reading import as_type, read_json
+from finetune.strategies import STRATEGIES
 
 FORMAT = 1
 CONFIG_FILE = "config.json"
@@ -35,7 +36,7 @@ class RunConfig:
     table: str | None = None
     classes: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None
     preprocessing: Preprocessing | None = None
-    temperature: Annotated[float, Meta(gt=0, le=1e100)] = 1.0
+    temperature: Annotated[float, Meta(ge=1e-3, le=1e3)] = 1.0
     highest_stage: str | None = None
     strategy: str | None = None
     kept: str | None = None
@@ -49,11 +50,16 @@ class RunConfig:
         found = as_type(values, cls, source)
         try:
             found.options()
-            if found.preprocessing is not None:
-                evaluation_view(found.preprocessing)
-        except (InputError, ValueError, ArithmeticError) as error:
+        except InputError as error:
             raise InputError(f"{source} may be damaged: {error}") from error
         return found
+
+    def __post_init__(self) -> None:
+        for name, value in (("strategy", self.strategy), ("kept", self.kept)):
+            if value is not None and value not in STRATEGIES:
+                raise ValueError(f"{name}: {value!r} is none of {', '.join(STRATEGIES)}")
+        if self.classes is not None and len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes: a name is there twice")
 
     def options(self) -> Config:
         """The options that this version knows. InputError for one that has a wrong value."""

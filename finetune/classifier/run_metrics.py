@@ -15,9 +15,11 @@ from finetune.errors import InputError
 from finetune.files.reading import as_type, read_json
 from finetune.files.writing import write_json
 from finetune.metrics import Accuracy, ClassMetrics, Count, Finite, Measurement, Share
-from finetune.strategies import BASELINES
+from finetune.strategies import BASELINES, STRATEGIES
 
 METRICS_FILE = "metrics.json"
+# Largest metrics.json in bytes: the confusion of 7,000 classes.
+MOST_METRICS_BYTES = 512 << 20
 
 # A number that a chart can show: differences of such numbers stay finite.
 Plotted = Annotated[float, Meta(ge=-1e100, le=1e100)]
@@ -296,6 +298,9 @@ class RunMetrics:
         figures = (self.split, self.accuracy, self.interval, self.balanced_accuracy, self.loss, self.n or None)
         if any(figure is None for figure in figures) and any(figure is not None for figure in figures):
             raise ValueError("split, accuracy, interval, balanced_accuracy, loss and n belong together")
+        for name, value in (("strategy", self.strategy), ("kept", self.kept)):
+            if value is not None and value not in STRATEGIES:
+                raise ValueError(f"{name}: {value!r} is none of {', '.join(STRATEGIES)}")
 
     @classmethod
     def from_dict(cls, values: Any, source: str = METRICS_FILE) -> Self:
@@ -365,7 +370,7 @@ def read_metrics(folder: Path) -> RunMetrics | EvaluationMetrics:
         InputError: If it is missing or damaged; the message names the file and the field.
     """
     path = folder / METRICS_FILE
-    values = read_json(path)
+    values = read_json(path, most_bytes=MOST_METRICS_BYTES)
     if isinstance(values, Mapping) and "evaluated" in values:
         return as_type(values, EvaluationMetrics, str(path))
     return as_type(values, RunMetrics, str(path))

@@ -6,16 +6,23 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from msgspec import Meta
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from finetune.config import Config
+from finetune.config import MOST_SIDE, Config
+
+# Bounds of a saved preprocessing, beyond those of any published network: outside of them pictures become enormous, or
+# numbers infinite.
+_Mean = Annotated[float, Meta(ge=-1000, le=1000)]
+_Std = Annotated[float, Meta(ge=1e-4, le=1000)]
+_INTERPOLATIONS = "|".join(mode.value for mode in v2.InterpolationMode)
 
 
 @dataclass(frozen=True)
@@ -27,13 +34,15 @@ class Preprocessing:
         crop_pct: Fraction of the resized picture that the centre crop keeps.
         interpolation: "bilinear", "bicubic", "nearest" or "lanczos".
         mean, std: Mean and standard deviation of each channel, of values in [0, 1].
+
+    The bounds are checked where it is read from a file.
     """
 
-    size: int
-    crop_pct: float
-    interpolation: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    size: Annotated[int, Meta(ge=1, le=MOST_SIDE)]
+    crop_pct: Annotated[float, Meta(ge=0.1, le=1)]
+    interpolation: Annotated[str, Meta(pattern=f"^(?:{_INTERPOLATIONS})$")]
+    mean: tuple[_Mean, _Mean, _Mean]
+    std: tuple[_Std, _Std, _Std]
 
     @property
     def shortest_side(self) -> int:

@@ -1,11 +1,16 @@
-"""A backbone with the pooled activations of every depth as its output, in one forward pass."""
+"""A backbone with the pooled activations of every depth as its output, and the network with a head that reads them."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from finetune.models.backbone import Backbone
+from finetune.errors import InputError
+from finetune.files.tensors import size_of
+from finetune.models.backbone import Backbone, Network
+from finetune.models.depth_head import DepthHead
 from finetune.models.stage_hooks import StageHooks
 
 
@@ -48,3 +53,29 @@ class PooledStages(nn.Module):
         """Names of the depths that the last `width` values belong to."""
         count = next(count for count in range(1, len(self.widths) + 1) if sum(self.widths[-count:]) >= width)
         return self.depths[-count:]
+
+
+def network_of(backbone: Backbone, tensors: Mapping[str, Tensor], classes: int) -> Network:
+    """The network with random weights that the saved weights `tensors` are of, by the shape of those of its head.
+
+    Raises:
+        InputError: If they are of no head for so many classes on this backbone.
+    """
+    reads_units = "head.unit_weight" in tensors  # earlier versions wrote a linear head
+    name = "head.unit_weight" if reads_units else "head.weight"
+    weight = tensors.get(name)
+    if weight is None:
+        raise InputError(f"{name} is missing")
+    if weight.ndim != 2 or len(weight) != classes or not weight.shape[1]:
+        raise InputError(f"{name} is {size_of(weight)}, and there are {classes} classes")
+    read = weight.shape[1]
+    if read == backbone.width and not reads_units:
+        return Network(backbone, nn.Linear(read, classes))
+    stages = PooledStages(backbone)
+    sums = [sum(stages.widths[position:]) for position in range(len(stages.widths))]
+    if (read not in sums) if reads_units else (read > sums[0]):
+        raise InputError(f"{name} reads {read} values, and {backbone.name} has {sums[0]} of all its depths")
+    hooks = None if read == backbone.width else stages.hooks
+    if not reads_units:
+        return Network(backbone, nn.Linear(read, classes), hooks)
+    return Network(backbone, DepthHead(stages.widths[sums.index(read) :], classes), hooks)

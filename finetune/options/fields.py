@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import NoneType
@@ -165,7 +165,7 @@ def _check(options: type[Options], option: dataclasses.Field[Any], value: Any) -
     if not right or (isinstance(value, bool) and expected is not bool):
         or_word = "" if word is None else f", or {word!r}"
         raise InputError(f"{flag(option.name)} must be of type {expected.__name__}{or_word}, not {value!r}")
-    if expected is float and not math.isfinite(value):
+    if expected is float and not abs(value) <= sys.float_info.max:  # also whole numbers, of any size
         raise InputError(f"{flag(option.name)} must be a finite number, not {value}")
     if choices and value not in choices:
         meant = did_you_mean(value, choices, CHOICES)

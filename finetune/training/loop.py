@@ -19,7 +19,7 @@ from finetune.models.backbone import Network
 from finetune.progress import Advance, Display
 from finetune.training.budget import MORE_VALIDATIONS, Deadline
 from finetune.training.cached_inputs import inputs_for
-from finetune.training.checkpoint import Checkpoint, CheckpointFile
+from finetune.training.checkpoint import Checkpoint, CheckpointFile, LoopState
 from finetune.training.inputs import Inputs, TrainingBatch
 from finetune.training.loggers import Log
 from finetune.training.lr_finder import sweep_rates
@@ -75,12 +75,10 @@ class TrainingResult:
     @staticmethod
     def from_checkpoint(saved: Checkpoint) -> TrainingResult:
         """The result so far that a checkpoint holds."""
-        state, best = saved.state, saved.state["best"]
-        best = None if best is None else Score(**best)
-        result = TrainingResult(saved.weights["best"], tuple(state["history"]), best, state["best_epoch"])
-        # Older checkpoints have no plan.
-        late, planned = state.get("out_of_time", False), state.get("planned", 0)
-        return replace(result, lr=state["lr"], sweep=state["sweep"], planned=planned, out_of_time=late)
+        state = saved.state_as(LoopState)
+        result = TrainingResult(saved.weights.get("best", {}), tuple(saved.state["history"]), state.best)
+        names = ("best_epoch", "lr", "sweep", "planned", "out_of_time")
+        return replace(result, **{name: getattr(state, name) for name in names})
 
 
 @dataclass(frozen=True)
@@ -221,7 +219,8 @@ class _Loop:
 
     def restore(self, saved: Checkpoint) -> None:
         """Load the weights and the optimiser's state after the last finished epoch."""
-        self.task.network.load_state_dict(saved.weights["now"])
+        saved.restore("now", self.task.network)
+        saved.weights_for("best", self.task.network)
         saved.restore_optimizer(self.step.optimizer)
 
     def run(self, result: TrainingResult, start: Score | None, log: Log, on_epoch: OnEpoch | None) -> TrainingResult:
