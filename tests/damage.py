@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from finetune.errors import InputError
@@ -17,6 +17,7 @@ FEW = settings(
     max_examples=30,
     deadline=None,
     derandomize=True,
+    phases=[Phase.generate],  # a failing example is small already
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -256,7 +256,7 @@ def _activations(
     budget: Budget | None,
 ) -> Outputs:
     """Pooled activations of every stage: what an interrupted run has kept, or a pass over the pictures."""
-    kept = None if run is None else run.kept_features(listing)
+    kept = None if run is None else run.kept_features(listing, sum(stages.widths))
     if kept is not None:
         return kept
     if budget is None:

@@ -96,7 +96,7 @@ def read_unlabelled(
     if config.unlabelled is None:
         return None
     listing, skipped = list_some(config.unlabelled)
-    outputs = None if run is None else run.kept_unlabelled(listing)
+    outputs = None if run is None else run.kept_unlabelled(listing, sum(stages.widths))
     if outputs is None:
         outputs = read_pictures(fabric, stages, listing, config, display)
         if run is not None:

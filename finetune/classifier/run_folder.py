@@ -6,10 +6,12 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import torch
+from msgspec import Meta
 from torch import Tensor
 
 from finetune.classifier.classifier import REPLACED, WEIGHTS_FILE
@@ -22,8 +24,10 @@ from finetune.data.images import Content
 from finetune.data.split_record import recorded_splits
 from finetune.errors import InputError
 from finetune.features.forward import Outputs
+from finetune.features.table import SPLITS
 from finetune.files.folders import alone_in
-from finetune.files.reading import read_json, read_tensors_and_metadata
+from finetune.files.reading import as_type, parse_json, read_json, read_tensors_and_metadata, read_tensors_header
+from finetune.files.tensors import check_tensor
 from finetune.files.writing import write_json, write_tensors
 
 PREDICTIONS_FILE = "predictions.csv"
@@ -35,6 +39,11 @@ PICTURES_FILE = "pictures.csv"
 HISTORY_FILE = "history.csv"
 # learned: whether the kept classifier has learned from the picture.
 PICTURES_HEADER = ("path", "split", "label", "sha256", "learned")
+
+# Bytes of the header of kept activations, which lists the pictures: the bound of safetensors itself.
+_MOST_HEADER_BYTES = 100_000_000
+# Of the number of a picture.
+_DIGITS = 9
 
 # Everything that a run writes to its folder. config.json is first: without it there is no run.
 RUN_FILES = (
@@ -52,6 +61,15 @@ RUN_FILES = (
     "wandb",
     STATE,
 )
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """What a run with --minutes keeps for its continuation: seconds that were used, the plan, the note."""
+
+    spent: Annotated[float, Meta(ge=0, le=1e100)] = 0.0
+    plan: dict[str, Any] | None = None
+    note: str = ""
 
 
 class RunFolder:
@@ -142,9 +160,12 @@ class RunFolder:
         found = read_run_config(self.path)
         if not found.asked:
             return None
-        _, metadata = read_tensors_and_metadata(self._features)
+        metadata = read_tensors_header(self._features, most_header=_MOST_HEADER_BYTES).metadata
         config = found.options()
-        self.resolve(config, json.loads(metadata.get("comparison", "null")), {})
+        comparison = parse_json(metadata.get("comparison", "null"), str(self._features))
+        if not isinstance(comparison, dict | None):
+            raise _damaged(self._features, "comparison is no JSON object")
+        self.resolve(config, comparison, {})
         return config
 
     def resolve(self, config: Config, comparison: dict[str, Any] | None, splits: Mapping[str, str]) -> None:
@@ -211,33 +232,47 @@ class RunFolder:
         }
         _write_outputs(self._features, listing, outputs, metadata)
 
-    def kept_features(self, listing: Listing) -> Outputs | None:
-        """The activations that `keep_features` kept; None where it was not called. InputError for changed pictures."""
+    def kept_features(self, listing: Listing, width: int) -> Outputs | None:
+        """The activations that `keep_features` kept; None where it was not called.
+
+        width: Number of activations of a picture. InputError for changed pictures, and where the file is damaged.
+        """
         if not self._features.exists() or self._overwrites:
             return None
-        outputs, metadata = self._read_outputs(self._features, listing)
-        self.recorded = json.loads(metadata.get("recorded", "{}"))
+        outputs, metadata = self._read_outputs(self._features, listing, width)
+        recorded = parse_json(metadata.get("recorded", "{}"), str(self._features))
+        if not isinstance(recorded, dict) or not all(split in SPLITS for split in recorded.values()):
+            raise _damaged(self._features, "recorded holds no splits")
+        self.recorded = recorded
         return outputs
 
     def keep_unlabelled(self, listing: Listing, outputs: Outputs) -> None:
         """Keep the activations of unlabelled pictures for --resume."""
         _write_outputs(self._unlabelled, listing, outputs, {})
 
-    def kept_unlabelled(self, listing: Listing) -> Outputs | None:
+    def kept_unlabelled(self, listing: Listing, width: int) -> Outputs | None:
         """The activations that `keep_unlabelled` kept, as for `kept_features`."""
         if not self._unlabelled.exists() or self._overwrites:
             return None
-        return self._read_outputs(self._unlabelled, listing)[0]
+        return self._read_outputs(self._unlabelled, listing, width)[0]
 
-    def _read_outputs(self, path: Path, listing: Listing) -> tuple[Outputs, dict[str, str]]:
-        tensors, metadata = read_tensors_and_metadata(path)
-        if metadata["listing"] != _fingerprint(listing):
+    def _read_outputs(self, path: Path, listing: Listing, width: int) -> tuple[Outputs, dict[str, str]]:
+        tensors, metadata = read_tensors_and_metadata(path, most_header=_MOST_HEADER_BYTES)
+        if metadata.get("listing") != _fingerprint(listing):
             raise InputError(
                 f"{listing.name} has changed since the run in {self.path} was started; start a new run in another "
                 "--out, or with --overwrite in this one"
             )
-        contents = {int(position): Content(**content) for position, content in json.loads(metadata["contents"]).items()}
-        return Outputs(tensors["values"], tensors["index"], contents), metadata
+        values = check_tensor(tensors, "values", (None, None, width), str(path), formats=[torch.float32])
+        index = check_tensor(tensors, "index", (len(values),), str(path), formats=[torch.int64], finite=False)
+        saved = as_type(parse_json(metadata.get("contents", ""), str(path)), dict[str, Content], str(path))
+        contents = {int(key): content for key, content in saved.items() if key.isdecimal() and len(key) <= _DIGITS}
+        readable = sorted(position for position, content in contents.items() if content.reason is None)
+        if len(contents) != len(saved) or max(contents, default=0) >= len(listing.samples):
+            raise _damaged(path, "contents are not of these pictures")
+        if sorted(index.tolist()) != readable or not values.shape[1]:
+            raise _damaged(path, "index is not of the readable pictures")
+        return Outputs(values, index, contents), metadata
 
     def keep_budget(self, values: dict[str, Any]) -> None:
         """Keep the time that was used and the plan that was made, for --resume."""
@@ -247,10 +282,7 @@ class RunFolder:
         """What `keep_budget` kept; empty where it was not called."""
         if not self._budget.exists() or self._overwrites:
             return {}
-        values = read_json(self._budget)
-        if not isinstance(values, dict):
-            raise InputError(f"{self._budget} may be damaged; start a new run with --overwrite")
-        return values
+        return asdict(as_type(read_json(self._budget), _Budget, str(self._budget)))
 
     def holds_classifier(self) -> bool:
         """Whether a classifier can be loaded from here; its run may still be under way."""
@@ -259,6 +291,10 @@ class RunFolder:
     def finish(self) -> None:
         """Delete what only a continuation needs."""
         remove_state(self.path)
+
+
+def _damaged(path: Path, why: str) -> InputError:
+    return InputError(f"{path} may be damaged: {why}; start a new run with --overwrite")
 
 
 def _saved(path: Path) -> bool:

@@ -181,8 +181,8 @@ class ActivationCache:
     def _map(self, index: _Index, path: Path) -> None:
         try:
             rows = read_shard(path, index.name)
-            if index.form not in (None, rows.form):
-                raise InputError(f"{path} contains rows of another shape; it may be damaged")
+            if rows.values.dtype != index.key.dtype or index.form not in (None, rows.form):
+                raise InputError(f"{path} contains rows of another shape or number format; it may be damaged")
         except InputError as error:
             if not isinstance(error.__cause__, OSError):
                 self._drop(index, path, f"{error}: it is deleted, and its activations are computed again")

@@ -24,12 +24,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from finetune.errors import InputError
 from finetune.files.locks import locked
-from finetune.files.reading import read_json, read_tensors_and_metadata
+from finetune.files.reading import read_json, read_tensors_and_metadata, read_tensors_header
 from finetune.files.writing import write_json, write_tensors
 
 MADE_BY = "fewtune activations"
@@ -47,6 +46,7 @@ MOST_DISK = 20 << 30
 _KEY_BYTES, _CHECKSUM_BYTES = 32, 8
 # Bytes allowed for a file's header and for about.json.
 _HEADER_BYTES = 4096
+_MOST_ABOUT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +102,7 @@ def read_shard(path: Path, key: str) -> Rows:
         and len({tensor.shape[:1] for tensor in (keys, checksums, values)}) == 1
         and (keys.dtype, keys.shape[1:]) == (torch.uint8, (_KEY_BYTES,))
         and (checksums.dtype, checksums.shape[1:]) == (torch.uint8, (_CHECKSUM_BYTES,))
+        and (values.ndim > 1 and math.prod(values.shape[1:]) > 0)
     )
     if not valid:
         raise InputError(f"{path} does not contain the rows that its name stands for; it may be damaged")
@@ -300,7 +301,7 @@ def _removed_if_empty(entry: Path) -> bool:
 def _about(entry: Path) -> dict[str, Any] | None:
     """The content of about.json; None where it is missing, damaged or not the cache's."""
     try:
-        about = read_json(entry / ABOUT_FILE)
+        about = read_json(entry / ABOUT_FILE, most_bytes=_MOST_ABOUT_BYTES)
     except InputError:
         return None
     return about if isinstance(about, dict) and about.get("made_by") == MADE_BY else None
@@ -309,7 +310,7 @@ def _about(entry: Path) -> dict[str, Any] | None:
 def _rows_in(path: Path) -> int:
     """Number of rows in a file by its header; 0 where the header cannot be read."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return int(file.get_slice("keys").get_shape()[0])
-    except (OSError, SafetensorError):
+        keys = read_tensors_header(path).tensors.get("keys")
+    except InputError:
         return 0
+    return 0 if keys is None or not keys.shape else keys.shape[0]

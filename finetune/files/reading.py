@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -208,7 +209,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     """A regular file and its size. A pipe or a device is refused unopened: reading it might never end."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise InputError(f"{path} cannot be read: it is not a file")
+            raise OSError(errno.EINVAL, "it is not a file")
         with open(path, "rb") as file:
             yield file, os.fstat(file.fileno()).st_size
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path

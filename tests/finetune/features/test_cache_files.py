@@ -14,11 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damage import FEW, header_of, other_bytes, other_json, replaced, with_header
+from hypothesis import given
+from hypothesis import strategies as st
 from made_activations import KEY, aged, data_of, filled, flipped, keys_of, of, opened, the_shard, values_of
+from safetensors.torch import save
 from told import Told
+from torch import Tensor
 
 from finetune.features.cache import ActivationCache
-from finetune.features.cache_files import clear_cache, default_bound, entries, shards_of, size_of
+from finetune.features.cache_files import Rows, _checksums, clear_cache, default_bound, entries, shards_of, size_of
 from finetune.files.folders import default_folder
 
 # ------------------------------------------------------------------------------------------------ several processes
@@ -129,6 +134,67 @@ def test_a_damaged_file_is_reported_once_deleted_and_computed_again(
     assert "\n" not in told.lines[0]
     assert not shard.exists()
     assert torch.equal(opened(tmp_path).get(KEY, keys_of(range(6)))[:], values_of(range(6)))
+
+
+def forged(content: bytes, values: Tensor) -> bytes:
+    """A file of one row with these values, whose checksum is right."""
+    keys = np.frombuffer(bytes.fromhex(keys_of([1])[0]), np.uint8).reshape(1, -1)
+    tensors = {"keys": torch.from_numpy(keys.copy()), "values": values}
+    checksums = torch.from_numpy(_checksums(Rows(keys, values), KEY.name).copy())
+    return save(tensors | {"checksums": checksums}, {"key": KEY.name})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: forged(content, values_of([1]).int()),
+        lambda content: forged(content, values_of([1]).half()),
+        lambda content: forged(content, torch.zeros(1, 0)),
+        lambda content: forged(content, torch.zeros(1)),
+        lambda content: save({"keys": torch.tensor(1), "values": torch.tensor(1), "checksums": torch.tensor(1)}),
+        lambda content: with_header(content, {"__metadata__": {"key": {}}}),
+        lambda content: with_header(content, []),
+        lambda content: len(content).to_bytes(8, "little") + b"[" * len(content),
+        lambda content: (2 << 30).to_bytes(8, "little") + content[8:],
+    ],
+)
+def test_a_file_of_other_rows_is_a_miss(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    filled(tmp_path, [1])
+    shard = the_shard(tmp_path)
+    replaced(shard, damage(shard.read_bytes()))
+    (row,) = entries(tmp_path)
+    assert row.pictures in (0, 1)
+    told = Told()
+    assert not opened(tmp_path, told).known(KEY, keys_of([1])).any()
+    assert len(told.lines) == 1
+
+
+@pytest.mark.slow
+@FEW
+@given(data=st.data())
+def test_any_damage_to_a_file_is_a_miss_or_the_same_values(data: st.DataObject, tmp_path: Path) -> None:
+    whole, folder = tmp_path / "whole", tmp_path / "cache"
+    if not whole.exists():
+        filled(whole, range(3))
+    content = the_shard(whole).read_bytes()
+    header = header_of(content)
+    made = other_json(header).map(lambda value: with_header(content, value))
+    (folder / KEY.name).mkdir(parents=True, exist_ok=True)
+    replaced(folder / KEY.name / the_shard(whole).name, data.draw(made | other_bytes(content)))
+    entries(folder)
+    with opened(folder, Told()) as cache:
+        known = np.flatnonzero(cache.known(KEY, keys_of(range(3)))).tolist()
+        assert not known or torch.equal(cache.get(KEY, keys_of(known))[:], values_of(known))
+
+
+@pytest.mark.parametrize(
+    "about", ["[" * 100_000, '{"made_by": 1}', "[]", '{"made_by": "fewtune activations", "seed": {}}']
+)
+def test_a_damaged_description_hides_no_rows(about: str, tmp_path: Path) -> None:
+    filled(tmp_path, [1])
+    (the_shard(tmp_path).parent / "about.json").write_text(about)
+    assert entries(tmp_path)[0].pictures == 1
+    assert opened(tmp_path).known(KEY, keys_of([1])).all()
 
 
 def test_a_file_that_cannot_be_read_now_is_reported_once_and_stays(tmp_path: Path) -> None:
