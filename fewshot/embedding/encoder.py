@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import timm
 import torch
+from msgspec import Meta
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ import finetune.models.conv4  # noqa: F401  registers Conv-4 with timm
 from fewshot.embedding.augmentation import render_view
 from fewshot.embedding.framing import frame_drawings, frame_whole
 from fewshot.omniglot.dataset import SIDE
+from finetune.config import MOST_SIDE
 from finetune.data.images import Picture, read_image
 from finetune.data.transforms import Preprocessing, View, evaluation_view
 from finetune.errors import InputError
@@ -46,9 +48,13 @@ class EncoderSpec:
     """
 
     network: str
-    side: int
+    side: Annotated[int, Meta(ge=1, le=MOST_SIDE)]
     framing: Literal["drawing", "whole", "crop"]
     preprocessing: Preprocessing | None = None
+
+    def __post_init__(self) -> None:
+        if (self.framing == "crop") != (self.preprocessing is not None):
+            raise ValueError("preprocessing: it belongs to the framing 'crop', and to no other")
 
     @property
     def channels(self) -> int:
@@ -91,10 +97,15 @@ class EncoderSpec:
 
 def create(spec: EncoderSpec) -> nn.Module:
     """The network of `spec` with random weights. InputError for a name that timm does not know."""
+    if not timm.is_model(spec.network):  # timm would take a folder or a repository of the hub
+        raise InputError(f"timm knows no network {spec.network!r}")
     try:
         return timm.create_model(spec.network, pretrained=False, num_classes=0, in_chans=spec.channels)
     except RuntimeError as error:
         raise InputError(f"timm knows no network {spec.network!r}") from error
+    # Models raise different errors for a number of channels that they do not take.
+    except (ValueError, TypeError, AssertionError) as error:
+        raise InputError(f"{spec.network} takes no pictures of {spec.channels} channels") from error
 
 
 def embedding_width(network: nn.Module, spec: EncoderSpec) -> int:

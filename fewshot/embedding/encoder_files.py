@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import timm
+from msgspec import Meta
 from torch import nn
 
-from fewshot.embedding.encoder import EncoderSpec, create
+from fewshot.embedding.encoder import EncoderSpec, create, embedding_width
 from fewshot.omniglot.dataset import Character
 from finetune.classifier.classifier import load as load_classifier
 from finetune.data.transforms import Preprocessing
 from finetune.errors import InputError
-from finetune.files.reading import read_json, read_tensors
+from finetune.files.reading import as_type, read_json, read_tensors
+from finetune.files.tensors import check_fits
+from finetune.metrics import Count
 from finetune.models.backbone import Backbone
 from finetune.models.pretrained import load_pretrained
 from finetune.progress import Display
@@ -48,6 +51,47 @@ class StoredEncoder:
     fingerprint: str | None = None
     verification: dict[str, Any] | None = None
     recognition: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """What a run was computed with: device, precision, version of torch."""
+
+    device: str
+    precision: str
+    torch: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiameseRun:
+    """config.json of a run of `fewshot train`.
+
+    A run that has not finished lacks spec. recipe: the options.
+    """
+
+    format: Literal[1]
+    spec: EncoderSpec | None = None
+    fingerprint: str | None = None
+    trained_on: dict[str, tuple[Count, ...]] = field(default_factory=dict)
+    verification: dict[str, Any] | None = None
+    recognition: dict[str, Any] | None = None
+    source: str | None = None
+    split: str | None = None
+    everything: bool = False
+    examples: Count | None = None
+    self_supervised: bool = False
+    recipe: dict[str, str | int | float | bool | None]
+    steps: Annotated[int, Meta(ge=1, le=10**12)] | None = None
+    engine: Engine = Engine(device="", precision="", torch="")
+
+
+def read_siamese_config(folder: Path) -> tuple[SiameseRun, dict[str, Any]]:
+    """config.json of a run of `fewshot train`, checked, and all its values. InputError for another or a damaged one."""
+    path = folder / CONFIG_FILE
+    values = read_json(path)
+    if not isinstance(values, dict) or values.get("format") != FORMAT or "recipe" not in values:
+        raise InputError(f"{path} is not of a run that this version can read")
+    return as_type(values, SiameseRun, str(path)), values
 
 
 def read_encoder(source: str | Path, weights: str | Path | None, display: Display) -> StoredEncoder:
@@ -91,7 +135,7 @@ def characters_to_json(characters: Collection[Character]) -> dict[str, list[int]
     return found
 
 
-def characters_from_json(saved: dict[str, list[int]]) -> frozenset[Character]:
+def characters_from_json(saved: Mapping[str, Sequence[int]]) -> frozenset[Character]:
     """The inverse of `characters_to_json`."""
     return frozenset(Character(alphabet, number) for alphabet, numbers in saved.items() for number in numbers)
 
@@ -103,41 +147,38 @@ def _read_run(folder: Path) -> StoredEncoder:
         backbone = classifier.network.backbone
         # The run's own preprocessing: a later timm may change that of the model.
         return StoredEncoder(backbone, _crop_spec(backbone.name, classifier.preprocessing))
-    return _read_siamese_run(folder, config)
+    return _read_siamese_run(folder)
 
 
 def _crop_spec(name: str, preprocessing: Preprocessing) -> EncoderSpec:
     return EncoderSpec(name, preprocessing.size, "crop", preprocessing)
 
 
-def _read_siamese_run(folder: Path, config: Any) -> StoredEncoder:
+def _read_siamese_run(folder: Path) -> StoredEncoder:
     """The encoder of a finished run of `fewshot train`."""
-    path = folder / CONFIG_FILE
-    if not isinstance(config, dict) or config.get("format") != FORMAT or "recipe" not in config:
-        raise InputError(f"{path} is not of a run that this version can read")
-    if "spec" not in config or not (folder / WEIGHTS_FILE).is_file():
+    path, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
+    run, values = read_siamese_config(folder)
+    spec = run.spec
+    if spec is None or not weights.is_file():
         raise InputError(f"the run in {folder} has not finished; continue it with --resume")
-    try:
-        spec, trained_on = EncoderSpec(**config["spec"]), characters_from_json(config["trained_on"])
-    except (TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} is not of a run that this version can read") from error
+    if "trained_on" not in values:
+        raise InputError(f"{path} is not of a run that this version can read")
     network = create(spec)
-    tensors = {
-        name: tensor.float() if tensor.is_floating_point() else tensor
-        for name, tensor in read_tensors(folder / WEIGHTS_FILE).items()
-    }
+    tensors = read_tensors(weights)
+    check_fits(tensors, network.state_dict(), f"{weights} does not fit {spec.network}; it may be damaged")
+    network.load_state_dict(tensors)
     try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise InputError(f"{folder / WEIGHTS_FILE} does not fit {spec.network}; it may be damaged") from error
+        embedding_width(network, spec)
+    except InputError as error:
+        raise InputError(f"{path} may be damaged: spec.side: {error}") from error
     fingerprint = fingerprint_of(network, spec)
-    if fingerprint != config.get("fingerprint"):
-        raise InputError(f"{folder / WEIGHTS_FILE} does not match {path}; one of them may be damaged")
+    if fingerprint != run.fingerprint:
+        raise InputError(f"{weights} does not match {path}; one of them may be damaged")
     return StoredEncoder(
         network,
         spec,
-        trained_on=trained_on,
+        trained_on=characters_from_json(run.trained_on),
         fingerprint=fingerprint,
-        verification=config.get("verification"),
-        recognition=config.get("recognition"),
+        verification=run.verification,
+        recognition=run.recognition,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,11 +10,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fewshot.embedding.encoder_files import CONFIG_FILE, FORMAT, SHIPPED
+from fewshot.embedding.encoder_files import CONFIG_FILE, SHIPPED, read_siamese_config
 from fewshot.training.config import SiameseConfig
-from fewshot.training.train import HISTORY_FILE, METRICS_FILE
+from fewshot.training.train import HISTORY_FILE, METRICS_FILE, metrics_of
 from finetune.errors import InputError
-from finetune.files.reading import read_json
 from finetune.files.tables import read_csv
 from finetune.options.fields import flag
 from finetune.report.charts import Line, Mark, line_chart
@@ -66,12 +66,16 @@ def read_run(run: str) -> TrainedRun:
     folder = SHIPPED.get(run, Path(run))
     if not (folder / CONFIG_FILE).is_file():
         raise InputError(f"{run} is no run: give {', '.join(SHIPPED)} or the folder of a run of fewshot train")
-    config = read_json(folder / CONFIG_FILE)
-    if not isinstance(config, dict) or config.get("format") != FORMAT or not isinstance(config.get("recipe"), dict):
-        raise InputError(f"{folder / CONFIG_FILE} is not of a run of fewshot train that this version can read")
-    if "spec" not in config:
+    found, config = read_siamese_config(folder)
+    if found.spec is None:
         raise InputError(f"the run in {folder} has not finished; continue it with --resume")
-    metrics = read_json(folder / METRICS_FILE) if (folder / METRICS_FILE).is_file() else None
+    known = {option.name for option in fields(SiameseConfig)}
+    try:
+        recipe = SiameseConfig.from_dict({name: value for name, value in found.recipe.items() if name in known})
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG_FILE} may be damaged: {error}") from error
+    config = config | {"recipe": recipe.to_dict() | found.recipe}
+    metrics = metrics_of(folder) if (folder / METRICS_FILE).is_file() else None
     # A run made by the API has no source.
     return TrainedRun(run, folder, {"source": "made by the API"} | config, metrics, _history(folder / HISTORY_FILE))
 
@@ -129,7 +133,10 @@ def _history(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     try:
-        return [{name: float(value) for name, value in row.items() if value} for row in read_csv(path, ("step",))]
+        rows = [{name: float(value) for name, value in row.items() if value} for row in read_csv(path, ("step",))]
+        if not all("step" in row and all(map(math.isfinite, row.values())) for row in rows):
+            raise ValueError("a row has no step, or a number that is not finite")
+        return rows
     except (ValueError, TypeError) as error:
         raise InputError(f"{path} is no training history ({error}); it may be damaged") from error
 

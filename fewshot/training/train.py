@@ -14,7 +14,7 @@ from torch import nn
 from fewshot.embedding.distortions import SYMMETRIES
 from fewshot.embedding.embedder import Embedder
 from fewshot.embedding.encoder import EncoderSpec, create, embedding_width, round_to_half
-from fewshot.embedding.encoder_files import CONFIG_FILE, FORMAT, WEIGHTS_FILE
+from fewshot.embedding.encoder_files import CONFIG_FILE, FORMAT, WEIGHTS_FILE, read_siamese_config
 from fewshot.evaluation.threshold import calibrate
 from fewshot.evaluation.verification import labelled_pairs, pairs_within, similarity
 from fewshot.training.config import SiameseConfig
@@ -31,9 +31,10 @@ from fewshot.training.training_data import FolderSource, HeldOut, OmniglotSource
 from finetune.classifier.run_state import STATE, check_same_options, continues_run, has_finished, remove_state
 from finetune.errors import InputError, TrainingDiverged
 from finetune.files.folders import alone_in
-from finetune.files.reading import read_json
+from finetune.files.reading import as_type, read_json
 from finetune.files.tables import write_csv
 from finetune.files.writing import write_json
+from finetune.metrics import Count, Finite, Share
 from finetune.models.device import describe, open_engine, reproducible_numerics
 from finetune.options.fields import no_effect
 from finetune.processes import require_one_process
@@ -155,11 +156,14 @@ class _Run:
 
     def _steps_of_same_run(self) -> int:
         """Number of steps of the run in `out`. InputError if it was started with other options."""
-        found, request = read_json(self.out / CONFIG_FILE), self._request()
+        run, found = read_siamese_config(self.out)
+        request = self._request()
         if found.get("source") != request["source"]:
             raise InputError(f"{self.out} (--out) holds a run on {found.get('source')}, not on {request['source']}")
         check_same_options(self.out, _options(found), _options(request))
-        return int(found["steps"])
+        if run.steps is None:
+            raise InputError(f"{self.out / CONFIG_FILE} may be damaged: steps is missing")
+        return run.steps
 
     def _trained(self, steps: int | None) -> Embedder:
         """Train and save. steps: of the run that is continued; None for a new run."""
@@ -295,7 +299,27 @@ def _default_side(network: str) -> int:
     return int(found.input_size[-1]) if found is not None else 64
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Validation:
+    of: str
+    accuracy: Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Metrics:
+    """metrics.json of a run."""
+
+    steps: Count
+    seconds: Finite
+    waiting: Finite
+    validation: _Validation | None
+    kept_step: Count
+    interrupted: bool
+
+
 def metrics_of(out: Path) -> dict[str, Any]:
-    """Figures of the training in the run folder `out`, as in its metrics.json."""
-    metrics: dict[str, Any] = read_json(out / METRICS_FILE)
-    return metrics
+    """Figures of the training in the run folder `out`, as in its metrics.json. InputError where it is damaged."""
+    metrics = read_json(out / METRICS_FILE)
+    as_type(metrics, _Metrics, str(out / METRICS_FILE))
+    found: dict[str, Any] = metrics
+    return found
