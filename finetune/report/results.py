@@ -27,6 +27,7 @@ from finetune.classifier.run_metrics import (
 from finetune.errors import InputError
 from finetune.files.reading import read_tensors
 from finetune.files.tables import read_csv
+from finetune.files.tensors import FLOATING
 
 # A log-probability is at most 0, apart from rounding.
 _LARGEST = 1e-3
@@ -158,9 +159,10 @@ def _log_probabilities(path: Path, split: str | None, rows: int, classes: int) -
     if split is None or not file.exists():
         return None
     found = read_tensors(file).get(split)
-    if found is None or len(found) != rows:
+    if found is None or found.shape[:1] != (rows,):
         raise InputError(f"{file} does not belong to {path / PREDICTIONS_FILE}: they are of different pictures")
-    if found.shape != (rows, classes) or not bool((found <= _LARGEST).all()):
+    is_table = found.shape == (rows, classes) and found.dtype in FLOATING
+    if not is_table or not bool((found <= _LARGEST).all()):
         raise InputError(f"{file} holds no log-probabilities of {classes} classes; it may be damaged")
     return found.float()
 

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_run import made_run
 from PIL import Image
+from torch import Tensor
 
 import finetune
 from finetune import Classifier, Config, InputError
@@ -231,6 +232,14 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a run folder"):
         write_report(tmp_path)
     assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize("tensor", [torch.tensor(0.0), torch.zeros(4, 2, dtype=torch.complex64), torch.ones(4, 2) > 0])
+def test_probabilities_of_another_form_are_refused(tensor: Tensor, tmp_path: Path) -> None:
+    run = made_run(tmp_path, FEW, 2, side=16)
+    write_tensors(run / "probabilities.safetensors", {"test": tensor})
+    with pytest.raises(InputError, match=r"probabilities\.safetensors (does not belong|holds no log-probabilities)"):
+        write_report(run)
 
 
 @pytest.mark.parametrize("row", ["1,0.5", "1,0.5,high,0.5", "1,nan,0.5,0.5"])
