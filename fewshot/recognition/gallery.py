@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fewshot.evaluation.threshold import Calibration
+from fewshot.recognition.examples import Examples, Vectors
 from fewshot.recognition.operating_point import KnownScores, Threshold, choose, expected, known_scores
 from fewshot.recognition.unknowns import Samples, UnknownScores, estimate
 from finetune.errors import InputError
 
-Vectors = NDArray[np.float32]
 Floats = NDArray[np.float64]
 
 # Two pictures with this cosine or more are identical, apart from rounding.
@@ -83,9 +83,8 @@ class Gallery:
         self.width = width
         self.false_accept_rate = false_accept_rate
         self.calibration = calibration
-        self._labels: list[str] = []
-        self._counts: list[int] = []
-        self._examples = np.empty((0, width), np.float32)  # sorted by class
+        self._positions: dict[str, int] = {}  # of each label, in the order of enrolment
+        self._examples = Examples(width)
         self._background = np.empty((0, width), np.float32)
         self._trials = np.empty((0, width), np.float32)
         self._trial_labels: list[str] = []
@@ -94,17 +93,17 @@ class Gallery:
     @property
     def labels(self) -> tuple[str, ...]:
         """The classes, in the order of enrolment."""
-        return tuple(self._labels)
+        return tuple(self._positions)
 
     @property
     def counts(self) -> dict[str, int]:
         """Number of examples of each label."""
-        return dict(zip(self._labels, self._counts, strict=True))
+        return dict(zip(self._positions, self._examples.counts, strict=True))
 
     @property
     def examples(self) -> Vectors:
         """Shape (n, width), sorted by label."""
-        return self._examples
+        return self._examples.vectors
 
     @property
     def background(self) -> Vectors:
@@ -126,12 +125,7 @@ class Gallery:
         new = self._checked(vectors)
         if not len(new):
             raise InputError(f"{label} needs at least one example")
-        if label not in self._labels:
-            self._labels.append(label)
-            self._counts.append(0)
-        at = self._labels.index(label)
-        self._examples = np.insert(self._examples, self._rows(at).stop, new, axis=0)
-        self._counts[at] += len(new)
+        self._examples.add(self._positions.setdefault(label, len(self._positions)), new)
         self._invalidate()
 
     def fill(self, counts: Mapping[str, int], examples: ArrayLike) -> None:
@@ -145,14 +139,15 @@ class Gallery:
             InputError: If the gallery is not empty, a label is no text, or counts and vectors do not match.
         """
         checked = self._checked(examples)
-        if self._labels:
+        if self._positions:
             raise InputError("only an empty gallery can be filled")
         for label in counts:
             _check_label(label)
         whole = all(type(count) is int and count >= 1 for count in counts.values())
         if not whole or sum(counts.values()) != len(checked):
             raise InputError(f"{len(checked)} examples do not match the counts {list(counts.values())[:10]}")
-        self._labels, self._counts, self._examples = list(counts), list(counts.values()), checked.copy()
+        self._examples.fill(list(counts.values()), checked)
+        self._positions = {label: at for at, label in enumerate(counts)}
         self._invalidate()
 
     def forget(self, label: str) -> None:
@@ -161,11 +156,8 @@ class Gallery:
         Raises:
             InputError: If it is not enrolled.
         """
-        at = self._position(label)
-        kept = np.ones(len(self._examples), bool)
-        kept[self._rows(at)] = False
-        self._examples = self._examples[kept]
-        del self._labels[at], self._counts[at]
+        self._examples.forget(self._position(label))
+        self._positions = {other: at for at, other in enumerate(other for other in self._positions if other != label)}
         others = np.array([other != label for other in self._trial_labels], bool)
         self._trials = self._trials[others]
         self._trial_labels = [other for other in self._trial_labels if other != label]
@@ -197,9 +189,11 @@ class Gallery:
         checked = self._checked(vectors)
         if not len(self._examples) or not len(checked):
             return [None] * len(checked)
-        cosines = checked @ self._examples.T
-        of = [self._labels[position] for position in self._classes[cosines.argmax(1)]]
-        return [label if same else None for label, same in zip(of, cosines.max(1) >= SAME, strict=True)]
+        classes, cosines = self._examples.nearest(checked)
+        if not (cosines >= SAME).any():
+            return [None] * len(checked)
+        labels = self.labels
+        return [labels[of] if cosine >= SAME else None for of, cosine in zip(classes, cosines, strict=True)]
 
     def similarity(self, vectors: ArrayLike) -> Vectors:
         """Similarity (n, classes) of vectors (n, width) to each class.
@@ -257,23 +251,20 @@ class Gallery:
 
     def alike(self, threshold: float) -> list[SimilarClasses]:
         """Pairs of classes whose mean similarity is at least `threshold`, the most similar first."""
-        counts = np.array(self._counts)
+        counts, labels, examples = np.array(self._examples.counts), self.labels, self.examples
         if len(counts) < 2:
             return []
         starts = counts.cumsum() - counts
         table = np.empty((len(counts), len(counts)), np.float64)
-        step = max(1, _AT_ONCE // max(1, len(self._examples)))
+        step = max(1, _AT_ONCE // max(1, len(examples)))
         for at in range(0, len(counts), step):
-            similarity = (self._examples @ self._means()[at : at + step].T).astype(np.float64)
+            similarity = (examples @ self._means()[at : at + step].T).astype(np.float64)
             table[:, at : at + step] = np.add.reduceat(similarity, starts, axis=0) / counts[:, None]
         both = np.triu(np.maximum(table, table.T), 1)
         both[np.tril_indices(len(counts))] = -np.inf
         one, other = (both >= threshold).nonzero()
         order = np.argsort(-both[one, other], kind="stable")
-        return [
-            SimilarClasses(self._labels[one[at]], self._labels[other[at]], float(both[one[at], other[at]]))
-            for at in order
-        ]
+        return [SimilarClasses(labels[one[at]], labels[other[at]], float(both[one[at], other[at]])) for at in order]
 
     # --- examples -----------------------------------------------------------------------------------------------------
 
@@ -298,10 +289,10 @@ class Gallery:
     def _means(self) -> Vectors:
         """Means of the classes, (classes, width), unit length."""
         if self._class_means is None:
-            if not self._labels:
+            if not self._positions:
                 return np.empty((0, self.width), np.float32)
-            counts = np.array(self._counts)
-            means = np.add.reduceat(self._examples, counts.cumsum() - counts, axis=0)
+            counts = np.array(self._examples.counts)
+            means = np.add.reduceat(self.examples, counts.cumsum() - counts, axis=0)
             lengths = np.linalg.norm(means, axis=1, keepdims=True)
             self._class_means = means / np.maximum(lengths, np.finfo(np.float32).tiny)
         return self._class_means
@@ -310,24 +301,15 @@ class Gallery:
         """Similarity (n, classes) of vectors (n, width), at most 1 despite rounding."""
         return np.asarray(np.minimum(vectors @ self._means().T, 1), np.float32)
 
-    @property
-    def _classes(self) -> NDArray[np.int64]:
-        """(n,): position of the class of each example."""
-        return np.repeat(np.arange(len(self._counts)), self._counts)
-
-    def _rows(self, at: int) -> slice:
-        start = sum(self._counts[:at])
-        return slice(start, start + self._counts[at])
-
     def _position(self, label: str) -> int:
-        if label not in self._labels:
+        if label not in self._positions:
             raise InputError(f"{label!r} is not enrolled")
-        return self._labels.index(label)
+        return self._positions[label]
 
     # --- similarity of unknown and known pictures ---------------------------------------------------------------------
 
     def _unknown(self) -> UnknownScores | None:
-        if not self._labels:
+        if not self._positions:
             raise InputError("nothing is enrolled; enrol at least one class")
         self._measure()
         return self._unknown_scores
@@ -340,7 +322,7 @@ class Gallery:
         if self._measured:
             return
         background = self._nearest(self._background)
-        self._unknown_scores = estimate(self.calibration, len(self._labels), self._rivals(), background)
+        self._unknown_scores = estimate(self.calibration, len(self._positions), self._rivals(), background)
         self._known_scores = known_scores(self.calibration, self._own())
         self._measured = True
 
@@ -348,38 +330,40 @@ class Gallery:
         """Similarity (n,) to the nearest class."""
         if not len(vectors):
             return np.empty(0)
-        step = max(1, _AT_ONCE // len(self._labels))
+        step = max(1, _AT_ONCE // len(self._positions))
         parts = [self._similarity(vectors[at : at + step]).max(1) for at in range(0, len(vectors), step)]
         return np.concatenate(parts).astype(np.float64)
 
     def _rivals(self) -> Samples | None:
         """Similarity of every example to its nearest other class; None for a single class."""
-        if len(self._labels) < 2:
+        if len(self._positions) < 2:
             return None
-        classes = self._classes
-        step = max(1, _AT_ONCE // len(self._labels))
+        classes, examples = self._examples.classes, self.examples
+        step = max(1, _AT_ONCE // len(self._positions))
         found = np.empty(len(classes), np.float64)
         for at in range(0, len(classes), step):
-            similarity = self._similarity(self._examples[at : at + step])
+            similarity = self._similarity(examples[at : at + step])
             similarity[np.arange(len(similarity)), classes[at : at + step]] = -np.inf
             found[at : at + step] = similarity.max(1)
-        return Samples(found, classes, len(self._labels) - 1)
+        return Samples(found, classes, len(self._positions) - 1)
 
     def _own(self) -> Samples | None:
         """Similarity to its own class of every trial, and of every example to the other examples; None without any."""
-        counts, classes = np.array(self._counts), self._classes
+        counts, classes = np.array(self._examples.counts), self._examples.classes
         several = counts[classes] > 1
-        examples = self._examples[several].astype(np.float64)
+        examples = self.examples[several].astype(np.float64)
         starts = counts.cumsum() - counts
-        sums = np.add.reduceat(self._examples.astype(np.float64), starts, axis=0)
+        sums = np.add.reduceat(self.examples.astype(np.float64), starts, axis=0)
         rest = sums[classes[several]] - examples
-        trial_classes = np.array([self._labels.index(label) for label in self._trial_labels], np.int64)
+        trial_classes = np.array([self._positions[label] for label in self._trial_labels], np.int64)
         vectors = np.concatenate([examples, self._trials])
         centres = np.concatenate([rest, sums[trial_classes]])
         if not len(vectors):
             return None
         centres /= np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-12)
-        return Samples((vectors * centres).sum(1), np.concatenate([classes[several], trial_classes]), len(self._labels))
+        return Samples(
+            (vectors * centres).sum(1), np.concatenate([classes[several], trial_classes]), len(self._positions)
+        )
 
 
 def check_rate(rate: float) -> None:
