@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -44,7 +44,7 @@ from finetune.features.acceleration import (
     accelerated,
     worth_accelerating,
 )
-from finetune.features.forward import run_over
+from finetune.features.forward import Outputs, run_over
 from finetune.files.writing import write_json, write_tensors
 from finetune.models.device import open_engine, reproducible_numerics
 from finetune.progress import Advance, Display
@@ -244,11 +244,19 @@ class Embedder:
         workers: int | None = None,
         display: Display | None = None,
         advance: Advance | None = None,
+        keep: Callable[[Sequence[int], NDArray[np.float32], Sequence[str]], None] | None = None,
     ) -> Embeddings:
         """Like `embed`, but unreadable pictures are listed in the result.
 
-        advance: The caller's progress bar, in place of one of `display`.
+        advance: The caller's progress bar, in place of one of `display`. keep: Called with positions, vectors and
+        checksums of the readable pictures of each batch, for a caller that must not lose them to an interruption.
         """
+
+        def keep_outputs(outputs: Outputs) -> None:
+            positions = outputs.index.tolist()
+            if keep is not None:
+                keep(positions, outputs.values.numpy(), [outputs.contents[at].sha256 for at in positions])
+
         if batch_size is not None and batch_size < 1:
             raise InputError(f"--batch-size must be at least 1, not {batch_size}")
         listed = [_as_picture(picture) for picture in _listed(pictures)]
@@ -264,6 +272,7 @@ class Embedder:
                 batch_size=batch_size,
                 workers=workers,
                 advance=bar,
+                keep=keep_outputs,
             )
         vectors = np.full((len(listed), self.width), np.nan, np.float32)
         if len(outputs.index):

@@ -46,9 +46,13 @@ class Examples:
             self.counts.append(0)
         end = self._number + len(vectors)
         if end > len(self._stored):
-            room = max(end, 2 * len(self._stored)) - self._number
-            self._stored = np.pad(self._stored[: self._number], ((0, room), (0, 0)))
-            self._stored_classes = np.pad(self._stored_classes[: self._number], (0, room))
+            room = max(end, 2 * len(self._stored))
+            stored, classes = np.empty((room, vectors.shape[1]), np.float32), np.empty(room, np.int64)
+            stored[: self._number], classes[: self._number] = (
+                self._stored[: self._number],
+                self._stored_classes[: self._number],
+            )
+            self._stored, self._stored_classes = stored, classes
         self._stored[self._number : end], self._stored_classes[self._number : end] = vectors, of
         self.counts[of] += len(vectors)
         self._number = end

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -57,7 +57,7 @@ def write_gallery(folder: Path, gallery: Gallery, *, fingerprint: str, origin: d
     write_tensors(
         folder / GALLERY_FILE,
         {name: torch.from_numpy(values) for name, values in vectors.items()},
-        {"gallery": json.dumps(asdict(header), allow_nan=False)},
+        {"gallery": json.dumps(vars(header), allow_nan=False)},
     )
 
 

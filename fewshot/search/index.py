@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
@@ -278,8 +278,13 @@ class Index:
             similarity[below], keys[below] = -np.inf, None
         return Neighbours(similarity, keys)
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, check: Callable[[Metadata], None] | None = None) -> None:
         """Write the index to a folder that is new, empty or an index's. A crash leaves the old state or the new.
+
+        Args:
+            folder: Where to save.
+            check: Called with the `about` of an index in the folder, before it is replaced and while no other process
+                can write there. It may raise to keep that index.
 
         Raises:
             InputError: If the folder holds something else, or cannot be written.
@@ -299,7 +304,7 @@ class Index:
             built_at=self._built_at,
             changed=self._changed,
         )
-        write_folder(Path(folder), header, self._engine.faiss_index, entries)
+        write_folder(Path(folder), header, self._engine.faiss_index, entries, check)
 
     @classmethod
     def load(

@@ -14,7 +14,7 @@ import hashlib
 import re
 import secrets
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +25,7 @@ from fewshot.search.engines import Structure, effort_bounds, import_faiss
 from fewshot.search.faiss_format import MOST_WIDTH, Layout, check_file
 from fewshot.search.key_table import Entry, read_entries, write_entries
 from finetune.errors import InputError
-from finetune.files.locks import locked
+from finetune.files.locks import LOCK_FILE, locked
 from finetune.files.reading import as_type, read_json
 from finetune.files.writing import replacing, write_json
 
@@ -84,14 +84,31 @@ class CurrentFiles:
     files: dict[str, FileRecord]
 
 
-def write_folder(folder: Path, header: IndexHeader, faiss_index: Any, entries: Iterable[Entry]) -> None:
+def is_free(folder: Path) -> bool:
+    """Whether an index can be made in `folder`: it is missing, empty, or holds only what failed saves have left."""
+    return not folder.exists() or (
+        folder.is_dir() and not (folder / ABOUT_FILE).exists() and all(map(_ours, folder.iterdir()))
+    )
+
+
+def write_folder(
+    folder: Path,
+    header: IndexHeader,
+    faiss_index: Any,
+    entries: Iterable[Entry],
+    check: Callable[[Mapping[str, Any]], None] | None = None,
+) -> None:
     """Save an index. Writers wait for each other.
+
+    check: Called with the `about` of an index that is there, before it is replaced; it may raise.
 
     InputError if the folder holds something other than an index, or cannot be written; the old state remains.
     """
     _refuse_paths_faiss_cannot_open(folder)
     with locked(folder):
         _refuse_other_folders(folder)
+        if check is not None and (folder / ABOUT_FILE).exists():
+            check(as_type(_read_about(folder), IndexHeader, str(folder / ABOUT_FILE)).about)
         token = secrets.token_hex(8)
         vectors, keys = folder / f"vectors-{token}.faiss", folder / f"keys-{token}.sqlite"
         try:
@@ -184,11 +201,23 @@ def _check(path: Path, expected: FileRecord | None, by_digest: bool) -> None:
 
 
 def _write_vectors(path: Path, faiss_index: Any) -> None:
+    """Written through a file of Python: FAISS ignores errors when it closes its own, and a full disk cuts it."""
     faiss = import_faiss()
-    with replacing(path) as temporary:
+    failed: list[BaseException] = []
+    with replacing(path) as temporary, temporary.open("wb") as file:
+
+        def write(block: bytes) -> None:
+            try:
+                file.write(block)
+            except BaseException as error:  # which FAISS makes a RuntimeError without its words
+                failed.append(error)
+                raise
+
         try:
-            faiss.write_index(faiss_index, str(temporary))
-        except RuntimeError as error:  # FAISS raises no other, also for a full disk
+            faiss.write_index(faiss_index, faiss.PyCallbackIOWriter(write))
+        except RuntimeError as error:
+            if failed:
+                raise failed[0] from None
             raise InputError(f"{path} cannot be written: {_reason(error)}") from error
 
 
@@ -202,13 +231,17 @@ def _read_vectors(path: Path, memory_mapped: bool) -> Any:
 
 
 def _refuse_other_folders(folder: Path) -> None:
-    names = sorted(path.name for path in folder.iterdir())
-    if ABOUT_FILE in names:
+    if (folder / ABOUT_FILE).exists():
         _read_about(folder)
         return
-    others = [name for name in names if not _OURS.fullmatch(name)]
+    others = sorted(path.name for path in folder.iterdir() if not _ours(path))
     if others:
         raise InputError(f"{folder} holds {others[0]} and is no index; choose a new or an empty folder")
+
+
+def _ours(path: Path) -> bool:
+    """Whether it is the lock, or a file that a save has made."""
+    return path.name == LOCK_FILE or _OURS.fullmatch(path.name) is not None
 
 
 def _delete_old_files(folder: Path) -> None:

@@ -39,7 +39,7 @@ def write_entries(path: Path, entries: Iterable[Entry]) -> None:
                     database.execute(_TABLE)
                     database.executemany("INSERT INTO entries (key, vector, metadata) VALUES (?, ?, ?)", rows)
         except sqlite3.Error as error:
-            raise InputError(f"{path} cannot be written: {error}") from error
+            raise InputError(f"{path} cannot be written: {error}; make room for it and start again") from error
 
 
 def read_entries(path: Path, rows: int) -> list[Entry]:

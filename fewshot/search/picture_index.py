@@ -6,7 +6,9 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from fewshot.embedding.embedder import Embedder
 from fewshot.search.contact_sheet import Row, Tile
 from fewshot.search.index import Index, Neighbour
+from fewshot.search.index_files import is_free
 from finetune.data.folder import list_unlabelled
 from finetune.data.images import read_content
 from finetune.errors import InputError, UnreadablePicture
@@ -81,6 +84,7 @@ def embed_folder(
     display = display or Display()
     paths = {path.relative_to(folder).as_posix(): path for path in list_unlabelled([folder])}
     index = _opened(folder, out, embedder, kind)
+    check = partial(_check_source, folder, out)
     known = {key: str(index.metadata(key).get("sha256")) for key in index.keys}
     # A new index embeds everything, and embedding also computes the checksums. An update reads new pictures twice,
     # which takes a hundredth of the embedding time, rather than keep them in memory.
@@ -90,39 +94,83 @@ def embed_folder(
     wanted = [key for key, digest in contents.items() if known.get(key) != digest and key not in moved]
     _put(index, list(moved), [contents[key] for key in moved], index.vectors(list(moved.values())))
     index.remove(gone)
-    embedded = 0
+    pending = _Pending(index)
     try:
         saved = time.monotonic()
         with display.bar("embedding", len(wanted)) as advance:
             for at in range(0, len(wanted), AT_ONCE):
-                part = wanted[at : at + AT_ONCE]
+                pending.keys = wanted[at : at + AT_ONCE]
                 found = embedder.embed_all(
-                    [paths[key] for key in part], batch_size=batch_size, workers=workers, advance=advance
+                    [paths[key] for key in pending.keys],
+                    batch_size=batch_size,
+                    workers=workers,
+                    advance=advance,
+                    keep=pending.keep,
                 )
-                good = [number for number in range(len(part)) if number not in found.unreadable]
-                unreadable |= {part[number]: reason for number, reason in found.unreadable.items()}
-                _put(index, [part[i] for i in good], [found.sha256[i] for i in good], found.vectors[good])
-                embedded += len(good)
+                unreadable |= {pending.keys[number]: reason for number, reason in found.unreadable.items()}
+                pending.put()
                 if time.monotonic() - saved > SAVE_EVERY:
-                    index.save(out)
+                    index.save(out, check=check)
                     saved = time.monotonic()
     finally:
-        # Also after Ctrl-C.
-        index.save(out)
+        # Also after Ctrl-C, which may have come within a block or while it was put into the index.
+        if not pending.broken:
+            pending.put()
+            index.save(out, check=check)
     return index, IndexUpdate(
-        embedded, len(moved), len(contents) - len(wanted) - len(moved), len(gone), dict(sorted(unreadable.items()))
+        pending.embedded,
+        len(moved),
+        len(contents) - len(wanted) - len(moved),
+        len(gone),
+        dict(sorted(unreadable.items())),
     )
 
 
 def _opened(folder: Path, out: Path, embedder: Embedder, kind: str) -> Index:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if is_free(out):
         about = {"embedder": embedder.origin, "folder": str(folder.absolute())}
         return Index(embedder.width, kind=kind, fingerprint=embedder.fingerprint, about=about)
     index = Index.load(out, fingerprint=embedder.fingerprint)
-    of = index.about.get("folder")
+    _check_source(folder, out, index.about)
+    return index
+
+
+def _check_source(folder: Path, out: Path, about: Mapping[str, Any]) -> None:
+    """InputError where the index in `out` is of another folder, which another process may have made meanwhile."""
+    of = about.get("folder")
     if of is not None and of != str(folder.absolute()):
         raise InputError(f"{out} is the index of {of}; choose another --out for {folder}")
-    return index
+
+
+class _Pending:
+    """Embedded pictures of a block, until the index has them.
+
+    Attributes:
+        keys: Of the block.
+        embedded: Number of pictures that were put into the index.
+        broken: Whether putting them was interrupted, so that the index may not be saved.
+    """
+
+    def __init__(self, index: Index):
+        self.keys: Sequence[str] = ()
+        self.embedded = 0
+        self.broken = False
+        self._index = index
+        self._found: dict[int, tuple[str, NDArray[np.float32]]] = {}
+
+    def keep(self, positions: Sequence[int], vectors: NDArray[np.float32], digests: Sequence[str]) -> None:
+        self._found.update(zip(positions, zip(digests, vectors, strict=True), strict=True))
+
+    def put(self) -> None:
+        """Put them into the index, in the order of their keys."""
+        order = sorted(self._found)
+        if order:
+            self.broken = True
+            vectors = np.stack([self._found[number][1] for number in order])
+            _put(self._index, [self.keys[n] for n in order], [self._found[n][0] for n in order], vectors)
+            self.embedded += len(order)
+            self._found.clear()
+            self.broken = False
 
 
 def _contents(paths: Mapping[str, Path], display: Display) -> tuple[dict[str, str], dict[str, str]]:

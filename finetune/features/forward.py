@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -93,6 +93,7 @@ def run_over(
     batch_size: int | None = None,
     workers: int | None = None,
     advance: Advance | None = None,
+    keep: Callable[[Outputs], None] | None = None,
 ) -> Outputs:
     """Run a network over pictures, in their order.
 
@@ -103,6 +104,7 @@ def run_over(
         batch_size: Pictures in a batch. None for the usual size of the device.
         workers: As for `run_frozen`.
         advance: Called with the number of pictures that are done.
+        keep: Called with the outputs of each batch, so that an interruption loses no more than one.
     """
     values, indices, contents = [], [], {}
     with reproducible_numerics(device):
@@ -111,6 +113,8 @@ def run_over(
             if outputs is not None:
                 values.append(outputs)
                 indices.append(batch.index)
+                if keep is not None:
+                    keep(Outputs(outputs, batch.index, batch.contents))
             if advance is not None:
                 advance(len(batch), "")
     empty = torch.empty(0, 1, 0), torch.empty(0, dtype=torch.int64)

@@ -13,7 +13,7 @@ from finetune.errors import InputError
 
 _LOCKS: set[int] = set()  # this process's handles of folders that it has locked
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems without locks
-_LOCK_FILE = ".lock"
+LOCK_FILE = ".lock"  # in a locked folder, on Windows alone
 
 
 @contextmanager
@@ -82,7 +82,7 @@ def _locked_file(folder: Path, busy: str | None) -> Iterator[None]:
     """Lock a file in the folder, as `locked` does with the folder. On Windows the file is deleted at the end."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / _LOCK_FILE)
+    lock = FileLock(folder / LOCK_FILE)
     try:
         lock.acquire(blocking=busy is None)
     except Timeout as error:
@@ -93,7 +93,7 @@ def _locked_file(folder: Path, busy: str | None) -> Iterator[None]:
         lock.release()
         if os.name == "nt":
             with suppress(OSError):  # another process has opened the file
-                (folder / _LOCK_FILE).unlink(missing_ok=True)
+                (folder / LOCK_FILE).unlink(missing_ok=True)
 
 
 def _close_copies() -> None:
