@@ -27,6 +27,7 @@ from finetune.files.reading import as_type
 from finetune.linear.head import solve_heads
 from finetune.linear.probe import MOST, probe_curve
 from finetune.linear.threads import one_thread
+from finetune.metrics import Count, Finite
 from finetune.models.pooled import PooledStages
 from finetune.progress import Display, TimeLimit, in_words
 from finetune.strategies import FEW, HEAD, SCRATCH, STRATEGIES
@@ -104,14 +105,18 @@ class TrainingPlan:
 
     strategy: str
     lowest: str | None = None
-    epochs: int = 0
-    most_epochs: int = 0
-    views: int = 1
+    epochs: Count = 0
+    most_epochs: Count = 0
+    views: Count = 1
     frozen: bool = False
-    epoch: float = 0.0
-    after: float = 0.0
-    seconds: float
+    epoch: Finite = 0.0
+    after: Finite = 0.0
+    seconds: Finite
     reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"strategy: {self.strategy!r} is none of {', '.join(STRATEGIES)}")
 
     def applied_to(self, choice: StrategyChoice) -> StrategyChoice:
         """`choice` with the strategy of the plan, and its reason."""
@@ -141,7 +146,7 @@ class Budget:
         kept = {} if run is None else run.kept_budget()
         self.minutes, self._run = config.minutes, run
         self.limit = TimeLimit(60 * self.minutes, started, float(kept.get("spent", 0.0)))
-        self.plan = as_type(kept["plan"], TrainingPlan, "the plan of the run") if kept.get("plan") else None
+        self.plan = as_type(kept["plan"], TrainingPlan, "the plan in state/budget.json") if kept.get("plan") else None
         self.note = str(kept.get("note", ""))
         # A command has been imported by now: how much longer than its CPU time that took says how busy the machine is.
         busy = (time.monotonic() - started) / time.process_time() if time.monotonic() - started > 1 else 1.0

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from finetune.config import Config
 from finetune.errors import InputError
+from finetune.files.reading import parse_json
 from finetune.files.writing import write_text
 
 LINES_FILE = "history.jsonl"
@@ -90,11 +91,11 @@ class RunLog(Log):
     def _drop_lines_after(self, history: Sequence[Row]) -> None:
         """Keep the lines of the epochs in `history` only. A crash may leave later ones, which will be repeated."""
         path, lines = self._folder / LINES_FILE, dict[Any, Row]()
-        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
             try:
-                row = json.loads(text)
+                row = parse_json(text, str(path))
                 lines[row["epoch"]] = row
-            except (ValueError, KeyError, TypeError):
+            except (InputError, KeyError, TypeError):
                 continue
         rows = [lines.get(row["epoch"], row) for row in history]
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from finetune.api.budget import Budget
 from finetune.classifier.run_folder import RunFolder
 from finetune.config import Config
 from finetune.data.folder import Listing, Sample
@@ -98,6 +99,17 @@ def test_a_kept_budget_that_is_damaged_is_refused(value: Any, tmp_path: Path) ->
     write_json(tmp_path / "state" / "budget.json", value)
     with pytest.raises(InputError, match=r"budget\.json may be damaged"):
         RunFolder(tmp_path).kept_budget()
+
+
+@pytest.mark.parametrize(
+    "change", [{"strategy": "sideways"}, {"epochs": -1}, {"views": 1.5}, {"seconds": 1e308 * 10}, {"seconds": "long"}]
+)
+def test_a_kept_plan_that_is_damaged_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    plan = json.dumps({"plan": {"strategy": "full", "seconds": 60.0} | change})
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "budget.json").write_text(plan)
+    with pytest.raises(InputError, match=r"budget\.json (may be damaged|is not valid JSON)"):
+        Budget(Config(minutes=1), 0.0, RunFolder(tmp_path))
 
 
 @pytest.mark.slow

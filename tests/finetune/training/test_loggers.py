@@ -55,6 +55,14 @@ def test_a_continued_run_has_each_epoch_once(tmp_path: Path) -> None:
     assert [line["epoch"] for line in lines_of(tmp_path)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("line", [b"[" * 100_000, b"\xff\xfe", b'{"epoch": []}', b'{"epoch": 1e999}', b"7"])
+def test_damaged_lines_are_written_again(line: bytes, tmp_path: Path) -> None:
+    (tmp_path / LINES_FILE).write_bytes(line + b"\n")
+    with open_log(Config(), tmp_path) as log:
+        log.begin(ROWS[:2])
+    assert lines_of(tmp_path) == ROWS[:2]
+
+
 def test_epochs_whose_lines_were_lost_are_written_again(tmp_path: Path) -> None:
     with open_log(Config(), tmp_path) as log:
         log.begin(ROWS[:2])
