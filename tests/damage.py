@@ -32,6 +32,9 @@ JSON = st.one_of(
 )
 
 
+MISSING = object()
+
+
 def places(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The paths of all values in a JSON value, its own first."""
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -39,20 +42,23 @@ def places(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def with_value(value: Any, place: tuple[Any, ...], new: Any) -> Any:
-    """A copy of a JSON value with another value at a place."""
+    """A copy of a JSON value with another value at a place, or for MISSING without the place."""
     if not place:
-        return new
+        return None if new is MISSING else new
     copied = json.loads(json.dumps(value))
     at = copied
     for key in place[:-1]:
         at = at[key]
-    at[place[-1]] = new
+    if new is MISSING:
+        del at[place[-1]]
+    else:
+        at[place[-1]] = new
     return copied
 
 
 def other_json(value: Any) -> st.SearchStrategy[Any]:
     """`value` with an arbitrary value in the place of one of its values, or without that."""
-    return st.builds(with_value, st.just(value), st.sampled_from(places(value)), JSON)
+    return st.builds(with_value, st.just(value), st.sampled_from(places(value)), JSON | st.just(MISSING))
 
 
 def other_bytes(content: bytes, until: int | None = None) -> st.SearchStrategy[bytes]:

@@ -90,7 +90,7 @@ def read_siamese_config(folder: Path) -> tuple[SiameseRun, dict[str, Any]]:
     path = folder / CONFIG_FILE
     values = read_json(path)
     if not isinstance(values, dict) or values.get("format") != FORMAT or "recipe" not in values:
-        raise InputError(f"{path} is not of a run that this version can read")
+        raise InputError(f"{path} is not of a run of fewshot train that this version can read")
     return as_type(values, SiameseRun, str(path)), values
 
 
@@ -162,7 +162,7 @@ def _read_siamese_run(folder: Path) -> StoredEncoder:
     if spec is None or not weights.is_file():
         raise InputError(f"the run in {folder} has not finished; continue it with --resume")
     if "trained_on" not in values:
-        raise InputError(f"{path} is not of a run that this version can read")
+        raise InputError(f"{path} is not of a run of fewshot train that this version can read")
     network = create(spec)
     tensors = read_tensors(weights)
     check_fits(tensors, network.state_dict(), f"{weights} does not fit {spec.network}; it may be damaged")

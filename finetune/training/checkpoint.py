@@ -21,6 +21,8 @@ from finetune.training.selection import Score
 
 _OPTIMIZER, _STATE = "optimizer", "course"  # names in the file
 _ADVICE = "remove it to train again from the start"
+# Tensors of the optimiser that are never negative: AdamW takes roots of them.
+_POSITIVE = ("step", "exp_avg_sq")
 # Of the number of a parameter.
 _DIGITS = 9
 
@@ -66,7 +68,10 @@ class Checkpoint:
             if not fits or any(tensor.shape != (() if name == "step" else shape) for name, tensor in moments.items()):
                 raise InputError(f"{self.source} may be damaged: the optimiser's state does not fit; {_ADVICE}")
             for name, tensor in moments.items():
-                if (problem := unusable(tensor, finite=False)) is not None:
+                problem = unusable(tensor)
+                if problem is None and name in _POSITIVE and tensor.numel() and bool(tensor.min() < 0):
+                    problem = "is negative"
+                if problem is not None:
                     raise InputError(f"{self.source} may be damaged: {name} of the optimiser {problem}; {_ADVICE}")
         optimizer.load_state_dict({"state": self._optimizer, "param_groups": optimizer.state_dict()["param_groups"]})
 
