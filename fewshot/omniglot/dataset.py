@@ -5,12 +5,9 @@ from __future__ import annotations
 import io
 import os
 import re
-import stat
-import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from fewshot.omniglot.archive import contents
 from finetune.errors import InputError, UnreadablePicture
 
 SIDE = 105  # pixels of every picture, both ways
@@ -27,8 +25,6 @@ RUNS, WAYS = 20, 20  # Lake's runs, and the classes and questions of each
 
 SETS = {"background": "images_background", "evaluation": "images_evaluation"}  # set -> its archive
 ALL_RUNS = "all_runs"
-
-_LARGEST = 1_000_000  # bytes; the pictures have a few hundred
 
 
 class Character(NamedTuple):
@@ -168,14 +164,6 @@ def lake_runs(folder: Path | None = None) -> list[OneShotRun]:
     return [_run(name, keys[name], pictures) for name in sorted(keys)]
 
 
-def contents(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of every file of a zip or an unpacked folder, sorted by name, without hidden files.
-
-    InputError if the archive is damaged, or a zip that would be unsafe to unpack: no official archive is.
-    """
-    return _unpacked(path) if path.is_dir() else _zipped(path)
-
-
 def _archive(place: Path, name: str) -> Path:
     """The zip, or else the folder, which may be unpacked in part only."""
     for path in (place / f"{name}.zip", place / name):
@@ -184,55 +172,12 @@ def _archive(place: Path, name: str) -> Path:
     raise InputError(f"{place} holds neither {name}.zip nor the folder {name}")
 
 
-def _zipped(path: Path) -> Iterator[tuple[str, bytes]]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            for member in members:
-                _check_member(path, member)
-            for member in sorted(members, key=lambda member: member.filename):
-                if not member.is_dir() and _shown(PurePosixPath(member.filename)):
-                    yield member.filename, archive.read(member)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-        raise InputError(f"{path} cannot be read: {error}; it may be damaged") from error
-
-
-def _check_member(path: Path, member: zipfile.ZipInfo) -> None:
-    """InputError for a name that leads out of the folder that it would be unpacked to, a link or a too large file."""
-    # zipfile changes `filename`: it cuts it at a zero byte, and turns separators into slashes.
-    name = member.orig_filename
-    steps = re.split(r"[/\\]", name)
-    reason = None
-    if "\0" in name or steps[0] == "" or ".." in steps or re.match("[A-Za-z]:", name):
-        reason = "leads out of the archive"
-    elif stat.S_ISLNK(member.external_attr >> 16):
-        reason = "is a link"
-    elif member.file_size > _LARGEST:
-        reason = f"is {member.file_size:,} bytes large"
-    if reason:
-        raise InputError(f"{path}: its member {name!r} {reason}; this is not the official archive")
-
-
-def _unpacked(folder: Path) -> Iterator[tuple[str, bytes]]:
-    for path in sorted(path for kind in ("*.png", "*.txt") for path in folder.rglob(kind)):
-        name = path.relative_to(folder.parent)
-        if _shown(name):
-            try:
-                yield name.as_posix(), path.read_bytes()
-            except OSError as error:
-                raise InputError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _shown(name: PurePosixPath | Path) -> bool:
-    return not any(part.startswith(".") or part == "__MACOSX" for part in name.parts)
-
-
 # --- from files to tensors --------------------------------------------------------------------------------------------
 
 
 def _parsed(name: str) -> tuple[Character, int]:
     """Character and drawer, counted from 0, from the name of a picture."""
-    inner = re.search(r"([^/]+)/character(\d+)/\d+_(\d+)\.png$", name)
+    inner = re.search(r"([^/]+)/character(\d{1,6})/\d+_(\d{1,6})\.png$", name)
     if not inner or not 1 <= int(inner[3]) <= DRAWERS:
         raise InputError(f"{name}: not a name like ALPHABET/character01/0001_01.png, as every picture of Omniglot has")
     return Character(inner[1], int(inner[2])), int(inner[3]) - 1

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from fewshot.omniglot.dataset import contents
+from fewshot.omniglot.archive import LARGEST_ARCHIVE as LARGEST
+from fewshot.omniglot.archive import contents
 from finetune.errors import InputError
 from finetune.files.writing import replacing
 from finetune.progress import Display
@@ -40,7 +41,6 @@ ARCHIVES = (
     Archive("images_evaluation.zip", 13_180, "6b91aef0f799c5bb55b94e3f2daec811"),
     Archive("one-shot-classification/all_runs.zip", 800, None),
 )
-LARGEST = 100_000_000  # bytes; the official ones have less than 20 million
 
 
 def download(

@@ -10,7 +10,8 @@ import torch
 from fake_omniglot import drawing, pictures, png, runs, unpacked, zipped
 from PIL import Image
 
-from fewshot.omniglot.dataset import Character, Omniglot, contents, lake_runs, locate, read_omniglot
+from fewshot.omniglot.archive import contents
+from fewshot.omniglot.dataset import Character, Omniglot, lake_runs, locate, read_omniglot
 from finetune.errors import InputError, UnreadablePicture
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from fake_omniglot import pictures, zipped
 
-from fewshot.omniglot.dataset import Character, contents, read_omniglot
+from fewshot.omniglot.archive import contents
+from fewshot.omniglot.dataset import Character, read_omniglot
 from fewshot.omniglot.splits import BACKGROUND, DISJOINT, EVALUATION, LAKE, SPLITS, VALIDATION, Split, leaks, select
 from finetune.errors import InputError
 
