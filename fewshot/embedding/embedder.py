@@ -8,11 +8,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from msgspec import Meta
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -45,6 +46,7 @@ from finetune.features.acceleration import (
     worth_accelerating,
 )
 from finetune.features.forward import Outputs, run_over
+from finetune.files.reading import as_type
 from finetune.files.writing import write_json, write_tensors
 from finetune.models.device import open_engine, reproducible_numerics
 from finetune.progress import Advance, Display
@@ -74,6 +76,16 @@ class Embeddings:
     vectors: NDArray[np.float32]
     unreadable: Mapping[int, str]
     sha256: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What an embedder was loaded from: the arguments of `Embedder.load`, saved with its vectors."""
+
+    source: str
+    weights: str | None
+    views: Annotated[int, Meta(ge=1, le=1000)]
+    tolerance: Annotated[float, Meta(gt=0, le=1)]
 
 
 class Embedder:
@@ -171,7 +183,8 @@ class Embedder:
         """The embedder that had this `origin`. InputError if there is no origin, or its files are gone."""
         if not isinstance(origin, dict) or set(origin) != {"source", "weights", "views", "tolerance"}:
             raise InputError("it is not recorded which embedder this was made with; give the embedder")
-        return cls.load(**origin, device=device)
+        found = as_type(origin, Origin, "the record of its embedder")
+        return cls.load(**vars(found), device=device)
 
     @property
     def origin(self) -> dict[str, Any] | None:

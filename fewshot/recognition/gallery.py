@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -178,10 +178,19 @@ class Gallery:
         Raises:
             InputError: If the class is not enrolled, or vectors are not of length 1.
         """
-        self._position(label)
         new = self._checked(vectors)
+        self._position(label)
+        self.fill_trials([label] * len(new), new)
+
+    def fill_trials(self, labels: Sequence[str], vectors: ArrayLike) -> None:
+        """Add pictures (n, width) of several enrolled classes, the label of each given; InputError as `add_trials`."""
+        new = self._checked(vectors)
+        if len(labels) != len(new):
+            raise InputError(f"{len(labels)} labels do not match {len(new)} vectors of trials")
+        for label in labels:
+            self._position(label)
         self._trials = np.concatenate([self._trials, new])
-        self._trial_labels += [label] * len(new)
+        self._trial_labels += labels
         self._invalidate()
 
     def holders(self, vectors: ArrayLike) -> list[str | None]:
@@ -280,7 +289,8 @@ class Gallery:
         found = np.asarray(vectors, np.float32)
         if found.ndim != 2 or found.shape[1] != self.width:
             raise InputError(f"vectors must have shape (n, {self.width}), not {found.shape}")
-        lengths = np.linalg.norm(found, axis=1)
+        with np.errstate(over="ignore"):  # an overflow is refused below
+            lengths = np.linalg.norm(found, axis=1)
         wrong = (~(np.abs(lengths - 1) <= _LENGTH_WITHIN)).nonzero()[0]
         if len(wrong):
             raise InputError(f"vector {wrong[0]} has length {lengths[wrong[0]]:g}; the length must be 1")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import torch
 
 from fewshot.recognition.gallery import Gallery, Vectors
 from finetune.errors import InputError
-from finetune.files.reading import as_type, read_tensors_and_metadata
+from finetune.files.reading import as_type, parse_json, read_tensors_and_metadata
 from finetune.files.writing import write_tensors
 
 FORMAT = 2
@@ -68,12 +66,16 @@ def read_gallery(folder: Path) -> tuple[GalleryHeader, dict[str, Vectors]]:
         raise InputError(f"{folder} holds no gallery: it has no {GALLERY_FILE}; fewshot enrol makes one")
     tensors, metadata = read_tensors_and_metadata(path)
     try:
-        header = json.loads(metadata["gallery"])
-    except (KeyError, ValueError) as error:
+        header = parse_json(metadata["gallery"], str(path))
+    except (KeyError, InputError) as error:
         raise InputError(f"{path} is not a gallery; it may be damaged") from error
     if not isinstance(header, dict) or header.get("format") not in READABLE:
         raise InputError(f"{path} has another format; this version reads {READABLE[0]} to {READABLE[-1]}")
-    return as_type(header, GalleryHeader, str(path)), {name: tensor.numpy() for name, tensor in tensors.items()}
+    vectors = {name: tensor for name, tensor in tensors.items() if name in ("examples", "background", "trials")}
+    for name, tensor in vectors.items():
+        if tensor.dtype != torch.float32:
+            raise InputError(f"{path} is damaged: {name} must be float32, not {tensor.dtype}")
+    return as_type(header, GalleryHeader, str(path)), {name: tensor.numpy() for name, tensor in vectors.items()}
 
 
 def fill_gallery(gallery: Gallery, header: GalleryHeader, vectors: Mapping[str, Vectors], source: str) -> None:
@@ -81,9 +83,8 @@ def fill_gallery(gallery: Gallery, header: GalleryHeader, vectors: Mapping[str, 
     try:
         gallery.fill(header.counts, vectors["examples"])
         gallery.add_background(vectors["background"])
-        pairs = zip(header.trials, vectors["trials"] if header.format > 1 else (), strict=True)
-        for label, group in groupby(pairs, key=itemgetter(0)):
-            gallery.add_trials(label, [vector for _, vector in group])
+        if header.format > 1:
+            gallery.fill_trials(header.trials, vectors["trials"])
     except (KeyError, ValueError, InputError) as error:
         raise InputError(f"{source} is damaged: {error}") from error
 
