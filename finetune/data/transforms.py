@@ -31,7 +31,7 @@ class Preprocessing:
 
     Attributes:
         size: Side of the square in pixels.
-        crop_pct: Fraction of the resized picture that the centre crop keeps.
+        crop_pct: Fraction of the resized picture that the centre crop keeps; above 1 the crop has a black rim.
         interpolation: "bilinear", "bicubic", "nearest" or "lanczos".
         mean, std: Mean and standard deviation of each channel, of values in [0, 1].
 
@@ -39,7 +39,7 @@ class Preprocessing:
     """
 
     size: Annotated[int, Meta(ge=1, le=MOST_SIDE)]
-    crop_pct: Annotated[float, Meta(ge=0.1, le=1)]
+    crop_pct: Annotated[float, Meta(ge=0.1, le=1.5)]
     interpolation: Annotated[str, Meta(pattern=f"^(?:{_INTERPOLATIONS})$")]
     mean: tuple[_Mean, _Mean, _Mean]
     std: tuple[_Std, _Std, _Std]

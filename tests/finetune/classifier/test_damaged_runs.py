@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from damage import FEW, header_of, other_bytes, other_json, refusal, replaced, with_header
 from hypothesis import given
@@ -18,7 +19,8 @@ from torch import Tensor
 from finetune import Config, InputError, load
 from finetune.classifier.classifier import WEIGHTS_FILE, Classifier
 from finetune.classifier.run_config import CONFIG_FILE
-from finetune.files.reading import read_json, read_tensors
+from finetune.data.transforms import Preprocessing
+from finetune.files.reading import as_type, read_json, read_tensors
 from finetune.files.writing import write_tensors
 from finetune.models.backbone import Backbone, Network
 from finetune.models.depth_head import DepthHead
@@ -66,7 +68,7 @@ def with_config(run: Path, *place: str, value: Any) -> None:
         ("size", "35"),
         ("crop_pct", 0),
         ("crop_pct", 1e-9),
-        ("crop_pct", 1.5),
+        ("crop_pct", 2.0),
         ("crop_pct", float("nan")),
         ("mean", [0.5, 0.5]),
         ("mean", [0.5, 0.5, float("nan")]),
@@ -119,6 +121,15 @@ def test_a_size_that_the_network_does_not_take_is_refused(run: Path) -> None:
     with_config(run, "preprocessing", "size", value=8)
     with pytest.raises(InputError, match=r"preprocessing\.size: fewtune_conv4 takes no pictures of 8 pixels"):
         load(run, device="cpu")
+
+
+def test_every_published_preprocessing_is_within_the_bounds() -> None:
+    for name in timm.list_pretrained():
+        published = timm.get_pretrained_cfg(name)
+        assert published is not None
+        side = max(published.input_size)
+        values = [side, published.crop_pct, published.interpolation, published.mean, published.std]
+        as_type(dict(zip(Preprocessing.__annotations__, values, strict=True)), Preprocessing, name)
 
 
 def test_another_size_that_the_network_takes_is_used(run: Path) -> None:
