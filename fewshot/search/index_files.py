@@ -262,8 +262,11 @@ def _refuse_paths_faiss_cannot_open(folder: Path) -> None:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; the index is not complete") from error
 
 
 def _reason(error: RuntimeError) -> str:

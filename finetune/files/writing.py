@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from finetune.errors import InputError
+
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems that sync no folders
 
 
 @contextmanager
@@ -33,7 +36,7 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     if os.name != "nt":  # Windows syncs no folders
-        _sync(path.parent)
+        _sync_folder(path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -54,6 +57,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         permissions = temporary.stat().st_mode
         save_file(contiguous, temporary, dict(metadata or {}))
         temporary.chmod(permissions)  # those of any new file; safetensors makes it private
+
+
+def _sync_folder(path: Path) -> None:
+    """Sync the folder of a file that was renamed, so that its new name survives a crash."""
+    try:
+        _sync(path.parent)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise InputError(
+                f"{path} may be lost if the machine stops: {error}; check the disk and start again"
+            ) from error
 
 
 def _sync(path: Path) -> None:

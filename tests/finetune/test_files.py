@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
+import stat
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,25 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         temporary.write_text(f"half{1 // 0}")
     assert read_json(target) == 1
     assert os.listdir(tmp_path) == ["kept.json"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows syncs no folders")
+@pytest.mark.parametrize(("number", "refused"), [(errno.EIO, True), (errno.EINVAL, False)])
+def test_a_folder_that_the_disk_cannot_sync_is_told_and_one_that_the_file_system_cannot_is_not(
+    number: int, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = os.fsync
+
+    def fails_for_folders(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", fails_for_folders)
+    expected = pytest.raises(InputError, match=r"kept\.json may be lost") if refused else nullcontext()
+    with expected:
+        write_json(tmp_path / "kept.json", 1)
+    assert read_json(tmp_path / "kept.json") == 1
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
