@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, help="number of the one attempt to replay; nothing is recorded")
     parser.add_argument("--attempts", type=int, help="attempts of each campaign in this call")
     parser.add_argument("--largest", type=int, default=16_000, help="largest number of pictures of scale")
+    parser.add_argument("--results", type=Path, default=RESULT, help="file of results")
     args = parser.parse_args()
     # In front of the installed package, here and in every process that is started.
     sys.path.insert(0, str(args.tree.resolve()))
@@ -71,43 +72,46 @@ def run(name: str, args: argparse.Namespace, deadline: float) -> None:
             for outcome in campaign.attempt(args.only):
                 print(f"{outcome.group}: {outcome.skipped or outcome.failure or 'survived'}", dict(outcome.figures))
             return
-        numbers = _numbers(name, args.name, campaign.total)
+        numbers = todo(args.results, args.name, name, campaign.total)
         for done, number in enumerate(numbers):
             if time.monotonic() > deadline or done == args.attempts:
                 break
             began = time.monotonic()
             outcomes = campaign.attempt(number)
-            record(args.name, name, number, outcomes, campaign.total, time.monotonic() - began)
+            record(args.results, args.name, name, number, outcomes, campaign.total, time.monotonic() - began)
             for outcome in outcomes:
                 if outcome.failure:
                     print(f"{name} {number} {outcome.group}: {outcome.failure}", flush=True)
     finally:
         shop.close()
-    found = _results().get(args.name, {}).get("campaigns", {}).get(name, {})
+    found = _results(args.results).get(args.name, {}).get("campaigns", {}).get(name, {})
     print(name, json.dumps({key: found.get(key) for key in ("tried", "survived", "failed", "skipped")}), flush=True)
 
 
-def _numbers(campaign: str, name: str, total: int) -> Iterator[int]:
-    known = _results().get(name, {}).get("campaigns", {}).get(campaign, {})
+def todo(results: Path, name: str, campaign: str, total: int) -> Iterator[int]:
+    """Numbers of the attempts that are not done."""
+    known = _results(results).get(name, {}).get("campaigns", {}).get(campaign, {})
     return iter(range(known.get("next", 0), total))
 
 
-def record(name: str, campaign: str, number: int, outcomes: list[Any], total: int, seconds: float) -> None:
+def record(
+    results: Path, name: str, campaign: str, number: int, outcomes: list[Any], total: int, seconds: float
+) -> None:
     """Add the outcomes of one attempt to the result file."""
-    from finetune.files.locks import locked
-
-    with locked(RESULT.parent):
-        _record(name, campaign, number, outcomes, total, seconds)
-
-
-def _record(name: str, campaign: str, number: int, outcomes: list[Any], total: int, seconds: float) -> None:
     from machine import provenance
 
+    from finetune.files.locks import locked
     from finetune.files.writing import write_json
 
-    results = _results()
-    part = results.setdefault(name, {"campaigns": {}})
-    part.update(provenance())
+    with locked(results.parent):
+        known = _results(results)
+        part = known.setdefault(name, {"campaigns": {}})
+        part.update(provenance())
+        _add(part, campaign, number, outcomes, total, seconds)
+        write_json(results, known)
+
+
+def _add(part: dict[str, Any], campaign: str, number: int, outcomes: list[Any], total: int, seconds: float) -> None:
     found = part["campaigns"].setdefault(
         campaign,
         {"next": 0, "of": total, "tried": 0, "survived": 0, "failed": 0, "skipped": 0, "seconds": 0, "groups": {}}
@@ -131,11 +135,10 @@ def _record(name: str, campaign: str, number: int, outcomes: list[Any], total: i
                 found["failures"].append(failure)
     found["next"], found["of"] = number + 1, total
     found["seconds"] = round(found["seconds"] + seconds, 1)
-    write_json(RESULT, results)
 
 
-def _results() -> dict[str, Any]:
-    return json.loads(RESULT.read_text()) if RESULT.exists() else {}
+def _results(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 if __name__ == "__main__":

@@ -139,8 +139,8 @@ class Workshop:
                 process.wait()
             out.seek(0)
             err.seek(0)
-            texts = [stream.read().decode(errors="replace") for stream in (out, err)]
-        return Answer(code, *texts, time.monotonic() - began)
+            said, told = (stream.read().decode(errors="replace") for stream in (out, err))
+        return Answer(code, said, told, time.monotonic() - began)
 
     def forked(self, words: Sequence[object], *, cache: Path | None = None, **more: Any) -> Answer:
         """The command in a fork of this process, which has imported everything: without the seconds of imports."""
@@ -179,8 +179,8 @@ def forked(
         code, peak = _waited(child, began + longest)
         out.seek(0)
         err.seek(0)
-        texts = [stream.read().decode(errors="replace") for stream in (out, err)]
-    return Answer(code, *texts, time.monotonic() - began, peak)
+        said, told = (stream.read().decode(errors="replace") for stream in (out, err))
+    return Answer(code, said, told, time.monotonic() - began, peak)
 
 
 def _in_child(job: Callable[[], object], variables: Mapping[str, str], out: int, err: int, memory: int | None) -> None:

@@ -78,7 +78,7 @@ class Environment:
             "embed": lambda out: ["fewshot", "embed", self.pictures, "--out", out / "index", *ON_CPU],
             "inspect": lambda out: ["finetune", "inspect", self.pictures, *FAST[:4]],
         }
-        self.cases = [(place, job, words) for place in PLACES for job, words in jobs.items()]
+        self.cases = [(place, job, words) for job, words in jobs.items() for place in PLACES]
         self.total = len(self.cases)
 
     def attempt(self, number: int) -> list[Outcome]:

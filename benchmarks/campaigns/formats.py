@@ -129,7 +129,8 @@ class Formats:
 
             found = Index.load(folder / "index")
             found.search(found.vectors(found.keys[:1]), 3)
-            found.add(["new"], found.vectors(found.keys[:1]) if len(found) else [])
+            if len(found):
+                found.add(["new"], found.vectors(found.keys[:1]))
             found.save(folder / "index")
 
         def encoder(folder: Path) -> None:

@@ -34,7 +34,7 @@ def mutate_file(path: Path, draw: random.Random) -> str:
 
 def mutate_bytes(content: bytes, draw: random.Random) -> tuple[str, bytes]:
     """Bytes changed, cut, doubled, inserted or zeroed."""
-    data = bytearray(content)
+    data = bytearray(content or b"0")
     what = draw.choice(
         ("flip", "flip many", "cut", "insert", "zero", "double", "numbers", "empty" if draw.random() < 0.1 else "cut")
     )

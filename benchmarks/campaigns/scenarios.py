@@ -126,7 +126,7 @@ def digest(*parts: Any) -> str:
 
 def _fits(shop: Workshop) -> list[Scenario]:
     def fit(strategy: str) -> Callable[[Path], list[object]]:
-        epochs = () if strategy == "head" else ("--epochs", "2", "--lr", "0.001", "--keep", "trained")
+        epochs: tuple[str, ...] = () if strategy == "head" else ("--epochs", "2", "--lr", "0.001", "--keep", "trained")
         if strategy == "scratch":
             epochs = ("--epochs", "2", "--lr", "0.001")
         return lambda folder: [

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from finetune.entry.signals import stoppable, stopped_exit_code
 from finetune.entry.streams import usable_streams
-from finetune.errors import FewtuneError
+from finetune.errors import FewtuneError, InputError
 from finetune.options.fields import Options, flag, used_by, value_type
 from finetune.options.help_text import HelpfulOption, Interrupted
 from finetune.options.suggestions import CHOICES, COMMANDS, suggestion
@@ -149,7 +149,7 @@ def _ran(cli: click.Command, name: str) -> int:
         return error.exit_code
     except OSError as error:
         click.echo(printable(f"{name}: {error.filename or 'the system'}: {error.strerror or error}"), err=True)
-        return 1
+        return InputError.exit_code
     except (KeyboardInterrupt, Interrupted, click.Abort):
         kept = "; what the run had kept is there for --resume" if sys.argv[1:2] in (["fit"], ["train"]) else ""
         click.echo(f"{name}: stopped{kept}", err=True)
