@@ -40,7 +40,7 @@ class Strange:
 PLACES = [
     *(Strange(f"closed {which}", f'exec "$@" {which}') for which in ("<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-")),
     Strange("stdout nobody reads", '"$@" | head -c 1 > /dev/null'),
-    Strange("full stdout", 'exec "$@" > /dev/full', codes=(0, 1)),
+    Strange("full stdout", 'exec "$@" > /dev/full', codes=(0, 2)),
     Strange("full stderr", 'exec "$@" 2> /dev/full'),
     Strange("LC_ALL=C", variables=tuple(ASCII.items())),
     Strange("latin-1 streams", variables=(("PYTHONIOENCODING", "latin-1"),)),

@@ -128,7 +128,8 @@ def _compare_all(paths: list[Path]) -> None:
         except (UnreadablePicture, cv2.error):
             continue
         with warnings.catch_warnings(action="ignore"), Image.open(path) as opened:
-            if opened.has_transparency_data:  # the second decoder does not put it on white
+            # The second decoder does not put transparency on white, and scales 16 bits otherwise.
+            if opened.has_transparency_data or opened.mode not in ("1", "L", "P", "RGB"):
                 continue
         if other is not None and other.shape[:2] == (picture.height, picture.width):
             ours = np.asarray(picture, dtype=np.float32)

@@ -118,14 +118,14 @@ def run_command(cli: click.Command, name: str) -> None:
 
 
 def _full_output(name: str, run: Callable[[], int]) -> int:
-    """The exit code of `run`; 1 with one line where stdout cannot take the result, as on a full disk."""
+    """The exit code of `run`; 2 with one line where stdout cannot take the result, as on a full disk."""
     try:
         with usable_streams():
             code = run()
     except OSError as error:
         with usable_streams():
             click.echo(f"{name}: {error.filename or 'stdout'}: {error.strerror or error}", err=True)
-        return 1
+        return InputError.exit_code
     return code
 
 

@@ -77,7 +77,7 @@ def test_a_lost_reader_is_no_error(stream: str, lost: str, tmp_path: Path) -> No
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_full_disk_behind_stdout_is_one_line_and_behind_stderr_none(tmp_path: Path) -> None:
     full = answer(">/dev/full", JOB, tmp_path / "one")
-    assert (full.returncode, full.stderr.splitlines()[3:]) == (1, ["made: stdout: No space left on device"])
+    assert (full.returncode, full.stderr.splitlines()[3:]) == (2, ["made: stdout: No space left on device"])
     full = answer("2>/dev/full", JOB, tmp_path / "two")
     assert (full.returncode, len(full.stdout.splitlines())) == (0, 3)
     assert (tmp_path / "two").exists()
