@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import logging
 import os
 import random
 import struct
@@ -100,6 +101,7 @@ def _read_all(paths: list[Path]) -> None:
     from finetune.data.images import read_image
     from finetune.errors import UnreadablePicture
 
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # as the commands do
     for path in paths:
         row: dict[str, Any] = {"name": path.name}
         began = time.process_time()

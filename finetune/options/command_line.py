@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import json
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -106,6 +107,8 @@ def run_command(cli: click.Command, name: str) -> None:
     """
     keep_freed_memory()
     share_cores()
+    # Pillow logs what it refuses in a TIFF file, and Python prints what nothing handles. The error says why.
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
     gc.set_threshold(_NEW_OBJECTS)
     atexit.register(gc.freeze)  # no last collection at exit
     with stoppable(name) as signals:

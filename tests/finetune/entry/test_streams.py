@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,30 @@ def test_a_command_works_without_streams(closed: str) -> None:
     done = answer(closed, MAIN, "--version")
     assert (done.returncode, done.stderr) == (0, "")
     assert ("finetune" in done.stdout) == (">&-" not in closed.replace("2>&-", ""))
+
+
+def test_what_pillow_logs_about_a_picture_is_not_printed(tmp_path: Path) -> None:
+    """It logs and then raises an error, whose words the list of unreadable pictures has."""
+    tags = {256: 4, 257: 4, 258: 8, 277: 259}  # width, height, bits of a sample, samples of a pixel
+    entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in tags.items())
+    (tmp_path / "many.tif").write_bytes(b"II*\0" + struct.pack("<IH", 8, 4) + entries + bytes(4))
+    job = """
+import click
+from finetune.data.images import read_image
+from finetune.errors import UnreadablePicture
+from finetune.options.command_line import run_command
+@click.command()
+@click.argument("picture")
+def job(picture):
+    try:
+        read_image(picture)
+    except UnreadablePicture as error:
+        click.echo(error.reason)
+run_command(job, "made")
+"""
+    done = answer("", job, tmp_path / "many.tif")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "not a picture\n"
 
 
 def test_bad_input_has_its_exit_code_without_streams(tmp_path: Path) -> None:
