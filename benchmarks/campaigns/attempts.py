@@ -199,6 +199,8 @@ def _in_child(job: Callable[[], object], variables: Mapping[str, str], out: int,
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
     except BaseException:
         import traceback
 
