@@ -60,7 +60,11 @@ ROOMS = {
     ),
     "head": Room(
         ("finetune/linear/head.py", "finetune/linear/ridge.py", "finetune/models/depth_head.py"),
-        ("tests/finetune/linear/test_head.py", "tests/finetune/linear/test_ridge.py"),
+        (
+            "tests/finetune/linear/test_ridge_by_hand.py",
+            "tests/finetune/linear/test_head.py",
+            "tests/finetune/linear/test_ridge.py",
+        ),
     ),
     "cache": Room(
         ("finetune/features/cache.py", "finetune/features/cache_files.py", "finetune/features/cache_keys.py"),
