@@ -50,6 +50,7 @@ ROOMS = {
         ("finetune/data/splits.py", "finetune/data/split_sizes.py", "finetune/data/split_record.py"),
         (
             "tests/finetune/data/test_splits.py",
+            "tests/finetune/data/test_split_sizes.py",
             "tests/finetune/data/test_split_record.py",
             "tests/finetune/data/test_splits_near_duplicates.py",
         ),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from told import NothingSaid, Told
 import finetune
 from finetune.api.inspect import inspect_folder
 from finetune.config import Config
-from finetune.data.folder import IN_MEMORY, Listing, list_folder
+from finetune.data.folder import IN_MEMORY, Listing, Sample, list_folder
 from finetune.data.split_record import record_splits, recorded_splits
+from finetune.files.reading import read_json
 
 SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "strategy": "head", "cache": False}
 
@@ -94,6 +96,50 @@ def test_records_are_of_one_folder_and_its_fractions(make_folder: MakeFolder, ca
     unnamed = Listing(listing.root, listing.samples, (), table=IN_MEMORY)
     record_splits(unnamed, {"dd": "test"}, config, NothingSaid())
     assert recorded_splits(unnamed, config) == {}
+
+
+def test_a_picture_of_an_earlier_run_moves_to_its_new_split(make_folder: MakeFolder, cache: Path) -> None:
+    listing, config = list_folder(make_folder(classes={"blue": 2, "green": 2})), Config()
+    record_splits(listing, {"bb": "val", "aa": "test"}, config, NothingSaid())
+    (path,) = (cache / "splits").iterdir()
+    written = path.stat().st_ino
+    record_splits(listing, {"aa": "test"}, config, NothingSaid())
+    assert path.stat().st_ino == written, "nothing is new, so nothing is written"
+    record_splits(listing, {"aa": "val"}, config, NothingSaid())
+    assert recorded_splits(listing, config) == {"aa": "val", "bb": "val"}
+    assert read_json(path) == {
+        "format": 1,
+        "pictures": str(listing.root.resolve()),
+        "val_fraction": config.val_fraction,
+        "test_fraction": config.test_fraction,
+        "splits": {"train": [], "val": ["aa", "bb"], "test": []},
+    }
+
+
+@pytest.mark.parametrize(("given", "recorded"), [(("val", "test"), False), (("train", "val"), True)])
+def test_nothing_is_recorded_where_both_splits_are_given(given: tuple[str, str], recorded: bool, cache: Path) -> None:
+    samples = tuple(Sample(f"{split}/a/0.png", "a", split, 1) for split in given)
+    listing = Listing(Path("pictures"), samples, ())
+    record_splits(listing, {"aa": "val"}, Config(), NothingSaid())
+    assert recorded_splits(listing, Config()) == ({"aa": "val"} if recorded else {})
+
+
+def test_the_splits_of_a_folder_or_a_table_or_all_are_forgotten(make_folder: MakeFolder, cache: Path) -> None:
+    assert finetune.forget_splits() == 0
+    folders = [make_folder(name, classes={"blue": 1, "green": 1}) for name in ("one", "other")]
+    listings = [list_folder(folder) for folder in folders]
+    listings.append(replace(listings[0], table=str(folders[0].resolve() / "table.csv")))
+    fractions = [Config(), Config(val_fraction=0.3)]
+    for listing in listings:
+        for config in fractions:
+            record_splits(listing, {"aa": "test"}, config, NothingSaid())
+    for name, text in (("broken", "{"), ("list", "[]"), ("other", "{}")):
+        (cache / "splits" / f"{name}.json").write_text(text)
+    assert finetune.forget_splits(folders[0] / ".." / "one") == 2
+    assert [bool(recorded_splits(listing, fractions[1])) for listing in listings] == [False, True, True]
+    assert finetune.forget_splits(folders[0] / "table.csv") == 2
+    assert finetune.forget_splits() == 2
+    assert sorted(path.name for path in (cache / "splits").iterdir()) == ["broken.json", "list.json", "other.json"]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}', '{"format": 1, "splits": 3}', '{"format": 9}'])
