@@ -77,7 +77,7 @@ ROOMS = {
     ),
     "temperature and rejection": Room(
         ("finetune/classifier/temperature.py", "finetune/classifier/rejection.py"),
-        ("tests/finetune/classifier/test_temperature.py",),
+        ("tests/finetune/classifier/test_rejection.py", "tests/finetune/classifier/test_temperature.py"),
     ),
     "gallery": Room(
         ("fewshot/recognition/gallery.py", "fewshot/recognition/gallery_files.py"),

@@ -125,11 +125,12 @@ def _needed(row: Rejection, target: float) -> int | None:
         errors = row.error * answered + 1 if row.error else 0.0
         return upper_bound(errors, answered, EACH) <= target
 
+    most = math.floor(MOST_NEEDED * row.coverage)
     low, high = row.answered, 2 * row.answered
     while not enough(high):
-        low, high = high, 2 * high
-        if high > MOST_NEEDED:
+        if high >= most:
             return None
+        low, high = high, min(2 * high, most)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)

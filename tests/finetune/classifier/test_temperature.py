@@ -101,6 +101,56 @@ def test_perfect_validation_does_not_make_probabilities_certain(n: int, margin: 
     assert temperature == 1 or claimed >= 1 / (n + 2)
 
 
+def most_probable(found: Tensor, labels: Tensor) -> float:
+    """By definition: the lowest sum of losses and prior, without temperatures that claim less error than is shown."""
+    wrong = int((found.argmax(1) != labels).sum())
+    costs = {}
+    for temperature in TEMPERATURES:
+        scaled = (found / temperature).log_softmax(1)
+        claimed = 1 - float(scaled.exp().amax(1).mean())
+        if temperature >= 1 or claimed >= (wrong + 1) / (len(labels) + 2):
+            prior = (math.log(temperature) / 0.5) ** 2 / 2
+            costs[temperature] = prior - float(scaled[torch.arange(len(labels)), labels].sum())
+    return min(costs, key=costs.__getitem__)
+
+
+@given(SEEDS, st.integers(1, 400), st.sampled_from([0.3, 3.0]), st.floats(0.5, 6))
+@settings(max_examples=25, deadline=None)
+def test_the_temperature_is_the_most_probable_one_or_one(seed: int, n: int, hidden: float, spread: float) -> None:
+    found, labels = honest(n, seed, spread=spread)
+    found = calibrated(found, 1 / hidden)
+    temperature, expected = fit_temperature(found, labels), most_probable(found, labels)
+    assert temperature in (1.0, expected)
+    if n >= 200 and spread > 1:
+        assert temperature == expected
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_each_of_few_pictures_is_calibrated_by_all_others(n: int) -> None:
+    scores = torch.tensor([[0.0, 8.0, 1.0], [5.0, 1.0, 0.0], [0.0, 2.0, 9.0], [6.0, 0.0, 0.0], [3.0, 0.0, 7.0]])[:n]
+    found, labels = scores.double().log_softmax(1), torch.zeros(n, dtype=torch.int64)
+    expected, temperatures = [], set()
+    for row in range(n):
+        others = torch.arange(n) != row
+        temperatures.add(fit_temperature(found[others], labels[others]))
+        expected.append(calibrated(found[row], fit_temperature(found[others], labels[others])))
+    torch.testing.assert_close(cross_calibrated(found, labels), torch.stack(expected))
+    assert n < 3 or len(temperatures) > 1
+
+
+def test_a_summary_measures_on_test_pictures_or_across_folds_of_validation_pictures() -> None:
+    val, test = (honest(n, n) for n in (150, 90))
+    val = calibrated(val[0], 0.4), val[1]
+    on_test = calibration_summary(1.7, val, test)
+    assert (on_test.temperature, on_test.n, on_test.split) == (1.7, 90, "test")
+    assert on_test.ece_before == expected_calibration_error(*test)
+    assert on_test.ece_after == expected_calibration_error(calibrated(test[0], 1.7), test[1])
+    on_val = calibration_summary(1.7, val, None)
+    assert (on_val.temperature, on_val.n, on_val.split) == (1.7, 150, "val")
+    assert on_val.ece_before == expected_calibration_error(*val)
+    assert on_val.ece_after == expected_calibration_error(cross_calibrated(*val), val[1])
+
+
 def test_a_network_that_is_always_wrong_gets_a_temperature_within_bounds() -> None:
     labels = torch.zeros(500, dtype=torch.int64)
     found = torch.tensor([[-20.0, 0.0]]).expand(500, 2).log_softmax(1)
