@@ -71,6 +71,7 @@ ROOMS = {
         ("finetune/features/cache.py", "finetune/features/cache_files.py", "finetune/features/cache_keys.py"),
         (
             "tests/finetune/features/test_cache.py",
+            "tests/finetune/features/test_cache_folder.py",
             "tests/finetune/features/test_cache_files.py",
             "tests/finetune/features/test_cache_keys.py",
         ),
@@ -139,7 +140,7 @@ def prepared(name: str, room: Room) -> Path:
     files = [file for file in files if (HERE / file).is_file()] + ["pyproject.toml", "README.md"]
     digest = hashlib.sha256(repr(room).encode())
     for file in files:
-        if file in room.sources or file.startswith("tests/"):
+        if file in (*room.sources, *room.tests) or (file.startswith("tests/") and file.count("/") == 1):
             digest.update((HERE / file).read_bytes())
     mark = work / ".made-of"
     if mark.exists() and mark.read_text() == digest.hexdigest():
