@@ -17,13 +17,18 @@ _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 # show such a cell as text; quotes alone would not help, because a quoted formula is run too.
 _PREFIX = "'"
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
+# A byte of a file name in another encoding is a lone surrogate in Python, written as backslash, "udc" and two digits.
+# Backslashes before it, and before text that looks like it, are doubled, so that reading finds out which it was.
+_BYTE = re.compile(r"(\\*)(?:([\udc80-\udcff])|(?<=\\)(udc[89a-f][0-9a-f]))")
+_ESCAPED_BYTE = re.compile(r"(\\+)udc([89a-f][0-9a-f])")
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a CSV table, complete or not at all.
 
     A text that a spreadsheet would run as a formula, because it begins with = + - @, a tab or a line break, gets a
-    ' in front, and so does a text that begins with '. Numbers stay as they are. `read_csv` takes the ' away.
+    ' in front, and so does a text that begins with '. Numbers stay as they are. `read_csv` takes the ' away, and brings
+    bytes of file names in other encodings back, which are written as backslash escapes.
     """
     lines = _Lines()
     writer = csv.writer(lines, lineterminator=_Lines.END)
@@ -50,7 +55,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         raise InputError(f"{path} has no column {lacking[0]}; it may be damaged")
     if any(row[column] is None for row in rows for column in columns):
         raise InputError(f"{path} has a row that is cut short; it may be damaged")
-    return [{name: plain_text(cell) if isinstance(cell, str) else cell for name, cell in row.items()} for row in rows]
+    return [{name: _read(cell) if isinstance(cell, str) else cell for name, cell in row.items()} for row in rows]
 
 
 def plain_text(cell: str) -> str:
@@ -71,7 +76,24 @@ class _Lines:
         self.written.append(row.removesuffix(self.END) + "\n")
 
 
+def _read(cell: str) -> str:
+    return plain_text(_ESCAPED_BYTE.sub(_byte, cell) if "\\udc" in cell else cell)
+
+
+def _byte(escape: re.Match[str]) -> str:
+    backslashes, digits = escape.groups()
+    kept = "\\" * (len(backslashes) // 2)
+    return kept + (chr(0xDC00 + int(digits, 16)) if len(backslashes) % 2 else f"udc{digits}")
+
+
+def _escape(byte: re.Match[str]) -> str:
+    backslashes, sign, text = byte.groups()
+    return 2 * backslashes + (f"\\udc{ord(sign) & 0xFF:02x}" if sign else text)
+
+
 def _guarded(cell: Any) -> Any:
+    if isinstance(cell, str):
+        cell = _BYTE.sub(_escape, cell)
     if isinstance(cell, str) and cell.startswith((*_FORMULA, _PREFIX)) and not _NUMBER.fullmatch(cell):
         return _PREFIX + cell
     return cell

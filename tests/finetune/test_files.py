@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from finetune.errors import InputError
 from finetune.files.folders import check_free, check_writable
@@ -84,6 +86,16 @@ def test_no_text_of_a_table_is_a_formula_and_every_text_is_read_back(tmp_path: P
     assert [name for name, _ in written if name[:1] in tuple("=+-@\t\r\n＝")] == ["-0.5", "+3"]
     assert {number for _, number in written} == {"-0.5"}
     assert [row["name"] for row in read_csv(path, ("name", "number"))] == texts
+
+
+@settings(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.text(st.sampled_from("\\udc8fä'=,\"\n" + os.fsdecode(b"\x80\xff"))), min_size=1))
+def test_every_file_name_is_read_back_from_a_table(tmp_path: Path, names: list[str]) -> None:
+    """Also bytes of other encodings, and names that look like their escapes."""
+    write_csv(tmp_path / "table.csv", ("n", "name"), list(enumerate(names)))
+    assert [row["name"] for row in read_csv(tmp_path / "table.csv", ("name",))] == names
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
 def test_commands_print_hostile_names_escaped(
     run: Callable[..., Answer], make_folder: MakeFolder, tmp_path: Path
 ) -> None:
-    folder, out = make_folder(classes=dict.fromkeys(NAMES[:4], 4)), tmp_path / "run"
+    latin = os.fsdecode(b"gr\xf6\xdfe")  # bytes that are not UTF-8
+    folder, out = make_folder(classes=dict.fromkeys((*NAMES[:4], latin), 4)), tmp_path / "run"
     for name in NAMES:
         (folder / NAMES[0] / f"{name} bad.png").write_text("no picture")
         Image.fromarray(np.zeros((9, 40, 3), np.uint8)).save(folder / NAMES[1] / f"{name} same.png")
