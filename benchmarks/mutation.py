@@ -5,9 +5,10 @@
 
 mutmut changes one expression of a function at a time and runs the tests of the room that reach this function. A mutant
 is killed when a test fails or no longer ends. Mutants that change only the words of a message are counted apart: tests
-pin the file, option or field that a message names, and not its words. Each room is copied to build/mutation/ROOM and
-goes on there after an interruption; a room whose files or tests have changed starts again. Scores and all survivors,
-each with its changed lines, are written to benchmarks/results/mutation.json.
+pin the file, option or field that a message names, and not its words. Properties are tried with few examples, always
+the same, so a mutant costs seconds and a score is a lower bound. Each room is copied to build/mutation/ROOM and goes on
+there after an interruption; a room whose files or tests have changed starts again. Scores and all survivors, each with
+its changed lines, are written to benchmarks/results/mutation.json.
 """
 
 from __future__ import annotations
@@ -82,7 +83,11 @@ ROOMS = {
     ),
     "gallery": Room(
         ("fewshot/recognition/gallery.py", "fewshot/recognition/gallery_files.py"),
-        ("tests/fewshot/recognition/test_gallery.py", "tests/fewshot/recognition/test_gallery_files.py"),
+        (
+            "tests/fewshot/recognition/test_gallery.py",
+            "tests/fewshot/recognition/test_gallery_files.py",
+            "tests/fewshot/recognition/test_hostile_gallery.py",
+        ),
     ),
     "thresholds": Room(
         (
@@ -93,16 +98,44 @@ ROOMS = {
         (
             "tests/fewshot/recognition/test_open_set.py",
             "tests/fewshot/recognition/test_operating_point.py",
+            "tests/fewshot/recognition/test_expected_errors.py",
             "tests/fewshot/evaluation/test_threshold.py",
+            "tests/fewshot/evaluation/test_calibration_curve.py",
         ),
     ),
     "episodes": Room(("fewshot/evaluation/episodes.py",), ("tests/fewshot/evaluation/test_episodes.py",)),
-    "protocols": Room(("fewshot/evaluation/protocols.py",), ("tests/fewshot/evaluation/test_protocols.py",)),
+    "protocols": Room(
+        ("fewshot/evaluation/protocols.py",),
+        ("tests/fewshot/evaluation/test_protocols.py", "tests/fewshot/evaluation/test_protocol_results.py"),
+    ),
     "index files": Room(
         ("fewshot/search/index_files.py",),
         ("tests/fewshot/search/test_index_files.py", "tests/fewshot/search/test_index.py"),
     ),
 }
+
+# A conftest.py of the copies. Most mutants are killed by a test that takes milliseconds, and none needs the smallest
+# example that kills it.
+QUICK = """
+import json
+from pathlib import Path
+from hypothesis import Phase, settings
+
+STATISTICS = Path(__file__).parent / "mutmut-stats.json"
+
+
+def pytest_collection_modifyitems(items):
+    took = json.loads(STATISTICS.read_text())["duration_by_test"] if STATISTICS.exists() else {}
+    items.sort(key=lambda item: took.get(item.nodeid, 0))
+    for item in items:
+        test = getattr(item, "obj", None)
+        given = getattr(test, "_hypothesis_internal_use_settings", None)
+        if given is not None:
+            test._hypothesis_internal_use_settings = settings(
+                given, max_examples=min(given.max_examples, 15), database=None, derandomize=True,
+                phases=[Phase.explicit, Phase.generate],
+            )
+"""
 
 # Exit codes of mutmut's workers. Every other one is of pytest, whose tests failed.
 SURVIVED, NO_TESTS, TIMEOUT = (0,), (5, 33), (36, 24, -24, 152, 255)
@@ -149,11 +182,12 @@ def prepared(name: str, room: Room) -> Path:
     for file in files:
         (work / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(HERE / file, work / file)
+    (work / "conftest.py").write_text(QUICK)
     options = {
         "source_paths": ["finetune", "fewshot"],
         "only_mutate": list(room.sources),
         "pytest_add_cli_args_test_selection": list(room.tests),
-        "also_copy": ["finetune", "fewshot", "tests", "data", "README.md"],
+        "also_copy": ["finetune", "fewshot", "tests", "data", "README.md", "conftest.py"],
         # torch's threads do not survive a fork of the process that has run tests.
         "process_isolation": "forkserver",
     }
