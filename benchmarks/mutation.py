@@ -85,6 +85,7 @@ ROOMS = {
         ("fewshot/recognition/gallery.py", "fewshot/recognition/gallery_files.py"),
         (
             "tests/fewshot/recognition/test_gallery.py",
+            "tests/fewshot/recognition/test_gallery_definitions.py",
             "tests/fewshot/recognition/test_gallery_files.py",
             "tests/fewshot/recognition/test_hostile_gallery.py",
         ),
@@ -109,8 +110,13 @@ ROOMS = {
         ("tests/fewshot/evaluation/test_protocols.py", "tests/fewshot/evaluation/test_protocol_results.py"),
     ),
     "index files": Room(
-        ("fewshot/search/index_files.py",),
-        ("tests/fewshot/search/test_index_files.py", "tests/fewshot/search/test_index.py"),
+        ("fewshot/search/index_files.py", "fewshot/search/faiss_format.py", "fewshot/search/key_table.py"),
+        (
+            "tests/fewshot/search/test_index_files.py",
+            "tests/fewshot/search/test_index_folder.py",
+            "tests/fewshot/search/test_faiss_format.py",
+            "tests/fewshot/search/test_hostile_index.py",
+        ),
     ),
 }
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewshot.evaluation import episodes as module
 from fewshot.evaluation.episodes import Episodes, Metric, arrange, episodes_of_classes, sample, score_episodes
@@ -135,6 +137,26 @@ def test_impossible_episodes_are_refused() -> None:
         arrange(labels[:0])
 
 
+def test_the_least_that_can_be_asked_is_allowed() -> None:
+    pool = arrange(torch.tensor([7, 7, 3, 3]))
+    episodes = sample(pool, 1, way=2, shot=1, generator=seeded())
+    assert episodes.query.shape == (1, 2, 1)
+    assert len(episodes) == 1
+    assert (pool.labels.tolist(), pool.groups.tolist(), pool.sizes.tolist()) == ([3, 7], [0], [2, 2])
+    for way, shot, queries, message in (
+        (1, 1, 1, "episodes must be >= 1 and way >= 2, not 1 and 1"),
+        (2, 1, 0, "shot and queries must be >= 1, not 1 and 0"),
+        (2, 2, 1, "2-shot with 1 queries needs 3 pictures of every class, and one has 2"),
+        (3, 1, 1, "3-way: 1 of 1 groups have fewer classes, the smallest 2"),
+    ):
+        with pytest.raises(InputError, match=message):
+            sample(pool, 1, way=way, shot=shot, queries=queries, generator=seeded())
+    with pytest.raises(InputError, match=r"labels must have shape \(n,\) with n >= 1, not \(2, 2\)"):
+        arrange(torch.zeros(2, 2, dtype=torch.int64))
+    with pytest.raises(InputError, match="3-way: 1 of 2 groups have fewer classes, the smallest 2"):
+        sample(arrange(torch.arange(5), torch.tensor([0, 0, 0, 1, 1])), 1, way=3, shot=1, generator=seeded())
+
+
 # --- scoring ----------------------------------------------------------------------------------------------------------
 
 
@@ -241,3 +263,64 @@ def test_vectors_that_are_not_finite_are_refused(bad: float) -> None:
         score_episodes(torch.ones(10, 3), drawn(5, 2, 1, 2), "manhattan")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"must have shape \(n, d\)"):
         score_episodes(torch.ones(10), drawn(5, 2, 1, 2))
+
+
+class Largest(TorchDispatchMode):
+    """Records the size of the largest floating-point tensor that is made, and the number of matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = self.products = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made.is_floating_point():
+            self.numbers = max(self.numbers, made.numel())
+        self.products += "bmm" in str(func)
+        return made
+
+
+@pytest.mark.parametrize(("way", "shot", "queries", "width"), [(4, 2, 30, 8), (30, 1, 5, 4), (3, 5, 2, 50)])
+def test_many_episodes_are_scored_in_blocks_of_bounded_size(
+    way: int, shot: int, queries: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = shot + queries + 1
+    vectors = torch.randn(30 * each, width, generator=seeded())
+    episodes = drawn(30, each, 64, way, shot, queries)
+    monkeypatch.setattr(module, "AT_ONCE", 20_000)
+    with Largest() as largest:
+        scores = score_episodes(vectors, episodes)
+    # Vectors of supports and queries, and the similarities of all queries to all classes, in each block.
+    whole = 64 * way * ((shot + queries) * width + queries * way)
+    assert max(vectors.numel(), 5000) <= largest.numbers <= 20_000
+    assert whole / 20_000 <= largest.products / 3 <= 4 * whole / 20_000
+    monkeypatch.setattr(module, "AT_ONCE", 1 << 24)
+    torch.testing.assert_close(score_episodes(vectors, episodes).taken, scores.taken)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_similarities_that_differ_by_rounding_alone_are_ties(metric: Metric) -> None:
+    """Two supports on a circle, the query between them, nearer to its own by an angle, or further."""
+    one = Episodes(torch.tensor([[0, 1]]), torch.tensor([[[0], [1]]]), torch.tensor([[[2], [3]]]))
+    for by, expected in ((4e-6, 1.0), (1e-7, 0.5), (-1e-7, 0.5), (-4e-6, 0.0)):
+        near = math.pi / 4 - by / (2 * math.sin(math.pi / 4))  # cosines differ by `by`
+        angles = torch.tensor([0.0, math.pi / 2, near, 1.5], dtype=torch.float64)
+        vectors = torch.stack([angles.cos(), angles.sin()], 1)
+        found = score_episodes(vectors, one, metric).credit
+        assert found.tolist() == [[[expected], [1.0]]]
+
+
+def test_ties_allow_for_rounding_relative_to_the_lengths() -> None:
+    one = Episodes(torch.tensor([[0, 1]]), torch.tensor([[[0], [1]]]), torch.tensor([[[2], [3]]]))
+    for nearer, expected in ((5e-5, 1.0), (1e-5, 0.5), (-1e-5, 0.5), (-5e-5, 0.0)):
+        vectors = torch.tensor([[100.0, 0], [-100.0, 0], [nearer, 0], [-50, 0]], dtype=torch.float64)
+        vectors = torch.cat([vectors, -vectors])  # the mean is 0
+        assert score_episodes(vectors, one, "euclidean").credit.tolist() == [[[expected], [1.0]]]
+
+
+def test_distances_far_from_the_origin_in_another_way_in_each_direction_are_precise() -> None:
+    vectors = torch.randn(40, 8, generator=seeded())
+    far = vectors.double() + 1e5 * torch.linspace(-1, 1, 8)
+    episodes = drawn(10, 4, 50, 5)
+    found = score_episodes(far, episodes, "euclidean").credit
+    assert torch.equal(found, score_episodes(vectors, episodes, "euclidean").credit)
