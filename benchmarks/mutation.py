@@ -115,6 +115,7 @@ ROOMS = {
             "tests/fewshot/search/test_index_files.py",
             "tests/fewshot/search/test_index_folder.py",
             "tests/fewshot/search/test_faiss_format.py",
+            "tests/fewshot/search/test_faiss_fields.py",
             "tests/fewshot/search/test_hostile_index.py",
         ),
     ),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
+import struct
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +63,29 @@ def sign_again(folder: Path, **changes: Any) -> None:
         contents = (folder / name).read_bytes()
         about["files"][name] = {"bytes": len(contents), "sha256": hashlib.sha256(contents).hexdigest()}
     (folder / "index.json").write_text(json.dumps(about | changes))
+
+
+def endless_table(path: Path, levels: int = 12, children: int = 300) -> None:
+    """Replace the table by pages of which each leads many times to the next: 300 ** 12 rows in 13 pages."""
+    contents = bytearray(path.read_bytes())
+    size = struct.unpack_from(">H", contents, 16)[0]
+    first = len(contents) // size + 1
+    with closing(sqlite3.connect(path)) as database:
+        (root,) = database.execute("SELECT rootpage FROM sqlite_master").fetchone()
+    leaf = bytes(contents[(root - 1) * size : root * size])
+    assert leaf[0] == 13
+    for level in range(levels):
+        page = bytearray(size)
+        start = size - 5 * children
+        child = first + level
+        page[:12] = struct.pack(">BHHHBI", 5, 0, children, start, 0, child)
+        for number in range(children):
+            struct.pack_into(">H", page, 12 + 2 * number, start + 5 * number)
+            struct.pack_into(">IB", page, start + 5 * number, child, 1)
+        if level == 0:
+            contents[(root - 1) * size : root * size] = page
+        else:
+            contents += page
+    contents += leaf
+    struct.pack_into(">I", contents, 28, len(contents) // size)
+    path.write_bytes(contents)

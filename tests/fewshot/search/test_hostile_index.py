@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import struct
 import time
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_index import KINDS, WIDTH, assert_same, file_of, filled, named, sign_again, unit
+from made_index import KINDS, WIDTH, assert_same, endless_table, file_of, filled, named, sign_again, unit
 
 from fewshot.search.index import Index
 from finetune.errors import InputError
@@ -206,32 +205,6 @@ def test_metadata_that_are_no_json_are_refused_when_asked_for(metadata: str, tmp
     index = Index.load(tmp_path)
     with pytest.raises(InputError, match=r"metadata of key 'key 2' are not .*; the index is damaged"):
         index.metadata("key 2")
-
-
-def endless_table(path: Path, levels: int = 12, children: int = 300) -> None:
-    """Replace the table by pages of which each leads many times to the next: 300 ** 12 rows in 13 pages."""
-    contents = bytearray(path.read_bytes())
-    size = struct.unpack_from(">H", contents, 16)[0]
-    first = len(contents) // size + 1
-    with closing(sqlite3.connect(path)) as database:
-        (root,) = database.execute("SELECT rootpage FROM sqlite_master").fetchone()
-    leaf = bytes(contents[(root - 1) * size : root * size])
-    assert leaf[0] == 13
-    for level in range(levels):
-        page = bytearray(size)
-        start = size - 5 * children
-        child = first + level
-        page[:12] = struct.pack(">BHHHBI", 5, 0, children, start, 0, child)
-        for number in range(children):
-            struct.pack_into(">H", page, 12 + 2 * number, start + 5 * number)
-            struct.pack_into(">IB", page, start + 5 * number, child, 1)
-        if level == 0:
-            contents[(root - 1) * size : root * size] = page
-        else:
-            contents += page
-    contents += leaf
-    struct.pack_into(">I", contents, 28, len(contents) // size)
-    path.write_bytes(contents)
 
 
 def test_pages_that_lead_to_each_other_do_not_hang(tmp_path: Path) -> None:
