@@ -53,7 +53,7 @@ def fingerprint(picture: Image.Image) -> bytes:
         imagehash.dhash_vertical(grey, hash_size=16),
     )
     return (
-        bytes([min(255, round(float(relief.std())))])
+        bytes([round(float(relief.std()))])  # at most 128
         + colour
         + b"".join(np.packbits(found.hash).tobytes() for found in hashes)
     )

@@ -9,7 +9,9 @@ import torch
 from conftest import MakeFolder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
+from scipy.fft import dctn
 from sklearn.datasets import load_digits
 from told import NothingSaid
 
@@ -95,6 +97,40 @@ def test_few_different_digits_look_alike() -> None:
     pairs = pairs_of(*(scan.resize((32, 32), Image.Resampling.BICUBIC).convert("RGB") for scan in scans))
     assert len(pairs) < 5
     assert all(digits.target[one] == digits.target[other] for one, other in pairs)
+
+
+def test_a_fingerprint_is_relief_colour_and_three_hashes_of_32_by_32_pixels() -> None:
+    picture = scene(3, 32, 32)
+    grey = picture.convert("L")
+    values = np.asarray(grey, np.float64)
+    relief = values - values.mean(0) - values.mean(1)[:, None] + values.mean()
+    found = fingerprint(picture)
+    assert found[0] == round(relief.std())
+    assert np.abs(np.frombuffer(found[1:4], np.uint8) - np.asarray(picture, np.float64).mean((0, 1))).max() <= 1
+    low = dctn(values)[:16, :16]
+    assert bits_of(found[4:36]) == pytest.approx(low > np.median(low))
+    for part, size, axis in ((found[36:68], (17, 16), 1), (found[68:], (16, 17), 0)):
+        small = np.asarray(grey.resize(size, Image.Resampling.LANCZOS), np.int16)
+        assert bits_of(part) == pytest.approx(np.diff(small, axis=axis) > 0)
+
+
+def bits_of(part: bytes) -> NDArray[np.bool_]:
+    return np.unpackbits(np.frombuffer(part, np.uint8)).reshape(16, 16).astype(bool)
+
+
+@pytest.mark.parametrize("times", [2, 3, 5])
+def test_whole_pixels_that_are_repeated_change_no_fingerprint(times: int) -> None:
+    picture = scene(3, 80, 64)
+    larger = picture.resize((80 * times, 64 * times), Image.Resampling.NEAREST)
+    assert fingerprint(larger) == fingerprint(picture)
+
+
+def test_the_strongest_relief_has_a_fingerprint() -> None:
+    board = np.indices((64, 64)).sum(0) % 2 * 255
+    checks = Image.fromarray(board.astype(np.uint8).repeat(2, 0).repeat(2, 1)).resize((32, 32), Image.Resampling.BOX)
+    coarse = Image.fromarray((np.indices((32, 32)).sum(0) % 2 * 255).astype(np.uint8)).convert("RGB")
+    assert fingerprint(coarse)[0] == 128
+    assert fingerprint(checks.convert("RGB"))[0] == 0
 
 
 def test_any_picture_has_a_fingerprint() -> None:
