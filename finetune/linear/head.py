@@ -102,8 +102,7 @@ def solve_heads(
     """
     classes = int(train[1].max()) + 1
     trained, judged = (Rows.labelled(*part, classes, class_weights) for part in (train, val))
-    some_val = len(val[1]) > 0
-    features = fit_ridge_head(trained, widths, judged if some_val else None, (FEATURES,))
+    features = fit_ridge_head(trained, widths, judged, (FEATURES,))
     if learn_from_val:
         both = torch.cat([train[0], val[0]]), torch.cat([train[1], val[1]])
         rows = Rows.labelled(*both, classes, class_weights)
@@ -111,7 +110,7 @@ def solve_heads(
         val_logits = found.held_out[len(train[1]) :]
         answers, labels = found.held_out[rows.rated], both[1][rows.rated]
     else:
-        found = fit_ridge_head(trained, widths, judged if some_val else None)
+        found = fit_ridge_head(trained, widths, judged)
         val_logits = LinearHead.of(found)(val[0])
         answers = torch.cat([found.held_out[trained.rated], val_logits])
         labels = torch.cat([train[1][trained.rated], val[1]])

@@ -160,12 +160,13 @@ def test_many_pictures_are_solved_with_the_two_inputs_that_lead_on_some_of_them(
 ) -> None:
     monkeypatch.setattr("finetune.linear.ridge.COMPARED", 10)  # fewer than five of each class
     rows, asked = pictures([0, 1, 2] * 8, 0), pictures([0, 1, 2] * 4, 2).pooled
+    others = pictures([0, 1, 2, 2], 1)
     some = rows.at(torch.linspace(0, 23, 15).round().long())
-    _, _, shares = by_hand(some, WIDTHS, None, INPUTS, asked, stand_for=24 / 15)
+    _, _, shares = by_hand(some, WIDTHS, others, INPUTS, asked, stand_for=24 / 15)
     leading = sorted(shares, key=lambda name: -shares[name])[:2]
     inputs = [kind for kind in INPUTS if kind.name in leading and shares[kind.name] >= 0.1]
-    logits, held_out, expected = by_hand(rows, WIDTHS, None, inputs, asked)
-    found = fit_ridge_head(rows, WIDTHS)
+    logits, held_out, expected = by_hand(rows, WIDTHS, others, inputs, asked)
+    found = fit_ridge_head(rows, WIDTHS, others)
     assert found.shares == pytest.approx(expected, rel=1e-4)
     torch.testing.assert_close(found.held_out.double().numpy(), held_out, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(LinearHead.of(found)(asked).double().numpy(), logits, rtol=1e-4, atol=1e-3)
