@@ -125,6 +125,20 @@ def test_the_temperature_is_the_most_probable_one_or_one(seed: int, n: int, hidd
         assert temperature == expected
 
 
+@given(SEEDS, st.integers(1, 5), st.floats(1, 8))
+@settings(max_examples=25, deadline=None)
+def test_a_temperature_is_used_where_it_lowers_the_loss_of_pictures_left_out(seed: int, n: int, spread: float) -> None:
+    """Each of so few pictures is a fold."""
+    found, _ = honest(n, seed, spread=spread)
+    labels = torch.randint(0, 4, (n,), generator=torch.Generator().manual_seed(seed))
+    gain = 0.0
+    for row in range(n):
+        others = torch.arange(n) != row
+        temperature = most_probable(found[others], labels[others]) if n > 1 else 1.0
+        gain += float(calibrated(found[row], temperature)[labels[row]] - found[row, labels[row]])
+    assert fit_temperature(found, labels) == (most_probable(found, labels) if gain > 0 else 1.0)
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_each_of_few_pictures_is_calibrated_by_all_others(n: int) -> None:
     scores = torch.tensor([[0.0, 8.0, 1.0], [5.0, 1.0, 0.0], [0.0, 2.0, 9.0], [6.0, 0.0, 0.0], [3.0, 0.0, 7.0]])[:n]
