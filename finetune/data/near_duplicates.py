@@ -86,7 +86,7 @@ def near_pairs(fingerprints: Sequence[bytes]) -> list[tuple[int, int]]:
 
 def _alike(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Whether m pairs of fingerprints, (m, FINGERPRINT_BYTES) each, belong to near-duplicates: shape (m,)."""
-    colour = np.abs(one[:, 1:4].astype(np.int16) - other[:, 1:4]).max(1, initial=0)
+    colour = np.abs(one[:, 1:4].astype(np.int16) - other[:, 1:4]).max(1)
     phash, rows, columns = (
         np.bitwise_count(one[:, start:stop] ^ other[:, start:stop]).sum(1, dtype=np.int16) for start, stop in _HASHES
     )

@@ -100,8 +100,8 @@ def test_few_different_digits_look_alike() -> None:
 
 
 def test_a_fingerprint_is_relief_colour_and_three_hashes_of_32_by_32_pixels() -> None:
-    picture = scene(3, 32, 32)
-    grey = picture.convert("L")
+    picture = scene(3, 80, 64)
+    grey = picture.convert("L").resize((32, 32), Image.Resampling.LANCZOS)
     values = np.asarray(grey, np.float64)
     relief = values - values.mean(0) - values.mean(1)[:, None] + values.mean()
     found = fingerprint(picture)
@@ -175,6 +175,19 @@ def test_pairs_are_those_of_all_that_are_compared_one_by_one(drawn: list[tuple[i
         if alike(fingerprints[one], fingerprints[other])
     ]
     assert near_pairs(fingerprints) == expected
+
+
+@pytest.mark.parametrize(
+    ("start", "bits"), [(4, 30), (36, 64), (68, 64)], ids=["pHash", "gradient along rows", "gradient along columns"]
+)
+def test_hashes_may_differ_in_so_many_bits_and_no_more(start: int, bits: int) -> None:
+    one = bytes([2, 100, 100, 100, *bytes(96)])
+
+    def other(count: int) -> bytes:
+        return one[:start] + ((1 << count) - 1).to_bytes(32, "big") + one[start + 32 :]
+
+    assert near_pairs([one, other(bits)]) == [(0, 1)]
+    assert near_pairs([one, other(bits + 1)]) == []
 
 
 def test_pairs_are_found_across_blocks_of_thousands() -> None:
