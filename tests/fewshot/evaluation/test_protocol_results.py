@@ -22,7 +22,7 @@ from fewshot.evaluation.protocols import (
     vinyals,
     within,
 )
-from fewshot.evaluation.verification import draw_pairs, similarity
+from fewshot.evaluation.verification import draw_pairs, roc_summary_intervals, similarity
 from fewshot.omniglot.dataset import Character, OneShotRun
 from fewshot.omniglot.splits import LAKE, characters_of
 from finetune.errors import InputError
@@ -124,29 +124,30 @@ def test_the_first_three_leaks_are_named() -> None:
 # --- Lake's runs ------------------------------------------------------------------------------------------------------
 
 
-def runs(count: int = 6, ways: int = 5) -> list[OneShotRun]:
+def runs(count: int, ways: int = 5) -> list[OneShotRun]:
     """Runs whose pictures are one pixel, the number of the character."""
     train = torch.arange(ways, dtype=torch.uint8).view(ways, 1, 1)
     return [OneShotRun(f"run{number:02d}", train, train, torch.arange(ways)) for number in range(count)]
 
 
 def test_a_result_of_lake_records_what_was_asked() -> None:
-    asked = runs()
-    distances = torch.rand(len(asked), 5, 5, generator=torch.Generator().manual_seed(0))
+    asked = runs(20)
+    distances = torch.randint(4, (len(asked), 5, 5), generator=torch.Generator().manual_seed(0))
     given = iter(distances)
     known = sorted(characters_of(LAKE))[:2]
     found = lake(lambda test, train: next(given), asked, seed=3, trained_on=known, allow_leaks=True)
-    right = (distances.argmin(2) == torch.arange(5)).double().mean(1)
-    assert float(right.std()) > 0
+    nearest = distances == distances.min(2, keepdim=True).values
+    right = (nearest.diagonal(dim1=1, dim2=2).double() / nearest.sum(2)).mean(1)
+    assert bootstrap_interval(right.tolist(), 100, 3) != bootstrap_interval(right.tolist(), 100, 0)
     assert found == ProtocolResult(
         protocol="lake",
         accuracy=pytest.approx(float(right.mean())),
-        interval=bootstrap_interval(right.tolist(), 30, 3),
+        interval=bootstrap_interval(right.tolist(), 100, 3),
         way=5,
         shot=1,
-        trials=30,
+        trials=100,
         seed=3,
-        tested="6 runs",
+        tested="20 runs",
         leaking=2,
         parts=tuple(right.tolist()),
     )
@@ -218,12 +219,16 @@ def test_a_result_of_verification_records_what_was_asked() -> None:
     assert found.accuracy != found.validation_accuracy
     assert (found.protocol, found.trials, found.seed, found.leaking) == ("koch", 240, 5, 2)
     assert found.tested == "own: 24 classes, 4 drawers"
-    assert len(found.parts) == 4
+    scores = similarity(test.vectors, tested_on.rows, "euclidean")
+    inside = [tested_on.alphabet == alphabet for alphabet in range(4)]
+    right = ((scores >= found.threshold) == tested_on.same).double()
+    assert found.parts == pytest.approx([float(right[rows].mean()) for rows in inside])
     assert found.accuracy == pytest.approx(sum(found.parts) / 4)
     assert found.interval == parts_interval(found.parts, 5)
+    intervals = roc_summary_intervals([(scores[rows], tested_on.same[rows]) for rows in inside], 5)
+    assert (found.auc_interval, found.eer_interval) == intervals
     assert found.auc_interval[0] < found.auc < found.auc_interval[1]
     assert found.eer_interval[0] < found.eer < found.eer_interval[1]
-    assert found.auc_interval[1] - found.auc_interval[0] < 0.3
 
     def by_distance(embedded: EmbeddedDrawings, rows: Tensor) -> Tensor:
         return similarity(embedded.vectors, rows, "euclidean")
