@@ -97,3 +97,16 @@ def test_invalid_scores_are_refused() -> None:
     for share in (0, 1.5, math.nan):
         with pytest.raises(InputError, match="tpr must be above 0"):
             fpr_at_tpr(one, one, share)
+
+
+def test_the_wrong_scores_are_named() -> None:
+    one, wrong, right = np.array([0.5]), np.array([[0.5]]), np.array([True])
+    for metric in (auroc, fpr_at_tpr, lambda known, unknown: oscr(known, right, unknown)):
+        for known, unknown, name in ((wrong, one, "known scores"), (one, wrong, "unknown scores")):
+            with pytest.raises(InputError, match=f"^{name} must be numbers"):
+                metric(known, unknown)
+
+
+def test_all_known_pictures_can_be_accepted() -> None:
+    known, unknown = np.array([0.9, 0.2, 0.7]), np.array([0.1, 0.2, 0.3, 0.8])
+    assert fpr_at_tpr(known, unknown, 1) == 0.75
