@@ -8,8 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-from finetune.errors import InputError
-
 
 def keep_freed_memory() -> None:
     """Let glibc reuse large blocks of memory instead of returning each to the system.
@@ -36,32 +34,6 @@ def share_cores() -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-class SeveralProcesses(InputError):
-    """The job was started as several processes. `rank` is the number of this process, from 0."""
-
-    def __init__(self, command: str, rank: int, world_size: int):
-        super().__init__(
-            f"{command} does not support several processes yet (WORLD_SIZE is {world_size}); "
-            f"run it as one process: {command} …, without torchrun"
-        )
-        self.rank = rank
-
-
-def require_one_process(command: str) -> None:
-    """Refuse to run as one of several processes, which a launcher such as torchrun starts.
-
-    Args:
-        command: The user's command, for the message.
-
-    Raises:
-        SeveralProcesses: If this is one of several processes.
-    """
-    world_size, rank = _number("WORLD_SIZE"), _number("RANK")
-    rank = _number("LOCAL_RANK") if rank is None else rank
-    if world_size is not None and world_size > 1 and rank is not None:
-        raise SeveralProcesses(command, rank, world_size)
-
-
 def process_age() -> float:
     """Seconds since this process started; where the system does not tell, the CPU time that it has used."""
     try:
@@ -70,8 +42,3 @@ def process_age() -> float:
         return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
     except (OSError, AttributeError, ValueError, IndexError):
         return time.process_time()
-
-
-def _number(variable: str) -> int | None:
-    text = os.environ.get(variable, "")
-    return int(text) if text.isdecimal() else None

@@ -19,10 +19,12 @@ from finetune.options.command_line import (
     display_for,
     hyper_parameters,
     on_device,
+    on_devices,
     print_json,
     run_command,
 )
 from finetune.options.help_text import HelpfulCommand, InOrderOfUse
+from finetune.ranks.launched import first_process
 from finetune.terminal import printable
 
 at_seed = click.option(
@@ -71,6 +73,7 @@ def cli() -> None:
 @click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped, with the same options.")
 @at_data
 @hyper_parameters(SiameseConfig)
+@on_devices
 @as_json
 def train(
     source: str,
@@ -81,6 +84,7 @@ def train(
     self_supervised: bool,
     resume: bool,
     data: Path | None,
+    devices: int,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -103,6 +107,7 @@ def train(
             data=data,
             resume=resume,
             display=display,
+            devices=devices,
         )
     else:
         for name, given in (("--split", split), ("--examples", examples), ("--data", data)):
@@ -116,7 +121,10 @@ def train(
             self_supervised=self_supervised,
             resume=resume,
             display=display,
+            devices=devices,
         )
+    if not first_process():
+        return
     metrics = metrics_of(out)
     if as_json:
         print_json(metrics)

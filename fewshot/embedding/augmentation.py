@@ -15,29 +15,37 @@ _BEND_POINTS = 4  # displacements are drawn at 4 x 4 points and interpolated
 
 
 def distort(
-    framed: FramedPictures, symmetry: Tensor, distortion: Distortion, side: int, generator: torch.Generator
+    framed: FramedPictures,
+    symmetry: Tensor,
+    distortion: Distortion,
+    side: int,
+    generator: torch.Generator,
+    part: slice = slice(None),
 ) -> Tensor:
     """Apply a symmetry and a random distortion to every picture.
 
     Args:
-        framed: n pictures.
-        symmetry: Shape (n,), int64, 0 to 7: quarter turns counter-clockwise, then those of the mirror image.
+        framed: The pictures of `part`.
+        symmetry: Of all n pictures of the batch, shape (n,), int64, 0 to 7: quarter turns counter-clockwise, then those
+            of the mirror image.
         distortion: Bounds of the random distortion.
         side: Side of the result in pixels.
         generator: On the CPU, so that a seed gives the same distortions on every device.
+        part: The pictures of the batch that are distorted, as they would be with all others.
 
     Returns:
-        Shape (n, channels, side, side), float32, from 0 to 1.
+        Shape (pictures of `part`, channels, side, side), float32, from 0 to 1.
     """
-    n, device = len(framed), framed.pictures.device
+    n, device = len(symmetry), framed.pictures.device
     warp = _symmetries()[symmetry.cpu()] @ _linear(n, distortion, generator)
     shift = _drawn(n, -distortion.shift, distortion.shift, distortion.present, generator, width=2)
-    bend = _bend(n, distortion.elastic, side, generator, device) if distortion.elastic else None
-    pictures = render(framed, side, torch.cat([warp, shift[:, :, None]], 2).to(device), bend)
+    bend = _bend(n, distortion.elastic, side, generator, device, part) if distortion.elastic else None
+    pictures = render(framed, side, torch.cat([warp, shift[:, :, None]], 2)[part].to(device), bend)
     if distortion.stroke:
-        pictures = _stroked(pictures, distortion.stroke * torch.rand(n, generator=generator).mul(2).sub(1))
+        pictures = _stroked(pictures, distortion.stroke * torch.rand(n, generator=generator).mul(2).sub(1)[part])
     if distortion.light:
-        pictures = _lit(pictures, distortion.light, generator)
+        draws = torch.rand(3, n, pictures.shape[1], generator=generator)[:, part]
+        pictures = _lit(pictures, distortion.light, draws)
     return pictures
 
 
@@ -84,11 +92,11 @@ def _drawn(n: int, low: float, high: float, present: float, generator: torch.Gen
     return torch.where(torch.rand(n, width, generator=generator) < present, values, 0)
 
 
-def _bend(n: int, strength: float, side: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """(n, side, side, 2): smooth displacements of random strength, in the manner of Simard et al. (2003)."""
+def _bend(n: int, strength: float, side: int, generator: torch.Generator, device: torch.device, part: slice) -> Tensor:
+    """(pictures of `part`, side, side, 2): smooth displacements of random strength, as in Simard et al. (2003)."""
     points = torch.randn(n, 2, _BEND_POINTS, _BEND_POINTS, generator=generator)
     points = points * strength * torch.rand(n, 1, 1, 1, generator=generator)
-    return F.interpolate(points.to(device), (side, side), mode="bilinear", align_corners=True).permute(0, 2, 3, 1)
+    return F.interpolate(points[part].to(device), (side, side), mode="bilinear", align_corners=True).permute(0, 2, 3, 1)
 
 
 def _stroked(pictures: Tensor, width: Tensor) -> Tensor:
@@ -100,10 +108,12 @@ def _stroked(pictures: Tensor, width: Tensor) -> Tensor:
     return ((pictures + (spread - pictures) * thicker - thinner) / (1 - thinner)).clamp_min(0)
 
 
-def _lit(pictures: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Change brightness and contrast by up to `strength`, slightly different for each channel."""
-    n, channels = pictures.shape[:2]
-    draws = torch.rand(3, n, channels, generator=generator).mul(2).sub(1).to(pictures.device) * strength
+def _lit(pictures: Tensor, strength: float, draws: Tensor) -> Tensor:
+    """Change brightness and contrast by up to `strength`, slightly different for each channel.
+
+    draws: Shape (3, n, channels), from 0 to 1.
+    """
+    draws = draws.mul(2).sub(1).to(pictures.device) * strength
     common = draws[:2, :, :1]
     gain, offset = 1 + common[0] + draws[2] / 4, common[1] / 2
     middle = pictures.mean((1, 2, 3), keepdim=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,8 +26,11 @@ from fewshot.training.training_data import SiameseData
 from finetune.data.transforms import view_seed
 from finetune.errors import TrainingDiverged
 from finetune.metrics import Count, Finite, Share
-from finetune.models.device import synchronize
+from finetune.models.device import open_engine, synchronize
 from finetune.progress import Advance, Display
+from finetune.ranks.exchange import GlobalBatchNorm, share
+from finetune.ranks.group import Ranks, current
+from finetune.ranks.start import goes_on_alone
 from finetune.training.checkpoint import Checkpoint, CheckpointFile
 from finetune.training.step import check_finite, parameter_groups, scale_learning_rates, schedule, weights_on_cpu
 
@@ -122,13 +125,24 @@ def train(task: SiameseTask, *, checkpoint: Path | None = None, display: Display
         KeyboardInterrupt: On Ctrl-C before the first validation.
     """
     file = CheckpointFile(checkpoint, {"pictures": task.data.fingerprint})
-    loop, saved = _Loop(task), file.read()
-    state, best = SiameseState(), dict[str, Tensor]()
+    saved, state = file.read(), SiameseState()
     if saved is not None:
         state = replace(saved.state_as(SiameseState), history=tuple(saved.state["history"]))
-        loop.restore(saved, state.step)
-        best = saved.weights_for("best", loop.averaged) if state.best is not None else {}
-    started = time.monotonic() - state.seconds
+
+    def restore(loop: _Loop) -> None:
+        if saved is not None:
+            loop.restore(saved, state.step)
+
+    with _opened(task, restore) as loop:
+        best = saved.weights_for("best", loop.averaged) if saved is not None and state.best is not None else {}
+        return _trained(loop, file, state, best, display)
+
+
+def _trained(
+    loop: _Loop, file: CheckpointFile, state: SiameseState, best: dict[str, Tensor], display: Display
+) -> tuple[nn.Module, SiameseState]:
+    """The steps after those of `state`. best: averaged weights of the best validation so far."""
+    task, started = loop.task, time.monotonic() - state.seconds
     try:
         with display.bar("training", round(task.steps * task.batch_size)) as advance:
             advance(round(state.step * task.batch_size), "")
@@ -153,7 +167,7 @@ def train(task: SiameseTask, *, checkpoint: Path | None = None, display: Display
                 file.save(loop.weights() | {"best": best}, loop.optimizer, asdict(state))
                 advance(0, f"step {step}/{task.steps}, loss {loss:.3f}{_in_words(task.data, accuracy)}")
     except KeyboardInterrupt:
-        if not state.history:
+        if not state.history or not goes_on_alone():
             raise
         state = replace(state, step=loop.step, interrupted=True)
     if best:
@@ -198,11 +212,42 @@ def seconds_per_step(task: SiameseTask, steps: int = 16) -> float:
     early = task.config.early_side
     sides = [(task.side, 1.0)] if early is None else [(early, EARLY), (task.side, 1 - EARLY)]
     mean = 0.0
-    for side, share in sides:
-        loop = _Loop(replace(_copy(task), side=side, config=replace(task.config, early_side=None)))
-        loop.time_steps(steps // 4)  # the first steps set things up
-        mean += share * loop.time_steps(steps - steps // 4)
+    for side, part in sides:
+        timed = replace(_copy(task), side=side, config=replace(task.config, early_side=None))
+        with _opened(timed) as loop:
+            loop.time_steps(steps // 4)  # the first steps set things up
+            mean += part * loop.time_steps(steps - steps // 4)
     return mean
+
+
+@contextmanager
+def _opened(task: SiameseTask, restore: Callable[[_Loop], None] = lambda loop: None) -> Iterator[_Loop]:
+    """The loop of a training, whose steps all processes of the job take together."""
+    ranks = current()
+    if ranks is None:
+        loop = _Loop(task)
+        restore(loop)
+        yield loop
+        return
+    data = replace(task.data, validation=None, held_out=None)
+    sent = replace(task, fabric=None, siamese=copy.deepcopy(task.siamese).cpu(), data=data)  # type: ignore[arg-type]
+    with ranks.asked(_take_steps, sent):
+        loop = _Loop(task, ranks)
+        restore(loop)
+        ranks.broadcast((loop.siamese.state_dict(), loop.optimizer.state_dict()))
+    with ranks.stepping():
+        yield loop
+
+
+def _take_steps(ranks: Ranks, task: SiameseTask) -> None:
+    """Take the steps of rank 0, on another rank."""
+    loop = _Loop(replace(task, fabric=open_engine(ranks.device.type, task.config.precision)), ranks)
+    weights, moments = ranks.broadcast(None)
+    loop.siamese.load_state_dict(weights)
+    loop.optimizer.load_state_dict(moments)
+    for step, _ in ranks.steps():
+        loop.step = step
+        loop.take_step()
 
 
 def _copy(task: SiameseTask) -> SiameseTask:
@@ -214,15 +259,19 @@ class _Loop:
     """What training changes: the network, its optimiser, the averaged weights, the number of steps.
 
     All randomness of a step depends on the seed and the step alone, so that a step can be repeated.
+
+    ranks: The processes that take each step together. Each embeds its share of the batch; the loss is that of the pairs
+    of all. None for this process alone.
     """
 
-    def __init__(self, task: SiameseTask):
+    def __init__(self, task: SiameseTask, ranks: Ranks | None = None):
         self.task, config, data, device = task, task.config, task.data, task.fabric.device
         self.siamese = task.siamese.to(device).train()
         self.siamese.encoder.to(memory_format=torch.channels_last)
         self._ema = ModelEmaV3(self.siamese.encoder, exclude_buffers=True)
         groups = parameter_groups(self.siamese.parameters(), config.lr, config.weight_decay)
-        self.engine, self.optimizer = task.fabric.setup(self.siamese, torch.optim.AdamW(groups, lr=config.lr))
+        self.ranks, self._fabric = ranks, task.fabric if ranks is None else ranks.engine(task.fabric)
+        self.engine, self.optimizer = self._fabric.setup(self.siamese, torch.optim.AdamW(groups, lr=config.lr))
         self.pictures = data.pictures.to(device)
         self.pool = arrange(data.classes, data.groups[data.classes])
         self.step, self.batch_size, self.clock = 0, 0, _Clock(device)
@@ -256,21 +305,29 @@ class _Loop:
         return sum(losses) / len(losses)
 
     def train_step(self, *, timed: bool = False) -> Tensor:
-        """Train on the next batch; return its loss, detached."""
+        """Train on the next batch, with the other processes; return its loss, detached."""
+        with nullcontext() if self.ranks is None else self.ranks.step(self.step, 0.0):
+            return self.take_step(timed=timed)
+
+    def take_step(self, *, timed: bool = False) -> Tensor:
+        """The part of this process in a step; its loss, detached."""
         config, clock = self.task.config, self.clock if timed else None
         with _part(clock, "batch"):
             pictures, labels = self.batch(self.step)
-        self.batch_size = len(labels)
+        self.batch_size, ranks = len(labels), self.ranks
+        counts = None if ranks is None else [len(share(len(labels), rank, ranks.size)) for rank in range(ranks.size)]
         with _part(clock, "network"):
             warmup = round(config.warmup * self.task.steps)
             scale_learning_rates(self.optimizer, schedule(self.step, self.task.steps, warmup))
-            loss: Tensor = self.engine(pictures, labels)
-            self.task.fabric.backward(loss)
+            with nullcontext() if ranks is None else GlobalBatchNorm():
+                loss: Tensor = self.engine(pictures, labels, counts)
+            self._fabric.backward(loss)
             self.optimizer.step()
             self.optimizer.zero_grad()
-            # The first weights are random, so their share falls faster.
-            self._ema.decay = min(config.ema, (1 + self.step) / (10 + self.step))
-            self._ema.update(self.siamese.encoder)
+            if ranks is None or ranks.rank == 0:
+                # The first weights are random, so their share falls faster.
+                self._ema.decay = min(config.ema, (1 + self.step) / (10 + self.step))
+                self._ema.update(self.siamese.encoder)
         self.step += 1
         return loss.detach()
 
@@ -282,7 +339,10 @@ class _Loop:
         return self.clock.total() / (self.step - first)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Distorted pictures (n, channels, side, side) and labels (n,) of `step`, on the device."""
+        """Distorted pictures (n, channels, side, side) and labels (n,) of `step`, on the device.
+
+        With other processes, the pictures are the share of this one, and the labels are those of all.
+        """
         config, data, device = self.task.config, self.task.data, self.task.fabric.device
         generator = torch.Generator().manual_seed(view_seed(config.seed, step, "batch"))
         drawn = draw(
@@ -294,8 +354,12 @@ class _Loop:
             generator=generator,
         )
         distortion = DISTORTIONS[config.distortion or data.distortion]
-        chosen = self.pictures[drawn.rows.to(device)]
-        pictures = distort(chosen, drawn.symmetry, distortion, self.task.side_at(step), generator)
+        part = slice(None)
+        if self.ranks is not None:
+            own = share(len(drawn.rows), self.ranks.rank, self.ranks.size)
+            part = slice(own.start, own.stop)
+        chosen = self.pictures[drawn.rows[part].to(device)]
+        pictures = distort(chosen, drawn.symmetry, distortion, self.task.side_at(step), generator, part)
         return pictures.contiguous(memory_format=torch.channels_last), drawn.labels.to(device)
 
     def accuracy(self) -> float | None:

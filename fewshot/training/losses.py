@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from fewshot.training.config import SiameseConfig
 from finetune.errors import InputError
+from finetune.ranks.exchange import gathered_rows
 
 # Added under the root: the slope of a distance is infinite where it is 0.
 _TINY = 1e-6
@@ -64,11 +66,15 @@ class Siamese(nn.Module):
         super().__init__()
         self.encoder, self.loss, self.miner = encoder, loss, miner
 
-    def forward(self, pictures: Tensor, labels: Tensor) -> Tensor:
-        """Loss of pictures (n, channels, h, w) with labels (n,), in float32."""
+    def forward(self, pictures: Tensor, labels: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+        """Loss of pictures (n, channels, h, w) with labels (n,), in float32.
+
+        counts: Number of pictures of each of several processes. `labels` are then those of all pictures, and the pairs
+        of all count; gradients reach the pictures of every process.
+        """
         vectors = self.encoder(pictures)
         with torch.autocast(vectors.device.type, enabled=False):
-            vectors = vectors.float()
+            vectors = vectors.float() if counts is None else gathered_rows(vectors.float(), counts)
             pairs = None if self.miner is None else self.miner(vectors, labels)
             loss: Tensor = self.loss(vectors, labels, pairs)
             return loss

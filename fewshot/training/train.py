@@ -37,9 +37,9 @@ from finetune.files.writing import write_json
 from finetune.metrics import Count, Finite, Share
 from finetune.models.device import describe, open_engine, reproducible_numerics
 from finetune.options.fields import no_effect
-from finetune.processes import require_one_process
 from finetune.progress import Display, Stopwatch, in_words
 from finetune.random_state import restored_random_state
+from finetune.ranks.start import joined
 
 METRICS_FILE, HISTORY_FILE = "metrics.json", "history.csv"
 MINUTES = 10.0  # default duration of the training steps
@@ -57,6 +57,7 @@ def train_omniglot(
     data: Path | None = None,
     resume: bool = False,
     display: Display | None = None,
+    devices: int = 1,
 ) -> Embedder:
     """Train an encoder on Omniglot.
 
@@ -70,6 +71,7 @@ def train_omniglot(
         data: Folder of the archives, as for `fewshot.omniglot.dataset.locate`.
         resume: Continue the run in `out`, to the same weights as without interruption.
         display: Shows progress. None for no output.
+        devices: Number of processes to train in on this machine, as for `finetune.fit`.
 
     Returns:
         The trained encoder.
@@ -83,7 +85,7 @@ def train_omniglot(
         >>> encoder = train_omniglot(Path("runs/lake"), "lake", config=SiameseConfig(minutes=40))  # doctest: +SKIP
     """
     source = OmniglotSource(split, everything, examples, self_supervised, data)
-    return _Run(out, source, config or SiameseConfig(), display or Display()).embedder(resume)
+    return _Run(out, source, config or SiameseConfig(), display or Display()).embedder(resume, devices)
 
 
 def train_folder(
@@ -95,6 +97,7 @@ def train_folder(
     self_supervised: bool = False,
     resume: bool = False,
     display: Display | None = None,
+    devices: int = 1,
 ) -> Embedder:
     """Train an encoder on a folder of pictures.
 
@@ -106,6 +109,7 @@ def train_folder(
         self_supervised: Train without labels, on any folder: a picture and its distorted copies are one class.
         resume: Continue the run in `out`, to the same weights as without interruption.
         display: Shows progress. None for no output.
+        devices: Number of processes to train in on this machine, as for `finetune.fit`.
 
     Returns:
         The trained encoder.
@@ -124,7 +128,9 @@ def train_folder(
     config = config or SiameseConfig()
     if config.network == "fewtune_drawing" and config.side is None:
         config = replace(config, side=FOLDER_SIDE)
-    return _Run(out, FolderSource(folder, everything, self_supervised), config, display or Display()).embedder(resume)
+    return _Run(out, FolderSource(folder, everything, self_supervised), config, display or Display()).embedder(
+        resume, devices
+    )
 
 
 @dataclass(frozen=True)
@@ -137,9 +143,17 @@ class _Run:
     display: Display
 
     @restored_random_state()
-    def embedder(self, resume: bool) -> Embedder:
-        """Train, continue, or load what a finished run holds."""
-        require_one_process("fewshot train")
+    def embedder(self, resume: bool, devices: int) -> Embedder:
+        """Train, continue, or load what a finished run holds, in one or in several processes."""
+        with joined(self.config.device, devices) as ranks:
+            if ranks is not None and ranks.rank > 0:
+                return Embedder.load(ranks.serve(), device=self.config.device)
+            embedder = self._embedder_of_run(resume)
+            if ranks is not None:
+                ranks.finish((self.out,))
+            return embedder
+
+    def _embedder_of_run(self, resume: bool) -> Embedder:
         if unused := self.config.without_effect():
             self.display.say(no_effect(unused, f"--loss {self.config.loss}"))
         with alone_in(self.out):

@@ -15,6 +15,7 @@ from finetune.api.budget import Budget, seconds_after
 from finetune.api.fit_options import FitOptions
 from finetune.api.outcome import Outcome, measure, write_run
 from finetune.api.prepare import Prepared, prepare
+from finetune.api.sent import received, to_send
 from finetune.classifier.classifier import Classifier, load
 from finetune.classifier.run_folder import RunFolder
 from finetune.classifier.run_metrics import BackbonesMetrics, write_metrics
@@ -29,9 +30,9 @@ from finetune.linear.head import Heads
 from finetune.models.backbone import Network
 from finetune.models.device import reproducible_numerics
 from finetune.options.fields import no_effect
-from finetune.processes import require_one_process
 from finetune.progress import Display, in_words
 from finetune.random_state import restored_random_state
+from finetune.ranks.start import goes_on_alone, joined
 from finetune.report.report import REPORT_FILE, write_report
 from finetune.training.budget import OutOfTime, training_costs
 from finetune.training.loggers import Log, check_log, open_log
@@ -51,6 +52,7 @@ def fit(
     display: Display | None = None,
     on_epoch: OnEpoch | None = None,
     started: float | None = None,
+    devices: int = 1,
     **options: Unpack[FitOptions],
 ) -> Classifier:
     """Train a classifier on a folder of pictures, or on a table of them, and measure it.
@@ -74,6 +76,9 @@ def fit(
             and is passed on; what `out` holds by then stays, and `resume` can continue. KeyboardInterrupt acts as
             Ctrl-C does.
         started: When the job began, by `time.monotonic`, if that was before this call; `minutes` count from then on.
+        devices: Number of processes to train in on this machine, each on its own GPU or on a share of the cores. More
+            than one run this program again, from its start. Processes that torchrun or srun started join each other
+            without it. Every process returns the classifier; the first one alone writes files and shows progress.
         strategy: Which layers are trained: head (only the linear head), partial (the head and the top stages), full
             (all layers, lower ones more slowly), train (all layers at one rate) or scratch (all layers, from random
             weights). One of auto, head, partial, full, train, scratch. Default: 'auto'.
@@ -144,13 +149,31 @@ def fit(
         'cat'
     """
     started = time.monotonic() if started is None else started
-    require_one_process("finetune fit")
     if config is not None and options:
         raise InputError(f"options are given twice, in config and by name: {', '.join(options)}")
     if config is not None and not isinstance(config, Config):
         raise InputError("config must be a finetune.Config; Config.from_dict makes one of a dictionary")
     config = config or Config.from_dict(options)
-    display = display or Display()
+    with joined(config.device, devices) as ranks:
+        if ranks is not None and ranks.rank > 0:
+            return received(ranks.serve(), config.device)
+        classifier = _fitted(folder, out, config, resume, overwrite, display or Display(), on_epoch, started)
+        if ranks is not None:
+            ranks.finish((to_send(classifier),))
+        return classifier
+
+
+def _fitted(
+    folder: Source,
+    out: str | Path | None,
+    config: Config,
+    resume: bool,
+    overwrite: bool,
+    display: Display,
+    on_epoch: OnEpoch | None,
+    started: float,
+) -> Classifier:
+    """The classifier of a new run, of one that is continued, or of one that has finished."""
     check_log(config, None if out is None else Path(out))
     listing = list_pictures(folder)
     if config.unlabelled is not None:
@@ -294,7 +317,7 @@ class _Job:
                 self.display.say("the trained network is less accurate on the validation pictures; the head is kept.")
                 training = replace(training, best_epoch=0, share=1.0)
         except KeyboardInterrupt:
-            if head is None:
+            if head is None or not goes_on_alone():
                 raise
             training = TrainingResult(interrupted=True)
         except TrainingDiverged as error:

@@ -21,6 +21,7 @@ from finetune.options.command_line import (
     display_for,
     existing,
     hyper_parameters,
+    on_devices,
     print_json,
     run_command,
 )
@@ -50,8 +51,9 @@ def cli() -> None:
     "--overwrite", is_flag=True, help="Replace the run in --out. The old run stays until the new classifier is saved."
 )
 @hyper_parameters(Config)
+@on_devices
 @as_json
-def fit(folder: Path, out: Path, resume: bool, overwrite: bool, as_json: bool, **options: Any) -> None:
+def fit(folder: Path, out: Path, resume: bool, overwrite: bool, devices: int, as_json: bool, **options: Any) -> None:
     """Train a classifier on a folder of pictures.
 
     FOLDER has one sub-folder of pictures per class. It may also have train/, val/ and test/ with these sub-folders
@@ -60,6 +62,7 @@ def fit(folder: Path, out: Path, resume: bool, overwrite: bool, as_json: bool, *
     """
     import finetune
     from finetune.processes import process_age
+    from finetune.ranks.launched import first_process
     from finetune.report.report import REPORT_FILE
 
     classifier = finetune.fit(
@@ -70,7 +73,10 @@ def fit(folder: Path, out: Path, resume: bool, overwrite: bool, as_json: bool, *
         overwrite=overwrite,
         display=display_for(as_json),
         started=time.monotonic() - process_age(),
+        devices=devices,
     )
+    if not first_process():
+        return
     if as_json:
         print_json(classifier.metrics)
     else:

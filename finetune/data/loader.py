@@ -21,6 +21,7 @@ from finetune.data.images import Content, Picture, read_content, read_image
 from finetune.data.near_duplicates import fingerprint
 from finetune.data.transforms import View, view_seed
 from finetune.errors import InputError, UnreadablePicture
+from finetune.ranks.group import joined_ranks
 
 # Starting a worker takes about a second, so the pictures of small folders are decoded in the main process.
 WORTH_WORKERS = 400
@@ -110,11 +111,9 @@ def in_order(pictures: Pictures, *, batch_size: int, workers: int) -> Iterable[B
     return _loader(pictures, batches, workers)
 
 
-def shuffled(
-    pictures: Pictures, indices: Sequence[int], *, batch_size: int, first_epoch: int, epochs: int, workers: int
-) -> Iterable[Batch]:
-    """Batches of the pictures at `indices`, once an epoch, in an order that depends only on the seed and the epoch."""
-    return _loader(pictures, Shuffle(pictures.seed, indices, batch_size, first_epoch, epochs), workers)
+def shuffled(pictures: Pictures, batches: Iterable[list[tuple[int, int]]], *, workers: int) -> Iterable[Batch]:
+    """Batches of the pictures with these keys (epoch, index), such as those of `Shuffle`."""
+    return _loader(pictures, batches, workers)
 
 
 def check_unchanged(contents: Mapping[int, Content], pictures: Pictures, hashes: Sequence[str]) -> None:
@@ -139,8 +138,10 @@ def worker_count(requested: int | None, pictures: int, *, beside_cpu: bool) -> i
 
 
 def cores() -> int:
-    """Number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Number of processor cores that this process may use: its share, beside other processes of the job."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ranks = joined_ranks()
+    return found if ranks is None else max(1, found // ranks.local_size)
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> Tensor:

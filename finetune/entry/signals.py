@@ -108,6 +108,8 @@ class StopSignals:
 
     def say_stopped(self) -> None:
         """The line, without the streams that the interrupted code may be writing to."""
+        if int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"):
+            return  # the first of several processes says it
         with suppress(OSError):  # a closed stream
             os.write(2, f"{self.program}: stopped\n".encode())
 

@@ -273,6 +273,7 @@ class AcceleratedModel:
         display: Display,
     ):
         self._fabric, self._network, self._examples, self._display = fabric, network, examples, display
+        self._given = network, examples, pictures, precision
         on_cpu = fabric.device.type == "cpu"
         if on_cpu and precision == "auto" and pictures >= WORTH_CONVERTING:
             pictures = round(pictures * min(1.0, multiplications(network) / MULTIPLICATIONS))
@@ -283,6 +284,11 @@ class AcceleratedModel:
         self.checked = precision == "auto" and worth_accelerating(fabric.device, pictures)
         self.name = f"within {TOLERANCE} of float32" if self.checked else precision.replace("auto", "float32")
         self.runtime: str | None = None
+
+    @property
+    def given(self) -> tuple[Normalized, Examples, int, str]:
+        """The arguments of which a model on another device is made: network, examples, pictures, precision."""
+        return self._given
 
     def prepare(self) -> None:
         """Choose the way to run the network, once. Several threads may call the model afterwards."""

@@ -18,14 +18,15 @@ from torch import Tensor
 from finetune.config import Config
 from finetune.data.folder import Listing
 from finetune.data.images import Content, read_content
-from finetune.data.loader import Item, Pictures, cores, in_order, worker_count
+from finetune.data.loader import Pictures, cores, in_order, worker_count
 from finetune.data.near_duplicates import FINGERPRINT_BYTES
 from finetune.data.transforms import Normalized, Preprocessing, evaluation_view
 from finetune.errors import UnreadablePicture
-from finetune.features.acceleration import CPU_BATCH, GPU_BATCH, AcceleratedModel, Examples
+from finetune.features.acceleration import CPU_BATCH, AcceleratedModel, Examples
 from finetune.features.cache import ActivationCache, Activations
 from finetune.features.cache_keys import FeatureKey, feature_key, fingerprint_key
-from finetune.features.forward import Outputs, run_over
+from finetune.features.forward import Outputs
+from finetune.features.forward_pass import ForwardPass
 from finetune.models.pooled import PooledStages
 from finetune.progress import Advance, Display, with_estimate
 
@@ -94,7 +95,7 @@ class FeatureExtractor:
         self._model = model or AcceleratedModel(
             fabric, network, examples, pictures=pictures, precision=config.precision, display=display
         )
-        self._full_batches = examples.hashes is not None
+        self._forward = ForwardPass(fabric, self._model, examples.hashes is not None, config.workers)
         self._runtime = self._model.name
         if examples.hashes is not None and self._model.checked:
             # Other examples might lead to another way to run the network, and so to other bits.
@@ -155,7 +156,7 @@ class FeatureExtractor:
         if advance is not None:
             advance(len(contents), "")
         for chunk in _chunks(cache, key, missing, row_bytes):
-            outputs = self._run(_Subset(**vars(pictures), chosen=chunk), advance)
+            outputs = self._forward.run(pictures, chunk, advance)
             readable = [outputs.contents[index] for index in outputs.index.tolist()]
             keys = [key.row_key(outputs.contents[index].sha256, index) for index in outputs.index.tolist()]
             cache.put(key, keys, outputs.values)
@@ -176,27 +177,6 @@ class FeatureExtractor:
         pairs = zip(hashes.items(), known, strict=True)
         contents = {index: Content(sha256) for (index, sha256), there in pairs if there}
         return _with_fingerprints(self._cache, fingerprint_key(key), contents) if pictures.fingerprints else contents
-
-    def _run(self, pictures: Pictures, advance: Advance | None) -> Outputs:
-        """One forward pass over `pictures`."""
-        self._model.prepare()
-        # On a GPU a batch holds as many views as it otherwise holds pictures. A core splits one batch into several.
-        batch_size = CPU_BATCH if self._fabric.device.type == "cpu" else max(1, GPU_BATCH // (pictures.views or 1))
-        return run_over(
-            self._fabric.device,
-            self._of_views,
-            pictures,
-            batch_size=batch_size,
-            workers=self._workers,
-            advance=advance,
-        )
-
-    def _of_views(self, pixels: Tensor) -> Tensor:
-        """Outputs (n, views, width) for uint8 (n, 3, size, size) or (n, views, 3, size, size)."""
-        views = pixels.unsqueeze(1) if pixels.ndim == 4 else pixels
-        run = self._model.in_full_batches if self._full_batches else self._model
-        rows: Tensor = run(views.flatten(0, 1)).unflatten(0, views.shape[:2])
-        return rows
 
 
 @dataclass(frozen=True)
@@ -319,20 +299,6 @@ def _in_evaluation_view(listing: Listing, preprocessing: Preprocessing, config: 
     paths = [listing.root / sample.path for sample in listing.samples]
     view, side = evaluation_view(preprocessing), preprocessing.shortest_side
     return Pictures(paths, view, side, config.max_pixels, fingerprints=True)
-
-
-@dataclass(frozen=True)
-class _Subset(Pictures):
-    """The pictures at the positions `chosen`. Each keeps its position, on which a random view depends."""
-
-    chosen: Sequence[int] = ()
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, key: tuple[int, int]) -> Item:
-        epoch, position = key
-        return super().__getitem__((epoch, self.chosen[position]))
 
 
 def _chunks(

@@ -14,6 +14,7 @@ from torch import nn
 
 from finetune.errors import InputError
 from finetune.options.suggestions import CHOICES, did_you_mean
+from finetune.ranks.group import joined_ranks
 
 
 def open_engine(device: str = "auto", precision: str = "auto") -> Fabric:
@@ -38,8 +39,13 @@ def open_engine(device: str = "auto", precision: str = "auto") -> Fabric:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if precision == "auto":
         precision = "bfloat16" if device == "cuda" or _cpu_has_bfloat16() else "float32"
+    ranks = joined_ranks()
+    # One of several processes has a GPU of its own.
+    devices = 1 if ranks is None or device == "cpu" else [ranks.local_rank]
     with _fabric_warnings_only():
-        fabric = Fabric(accelerator=device, devices=1, precision="bf16-mixed" if precision == "bfloat16" else "32-true")
+        fabric = Fabric(
+            accelerator=device, devices=devices, precision="bf16-mixed" if precision == "bfloat16" else "32-true"
+        )
         fabric.launch()
     return fabric
 

@@ -20,8 +20,9 @@ from finetune.errors import FewtuneError, InputError
 from finetune.options.fields import Options, flag, used_by, value_type
 from finetune.options.help_text import HelpfulOption, Interrupted
 from finetune.options.suggestions import CHOICES, COMMANDS, suggestion
-from finetune.processes import SeveralProcesses, keep_freed_memory, share_cores
+from finetune.processes import keep_freed_memory, share_cores
 from finetune.progress import Display
+from finetune.ranks.launched import first_process
 from finetune.terminal import printable
 
 # New objects between two garbage collections. Imports make a million objects that stay; with Python's default of a few
@@ -62,6 +63,15 @@ on_device = click.option(
     default="auto",
     show_default=True,
     help="Device to compute on. auto uses a CUDA GPU where there is one.",
+)
+on_devices = click.option(
+    "--devices",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Number of processes that train together on this machine, each on a GPU or on a share of the cores. With "
+    "torchrun or srun, leave it out.",
 )
 existing = click.Path(exists=True, path_type=Path)
 
@@ -143,21 +153,25 @@ def _ran(cli: click.Command, name: str) -> int:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" (see {context.command_path} --help)" if context else ""
-        click.echo(f"{name}: {printable(' '.join(_message(error).split()))}{hint}", err=True)
+        _say(f"{name}: {printable(' '.join(_message(error).split()))}{hint}")
         return error.exit_code
     except FewtuneError as error:
-        # Only the first of several processes prints it.
-        if not isinstance(error, SeveralProcesses) or error.rank == 0:
-            click.echo(f"{name}: " + "\n".join(map(printable, error.lines)), err=True)
+        _say(f"{name}: " + "\n".join(map(printable, error.lines)))
         return error.exit_code
     except OSError as error:
         click.echo(printable(f"{name}: {error.filename or 'the system'}: {error.strerror or error}"), err=True)
         return InputError.exit_code
     except (KeyboardInterrupt, Interrupted, click.Abort):
         kept = "; what the run had kept is there for --resume" if sys.argv[1:2] in (["fit"], ["train"]) else ""
-        click.echo(f"{name}: stopped{kept}", err=True)
+        _say(f"{name}: stopped{kept}")
         return stopped_exit_code()
     return 0
+
+
+def _say(line: str) -> None:
+    """Print on stderr; of several processes, the first one alone."""
+    if first_process():
+        click.echo(line, err=True)
 
 
 def _message(error: click.ClickException) -> str:

@@ -22,7 +22,7 @@ from finetune.models.backbone import Network, classified
 from finetune.models.depth_head import DepthHead
 from finetune.progress import Display
 from finetune.training.budget import Deadline
-from finetune.training.inputs import Inputs, PictureInputs, TrainingBatch, TrainingData
+from finetune.training.inputs import Inputs, PictureInputs, Share, TrainingBatch, TrainingData, take_all
 
 # As large as bfloat16 and eight times more precise. Numbers beyond its range are an error, and then nothing is cached.
 KEPT_AS = "float16"
@@ -97,7 +97,8 @@ class Cut:
 class FrozenInputs:
     """Cached activations of frozen stages, for the stages above them.
 
-    train: Shape (n, views, numbers), in the order of `material.indices`. val: Shape (m, 1, numbers).
+    train: Shape (n, views, numbers), in the order of `material.indices`. val: Shape (m, 1, numbers). views: Of each
+    training picture.
     """
 
     def __init__(
@@ -115,15 +116,17 @@ class FrozenInputs:
         self.learner = Upper(cut.upper, network.head)
         self._network, self._learner_eval = network, Upper(cut.upper_eval, network.head)
         self._fabric, self._cut, self._config, self._material = fabric, cut, config, material
-        self._views, self._train, self._val = views, train, val
+        self.views, self.train, self._val = views, train, val
 
-    def batches(self, first_epoch: int, epochs: int) -> Iterator[TrainingBatch]:
+    def batches(self, first_epoch: int, epochs: int, share: Share = take_all) -> Iterator[TrainingBatch]:
         indices, seed = self._material.indices, self._material.pictures.seed
         row = {index: position for position, index in enumerate(indices)}
-        for keys in Shuffle(seed, indices, self._config.batch_size, first_epoch, epochs):
-            views = [view_shown(seed, epoch, index, self._views) for epoch, index in keys]
-            activations = self._train.entries([row[index] for _, index in keys], views)
-            yield TrainingBatch(torch.tensor([index for _, index in keys]), self._maps(activations))
+        for batch in Shuffle(seed, indices, self._config.batch_size, first_epoch, epochs):
+            keys = [batch[position] for position in share(len(batch))]
+            views = [view_shown(seed, epoch, index, self.views) for epoch, index in keys]
+            activations = self.train.entries([row[index] for _, index in keys], views)
+            index = torch.tensor([index for _, index in keys], dtype=torch.int64)
+            yield TrainingBatch(index, self._maps(activations), len(batch))
 
     def validation_logits(self) -> Tensor:
         self._network.eval()
@@ -169,7 +172,7 @@ def _computed(
     """Activations from the cache, or else by running the frozen stages. _NotCacheable where that is impossible."""
     if config.mixup:
         raise _NotCacheable("--mixup blends each picture with others, and every combination would have to be cached")
-    cut = _cut(network, lowest)
+    cut = cut_below(network, lowest)
     pictures = replace(material.pictures, views=views)
     every_view = views * len(material.indices) + len(material.val)
     with ActivationCache(disk=None if config.cache else 0, display=display) as cache:
@@ -202,7 +205,7 @@ def _computed(
     return FrozenInputs(fabric, network, cut, config, material, views, train.activations, val.activations)
 
 
-def _cut(network: Network, lowest: int) -> Cut:
+def cut_below(network: Network, lowest: int) -> Cut:
     """The network cut below stage `lowest`. _NotCacheable where anything but one tensor crosses the cut."""
     backbone = network.backbone
     try:

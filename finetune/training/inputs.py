@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from finetune.config import Config
-from finetune.data.loader import Batch, Pictures, check_unchanged, shuffled, worker_count
+from finetune.data.loader import Batch, Pictures, Shuffle, check_unchanged, shuffled, worker_count
 from finetune.data.transforms import Preprocessing
 from finetune.errors import InputError
 from finetune.features.forward import in_memory, run_frozen
@@ -56,13 +57,29 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """A batch of n pictures: their positions, shape (n,), and the learner's inputs (n, ...) on its device."""
+    """A batch, or the share of one process in it.
+
+    Attributes:
+        index: Positions of n pictures, shape (n,).
+        inputs: The learner's inputs (n, ...), on its device.
+        whole: Number of pictures in the batch of all processes.
+    """
 
     index: Tensor
     inputs: Tensor
+    whole: int
 
     def __len__(self) -> int:
-        return len(self.index)
+        return self.whole
+
+
+# Positions of the pictures of a batch of this size that one of several processes takes, ascending.
+Share = Callable[[int], Sequence[int]]
+
+
+def take_all(n: int) -> Sequence[int]:
+    """The share of the only process."""
+    return range(n)
 
 
 class Inputs(Protocol):
@@ -79,8 +96,11 @@ class Inputs(Protocol):
     @property
     def learner(self) -> nn.Module: ...
 
-    def batches(self, first_epoch: int, epochs: int) -> Iterator[TrainingBatch]:
-        """Every training picture once an epoch in `epoch_order`, from `first_epoch` to before `epochs`."""
+    def batches(self, first_epoch: int, epochs: int, share: Share = take_all) -> Iterator[TrainingBatch]:
+        """Every training picture once an epoch in `epoch_order`, from `first_epoch` to before `epochs`.
+
+        share: Of each batch.
+        """
         ...
 
     def validation_logits(self) -> Tensor:
@@ -98,20 +118,19 @@ class PictureInputs:
         self._fabric, self._config, self._material = fabric, config, material
         self._val = self._decoded(material.val)
 
-    def batches(self, first_epoch: int, epochs: int) -> Iterator[TrainingBatch]:
-        material, device = self._material, self._fabric.device
+    def batches(self, first_epoch: int, epochs: int, share: Share = take_all) -> Iterator[TrainingBatch]:
+        material, device, size = self._material, self._fabric.device, self._material.preprocessing.size
+        keys = Shuffle(material.pictures.seed, material.indices, self._config.batch_size, first_epoch, epochs)
         loader = shuffled(
             material.pictures,
-            material.indices,
-            batch_size=self._config.batch_size,
-            first_epoch=first_epoch,
-            epochs=epochs,
+            ([batch[position] for position in share(len(batch))] for batch in keys),
             workers=worker_count(self._config.workers, len(material.indices), beside_cpu=device.type == "cpu"),
         )
-        for batch in loader:
+        for whole, batch in zip(keys, loader, strict=True):
             check_unchanged(batch.contents, material.pictures, material.hashes)
+            pixels = batch.pixels if len(batch.index) else torch.empty(0, 3, size, size, dtype=torch.uint8)
             yield TrainingBatch(
-                batch.index, material.preprocessing.normalize(batch.pixels.to(device, non_blocking=True))
+                batch.index, material.preprocessing.normalize(pixels.to(device, non_blocking=True)), len(whole)
             )
 
     def validation_logits(self) -> Tensor:

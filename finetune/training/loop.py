@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,17 @@ from finetune.data.transforms import view_seed
 from finetune.errors import TrainingDiverged
 from finetune.models.backbone import Network
 from finetune.progress import Advance, Display
+from finetune.ranks.group import Ranks, current
+from finetune.ranks.start import goes_on_alone
 from finetune.training.budget import MORE_VALIDATIONS, Deadline
 from finetune.training.cached_inputs import inputs_for
 from finetune.training.checkpoint import Checkpoint, CheckpointFile, LoopState
-from finetune.training.inputs import Inputs, TrainingBatch
+from finetune.training.inputs import Inputs, TrainingBatch, take_all
 from finetune.training.loggers import Log
 from finetune.training.lr_finder import sweep_rates
 from finetune.training.plan import Plan, TrainingTask
 from finetune.training.selection import SHARES, ModelSelection, Score, between
+from finetune.training.shared_steps import share_of, shared_steps
 from finetune.training.step import TrainStep, check_finite, schedule, weights_on_cpu
 
 # Steps between two checks of the loss: each check waits for the device.
@@ -179,10 +183,22 @@ def train(
         result = TrainingResult.from_checkpoint(saved)
         lr = result.lr or plan.lr
     task = replace(task, plan=replace(plan, lr=lr, epochs=result.planned or plan.epochs))
-    loop = _Loop(task, inputs, selection, TrainStep(task, inputs.learner), file, display, deadline)
-    if saved is not None:
-        loop.restore(saved)
-    result = loop.run(result, start_score, log or Log(), on_epoch)
+    ranks = current()
+    most = task.plan.epochs if deadline is None else deadline.most_epochs
+
+    def make_step(ranks: Ranks | None = None) -> TrainStep:
+        step = TrainStep(task, inputs.learner, ranks)
+        if saved is not None:
+            _restore(saved, network, step)
+        return step
+
+    with (
+        nullcontext(make_step())
+        if ranks is None
+        else shared_steps(ranks, task, inputs, make_step, first_epoch=result.epochs, epochs=most)
+    ) as step:
+        loop = _Loop(task, inputs, selection, step, file, display, deadline, ranks)
+        result = loop.run(result, start_score, log or Log(), on_epoch)
 
     if start_logits is not None and result.best_epoch > 0:
         if not result.interrupted:
@@ -194,6 +210,13 @@ def train(
     network.load_state_dict(result.weights)
     network.eval()
     return result
+
+
+def _restore(saved: Checkpoint, network: Network, step: TrainStep) -> None:
+    """Load the weights and the optimiser's state after the last finished epoch."""
+    saved.restore("now", network)
+    saved.weights_for("best", network)
+    saved.restore_optimizer(step.optimizer)
 
 
 def _learning_rate(task: TrainingTask, inputs: Inputs, display: Display) -> tuple[float, dict[str, Any] | None]:
@@ -216,12 +239,7 @@ class _Loop:
     checkpoint: CheckpointFile
     display: Display
     deadline: Deadline | None
-
-    def restore(self, saved: Checkpoint) -> None:
-        """Load the weights and the optimiser's state after the last finished epoch."""
-        saved.restore("now", self.task.network)
-        saved.weights_for("best", self.task.network)
-        saved.restore_optimizer(self.step.optimizer)
+    ranks: Ranks | None = None
 
     def run(self, result: TrainingResult, start: Score | None, log: Log, on_epoch: OnEpoch | None) -> TrainingResult:
         """Train the epochs after those in `result`. start: the score of a solved head before training."""
@@ -230,7 +248,8 @@ class _Loop:
             log.begin(result.history)
             with self.display.bar("training", plan.epochs * pictures) as advance:
                 advance(result.epochs * pictures, "")
-                batches = self.inputs.batches(result.epochs, self._most_epochs)
+                share = take_all if self.ranks is None else share_of(self.ranks, self.task.config)
+                batches = self.inputs.batches(result.epochs, self._most_epochs, share)
                 while self._goes_on(plan, result, start):
                     began = time.monotonic()
                     result = self._after_epoch(plan, result, batches, advance)
@@ -244,7 +263,7 @@ class _Loop:
                     if on_epoch is not None:
                         on_epoch(_epoch_result(row, plan.epochs, time.monotonic() - began))
         except KeyboardInterrupt:
-            if result.best_epoch == 0 and start is None:
+            if (result.best_epoch == 0 and start is None) or not goes_on_alone():
                 raise
             return replace(result, interrupted=True)
         if result.out_of_time or (result.epochs < plan.epochs and self._late):
@@ -320,7 +339,8 @@ class _Loop:
         number, last = first, first + plan.steps_per_epoch - 1
         for number, batch in zip(range(first, last + 1), batches, strict=False):
             lr_scale = schedule(number, plan.steps, round(task.config.warmup * plan.steps))
-            loss = step(batch, lr_scale)
+            with nullcontext() if self.ranks is None else self.ranks.step(epoch, lr_scale):
+                loss = step(batch, lr_scale)
             total += loss
             unchecked.append(loss)
             late = number < last and self._late

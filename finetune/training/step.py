@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,16 +15,27 @@ from finetune.config import Config
 from finetune.errors import TrainingDiverged
 from finetune.models.backbone import Network
 from finetune.models.device import engine_to_train
+from finetune.ranks.exchange import GlobalBatchNorm
+from finetune.ranks.group import Ranks
 from finetune.training.inputs import TrainingBatch
 from finetune.training.plan import Plan, TrainingTask
 
 
 class TrainStep:
-    """Optimiser and loss of a training; a call takes one step. learner: maps a batch's inputs to logits."""
+    """Optimiser and loss of a training; a call takes one step.
 
-    def __init__(self, task: TrainingTask, learner: nn.Module):
+    Args:
+        task: The training.
+        learner: Maps a batch's inputs to logits.
+        ranks: The processes that take each step together, on their shares of the batch. None for this one alone.
+    """
+
+    def __init__(self, task: TrainingTask, learner: nn.Module, ranks: Ranks | None = None):
         config, classes, weights = task.config, task.network.head.out_features, task.data.class_weights
+        self._ranks, self._batch_norm_trains = ranks, task.plan.batch_norm_trains
         self._fabric = engine_to_train(task.fabric, task.network, config.precision)
+        if ranks is not None:
+            self._fabric = ranks.engine(self._fabric)
         self._engine, self.optimizer = self._fabric.setup(learner, optimizer_for(task.network, task.plan, config))
         self._config, self._classes, self._labels = config, classes, task.data.labels
         self._class_weights = None if weights is None else weights.to(self._fabric.device)
@@ -37,10 +49,11 @@ class TrainStep:
         """Take a step at `lr_scale` times the plan's learning rates; return the loss before it, on the device."""
         scale_learning_rates(self.optimizer, lr_scale)
         loss = self._loss(batch)
-        self._fabric.backward(loss)
+        # DDP averages the gradients of the processes, whose losses add up.
+        self._fabric.backward(loss if self._ranks is None else loss * self._ranks.size)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss.detach()
+        return loss.detach() if self._ranks is None else self._ranks.total(loss)
 
     def _loss(self, batch: TrainingBatch) -> Tensor:
         config, weights = self._config, self._class_weights
@@ -51,10 +64,11 @@ class TrainStep:
         counts = torch.ones(len(targets), device=self.device) if weights is None else weights[targets]
         if config.mixup:
             inputs, targets, counts = mixup(inputs, targets, counts, self._classes, config.mixup)
-        losses = nn.functional.cross_entropy(
-            self._engine(inputs).float(), targets, label_smoothing=config.label_smoothing, reduction="none"
-        )
-        return (losses * counts).sum() / counts.sum()
+        ranks = self._ranks
+        with nullcontext() if ranks is None or not self._batch_norm_trains else GlobalBatchNorm():
+            logits = self._engine(inputs).float()
+        losses = nn.functional.cross_entropy(logits, targets, label_smoothing=config.label_smoothing, reduction="none")
+        return (losses * counts).sum() / (counts.sum() if ranks is None else ranks.total(counts.sum()))
 
 
 def optimizer_for(network: Network, plan: Plan, config: Config) -> Optimizer:

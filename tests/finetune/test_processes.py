@@ -4,65 +4,45 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from called import caller
-from conftest import MakeFolder
 
-import finetune
-from fewshot.cli.main import main as fewshot_main
-from fewshot.training.train import train_folder
-from finetune.cli.main import main
-from finetune.errors import InputError
-from finetune.processes import require_one_process, share_cores
+from finetune.processes import share_cores
+from finetune.ranks.launched import Launched, first_process, launched
 
 
-@pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """This process is the first of two, as torchrun sets it up."""
-    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
-        monkeypatch.setenv(name, value)
-    return monkeypatch
-
-
-@pytest.mark.parametrize(("entry", "words"), [(main, "finetune fit"), (fewshot_main, "fewshot train")])
-def test_the_first_process_says_so_and_every_process_stops(
-    entry,  # type: ignore[no-untyped-def]
-    words: str,
-    launched: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    make_folder: MakeFolder,
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("variables", "found"),
+    [
+        ({}, None),
+        ({"WORLD_SIZE": "1", "RANK": "0"}, None),
+        ({"WORLD_SIZE": "4"}, None),
+        ({"RANK": "1"}, None),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # a batch script that srun has not started
+        ({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, Launched(3, 4, 1, 2)),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "1"}, Launched(1, 2, 1, 2)),
+        (
+            {
+                "SLURM_STEP_NUM_TASKS": "4",
+                "SLURM_STEP_NUM_NODES": "2",
+                "SLURM_PROCID": "3",
+                "SLURM_LOCALID": "1",
+            },
+            Launched(3, 4, 1, 2),
+        ),
+    ],
+)
+def test_a_launcher_is_known_by_its_variables(
+    variables: dict[str, str], found: Launched | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, out = make_folder(classes={"blue": 2, "red": 2}), tmp_path / "new" / "run"
-    name, command = words.split()
-    call = caller(entry, name, launched, capfd)
-    first = call(command, folder, "--out", out)
-    assert (first.code, len(first.err.splitlines())) == (2, 1)
-    assert f"run it as one process: {words}" in first.err
-    launched.setenv("RANK", "1")
-    other = call(command, folder, "--out", out)
-    assert (other.code, other.out, other.err) == (2, "", "")
-    assert not (tmp_path / "new").exists()
-
-
-def test_the_api_raises_too(launched: pytest.MonkeyPatch, make_folder: MakeFolder, tmp_path: Path) -> None:
-    folder = make_folder(classes={"blue": 2, "red": 2})
-    with pytest.raises(InputError, match="one process"):
-        finetune.fit(folder, tmp_path / "run")
-    with pytest.raises(InputError, match="one process"):
-        train_folder(folder, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("variables", [{}, {"WORLD_SIZE": "1", "RANK": "0"}, {"WORLD_SIZE": "4"}, {"RANK": "1"}])
-def test_one_process_goes_on(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    require_one_process("finetune fit")
+    assert launched() == found
+    assert first_process() == (found is None)
 
 
 def test_the_age_of_a_process_counts_from_its_start_not_from_its_imports() -> None:

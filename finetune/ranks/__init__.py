@@ -1,0 +1,1 @@
+"""Several processes that train together: how they start, what they exchange, how they end."""
