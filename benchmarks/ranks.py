@@ -2,10 +2,10 @@
 
     python benchmarks/ranks.py
 
-Both runs take the same steps on the same global batches of synthetic pictures, one after the other, --repeats times. The
-throughput is that of the training epochs after the first, validation included, from history.jsonl. Two processes can be
-up to twice as fast only where each has a core: the load of the machine at the start of each run is recorded beside it.
-Medians go to benchmarks/results/ranks.json.
+Both runs take the same steps on the same global batches of synthetic pictures, one after the other, --repeats times.
+The throughput is that of the training epochs after the first, validation included, from history.jsonl. Two processes
+can be up to twice as fast only where each has a core: the load of the machine at the start of each run is recorded
+beside it. Medians go to benchmarks/results/ranks.json.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def main() -> None:
         "pictures_per_second": {str(processes): median for processes, median in medians.items()},
         "speed_up": round(medians[2] / medians[1], 3),
         "largest_difference_of_losses": max(
-            abs(one - two) for a, b in zip(runs[1], runs[2], strict=True) for one, two in zip(a["losses"], b["losses"])
+            abs(one - two)
+            for a, b in zip(runs[1], runs[2], strict=True)
+            for one, two in zip(a["losses"], b["losses"], strict=True)
         ),
     }
     write_json(RESULT, result)
@@ -76,7 +78,7 @@ def measured(folder: Path, run: Path, processes: int, args: argparse.Namespace) 
     words = ["fit", folder, "--out", run, "--strategy", "full", "--backbone", args.backbone, "--device", "cpu"]
     words += ["--image-size", args.image_size, "--epochs", args.epochs, "--batch-size", args.batch_size]
     words += ["--workers", 0, "--precision", "float32", "--keep", "trained", "--devices", processes, "--json"]
-    threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     load = os.getloadavg()[0]
     subprocess.run(
         [sys.executable, "-m", "finetune", *map(str, words)],
