@@ -44,8 +44,7 @@ def distort(
     if distortion.stroke:
         pictures = _stroked(pictures, distortion.stroke * torch.rand(n, generator=generator).mul(2).sub(1)[part])
     if distortion.light:
-        draws = torch.rand(3, n, pictures.shape[1], generator=generator)[:, part]
-        pictures = _lit(pictures, distortion.light, draws)
+        pictures = _lit(pictures, distortion.light, generator, n, part)
     return pictures
 
 
@@ -108,12 +107,15 @@ def _stroked(pictures: Tensor, width: Tensor) -> Tensor:
     return ((pictures + (spread - pictures) * thicker - thinner) / (1 - thinner)).clamp_min(0)
 
 
-def _lit(pictures: Tensor, strength: float, draws: Tensor) -> Tensor:
+def _lit(
+    pictures: Tensor, strength: float, generator: torch.Generator, n: int | None = None, part: slice = slice(None)
+) -> Tensor:
     """Change brightness and contrast by up to `strength`, slightly different for each channel.
 
-    draws: Shape (3, n, channels), from 0 to 1.
+    pictures: Those of `part`, of n in the batch; None for all.
     """
-    draws = draws.mul(2).sub(1).to(pictures.device) * strength
+    count, channels = len(pictures) if n is None else n, pictures.shape[1]
+    draws = torch.rand(3, count, channels, generator=generator)[:, part].mul(2).sub(1).to(pictures.device) * strength
     common = draws[:2, :, :1]
     gain, offset = 1 + common[0] + draws[2] / 4, common[1] / 2
     middle = pictures.mean((1, 2, 3), keepdim=True)
