@@ -123,7 +123,8 @@ def run_command(cli: click.Command, name: str) -> None:
     atexit.register(gc.freeze)  # no last collection at exit
     with stoppable(name) as signals:
         code = _full_output(name, lambda: _ran(cli, name))
-        if signals.received is not None and code == 0:
+        # Another process than the first ends with 0: its launcher would end the first one, which may still save.
+        if signals.received is not None and code == 0 and first_process():
             code = signals.exit_code
         signals.work_is_done(code)
     if code:

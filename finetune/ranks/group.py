@@ -100,9 +100,8 @@ class Ranks:
         except KeyboardInterrupt:
             raise SystemExit(0) from None  # rank 0 is stopped as well, and says so
         except Exception as error:
-            if connection_lost(error):
-                raise SystemExit(1) from None
-            self._report(error)
+            if not connection_lost(error):
+                self._report(error)
             # Rank 0 ends the job with the right exit code. Another code here would have the launcher end it first.
             raise SystemExit(0) from None
         if arguments is None:

@@ -162,7 +162,7 @@ class _Watch(threading.Thread):
         self._ranks, self._children, self._ended = ranks, children, threading.Event()
 
     def run(self) -> None:
-        while not self._ended.wait(_EVERY):
+        while not self._ended.wait(_EVERY) and not self._ranks.apart:
             if any(child.poll() for child in self._children) or self._ranks.reported() is not None:
                 self.found = self._ranks.lost = True
                 _thread.interrupt_main()
