@@ -64,7 +64,7 @@ def test_expected_errors_come_from_rivals_own_examples_trials_and_background(cal
         chosen, by_hand = gallery.threshold_for(rate), choose(unknown, known, rate)
         assert chosen is not None
         assert by_hand is not None
-        assert chosen.value == pytest.approx(by_hand.value, abs=1e-5)
+        assert (chosen.value, chosen.chosen_by) == (pytest.approx(by_hand.value, abs=1e-5), by_hand.chosen_by)
     queries = population(10, 6)[:, 0]
     np.testing.assert_allclose(gallery.likeness(queries).score, 1 - unknown.at(gallery.similarity(queries)), atol=1e-5)
 
