@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -130,12 +131,15 @@ def _fabric(placed: Launched, accelerator: str, precision: str) -> Fabric:
 
 @contextmanager
 def _restored() -> Iterator[None]:
-    """Restore the variables, the number of threads and the log level that Fabric sets."""
+    """Restore the variables, the number of threads, the log level and the warnings that a job changes."""
     variables, threads, log = dict(os.environ), torch.get_num_threads(), logging.getLogger("lightning_fabric")
     level = log.level
     log.setLevel(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            # DDP finds gradients of position embeddings laid out otherwise than its own memory; it copies them.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+            yield
     finally:
         log.setLevel(level)
         torch.set_num_threads(threads)
