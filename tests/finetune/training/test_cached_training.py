@@ -145,7 +145,7 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 def all_of(inputs: FrozenInputs) -> tuple[Tensor, Tensor]:
     """Kept activations of training and validation pictures."""
-    return inputs._train[:], inputs._val[:]
+    return inputs.train[:], inputs._val[:]
 
 
 # ------------------------------------------------------------------------------------------------ never another result
