@@ -30,8 +30,8 @@ def test_larger_pictures_take_longer_and_threads_stay_as_they_were(make_folder: 
     folder, threads = make_folder(classes={"blue": 3, "red": 3}), torch.get_num_threads()
     small = measure_speed(reader(folder, "fewtune_conv4"), NothingSaid())
     large = measure_speed(reader(folder, "fewtune_conv4", image_size=160), NothingSaid())
-    assert 0 < 4 * small.ms < large.ms
-    assert 0 < 4 * small.ms_single < large.ms_single
+    assert 0 < 2 * small.ms < large.ms
+    assert 0 < small.ms_single < large.ms_single  # of which a fixed part does not grow
     assert small.runtime == "plain PyTorch"
     assert torch.get_num_threads() == threads
 
