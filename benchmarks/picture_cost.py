@@ -4,8 +4,9 @@
 
 Each picture is made, 9,400 x 9,400 pixels, just below the default bound, and read by a process of its own as for a
 network of 224 pixels; `embed_all` embeds four 16-bit PNGs on two workers. Peaks are those beyond a process that reads a
-tiny picture of the same format, and beyond the content of the file. --before measures another checkout too, such as one from before a change. The bound is
-`finetune.data.images.BYTES_PER_PIXEL`: a format above it fails the run. Results: benchmarks/results/picture_cost.json.
+tiny picture of the same format, and beyond the content of the file. --before measures another checkout too, such as one
+from before a change. The bound is `finetune.data.images.BYTES_PER_PIXEL`: a format above it fails the run. Results:
+benchmarks/results/picture_cost.json.
 """
 
 from __future__ import annotations
