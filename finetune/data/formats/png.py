@@ -11,7 +11,8 @@ from PIL import Image
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by the colour type of the header
 # Of the seven passes of an interlaced picture: first column and row, and steps between columns and rows.
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-_BLOCK = 1 << 16
+# Compressed bytes that are inflated at once, to at most a thousand times as many.
+_PART = 1 << 12
 
 
 def ends_early(image: Image.Image, content: bytes) -> bool:
@@ -42,26 +43,23 @@ def _inflates_to(content: bytes, size: int) -> bool:
     """Whether the IDAT chunks inflate to at least `size` bytes."""
     decoder, count = zlib.decompressobj(), 0
     try:
-        for data in _image_data(content):
-            rest = data
-            while rest and not decoder.eof:
-                count += len(decoder.decompress(rest, _BLOCK))
-                if count >= size:
-                    return True
-                rest = decoder.unconsumed_tail
-        while not decoder.eof and (more := decoder.decompress(decoder.unconsumed_tail, _BLOCK)):
-            count += len(more)
+        for part in _image_data(content):
+            count += len(decoder.decompress(part))
+            if count >= size or decoder.eof:
+                break
     except zlib.error:  # damage behind the last row, which Pillow did not need
         pass
     return count >= size
 
 
 def _image_data(content: bytes) -> Iterator[bytes]:
+    """The compressed data, in parts of at most _PART bytes."""
     position = 8
     while position + 8 <= len(content):
         length, name = struct.unpack(">I4s", content[position : position + 8])
+        end = position + 8 + length
         if name == b"IDAT":
-            yield content[position + 8 : position + 8 + length]
+            yield from (content[start : min(start + _PART, end)] for start in range(position + 8, end, _PART))
         elif name == b"IEND":
             return
-        position += length + 12
+        position = end + 4
