@@ -42,8 +42,6 @@ PICTURES_HEADER = ("path", "split", "label", "sha256", "learned")
 
 # Bytes of the header of kept activations, which lists the pictures: the bound of safetensors itself.
 _MOST_HEADER_BYTES = 100_000_000
-# Of the number of a picture.
-_DIGITS = 9
 
 # Everything that a run writes to its folder. config.json is first: without it there is no run.
 RUN_FILES = (
@@ -265,10 +263,9 @@ class RunFolder:
             )
         values = check_tensor(tensors, "values", (None, None, width), str(path), formats=[torch.float32])
         index = check_tensor(tensors, "index", (len(values),), str(path), formats=[torch.int64], finite=False)
-        saved = as_type(parse_json(metadata.get("contents", ""), str(path)), dict[str, Content], str(path))
-        contents = {int(key): content for key, content in saved.items() if key.isdecimal() and len(key) <= _DIGITS}
+        contents = as_type(parse_json(metadata.get("contents", ""), str(path)), dict[int, Content], str(path))
         readable = sorted(position for position, content in contents.items() if content.reason is None)
-        if len(contents) != len(saved) or max(contents, default=0) >= len(listing.samples):
+        if not all(0 <= position < len(listing.samples) for position in contents):
             raise _damaged(path, "contents are not of these pictures")
         if sorted(index.tolist()) != readable or not values.shape[1]:
             raise _damaged(path, "index is not of the readable pictures")

@@ -103,7 +103,7 @@ def as_type(value: Any, kind: type[T], source: str) -> T:
         InputError: If a field is missing or wrong; the message names `source` and the field.
     """
     try:
-        return msgspec.convert(value, kind)
+        return msgspec.convert(value, kind, str_keys=True)  # keys of JSON objects are texts
     # A lone surrogate in a key makes msgspec raise UnicodeEncodeError; a number without bounds, OverflowError.
     except (ValueError, RecursionError, OverflowError) as error:
         reason, _, field = str(error).replace("`", "").partition(" - at $.")
