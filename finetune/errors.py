@@ -75,13 +75,3 @@ class TrainingDiverged(FewtuneError):
         >>> TrainingDiverged("the training loss became nan at step 3").exit_code
         1
     """
-
-
-def reason_of(error: BaseException) -> str:
-    """The first line of the error that `error` was raised from, without terminal colours, in at most 200 characters."""
-    import re  # not before it is needed: signals are handled after the import of this file
-
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
-    return (text.splitlines() or [type(error).__name__])[0][:200]

@@ -34,13 +34,14 @@ from finetune.classifier.run_folder import PICTURES_FILE
 from finetune.classifier.temperature import calibrated
 from finetune.data.folder import list_unlabelled
 from finetune.data.transforms import LONGEST
-from finetune.errors import InputError, reason_of
+from finetune.errors import InputError
 from finetune.features.forward import run_over
 from finetune.files.tables import read_csv
 from finetune.files.writing import replacing, write_json
 from finetune.models.onnx_graph import onnx_program
 from finetune.options.suggestions import CHOICES, did_you_mean
 from finetune.progress import Display
+from finetune.terminal import reason_of
 
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}
 

@@ -20,9 +20,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from finetune.config import MAX_PIXELS
 from finetune.data.formats.whole import check_length, load_whole
-from finetune.data.grey_values import eight_bits as _eight_bits
+from finetune.data.grey_values import eight_bits
 from finetune.errors import UnreadablePicture
-from finetune.terminal import printable
+from finetune.terminal import in_one_line
 
 # fmt: off
 PICTURE_EXTENSIONS = frozenset({
@@ -230,14 +230,14 @@ _ENDS_EARLY = (
 
 
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = in_one_line(str(error))
     if isinstance(error, UnidentifiedImageError):
         return "not a picture"
     if isinstance(error, MemoryError):
         return "too large for the memory"
     if isinstance(error, EOFError) or any(words in text.lower() for words in _ENDS_EARLY):
         return "cut short"
-    return f"damaged ({printable(text)})" if text else "damaged"
+    return f"damaged ({text})" if text else "damaged"
 
 
 def _orientation(image: Image.Image) -> Any:
@@ -292,7 +292,7 @@ def _checked_array(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
     rows = max(1, _PART // max(1, array[0].size))
     scaled = np.empty(array.shape, np.uint8)
     parts = [partial(array.__getitem__, slice(top, top + rows)) for top in range(0, len(array), rows)]
-    for number, part in enumerate(_eight_bits(parts, name)):
+    for number, part in enumerate(eight_bits(parts, name)):
         scaled[number * rows : (number + 1) * rows] = part
     return scaled
 
@@ -301,7 +301,7 @@ def _grey(image: Image.Image, name: str) -> Image.Image:
     """A picture of integers or floats, scaled to 8 bits."""
     grey = Image.new("L", image.size)
     boxes = list(_parts(*image.size))
-    for box, part in zip(boxes, _eight_bits([partial(_values, image, box) for box in boxes], name), strict=True):
+    for box, part in zip(boxes, eight_bits([partial(_values, image, box) for box in boxes], name), strict=True):
         grey.paste(Image.fromarray(part), box)
     return grey
 

@@ -18,10 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.data.loader import Pictures, check_unchanged, cores
 from finetune.data.transforms import Normalized
-from finetune.errors import reason_of
 from finetune.models.device import reproducible_numerics
 from finetune.models.onnx_graph import onnx_program
 from finetune.progress import Display
+from finetune.terminal import reason_of
 
 # Converting takes seconds, the time that plain PyTorch needs for this many pictures in a network of so many
 # multiplications a picture. These are of tf_efficientnet_lite0; in a smaller network it takes more pictures.

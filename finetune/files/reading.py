@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from finetune.errors import InputError
+from finetune.terminal import in_one_line
 
 T = TypeVar("T")
 
@@ -31,8 +32,6 @@ MOST_JSON_BYTES = 128 << 20
 MOST_JSON_DEPTH = 50
 # Bytes of the header of a safetensors file. Weights have 0.2 MB; galleries and checkpoints keep more in theirs.
 MOST_HEADER_BYTES = 32 << 20
-# Characters of a foreign library's message that an error shows.
-_SHOWN = 200
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 # Brackets whose depths are computed at once.
@@ -218,10 +217,3 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
 
 def _reason(error: BaseException) -> str:
     return in_one_line(str(error) or type(error).__name__)
-
-
-def in_one_line(text: str) -> str:
-    """Foreign words for an error: in one line, printable, at most 200 characters."""
-    words = " ".join(text.split())
-    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in words)
-    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"

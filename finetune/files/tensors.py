@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from finetune.errors import InputError
-from finetune.files.reading import in_one_line
+from finetune.terminal import in_one_line
 
 # Number formats of weights and vectors.
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

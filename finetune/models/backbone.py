@@ -16,10 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import finetune.models.conv4  # noqa: F401  registers the encoder that ships with the package
 from finetune.data.transforms import Preprocessing
-from finetune.errors import InputError, reason_of
+from finetune.errors import InputError
 from finetune.models.depth_head import DepthHead
 from finetune.models.graph import cut, pooled_below
 from finetune.models.stage_hooks import StageHooks
+from finetune.terminal import reason_of
 
 
 @dataclass(frozen=True)

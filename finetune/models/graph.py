@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torchvision.models.feature_extraction import NodePathTracer
 
-from finetune.errors import InputError, reason_of
+from finetune.errors import InputError
+from finetune.terminal import reason_of
 
 
 def cut(model: nn.Module, name: str, stages: Sequence[str], position: int) -> tuple[nn.Module, nn.Module]:

@@ -15,12 +15,13 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
-from finetune.errors import InputError, reason_of
-from finetune.files.reading import in_one_line, read_tensors
+from finetune.errors import InputError
+from finetune.files.reading import read_tensors
 from finetune.files.tensors import listed, size_of, unusable
 from finetune.models.backbone import Backbone
 from finetune.models.hub import WEIGHTS_FILES, weights_from_hub
 from finetune.progress import Display
+from finetune.terminal import in_one_line, reason_of
 
 # Names of what files hold beside weights: counters, positions and masks.
 _NO_WEIGHT = re.compile(r"num_batches_tracked$|position_ids$|_index$|mask$")

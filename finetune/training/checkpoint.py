@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from finetune.errors import InputError
-from finetune.files.reading import as_type, in_one_line, parse_json, read_tensors_and_metadata
+from finetune.files.reading import as_type, parse_json, read_tensors_and_metadata
 from finetune.files.tensors import check_fits, unusable
 from finetune.files.writing import write_tensors
 from finetune.metrics import Count, Finite, Share
+from finetune.terminal import in_one_line
 from finetune.training.selection import Score
 
 _OPTIMIZER, _STATE = "optimizer", "course"  # names in the file

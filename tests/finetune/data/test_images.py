@@ -462,7 +462,7 @@ def test_a_mistake_of_our_own_is_not_taken_for_damage(monkeypatch: pytest.Monkey
     def mistaken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(images, "_eight_bits", mistaken)
+    monkeypatch.setattr(images, "eight_bits", mistaken)
     with pytest.raises(ZeroDivisionError):
         read_image(np.zeros((2, 2), np.uint16))
     with pytest.raises(ZeroDivisionError):
