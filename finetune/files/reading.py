@@ -59,13 +59,12 @@ class TensorsHeader:
 # --- JSON -------------------------------------------------------------------------------------------------------------
 
 
-def read_json(path: Path, *, most_bytes: int = MOST_JSON_BYTES, most_depth: int = MOST_JSON_DEPTH) -> Any:
+def read_json(path: Path, *, most_bytes: int = MOST_JSON_BYTES) -> Any:
     """The JSON value in a file.
 
     Args:
         path: The file.
         most_bytes: Largest size of the file that is read.
-        most_depth: Deepest nesting of arrays and objects that is read.
 
     Raises:
         InputError: If it is missing, damaged, no regular file, too large or nested too deep. The message names it.
@@ -74,17 +73,17 @@ def read_json(path: Path, *, most_bytes: int = MOST_JSON_BYTES, most_depth: int 
         if size > most_bytes:
             raise InputError(f"{path} has {size:,} bytes, and at most {most_bytes:,} are read; it may be damaged")
         content = file.read(most_bytes + 1)  # not more, where the file grows meanwhile
-    return parse_json(content, str(path), most_depth=most_depth)
+    return parse_json(content, str(path))
 
 
-def parse_json(content: bytes | str, source: str, *, most_depth: int = MOST_JSON_DEPTH) -> Any:
+def parse_json(content: bytes | str, source: str) -> Any:
     """The JSON value in a text, such as one in the metadata of a file. InputError, which names `source`, for others.
 
     NaN, infinite numbers and objects with one key twice are refused: they mean different things to different readers.
     """
     try:
         text = content if isinstance(content, str) else content.decode()
-        _check_depth(text.encode(errors="surrogatepass") if isinstance(content, str) else content, most_depth)
+        _check_depth(text.encode(errors="surrogatepass") if isinstance(content, str) else content)
         return json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{source} is not valid JSON ({_reason(error)}); it may be damaged") from error
@@ -110,15 +109,15 @@ def as_type(value: Any, kind: type[T], source: str) -> T:
         raise InputError(f"{source} may be damaged: {where}{why[:1].lower()}{why[1:]}") from error
 
 
-def _check_depth(content: bytes, most: int) -> None:
-    """ValueError where brackets outside of strings are nested deeper than `most`. Found without recursion."""
+def _check_depth(content: bytes) -> None:
+    """ValueError where brackets outside of strings are nested deeper than the bound. Found without recursion."""
     brackets = np.frombuffer(_STRING.sub(b"", content).translate(None, _NO_BRACKETS), np.uint8)
     depth = 0
     for start in range(0, len(brackets), _AT_ONCE):
         part = brackets[start : start + _AT_ONCE]
         depths = depth + np.where((part == ord("[")) | (part == ord("{")), 1, -1).cumsum()
-        if depths.max() > most:
-            raise ValueError(f"it is nested deeper than {most} levels")
+        if depths.max() > MOST_JSON_DEPTH:
+            raise ValueError(f"it is nested deeper than {MOST_JSON_DEPTH} levels")
         depth = int(depths[-1])
 
 

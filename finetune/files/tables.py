@@ -16,6 +16,7 @@ _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 # Put before such a cell, and before a cell that begins with it, so that reading can take it away again. Spreadsheets
 # show such a cell as text; quotes alone would not help, because a quoted formula is run too.
 _PREFIX = "'"
+_GUARDED = (*_FORMULA, _PREFIX)
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 # A byte of a file name in another encoding is a lone surrogate in Python, written as backslash, "udc" and two digits.
 # Backslashes before it, and before text that looks like it, are doubled, so that reading finds out which it was.
@@ -60,7 +61,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 def plain_text(cell: str) -> str:
     """A cell of a table that `write_csv` may have written, without the ' that it puts in front."""
-    return cell[1:] if cell.startswith(_PREFIX) and cell[1:].startswith((*_FORMULA, _PREFIX)) else cell
+    return cell[1:] if cell.startswith(_PREFIX) and cell[1:].startswith(_GUARDED) else cell
 
 
 class _Lines:
@@ -92,8 +93,7 @@ def _escape(byte: re.Match[str]) -> str:
 
 
 def _guarded(cell: Any) -> Any:
-    if isinstance(cell, str):
-        cell = _BYTE.sub(_escape, cell)
-    if isinstance(cell, str) and cell.startswith((*_FORMULA, _PREFIX)) and not _NUMBER.fullmatch(cell):
-        return _PREFIX + cell
-    return cell
+    if not isinstance(cell, str):
+        return cell
+    cell = _BYTE.sub(_escape, cell)
+    return _PREFIX + cell if cell.startswith(_GUARDED) and not _NUMBER.fullmatch(cell) else cell

@@ -57,29 +57,13 @@ def check_tensor(
     return tensor
 
 
-def misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[str]:
-    """Why tensors cannot replace others of the same names, a phrase for each reason: first names and shapes, then
-    number formats and values, which are only looked at where names and shapes fit.
-
-    Weights may have any floating-point format, other tensors only the expected one.
-    """
-    found = False
-    for problem in _misfits_of_forms(tensors, expected):
-        found = True
-        yield problem
-    if found:
-        return
-    for name, tensor in tensors.items():
-        wanted = expected[name].dtype
-        if not wanted.is_floating_point and tensor.dtype != wanted:
-            yield f"{name} holds {_format(tensor.dtype)}, not {_format(wanted)}"
-        elif (problem_of := unusable(tensor, floating=wanted.is_floating_point)) is not None:
-            yield f"{name} {problem_of}"
-
-
 def check_fits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], problem: str) -> None:
-    """InputError, which begins with `problem`, for the first few `misfits`."""
-    if found := list(misfits(tensors, expected)):
+    """InputError, which begins with `problem`, where tensors cannot replace others of the same names.
+
+    Weights may have any floating-point format, other tensors only the expected one. Formats and values are only looked
+    at where names and shapes fit.
+    """
+    if found := list(_misfits_of_forms(tensors, expected) or _misfits_of_values(tensors, expected)):
         raise InputError(f"{problem}: {listed(found)}")
 
 
@@ -114,13 +98,23 @@ def size_of(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a number"
 
 
-def _misfits_of_forms(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[str]:
-    yield from (f"{name} is missing" for name in expected if name not in tensors)
+def _misfits_of_forms(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    found = [f"{name} is missing" for name in expected if name not in tensors]
     for name, tensor in tensors.items():
         if name not in expected:
-            yield f"{name} is not in the model"
+            found.append(f"{name} is not in the model")
         elif tensor.shape != expected[name].shape:
-            yield f"{name} is {size_of(tensor)}, the model's is {size_of(expected[name])}"
+            found.append(f"{name} is {size_of(tensor)}, the model's is {size_of(expected[name])}")
+    return found
+
+
+def _misfits_of_values(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[str]:
+    for name, tensor in tensors.items():
+        wanted = expected[name].dtype
+        if not wanted.is_floating_point and tensor.dtype != wanted:
+            yield f"{name} holds {_format(tensor.dtype)}, not {_format(wanted)}"
+        elif (problem := unusable(tensor, floating=wanted.is_floating_point)) is not None:
+            yield f"{name} {problem}"
 
 
 def _format(dtype: torch.dtype) -> str:

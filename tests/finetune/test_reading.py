@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from finetune.errors import InputError
-from finetune.files.reading import as_type, parse_json, read_json, read_tensors, read_tensors_header
+from finetune.files.reading import MOST_JSON_DEPTH, as_type, parse_json, read_json, read_tensors, read_tensors_header
 from finetune.files.tensors import check_fits, check_tensor, unusable
 
 
@@ -44,9 +44,10 @@ def test_brackets_in_strings_are_not_nested(tmp_path: Path) -> None:
     content = json.dumps(["[" * 1000, '\\"[' * 1000, {"{" * 1000: 1}])
     (tmp_path / "a.json").write_text(content)
     assert read_json(tmp_path / "a.json") == json.loads(content)
-    assert read_json(tmp_path / "a.json", most_depth=2) == json.loads(content)
-    with pytest.raises(InputError, match="nested deeper than 1 level"):
-        parse_json(content, "a text", most_depth=1)
+    within = "[" * (MOST_JSON_DEPTH - 2) + content + "]" * (MOST_JSON_DEPTH - 2)
+    assert parse_json(within, "a text") == json.loads(within)
+    with pytest.raises(InputError, match=r"a text is not valid JSON .*nested deeper than 50 levels"):
+        parse_json(f"[{within}]", "a text")
 
 
 def test_a_large_file_is_refused_unread(tmp_path: Path) -> None:
