@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_pictures import chunk, encoded, png, reason
 from PIL import Image, ImageFile
 
 from finetune.data import images
@@ -21,31 +22,6 @@ from finetune.data.images import BYTES_PER_PIXEL, read_image
 from finetune.errors import UnreadablePicture
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8))
-
-
-def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, kind, **options)
-    return file.getvalue()
-
-
-def reason(content: bytes, **options: int) -> str:
-    with pytest.raises(UnreadablePicture) as caught:
-        read_image(content, **options)
-    return caught.value.reason
-
-
-def chunk(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-
-def png(
-    width: int, height: int, rows: bytes, *, kind: int = 0, depth: int = 8, interlaced: int = 0, more: bytes = b""
-) -> bytes:
-    """A PNG with these rows, each with its filter byte, however many they are."""
-    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, interlaced)
-    data = chunk(b"IDAT", zlib.compress(rows))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + more + data + chunk(b"IEND", b"")
 
 
 def with_tag(content: bytes, tag: int, value: int) -> bytes:

@@ -7,7 +7,6 @@ import sys
 import threading
 import types
 import warnings
-import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from made_pictures import encoded, png, reason
 from PIL import Image, ImageFile, ImageOps
 
 from finetune.config import MAX_PIXELS
@@ -32,27 +32,9 @@ def noise(height: int = 20, width: int = 30, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, kind, **options)
-    return file.getvalue()
-
-
 def png_header(width: int, height: int) -> bytes:
     """A PNG that claims a size and has no pixels."""
-
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
-def reason(source: images.Picture, **options: int) -> str:
-    with pytest.raises(UnreadablePicture) as caught:
-        read_image(source, **options)
-    assert "\n" not in str(caught.value)
-    return caught.value.reason
+    return png(width, height, b"", kind=2)
 
 
 def pixels(picture: Image.Image) -> np.ndarray:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from made_pictures import encoded
 from PIL import Image
 
 from finetune.data.images import read_image
@@ -46,9 +46,7 @@ def pictures() -> Iterator[bytes]:
         (colour, "TIFF", {"compression": "jpeg"}),
         (colour.convert("1"), "TIFF", {"compression": "group4"}),
     ):
-        file = io.BytesIO()
-        picture.save(file, kind, **options)
-        yield file.getvalue()
+        yield encoded(picture, kind, **options)
 
 
 def mutated(content: bytes, random: np.random.Generator) -> bytes:
