@@ -48,7 +48,6 @@ def main() -> None:
     # In front of the installed package, here and in every process that is started.
     sys.path.insert(0, str(args.tree.resolve()))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ["FAULTS_LARGEST"] = str(args.largest)
     if "disk" in args.campaigns:
         from campaigns.shim import preload_shim
 
@@ -64,7 +63,7 @@ def run(name: str, args: argparse.Namespace, deadline: float) -> None:
     from campaigns.attempts import Workshop
 
     module, _, kind = CAMPAIGNS[name].partition(":")
-    shop = Workshop(args.tree.resolve())
+    shop = Workshop(args.tree.resolve(), args.largest)
     try:
         shop.warm()
         campaign = getattr(importlib.import_module(f"campaigns.{module}"), kind)(shop)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -84,10 +83,13 @@ def complaint(answer: Answer, codes: Sequence[int] = (0, 2)) -> str:
 
 
 class Workshop:
-    """A scratch folder with made pictures, and processes that run the tree under test in it."""
+    """A scratch folder with made pictures, and processes that run the tree under test in it.
 
-    def __init__(self, tree: Path):
-        self.tree = tree
+    largest: Largest number of pictures of the campaign `scale`.
+    """
+
+    def __init__(self, tree: Path, largest: int):
+        self.tree, self.largest = tree, largest
         self.scratch = Path(tempfile.mkdtemp(prefix="fewtune-faults-"))
         self.cache = self.scratch / "cache"
         self.pictures = made_pictures(self.scratch / "pictures", classes=3, each=12)
@@ -110,11 +112,16 @@ class Workshop:
         }
 
     def started(
-        self, words: Sequence[object], *, watch: Watch | None = None, cache: Path | None = None, **more: Any
+        self,
+        words: Sequence[object],
+        *,
+        watch: Watch | None = None,
+        cache: Path | None = None,
+        prefix: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> Answer:
         """The real command, in a new interpreter and a session of its own."""
-        prefix = more.pop("prefix", ())
-        environment = more.pop("environment", None) or self.environment(cache)
         program, *rest = map(str, words)
         began = time.monotonic()
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -123,9 +130,9 @@ class Workshop:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
-                env=environment,
+                env=environment or self.environment(cache),
+                cwd=cwd,
                 start_new_session=True,
-                **more,
             )
             try:
                 if watch is not None:
@@ -142,20 +149,36 @@ class Workshop:
             said, told = (stream.read().decode(errors="replace") for stream in (out, err))
         return Answer(code, said, told, time.monotonic() - began)
 
-    def forked(self, words: Sequence[object], *, cache: Path | None = None, **more: Any) -> Answer:
+    def forked(
+        self,
+        words: Sequence[object],
+        *,
+        cache: Path | None = None,
+        before: Callable[[], None] = lambda: None,
+        after: Callable[[], None] = lambda: None,
+        watch: Watch | None = None,
+        longest: float = LONGEST,
+    ) -> Answer:
         """The command in a fork of this process, which has imported everything: without the seconds of imports."""
-        program, *rest = map(str, words)
-        before, after = more.pop("before", None), more.pop("after", None)
 
-        def command() -> None:
-            sys.argv = [program, *rest]
-            if before is not None:
-                before()
-            importlib.import_module(f"{program}.cli.main").main()
-            if after is not None:
-                after()
+        def job() -> None:
+            before()
+            run_command(words)
+            after()
 
-        return forked(command, {"FEWTUNE_CACHE": str(cache or self.cache)}, **more)
+        return forked(job, {"FEWTUNE_CACHE": str(cache or self.cache)}, watch=watch, longest=longest)
+
+    def prepare(self, words: Sequence[object], cache: Path | None = None) -> None:
+        """As `forked`; SystemExit where the command fails."""
+        answer = self.forked(words, cache=cache)
+        if problem := complaint(answer, (0,)):
+            raise SystemExit(f"cannot prepare: {problem}\n{answer.err}")
+
+
+def run_command(words: Sequence[object]) -> None:
+    """The command in this process."""
+    sys.argv = [str(word) for word in words]
+    importlib.import_module(f"{words[0]}.cli.main").main()
 
 
 def forked(
@@ -164,16 +187,15 @@ def forked(
     *,
     watch: Watch | None = None,
     longest: float = LONGEST,
-    memory: int | None = None,
 ) -> Answer:
-    """Run `job` in a fork; its exit code is 0 unless it raises. memory: Bound of the address space, in bytes."""
+    """Run `job` in a fork; its exit code is 0 unless it raises."""
     began = time.monotonic()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         sys.stdout.flush()
         sys.stderr.flush()
         child = os.fork()
         if child == 0:
-            _in_child(job, variables or {}, out.fileno(), err.fileno(), memory)
+            _in_child(job, variables or {}, out.fileno(), err.fileno())
         if watch is not None:
             watch(child)
         code, peak = _waited(child, began + longest)
@@ -183,7 +205,7 @@ def forked(
     return Answer(code, said, told, time.monotonic() - began, peak)
 
 
-def _in_child(job: Callable[[], object], variables: Mapping[str, str], out: int, err: int, memory: int | None) -> None:
+def _in_child(job: Callable[[], object], variables: Mapping[str, str], out: int, err: int) -> None:
     code = 1
     try:
         os.setsid()
@@ -193,8 +215,6 @@ def _in_child(job: Callable[[], object], variables: Mapping[str, str], out: int,
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.environ.update(variables)
-        if memory is not None:
-            resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         job()
         code = 0
     except SystemExit as end:
@@ -213,7 +233,6 @@ def _in_child(job: Callable[[], object], variables: Mapping[str, str], out: int,
 
 
 def _waited(child: int, deadline: float) -> tuple[int | None, int]:
-    code: int | None = None
     while time.monotonic() < deadline:
         done, status, usage = os.wait4(child, os.WNOHANG)
         if done:
@@ -222,7 +241,7 @@ def _waited(child: int, deadline: float) -> tuple[int | None, int]:
     with suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
     _, _, usage = os.wait4(child, 0)
-    return code, usage.ru_maxrss * 1024
+    return None, usage.ru_maxrss * 1024
 
 
 def made_pictures(folder: Path, *, classes: int, each: int, side: int = 40, seed: int = 0) -> Path:
@@ -247,10 +266,17 @@ def names_below(folder: Path) -> list[str]:
 
 
 def copied(source: Path, target: Path) -> Path:
+    """A copy of a folder in the place of what was there."""
     shutil.rmtree(target, ignore_errors=True)
-    if source.exists():
-        shutil.copytree(source, target)
+    shutil.copytree(source, target)
     return target
+
+
+def emptied(folder: Path) -> Path:
+    """A new, empty folder in the place of what was there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
 
 
 def each_file(folder: Path) -> Iterator[Path]:

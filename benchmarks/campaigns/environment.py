@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from campaigns.attempts import Answer, Outcome, Workshop, complaint, copied, made_pictures
+from campaigns.attempts import Answer, Outcome, Workshop, complaint, emptied, made_pictures
 from campaigns.scenarios import FAST, ON_CPU
 from campaigns.shim import built_shim
 
@@ -87,11 +87,8 @@ class Environment:
         if shutil.which(place.needs) is None:
             return [Outcome(group, skipped=f"{place.needs} is not installed")]
         if not self.run.exists():
-            fitted = ["finetune", "fit", self.pictures, "--out", self.run, "--strategy", "head", *FAST]
-            if problem := complaint(self.shop.forked(fitted), (0,)):
-                raise SystemExit(f"cannot prepare: {problem}")
-        out = copied(Path("/nowhere"), self.shop.scratch / "attempt")
-        out.mkdir()
+            self.shop.prepare(["finetune", "fit", self.pictures, "--out", self.run, "--strategy", "head", *FAST])
+        out = emptied(self.shop.scratch / "attempt")
         answer = self._answer(place, words(out))
         codes = (*place.codes, 141) if "head -c" in place.wrapper else place.codes
         problem = complaint(answer, codes)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from campaigns.attempts import Answer, Outcome, Workshop, complaint, copied, each_file, forked
+from campaigns.attempts import Answer, Outcome, Workshop, complaint, copied, each_file, forked, run_command
 from campaigns.mutations import mutate_file, resign_index
 from campaigns.scenarios import FAST, ON_CPU
 
@@ -88,17 +88,6 @@ class Formats:
         def fit(*options: object) -> list[object]:
             return ["finetune", "fit", shop.pictures, *FAST, *options]
 
-        def command(words: list[object]) -> None:
-            import importlib
-
-            sys.argv = [str(word) for word in words]
-            importlib.import_module(f"{words[0]}.cli.main").main()
-
-        def done(words: list[object], cache: Path | None = None) -> None:
-            answer = shop.forked(words, cache=cache)
-            if problem := complaint(answer, (0,)):
-                raise SystemExit(f"cannot prepare: {problem}")
-
         def stopped(folder: Path) -> None:
             """A run that ended after its first epoch."""
 
@@ -161,26 +150,27 @@ class Formats:
             list_pictures(folder / "table.csv")
 
         def cached(folder: Path) -> None:
-            done(fit("--strategy", "head", "--out", shop.scratch / "formats" / "once"), folder / "cache")
+            shop.prepare(fit("--strategy", "head", "--out", shop.scratch / "formats" / "once"), folder / "cache")
             shutil.rmtree(shop.scratch / "formats" / "once")
 
         return [
-            Kind("run", lambda folder: done(fit("--strategy", "head", "--out", folder / "run")), run,
+            Kind("run", lambda folder: shop.prepare(fit("--strategy", "head", "--out", folder / "run")), run,
                  lambda path: path.suffix in (".json", ".safetensors")),
-            Kind("evaluate a run", lambda folder: done(fit("--strategy", "head", "--out", folder / "run")),
-                 lambda folder: command(["finetune", "report", folder / "run"]), lambda path: path.suffix != ".html"),
-            Kind("gallery", lambda folder: done(["fewshot", "enrol", folder / "gallery", "one", picture, *ON_CPU]),
-                 gallery),
-            Kind("index", lambda folder: done(
+            Kind("evaluate a run", lambda folder: shop.prepare(fit("--strategy", "head", "--out", folder / "run")),
+                 lambda folder: run_command(["finetune", "report", folder / "run"]),
+                 lambda path: path.suffix != ".html"),
+            Kind("gallery", lambda folder: shop.prepare(
+                ["fewshot", "enrol", folder / "gallery", "one", picture, *ON_CPU]), gallery),
+            Kind("index", lambda folder: shop.prepare(
                 ["fewshot", "embed", shop.pictures, "--out", folder / "index", "--workers", "0", *ON_CPU]), index),
-            Kind("checkpoint", stopped, lambda folder: command(
+            Kind("checkpoint", stopped, lambda folder: run_command(
                 fit("--strategy", "full", "--lr", "0.001", "--epochs", "3", "--resume", "--out", folder / "run")),
                  lambda path: "state" in path.parts),
-            Kind("encoder", lambda folder: done(
+            Kind("encoder", lambda folder: shop.prepare(
                 ["fewshot", "train", shop.pictures, "--out", folder / "run", "--epochs", "1", "--side", "32", *ON_CPU]),
                  encoder, lambda path: path.suffix in (".json", ".safetensors")),
             Kind("archives", zipped, archives),
             Kind("table", table, listed),
-            Kind("cache", cached, lambda folder: command(
+            Kind("cache", cached, lambda folder: run_command(
                 fit("--strategy", "head", "--out", folder / "run"))),
         ]  # fmt: skip

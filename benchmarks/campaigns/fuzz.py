@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from campaigns.attempts import Outcome, Workshop, complaint, forked
+from campaigns.attempts import Outcome, Workshop, complaint, emptied, forked
 from campaigns.mutations import mutate_bytes
 
 BATCH = 50  # pictures of an attempt
@@ -44,9 +44,7 @@ class Fuzz:
 
     def attempt(self, number: int) -> list[Outcome]:
         draw = random.Random(number)
-        self.folder.mkdir(exist_ok=True)
-        for path in self.folder.iterdir():
-            path.unlink()
+        emptied(self.folder)
         for position in range(BATCH):
             name, content = self.seeds[draw.randrange(len(self.seeds))]
             for _ in range(draw.choice((1, 1, 2, 5))):
@@ -64,7 +62,7 @@ class Fuzz:
         if self.second:  # in a fork of its own, as OpenCV's libraries print too
             for row in map(json.loads, forked(lambda: _compare_all(paths)).out.splitlines()):
                 rows.get(row["name"], {}).update(row)
-        found = [_judged(path.name, rows.get(path.name)) for path in paths if path.name in rows]
+        found = [_judged(path.name, rows[path.name]) for path in paths if path.name in rows]
         missing = [path.name for path in paths if path.name not in rows]
         if missing:
             why = complaint(answer, (0,)) or answer.err[-200:]
@@ -78,8 +76,7 @@ class Fuzz:
     def _commands(self) -> list[Outcome]:
         if not self.run.exists():
             words = ["finetune", "fit", self.shop.pictures, "--out", self.run, "--strategy", "head", "--device", "cpu"]
-            if problem := complaint(self.shop.forked([*words, "--backbone", "fewtune_conv4"]), (0,)):
-                raise SystemExit(f"cannot prepare: {problem}")
+            self.shop.prepare([*words, "--backbone", "fewtune_conv4"])
         index = self.shop.scratch / "index of mutated"
         jobs: dict[str, list[object]] = {
             "predict": ["finetune", "predict", self.run, self.folder, "--device", "cpu"],
@@ -139,8 +136,7 @@ def _compare_all(paths: list[Path]) -> None:
             print(json.dumps({"name": path.name, "far": far}), flush=True)
 
 
-def _judged(name: str, row: dict[str, Any] | None) -> Outcome:
-    assert row is not None
+def _judged(name: str, row: dict[str, Any]) -> Outcome:
     group = f"read {_format(name)}"
     if row["seconds"] > SECONDS:
         return Outcome(group, f"{name}: {row['seconds']:.1f} s of CPU")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
-from campaigns.attempts import Answer, Outcome, Workshop, complaint, copied, forked, made_pictures
-from campaigns.scenarios import FAST
+from campaigns.attempts import Answer, Outcome, Workshop, complaint, forked, made_pictures
+from campaigns.scenarios import FAST, ON_CPU
 
 SIDE = 16  # pixels of a tiny picture
 PER_CLASS = 100
@@ -22,8 +21,7 @@ class Scale:
 
     def __init__(self, shop: Workshop):
         self.shop = shop
-        largest = int(os.environ.get("FAULTS_LARGEST", "16000"))
-        sizes = [largest // 64, largest // 16, largest // 4, largest]
+        sizes = [shop.largest // parts for parts in (64, 16, 4, 1)]
         self.kinds: dict[str, Callable[[int], list[tuple[str, Answer]]]] = {
             "pictures": self._pictures, "gallery classes": self._gallery, "index keys": self._index,
         }  # fmt: skip
@@ -50,20 +48,11 @@ class Scale:
         jobs: dict[str, list[object]] = {
             "fit head": ["finetune", "fit", folder, "--out", run, "--strategy", "head", *FAST],
             "report": ["finetune", "report", run],
-            "predict": [
-                "finetune",
-                "predict",
-                run,
-                folder,
-                "--csv",
-                self.shop.scratch / "table.csv",
-                "--device",
-                "cpu",
-            ],
+            "predict": ["finetune", "predict", run, folder, "--csv", self.shop.scratch / "table.csv", *ON_CPU],
         }
         answers = [(job, self.shop.forked(words, cache=cache, longest=LONGEST)) for job, words in jobs.items()]
         for path in (folder, run, cache):
-            copied(Path("/nowhere"), path)
+            shutil.rmtree(path)
         return answers
 
     def _gallery(self, size: int) -> list[tuple[str, Answer]]:
@@ -80,7 +69,7 @@ class Scale:
             recognizer.save(self.shop.scratch / "gallery")
 
         answer = forked(enrol, longest=LONGEST)
-        copied(Path("/nowhere"), folder)
+        shutil.rmtree(folder)
         return [("enrol one by one", answer)]
 
     def _index(self, size: int) -> list[tuple[str, Answer]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from campaigns.attempts import Answer, Workshop, complaint, copied, forked, names_below
+from campaigns.attempts import Workshop, complaint, copied, forked, names_below
 
 FAST = ("--backbone", "fewtune_conv4", "--device", "cpu", "--workers", "0")
 ON_CPU = ("--device", "cpu")
@@ -43,7 +43,7 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A scenario without a fault: digests before and after, names of the files after, seconds, first change."""
+    """A scenario without a fault: digests before and after, names of the files after, seconds, the folder before."""
 
     before: str
     after: str
@@ -70,7 +70,6 @@ class Scenarios:
         folder = self.shop.scratch / "attempt" / "work"
         copied(self.baseline(scenario).template, folder)
         shutil.rmtree(folder.parent / "cache", ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def cache(self, scenario: Scenario) -> Path:
@@ -173,13 +172,13 @@ def _fewshot(shop: Workshop) -> list[Scenario]:
     one, other = (sorted(shop.pictures.glob(f"class000{label}/*.png"))[:2] for label in (0, 1))
 
     def enrolled(folder: Path) -> None:
-        _done(shop.forked(["fewshot", "enrol", folder / "gallery", "zero", *one, *ON_CPU]))
+        shop.prepare(["fewshot", "enrol", folder / "gallery", "zero", *one, *ON_CPU])
 
     def embedded(folder: Path) -> None:
         some = shop.scratch / "some"
         if not some.exists():
             shutil.copytree(shop.pictures / "class0000", some / "class0000")
-        _done(shop.forked(["fewshot", "embed", some, "--out", folder / "index", "--workers", "0", *ON_CPU]))
+        shop.prepare(["fewshot", "embed", some, "--out", folder / "index", "--workers", "0", *ON_CPU])
         about = folder / "index" / "index.json"
         text = about.read_text().replace(str(some), str(shop.pictures))  # as if pictures had come since
         about.write_text(text)
@@ -248,7 +247,7 @@ def _of_a_run(shop: Workshop) -> list[Scenario]:
         made = shop.scratch / "a run"
         if not made.exists():
             words = ["finetune", "fit", shop.pictures, "--out", made, "--strategy", "head", *FAST]
-            _done(shop.forked(words))
+            shop.prepare(words)
         copied(made, folder / "run")
 
     def with_an_old_report(folder: Path) -> None:
@@ -257,7 +256,7 @@ def _of_a_run(shop: Workshop) -> list[Scenario]:
 
     def with_a_cache(folder: Path) -> None:
         words = ["finetune", "fit", shop.pictures, "--out", folder / "run", "--strategy", "full", "--epochs", "1"]
-        _done(shop.forked([*words, *FAST], cache=folder / "cache"))
+        shop.prepare([*words, *FAST], cache=folder / "cache")
         shutil.rmtree(folder / "run")
 
     return [
@@ -294,8 +293,3 @@ def cache_state(folder: Path) -> str:
     from finetune.features.cache_files import entries
 
     return str(len(entries(folder / "cache")))
-
-
-def _done(answer: Answer) -> None:
-    if problem := complaint(answer, (0,)):
-        raise SystemExit(f"cannot prepare: {problem}\n{answer.err}")
