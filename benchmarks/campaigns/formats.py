@@ -60,7 +60,7 @@ class Formats:
         path = draw.choice([path for path in each_file(folder) if kind.chosen(path)])
         done = mutate_file(path, draw)
         resign_index(folder)
-        canary = self.shop.scratch / "canary"
+        canary = self.shop.scratch / "canary"  # hostile values name it: "../../canary"
         canary.write_text("untouched")
         answer = self._loaded(kind, folder)
         problem = complaint(answer)

@@ -14,7 +14,7 @@ from typing import Any
 
 HOSTILE: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**53, 2**63, 2**64, -(2**70), 10**400, 0.5, -0.0, 1e308, float("nan"),
-    float("inf"),     "", "x", "../../etc/passwd", "/etc/passwd", "\x1b[31mred\n", "\u202etxt", "\ud800", "a" * 100_000,
+    float("inf"),     "", "x", "../../canary", "/etc/passwd", "\x1b[31mred\n", "\u202etxt", "\ud800", "a" * 100_000,
     [], {}, [[]], [None],
     {"": 1}, [1, 2, 3], ["a", "a"], [0] * 10_000,
 )  # fmt: skip
