@@ -80,15 +80,12 @@ def joined(device: str, devices: int = 1) -> Iterator[Ranks | None]:
         watch.start()
         try:
             yield ranks
-        except BaseException as error:
+        except (RuntimeError, KeyboardInterrupt) as error:
             watch.stop()
-            if isinstance(error, (RuntimeError, KeyboardInterrupt)):
-                reported = ranks.reported()
-                if reported is not None:
-                    raise reported from error
-                if watch.found or connection_lost(error):
-                    raise ProcessLost(_LOST) from error
-            ranks.finish(None)
+            reported = ranks.reported()
+            if reported is not None or watch.found or connection_lost(error):
+                ranks.apart = True  # a process that has ended cannot be told that the job ends
+                raise reported or ProcessLost(_LOST) from error
             raise
         finally:
             watch.stop()

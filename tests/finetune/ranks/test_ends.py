@@ -6,14 +6,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from conftest import MakeFolder
+from several import several
 
 import finetune
+from finetune.errors import InputError
+from finetune.ranks.group import ProcessLost, Ranks
+from finetune.ranks.start import joined
 
 WORDS = ("--backbone", "fewtune_conv4", "--strategy", "full", "--device", "cpu", "--image-size", "32", "--workers", "0")
 
@@ -65,3 +69,39 @@ def test_ctrl_c_keeps_the_best_weights_and_only_the_first_process_shows_them(
     assert (process.returncode, said) == (130, "")
     assert json.loads(out)["interrupted"] is True
     assert finetune.load(run, device="cpu").metrics["interrupted"] is True
+
+
+def refuses(ranks: Ranks) -> None:
+    if ranks.rank == 1:
+        raise InputError("no such picture")
+
+
+def dies(ranks: Ranks) -> None:
+    if ranks.rank == 1:
+        os._exit(3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("function", "code"), [(refuses, 0), (dies, 3)])
+def test_an_error_of_another_process_ends_what_the_first_does_alone(
+    function: Callable[[Ranks], None], code: int, tmp_path: Path
+) -> None:
+    def job(rank: int) -> None:
+        try:
+            with joined("cpu") as ranks:
+                assert ranks is not None
+                if rank > 0:
+                    ranks.serve()
+                with ranks.asked(function):
+                    pass
+                end = time.monotonic() + 60
+                while function is refuses and time.monotonic() < end:
+                    time.sleep(0.01)
+                ranks.gathered(None)
+        except (InputError, ProcessLost) as error:
+            print(error)
+
+    first, *others = several(3, tmp_path, job)
+    said = "another process of this job ended unexpectedly; --resume continues the run"
+    assert first == (0, f"{'no such picture' if function is refuses else said}\n")
+    assert others == [(code, ""), (0, "")]
