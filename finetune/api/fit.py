@@ -15,7 +15,6 @@ from finetune.api.budget import Budget, seconds_after
 from finetune.api.fit_options import FitOptions
 from finetune.api.outcome import Outcome, measure, write_run
 from finetune.api.prepare import Prepared, prepare
-from finetune.api.sent import received, to_send
 from finetune.classifier.classifier import Classifier, load
 from finetune.classifier.run_folder import RunFolder
 from finetune.classifier.run_metrics import BackbonesMetrics, write_metrics
@@ -156,10 +155,11 @@ def fit(
     config = config or Config.from_dict(options)
     with joined(config.device, devices) as ranks:
         if ranks is not None and ranks.rank > 0:
-            return received(ranks.serve(), config.device)
+            classifier: Classifier = ranks.serve()
+            return classifier
         classifier = _fitted(folder, out, config, resume, overwrite, display or Display(), on_epoch, started)
         if ranks is not None:
-            ranks.finish((to_send(classifier),))
+            ranks.finish((classifier,))
         return classifier
 
 

@@ -126,7 +126,7 @@ class Classifier:
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         # Pickled as the bytes of its two files, JSON and safetensors: it can be sent to other processes without a
-        # shared folder. The project itself never loads a pickle.
+        # shared folder, as those of one training do. The project itself loads no pickled file.
         device = "cpu" if self.fabric.device.type == "cpu" else "auto"
         precision = "bfloat16" if str(self.fabric._precision.precision).startswith("bf16") else "float32"
         config, weights = json.dumps(self._saved()).encode(), save(self._tensors())
