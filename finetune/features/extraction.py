@@ -25,8 +25,7 @@ from finetune.errors import UnreadablePicture
 from finetune.features.acceleration import CPU_BATCH, AcceleratedModel, Examples
 from finetune.features.cache import ActivationCache, Activations
 from finetune.features.cache_keys import FeatureKey, feature_key, fingerprint_key
-from finetune.features.forward import Outputs
-from finetune.features.forward_pass import ForwardPass
+from finetune.features.forward import ForwardPass, Outputs
 from finetune.models.pooled import PooledStages
 from finetune.progress import Advance, Display, with_estimate
 

@@ -1,11 +1,12 @@
-"""One forward pass of a network over pictures: no gradients, evaluation mode, each batch once."""
+"""Forward passes of a network over pictures, in one process or in several: no gradients, each batch once."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -13,14 +14,19 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from finetune.data.images import Content
-from finetune.data.loader import Batch, Pictures, cores, in_order, worker_count
-from finetune.data.transforms import Preprocessing
-from finetune.features.acceleration import CPU_BATCH, GPU_BATCH, Forward, plain
-from finetune.models.device import reproducible_numerics
-from finetune.progress import Advance
+from finetune.data.loader import Batch, Item, Pictures, cores, in_order, worker_count
+from finetune.data.transforms import Normalized, Preprocessing
+from finetune.features.acceleration import CPU_BATCH, GPU_BATCH, AcceleratedModel, Examples, Forward, plain
+from finetune.models.device import open_engine, reproducible_numerics
+from finetune.progress import Advance, Display
+from finetune.ranks.exchange import share
+from finetune.ranks.group import Ranks, current
 
 # A batch and the network's outputs for its readable pictures; None where there are no such pictures or no network.
 _Result = tuple[Batch, Tensor | None]
+
+# Name of what other processes keep between two passes.
+_HELD = "forward pass"
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,13 @@ class Outputs:
     values: Tensor
     index: Tensor
     contents: dict[int, Content]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Outputs]) -> Outputs:
+        """The outputs of several passes, one or more, in their order."""
+        values = torch.cat([part.values for part in parts if len(part.index)] or [parts[0].values])
+        contents = {position: content for part in parts for position, content in part.contents.items()}
+        return cls(values, torch.cat([part.index for part in parts]), contents)
 
 
 def run_frozen(
@@ -193,3 +206,107 @@ def _read_and_run(network: Forward | None, pictures: Pictures, indices: Sequence
 
 def _run(network: Forward | None, batch: Batch) -> _Result:
     return batch, None if network is None or not len(batch.index) else network(batch.pixels)
+
+
+# --- shared out among the processes of a job --------------------------------------------------------------------------
+
+
+@dataclass
+class ForwardPass:
+    """Runs a model over some of the pictures of a set.
+
+    Attributes:
+        fabric: Device and precision.
+        model: The accelerated network.
+        full_batches: Whether the network runs in batches of one size.
+        workers: As for `run_over`.
+    """
+
+    fabric: Fabric
+    model: AcceleratedModel
+    full_batches: bool
+    workers: int | None
+    _sent: Pictures | None = field(default=None, init=False)
+
+    def run(self, pictures: Pictures, chosen: Sequence[int], advance: Advance | None) -> Outputs:
+        """Outputs of the pictures at the positions `chosen`, ascending. Several processes take a share each."""
+        ranks = current()
+        if ranks is None:
+            return self.run_here(pictures, chosen, advance)
+        if self._sent is not pictures:
+            self._send(ranks, pictures)
+        with ranks.asked(_run_share, chosen):
+            own = self.run_here(pictures, _share(ranks, chosen, self._batch_size(pictures)), advance)
+            parts = ranks.gathered(own)
+        if advance is not None:
+            advance(len(chosen) - len(own.contents), "")
+        return Outputs.joined(parts)
+
+    def run_here(self, pictures: Pictures, chosen: Sequence[int], advance: Advance | None) -> Outputs:
+        """As `run`, in this process alone."""
+        self.model.prepare()
+        return run_over(
+            self.fabric.device,
+            self._of_views,
+            _Subset(**vars(pictures), chosen=chosen),
+            batch_size=self._batch_size(pictures),
+            workers=self.workers,
+            advance=advance,
+        )
+
+    def _batch_size(self, pictures: Pictures) -> int:
+        # On a GPU a batch holds as many views as it otherwise holds pictures. A core splits one batch into several.
+        return CPU_BATCH if self.fabric.device.type == "cpu" else max(1, GPU_BATCH // (pictures.views or 1))
+
+    def _of_views(self, pixels: Tensor) -> Tensor:
+        """Outputs (n, views, width) for uint8 (n, 3, size, size) or (n, views, 3, size, size)."""
+        views = pixels.unsqueeze(1) if pixels.ndim == 4 else pixels
+        run = self.model.in_full_batches if self.full_batches else self.model
+        rows: Tensor = run(views.flatten(0, 1)).unflatten(0, views.shape[:2])
+        return rows
+
+    def _send(self, ranks: Ranks, pictures: Pictures) -> None:
+        """Let the other processes have the network and the pictures."""
+        network, examples, count, precision = self.model.given
+        given = deepcopy(network).cpu(), examples, count, precision
+        with ranks.asked(_receive, given, self.full_batches, self.workers, pictures):
+            self._sent = pictures
+
+
+def _receive(
+    ranks: Ranks,
+    given: tuple[Normalized, Examples, int, str],
+    full_batches: bool,
+    workers: int | None,
+    pictures: Pictures,
+) -> None:
+    network, examples, count, precision = given
+    fabric = open_engine(ranks.device.type, precision)
+    network = network.to(fabric.device).eval()
+    model = AcceleratedModel(fabric, network, examples, pictures=count, precision=precision, display=Display())
+    ranks.held[_HELD] = ForwardPass(fabric, model, full_batches, workers), pictures
+
+
+def _run_share(ranks: Ranks, chosen: Sequence[int]) -> None:
+    forward, pictures = ranks.held[_HELD]
+    ranks.gathered(forward.run_here(pictures, _share(ranks, chosen, forward._batch_size(pictures)), None))
+
+
+def _share(ranks: Ranks, chosen: Sequence[int], batch_size: int) -> Sequence[int]:
+    """The part of a rank: whole batches, so that every picture is in the same batch as in one process."""
+    batches = share(-(-len(chosen) // batch_size), ranks.rank, ranks.size)
+    return chosen[batches.start * batch_size : batches.stop * batch_size]
+
+
+@dataclass(frozen=True)
+class _Subset(Pictures):
+    """The pictures at the positions `chosen`. Each keeps its position, on which a random view depends."""
+
+    chosen: Sequence[int] = ()
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, key: tuple[int, int]) -> Item:
+        epoch, position = key
+        return super().__getitem__((epoch, self.chosen[position]))

@@ -177,11 +177,9 @@ class _Reading:
         """The outputs of all chunks, by ascending position."""
         if not self.parts:
             return Outputs(torch.empty(0, 1, 0), torch.empty(0, dtype=torch.int64), {})
-        index = torch.cat([part.index for part in self.parts])
-        values = torch.cat([part.values for part in self.parts if len(part.index)] or [self.parts[0].values])
-        order = index.argsort()
-        contents = {position: content for part in self.parts for position, content in part.contents.items()}
-        return Outputs(values[order], index[order], contents)
+        whole = Outputs.joined(self.parts)
+        order = whole.index.argsort()
+        return replace(whole, values=whole.values[order], index=whole.index[order])
 
 
 def only(listing: Listing, outputs: Outputs) -> tuple[Listing, Outputs]:
