@@ -82,7 +82,11 @@ ROOMS = {
         ("tests/finetune/classifier/test_rejection.py", "tests/finetune/classifier/test_temperature.py"),
     ),
     "gallery": Room(
-        ("fewshot/recognition/gallery.py", "fewshot/recognition/gallery_files.py"),
+        (
+            "fewshot/recognition/gallery.py",
+            "fewshot/recognition/gallery_files.py",
+            "fewshot/recognition/similarities.py",
+        ),
         (
             "tests/fewshot/recognition/test_gallery.py",
             "tests/fewshot/recognition/test_gallery_definitions.py",

@@ -7,20 +7,18 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from fewshot.evaluation.threshold import Calibration
 from fewshot.recognition.examples import Examples, Vectors
 from fewshot.recognition.operating_point import KnownScores, Threshold, choose, expected, known_scores
-from fewshot.recognition.unknowns import Samples, UnknownScores, estimate
+from fewshot.recognition.similarities import class_similarity, nearest, own_samples, rival_samples, similarity_to
+from fewshot.recognition.unknowns import Floats, UnknownScores, estimate
 from finetune.errors import InputError
-
-Floats = NDArray[np.float64]
 
 # Two pictures with this cosine or more are identical, apart from rounding.
 SAME = 1 - 1e-5
 _LENGTH_WITHIN = 1e-3
-_AT_ONCE = 1 << 24  # similarities computed at once
 
 
 class SimilarClasses(NamedTuple):
@@ -210,7 +208,7 @@ class Gallery:
         Raises:
             InputError: If vectors are not of length 1.
         """
-        return self._similarity(self._checked(vectors))
+        return similarity_to(self._checked(vectors), self._means())
 
     def likeness(self, vectors: ArrayLike) -> Likeness:
         """Similarity of vectors (n, width) to each class, with scores.
@@ -260,17 +258,7 @@ class Gallery:
 
     def alike(self, threshold: float) -> list[SimilarClasses]:
         """Pairs of classes whose mean similarity is at least `threshold`, the most similar first."""
-        counts, labels, examples = np.array(self._examples.counts), self.labels, self.examples
-        if len(counts) < 2:
-            return []
-        starts = counts.cumsum() - counts
-        table = np.empty((len(counts), len(counts)), np.float64)
-        step = max(1, _AT_ONCE // max(1, len(examples)))
-        for at in range(0, len(counts), step):
-            similarity = (examples @ self._means()[at : at + step].T).astype(np.float64)
-            table[:, at : at + step] = np.add.reduceat(similarity, starts, axis=0) / counts[:, None]
-        both = np.triu(np.maximum(table, table.T), 1)
-        both[np.tril_indices(len(counts))] = -np.inf
+        labels, both = self.labels, class_similarity(self._examples, self._means())
         one, other = (both >= threshold).nonzero()
         order = np.argsort(-both[one, other], kind="stable")
         return [SimilarClasses(labels[one[at]], labels[other[at]], float(both[one[at], other[at]])) for at in order]
@@ -307,10 +295,6 @@ class Gallery:
             self._class_means = means / np.maximum(lengths, np.finfo(np.float32).tiny)
         return self._class_means
 
-    def _similarity(self, vectors: Vectors) -> Vectors:
-        """Similarity (n, classes) of vectors (n, width), at most 1 despite rounding."""
-        return np.asarray(np.minimum(vectors @ self._means().T, 1), np.float32)
-
     def _position(self, label: str) -> int:
         if label not in self._positions:
             raise InputError(f"{label!r} is not enrolled")
@@ -331,49 +315,12 @@ class Gallery:
     def _measure(self) -> None:
         if self._measured:
             return
-        background = self._nearest(self._background)
-        self._unknown_scores = estimate(self.calibration, len(self._positions), self._rivals(), background)
-        self._known_scores = known_scores(self.calibration, self._own())
-        self._measured = True
-
-    def _nearest(self, vectors: Vectors) -> Floats:
-        """Similarity (n,) to the nearest class."""
-        if not len(vectors):
-            return np.empty(0)
-        step = max(1, _AT_ONCE // len(self._positions))
-        parts = [self._similarity(vectors[at : at + step]).max(1) for at in range(0, len(vectors), step)]
-        return np.concatenate(parts).astype(np.float64)
-
-    def _rivals(self) -> Samples | None:
-        """Similarity of every example to its nearest other class; None for a single class."""
-        if len(self._positions) < 2:
-            return None
-        classes, examples = self._examples.classes, self.examples
-        step = max(1, _AT_ONCE // len(self._positions))
-        found = np.empty(len(classes), np.float64)
-        for at in range(0, len(classes), step):
-            similarity = self._similarity(examples[at : at + step])
-            similarity[np.arange(len(similarity)), classes[at : at + step]] = -np.inf
-            found[at : at + step] = similarity.max(1)
-        return Samples(found, classes, len(self._positions) - 1)
-
-    def _own(self) -> Samples | None:
-        """Similarity to its own class of every trial, and of every example to the other examples; None without any."""
-        counts, classes = np.array(self._examples.counts), self._examples.classes
-        several = counts[classes] > 1
-        examples = self.examples[several].astype(np.float64)
-        starts = counts.cumsum() - counts
-        sums = np.add.reduceat(self.examples.astype(np.float64), starts, axis=0)
-        rest = sums[classes[several]] - examples
+        means, examples = self._means(), self._examples
+        background = nearest(self._background, means)
+        self._unknown_scores = estimate(self.calibration, len(means), rival_samples(examples, means), background)
         trial_classes = np.array([self._positions[label] for label in self._trial_labels], np.int64)
-        vectors = np.concatenate([examples, self._trials])
-        centres = np.concatenate([rest, sums[trial_classes]])
-        if not len(vectors):
-            return None
-        centres /= np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-12)
-        return Samples(
-            (vectors * centres).sum(1), np.concatenate([classes[several], trial_classes]), len(self._positions)
-        )
+        self._known_scores = known_scores(self.calibration, own_samples(examples, self._trials, trial_classes))
+        self._measured = True
 
 
 def check_rate(rate: float) -> None:

@@ -50,7 +50,7 @@ def test_similarities_in_blocks_equal_those_at_once(monkeypatch: pytest.MonkeyPa
     examples, queries = population(0, 6, 3), population(1, 50)[:, 0]
     at_once = filled(examples)
     similarity = at_once.similarity(queries)
-    monkeypatch.setattr("fewshot.recognition.gallery._AT_ONCE", 40)
+    monkeypatch.setattr("fewshot.recognition.similarities._AT_ONCE", 40)
     in_parts = filled(examples)
     np.testing.assert_allclose(in_parts.similarity(queries), similarity, atol=1e-6)
     assert in_parts.threshold == pytest.approx(at_once.threshold, abs=1e-5)
