@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from fewshot.recognition.recognizer import Recognizer, change_gallery
     from fewshot.recognition.verifier import Verification, Verifier
     from fewshot.report.report import write_report
-    from fewshot.search.index import Index, Neighbour
+    from fewshot.search.index import Index
+    from fewshot.search.neighbours import Neighbour
     from fewshot.search.picture_index import embed_folder, open_index, search_pictures
     from fewshot.training.config import SiameseConfig
     from fewshot.training.train import train_folder, train_omniglot
@@ -66,7 +67,7 @@ _ROOMS = {
     "EmbeddingTransformer": "estimators",
     "Embeddings": "embedding.embedder",
     "Index": "search.index",
-    "Neighbour": "search.index",
+    "Neighbour": "search.neighbours",
     "Recognition": "recognition.answers",
     "Recognizer": "recognition.recognizer",
     "RecognizerClassifier": "estimators",

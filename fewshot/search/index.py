@@ -3,62 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from fewshot.search.arguments import Metadata, as_json, check_keys, checked_vectors
 from fewshot.search.engines import Approximate, Engine, Exact, Structure, Vectors, build, on_gpu, restore
-from fewshot.search.faiss_format import MOST_WIDTH, SQUARED_WITHIN
+from fewshot.search.faiss_format import MOST_WIDTH
 from fewshot.search.index_files import IndexHeader, Kind, read_folder, write_folder
 from fewshot.search.key_table import Entry
+from fewshot.search.neighbours import Neighbours
 from finetune.errors import InputError
-
-Metadata = Mapping[str, Any]  # JSON values
 
 # "auto" tries inverted lists from this number of vectors on. It keeps exact search if the lists must compare a larger
 # share than AUTO_SHARE to reach the recall. Both are well beyond the point where lists win in benchmarks/search.py.
 AUTO_FROM = 200_000
 AUTO_SHARE = 1 / 8
-
-
-class Neighbour(NamedTuple):
-    """A key found by a search, and the cosine similarity of its vector, 1 for the same direction.
-
-    Example:
-        >>> from fewshot import Neighbour
-        >>> Neighbour("cat.png", 0.9).key
-        'cat.png'
-    """
-
-    key: str
-    similarity: float
-
-
-@dataclass(frozen=True, eq=False)
-class Neighbours:
-    """Result of a search; iterating gives a list of `Neighbour` for each query, the most similar first.
-
-    Attributes:
-        similarity: Shape (m, k), float32; -inf where `at_least` left a place empty.
-        keys: Shape (m, k), str objects; None there.
-    """
-
-    similarity: NDArray[np.float32]
-    keys: NDArray[np.object_]
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __getitem__(self, query: int) -> list[Neighbour]:
-        found = zip(self.keys[query].tolist(), self.similarity[query].tolist(), strict=True)
-        return [Neighbour(key, similarity) for key, similarity in found if key is not None]
-
-    def __iter__(self) -> Iterator[list[Neighbour]]:
-        return (self[query] for query in range(len(self)))
 
 
 class Index:
@@ -164,11 +127,11 @@ class Index:
             InputError: For other keys, vectors or metadata.
         """
         self._refuse_if_read_only()
-        self._check_keys(keys)
+        check_keys(keys)
         for key in keys:
             if key in self._rows:
                 raise InputError(f"key {key!r} is in the index already; use replace for another vector")
-        self._add(keys, self._checked(vectors, keys), _as_json(keys, metadata))
+        self._add(keys, checked_vectors(vectors, self.width, keys), as_json(keys, metadata))
 
     def _add(self, keys: Sequence[str], vectors: Vectors, metadata: Mapping[str, str]) -> None:
         self._changed += len(keys)
@@ -203,7 +166,7 @@ class Index:
         """Replace the vectors of keys in the index; metadata None keeps the old. InputError as for `add`."""
         self._refuse_if_read_only()
         rows = self._rows_of(keys)
-        checked, texts = self._checked(vectors, keys), _as_json(keys, metadata)
+        checked, texts = checked_vectors(vectors, self.width, keys), as_json(keys, metadata)
         if isinstance(self._engine, Exact):
             self._engine.replace(rows, checked)
         else:
@@ -267,7 +230,7 @@ class Index:
             raise InputError(f"k must be >= 1, not {k}")
         if at_least is not None and not -np.inf <= at_least <= np.inf:
             raise InputError(f"at_least must be a similarity, not {at_least}")
-        queries = self._checked(vectors)
+        queries = checked_vectors(vectors, self.width)
         k = min(k, len(self))
         if not k or not len(queries):
             return Neighbours(np.empty((len(queries), k), np.float32), np.empty((len(queries), k), object))
@@ -387,62 +350,12 @@ class Index:
         self._take(engine, [Entry(key, row, texts.get(key)) for key, row in zip(keys, rows, strict=True)])
 
     def _rows_of(self, keys: Sequence[str]) -> list[int]:
-        self._check_keys(keys)
+        check_keys(keys)
         try:
             return [self._rows[key] for key in keys]
         except KeyError as error:
             raise InputError(f"key {error.args[0]!r} is not in the index") from error
 
-    def _check_keys(self, keys: Sequence[str]) -> None:
-        if isinstance(keys, str):
-            raise InputError(f"keys must be a list, not the single key {keys!r}")
-        seen: set[str] = set()
-        for at, key in enumerate(keys):
-            if not isinstance(key, str) or not key:
-                raise InputError(f"key {at} is {key!r}; a key must be a str that is not empty")
-            if key in seen:
-                raise InputError(f"key {key!r} is given twice")
-            seen.add(key)
-
-    def _checked(self, vectors: ArrayLike, keys: Sequence[str] | None = None) -> Vectors:
-        """Vectors as FAISS takes them. InputError unless (n, width), one for each of `keys`, and each of length 1."""
-        given = np.asarray(vectors)
-        if given.ndim != 2 or given.shape[1] != self.width or given.dtype.kind not in "fiu":
-            shape = f"{given.dtype} of shape {given.shape}"
-            raise InputError(f"vectors must be numbers of shape (n, {self.width}), not {shape}")
-        if keys is not None and len(given) != len(keys):
-            raise InputError(f"{len(given)} vectors for {len(keys)} keys; give one for each")
-        with np.errstate(over="ignore"):  # an overflow is refused below
-            checked = np.ascontiguousarray(given, np.float32)
-            squared = np.einsum("ij,ij->i", checked, checked)
-        good = np.abs(squared - 1) <= SQUARED_WITHIN
-        if not good.all():
-            at = int(np.argmin(good))
-            length = float(np.sqrt(squared[at]))
-            name = f"vector {at}" if keys is None else f"vector {at}, of key {keys[at]!r},"
-            what = f"has length {length:.6g}" if np.isfinite(length) else "holds a number that is not finite"
-            raise InputError(f"{name} {what}; the length must be 1: divide each vector by its length")
-        return checked
-
     def _refuse_if_read_only(self) -> None:
         if self._read_only:
             raise InputError("this index is memory-mapped and cannot be changed; load it without memory_mapped")
-
-
-def _as_json(keys: Sequence[str], metadata: Sequence[Metadata] | None) -> dict[str, str]:
-    """Key -> JSON text of its metadata; keys without metadata are absent."""
-    if metadata is None:
-        return {}
-    if len(metadata) != len(keys):
-        raise InputError(f"{len(metadata)} entries of metadata for {len(keys)} keys; give one for each")
-    texts = {}
-    for key, entry in zip(keys, metadata, strict=True):
-        if not isinstance(entry, Mapping):
-            raise InputError(f"metadata of key {key!r}: it must be a mapping, not {type(entry).__name__}")
-        try:
-            text = json.dumps(dict(entry), allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"metadata of key {key!r} cannot be written as JSON: {error}") from error
-        if entry:
-            texts[key] = text
-    return texts

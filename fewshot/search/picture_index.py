@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from fewshot.embedding.embedder import Embedder
 from fewshot.search.contact_sheet import Row, Tile
-from fewshot.search.index import Index, Neighbour
+from fewshot.search.index import Index
 from fewshot.search.index_files import is_free
+from fewshot.search.neighbours import Neighbour
 from finetune.data.folder import list_unlabelled
 from finetune.data.images import read_content
 from finetune.errors import InputError, UnreadablePicture

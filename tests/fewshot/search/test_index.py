@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from made_index import KINDS, WIDTH, assert_exact, assert_same, filled, named, unit
 
-from fewshot.search.index import Index, Neighbour
+from fewshot.search.index import Index
+from fewshot.search.neighbours import Neighbour
 from finetune.errors import InputError
 
 # ------------------------------------------------------------------------------------------------ search

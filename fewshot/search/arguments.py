@@ -1,0 +1,69 @@
+"""Checks of the keys, vectors and metadata that an index is given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fewshot.search.engines import Vectors
+from fewshot.search.faiss_format import SQUARED_WITHIN
+from finetune.errors import InputError
+
+Metadata = Mapping[str, Any]  # JSON values
+
+
+def check_keys(keys: Sequence[str]) -> None:
+    """InputError unless the keys are different strings that are not empty."""
+    if isinstance(keys, str):
+        raise InputError(f"keys must be a list, not the single key {keys!r}")
+    seen: set[str] = set()
+    for at, key in enumerate(keys):
+        if not isinstance(key, str) or not key:
+            raise InputError(f"key {at} is {key!r}; a key must be a str that is not empty")
+        if key in seen:
+            raise InputError(f"key {key!r} is given twice")
+        seen.add(key)
+
+
+def checked_vectors(vectors: ArrayLike, width: int, keys: Sequence[str] | None = None) -> Vectors:
+    """Vectors as FAISS takes them. InputError unless (n, width), one for each of `keys`, and each of length 1."""
+    given = np.asarray(vectors)
+    if given.ndim != 2 or given.shape[1] != width or given.dtype.kind not in "fiu":
+        shape = f"{given.dtype} of shape {given.shape}"
+        raise InputError(f"vectors must be numbers of shape (n, {width}), not {shape}")
+    if keys is not None and len(given) != len(keys):
+        raise InputError(f"{len(given)} vectors for {len(keys)} keys; give one for each")
+    with np.errstate(over="ignore"):  # an overflow is refused below
+        checked = np.ascontiguousarray(given, np.float32)
+        squared = np.einsum("ij,ij->i", checked, checked)
+    good = np.abs(squared - 1) <= SQUARED_WITHIN
+    if not good.all():
+        at = int(np.argmin(good))
+        length = float(np.sqrt(squared[at]))
+        name = f"vector {at}" if keys is None else f"vector {at}, of key {keys[at]!r},"
+        what = f"has length {length:.6g}" if np.isfinite(length) else "holds a number that is not finite"
+        raise InputError(f"{name} {what}; the length must be 1: divide each vector by its length")
+    return checked
+
+
+def as_json(keys: Sequence[str], metadata: Sequence[Metadata] | None) -> dict[str, str]:
+    """Key -> JSON text of its metadata; keys without metadata are absent."""
+    if metadata is None:
+        return {}
+    if len(metadata) != len(keys):
+        raise InputError(f"{len(metadata)} entries of metadata for {len(keys)} keys; give one for each")
+    texts = {}
+    for key, entry in zip(keys, metadata, strict=True):
+        if not isinstance(entry, Mapping):
+            raise InputError(f"metadata of key {key!r}: it must be a mapping, not {type(entry).__name__}")
+        try:
+            text = json.dumps(dict(entry), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"metadata of key {key!r} cannot be written as JSON: {error}") from error
+        if entry:
+            texts[key] = text
+    return texts
