@@ -44,7 +44,8 @@ def distort(
     if distortion.stroke:
         pictures = _stroked(pictures, distortion.stroke * torch.rand(n, generator=generator).mul(2).sub(1)[part])
     if distortion.light:
-        pictures = _lit(pictures, distortion.light, generator, n, part)
+        draws = torch.rand(3, n, pictures.shape[1], generator=generator)[:, part]
+        pictures = _lit(pictures, distortion.light * draws.mul(2).sub(1))
     return pictures
 
 
@@ -107,16 +108,13 @@ def _stroked(pictures: Tensor, width: Tensor) -> Tensor:
     return ((pictures + (spread - pictures) * thicker - thinner) / (1 - thinner)).clamp_min(0)
 
 
-def _lit(
-    pictures: Tensor, strength: float, generator: torch.Generator, n: int | None = None, part: slice = slice(None)
-) -> Tensor:
-    """Change brightness and contrast by up to `strength`, slightly different for each channel.
+def _lit(pictures: Tensor, change: Tensor) -> Tensor:
+    """Change contrast and brightness, slightly different for each channel.
 
-    pictures: Those of `part`, of n in the batch; None for all.
+    change: Shape (3, n, channels): contrast and brightness of all channels, the first of which counts, and contrast of
+    each channel.
     """
-    count, channels = len(pictures) if n is None else n, pictures.shape[1]
-    draws = torch.rand(3, count, channels, generator=generator)[:, part].mul(2).sub(1).to(pictures.device) * strength
-    common = draws[:2, :, :1]
-    gain, offset = 1 + common[0] + draws[2] / 4, common[1] / 2
+    contrast, brightness, own_contrast = change.to(pictures.device).unbind()
+    gain, offset = 1 + contrast[:, :1] + own_contrast / 4, brightness[:, :1] / 2
     middle = pictures.mean((1, 2, 3), keepdim=True)
     return ((pictures - middle) * gain[..., None, None] + middle + offset[..., None, None]).clamp(0, 1)
