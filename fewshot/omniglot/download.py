@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from fewshot.omniglot.archive import LARGEST_ARCHIVE as LARGEST
-from fewshot.omniglot.archive import contents
+from fewshot.omniglot.archive import LARGEST_ARCHIVE, contents
 from finetune.errors import InputError
 from finetune.files.writing import replacing
 from finetune.progress import Display
@@ -105,8 +104,8 @@ def _copy(response: BinaryIO, file: BinaryIO, url: str) -> str:
     digest, written = hashlib.md5(usedforsecurity=False), 0
     while block := response.read(1 << 16):
         written += len(block)
-        if written > LARGEST:
-            raise InputError(f"{url} is larger than {LARGEST:,} bytes, so it is not the official archive")
+        if written > LARGEST_ARCHIVE:
+            raise InputError(f"{url} is larger than {LARGEST_ARCHIVE:,} bytes, so it is not the official archive")
         digest.update(block)
         file.write(block)
     return digest.hexdigest()

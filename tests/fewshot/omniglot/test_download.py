@@ -93,7 +93,7 @@ def test_a_download_that_is_too_large_is_stopped(
     served: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, folder = served
-    monkeypatch.setattr(room, "LARGEST", 100)
+    monkeypatch.setattr(room, "LARGEST_ARCHIVE", 100)
     with pytest.raises(InputError, match="larger than 100 bytes"):
         download(tmp_path / "new", source=source, archives=archives(folder))
     assert list((tmp_path / "new").iterdir()) == []
