@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -181,7 +181,7 @@ class Embedder:
     @classmethod
     def of_origin(cls, origin: Any, *, device: str = "auto") -> Embedder:
         """The embedder that had this `origin`. InputError if there is no origin, or its files are gone."""
-        if not isinstance(origin, dict) or set(origin) != {"source", "weights", "views", "tolerance"}:
+        if not isinstance(origin, dict) or set(origin) != {argument.name for argument in fields(Origin)}:
             raise InputError("it is not recorded which embedder this was made with; give the embedder")
         found = as_type(origin, Origin, "the record of its embedder")
         return cls.load(**vars(found), device=device)
@@ -191,8 +191,7 @@ class Embedder:
         """Arguments with which `load` makes this embedder again, as JSON values; None if it was not loaded."""
         if self.source is None:
             return None
-        named = {"source": self.source, "weights": self.weights}
-        return named | {"views": self.views, "tolerance": self.tolerance}
+        return vars(Origin(self.source, self.weights, self.views, self.tolerance))
 
     def __repr__(self) -> str:
         return f"Embedder({self.source or self.spec.network}: {self.spec.network}, {self.width} numbers)"
