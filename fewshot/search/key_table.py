@@ -6,6 +6,7 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -57,7 +58,8 @@ def read_entries(path: Path, rows: int) -> list[Entry]:
         size = path.stat().st_size
         with closing(sqlite3.connect(address, uri=True)) as database:
             database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max(size, 4096))
-            database.set_progress_handler(_StepLimit(_MORE_STEPS + _STEPS_A_ROW * rows), _STEPS_AT_ONCE)
+            left = repeat(0, (_MORE_STEPS + _STEPS_A_ROW * rows) // _STEPS_AT_ONCE + 1)
+            database.set_progress_handler(lambda: next(left, 1), _STEPS_AT_ONCE)  # 1 ends the statement
             schema = database.execute("SELECT type, name, sql FROM sqlite_master LIMIT 2").fetchall()
             if schema != [("table", "entries", _TABLE)]:
                 raise ValueError("it does not hold the one table of an index")
@@ -84,14 +86,3 @@ def _checked(found: Iterable[tuple[Any, Any, Any]], rows: int, size: int) -> Ite
         if number > rows or total > size:
             raise ValueError("it holds more than its size allows")
         yield Entry(key.decode(errors="surrogatepass"), row, metadata)
-
-
-class _StepLimit:
-    """SQLite's progress handler: ends a statement, with an error, after a number of steps."""
-
-    def __init__(self, steps: int):
-        self._left = steps // _STEPS_AT_ONCE + 1
-
-    def __call__(self) -> int:
-        self._left -= 1
-        return self._left < 0
