@@ -170,10 +170,9 @@ class _Run:
 
     def _steps_of_same_run(self) -> int:
         """Number of steps of the run in `out`. InputError if it was started with other options."""
-        run, found = read_siamese_config(self.out)
-        request = self._request()
-        if found.get("source") != request["source"]:
-            raise InputError(f"{self.out} (--out) holds a run on {found.get('source')}, not on {request['source']}")
+        (run, found), request = read_siamese_config(self.out), self._request()
+        if run.source != request["source"]:
+            raise InputError(f"{self.out} (--out) holds a run on {run.source}, not on {request['source']}")
         check_same_options(self.out, _options(found), _options(request))
         if run.steps is None:
             raise InputError(f"{self.out / CONFIG_FILE} may be damaged: steps is missing")
@@ -333,7 +332,6 @@ class _Metrics:
 
 def metrics_of(out: Path) -> dict[str, Any]:
     """Figures of the training in the run folder `out`, as in its metrics.json. InputError where it is damaged."""
-    metrics = read_json(out / METRICS_FILE)
+    metrics: dict[str, Any] = read_json(out / METRICS_FILE)
     as_type(metrics, _Metrics, str(out / METRICS_FILE))
-    found: dict[str, Any] = metrics
-    return found
+    return metrics
