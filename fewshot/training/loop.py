@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -103,7 +103,7 @@ class SiameseState:
     waiting: Finite = 0.0
     validating: Finite = 0.0
     interrupted: bool = False
-    history: tuple[dict[str, Finite | None], ...] = ()
+    history: tuple[dict[str, Finite | Count | None], ...] = ()
 
 
 def train(task: SiameseTask, *, checkpoint: Path | None = None, display: Display) -> tuple[nn.Module, SiameseState]:
@@ -127,13 +127,8 @@ def train(task: SiameseTask, *, checkpoint: Path | None = None, display: Display
     file = CheckpointFile(checkpoint, {"pictures": task.data.fingerprint})
     saved, state = file.read(), SiameseState()
     if saved is not None:
-        state = replace(saved.state_as(SiameseState), history=tuple(saved.state["history"]))
-
-    def restore(loop: _Loop) -> None:
-        if saved is not None:
-            loop.restore(saved, state.step)
-
-    with _opened(task, restore) as loop:
+        state = saved.state_as(SiameseState)
+    with _opened(task, saved, state.step) as loop:
         best = saved.weights_for("best", loop.averaged) if saved is not None and state.best is not None else {}
         return _trained(loop, file, state, best, display)
 
@@ -221,19 +216,22 @@ def seconds_per_step(task: SiameseTask, steps: int = 16) -> float:
 
 
 @contextmanager
-def _opened(task: SiameseTask, restore: Callable[[_Loop], None] = lambda loop: None) -> Iterator[_Loop]:
-    """The loop of a training, whose steps all processes of the job take together."""
+def _opened(task: SiameseTask, saved: Checkpoint | None = None, step: int = 0) -> Iterator[_Loop]:
+    """The loop of a training, whose steps all processes of the job take together.
+
+    saved: A checkpoint to continue from, written after `step`.
+    """
     ranks = current()
     if ranks is None:
         loop = _Loop(task)
-        restore(loop)
+        loop.restore(saved, step)
         yield loop
         return
     data = replace(task.data, validation=None, held_out=None)
     sent = replace(task, fabric=None, siamese=copy.deepcopy(task.siamese).cpu(), data=data)  # type: ignore[arg-type]
     with ranks.asked(_take_steps, sent):
         loop = _Loop(task, ranks)
-        restore(loop)
+        loop.restore(saved, step)
         ranks.broadcast((loop.siamese.state_dict(), loop.optimizer.state_dict()))
     with ranks.stepping():
         yield loop
@@ -286,8 +284,10 @@ class _Loop:
         """State dictionaries for a checkpoint."""
         return {"now": self.siamese.state_dict(), "averaged": self.averaged.state_dict()}
 
-    def restore(self, saved: Checkpoint, step: int) -> None:
-        """Continue from a checkpoint that was written after `step`."""
+    def restore(self, saved: Checkpoint | None, step: int) -> None:
+        """Continue from a checkpoint that was written after `step`, if there is one."""
+        if saved is None:
+            return
         saved.restore("now", self.siamese)
         saved.restore("averaged", self.averaged)
         saved.restore_optimizer(self.optimizer)
