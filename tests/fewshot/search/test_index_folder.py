@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from made_index import KINDS, WIDTH, assert_same, endless_table, file_of, filled, named, sign_again, unit
 
@@ -161,6 +165,46 @@ def test_a_save_without_room_names_its_file_and_leaves_the_old_state(
     assert "failed: " not in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     assert_same(Index.load(tmp_path), old)
+
+
+FULL = """
+import resource, signal, sys
+from fewshot.search.index import Index
+from finetune.errors import InputError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+for folder in sys.argv[1:]:
+    index = Index.load(folder)
+    largest = max(path.stat().st_size for path in __import__("pathlib").Path(folder).iterdir())
+    # One byte less than the file: FAISS itself reports success.
+    for limit in (0, 300, 5000, 20_000, largest - 1):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        try:
+            index.save(folder)
+            print("saved")
+        except InputError as error:
+            print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_said_in_words_and_loses_nothing(tmp_path: Path) -> None:
+    indexes = {tmp_path / kind: filled(1000, kind) for kind in KINDS}
+    indexes[tmp_path / "text"] = Index(2)
+    indexes[tmp_path / "text"].add(["key"], np.eye(1, 2, dtype=np.float32), [{"text": "x" * 50_000}])
+    before = {}
+    for folder, index in indexes.items():
+        index.save(folder)
+        before |= {path: path.read_bytes() for path in folder.iterdir()}
+    process = subprocess.run([sys.executable, "-c", FULL, *indexes], capture_output=True, text=True, check=True)
+    assert process.stderr == ""
+    lines = process.stdout.splitlines()
+    assert len(lines) == 5 * len(indexes)
+    for line in lines:
+        assert re.search("(sqlite|faiss) cannot be written: .*; make room for it and start again$", line), line
+    assert sum("[Errno 27] File too large" in line for line in lines) > 15
+    assert {path: path.read_bytes() for folder in indexes for path in folder.iterdir()} == before
+    for folder, index in indexes.items():
+        assert_same(Index.load(folder), index)
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------

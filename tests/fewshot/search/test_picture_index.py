@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from drawings import character
-from made_index import KINDS, assert_same, filled
+from made_index import assert_same
 from PIL import Image
 
 from fewshot.embedding.embedder import Embedder
@@ -127,44 +124,3 @@ def test_of_two_folders_into_one_new_index_the_second_is_refused(embedder: Embed
     assert Index.load(out).keys == ("00.png", "01.png")
     assert Index.load(out).about["folder"] == str(one)
     assert len(list(out.iterdir())) == 3
-
-
-FULL = """
-import resource, signal, sys
-from fewshot.search.index import Index
-from finetune.errors import InputError
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-for folder in sys.argv[1:]:
-    index = Index.load(folder)
-    largest = max(path.stat().st_size for path in __import__("pathlib").Path(folder).iterdir())
-    # One byte less than the file: FAISS itself reports success.
-    for limit in (0, 300, 5000, 20_000, largest - 1):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        try:
-            index.save(folder)
-            print("saved")
-        except InputError as error:
-            print(error)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="limits of files are POSIX")
-def test_a_full_disk_is_said_in_words_and_loses_nothing(tmp_path: Path) -> None:
-    indexes = {tmp_path / kind: filled(1000, kind) for kind in KINDS}
-    indexes[tmp_path / "text"] = Index(2)
-    indexes[tmp_path / "text"].add(["key"], np.eye(1, 2, dtype=np.float32), [{"text": "x" * 50_000}])
-    before = {}
-    for folder, index in indexes.items():
-        index.save(folder)
-        before |= {path: path.read_bytes() for path in folder.iterdir()}
-    process = subprocess.run([sys.executable, "-c", FULL, *indexes], capture_output=True, text=True, check=True)
-    assert process.stderr == ""
-    lines = process.stdout.splitlines()
-    assert len(lines) == 5 * len(indexes)
-    for line in lines:
-        assert re.search("(sqlite|faiss) cannot be written: .*; make room for it and start again$", line), line
-    assert sum("[Errno 27] File too large" in line for line in lines) > 15
-    assert {path: path.read_bytes() for folder in indexes for path in folder.iterdir()} == before
-    for folder, index in indexes.items():
-        assert_same(Index.load(folder), index)
