@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from damage import JSON
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_recognizer import contents, drawn
@@ -118,11 +119,6 @@ def test_trials_of_alternating_classes_load_in_linear_time(saved: Recognizer, tm
     assert (len(labels), len(vectors), labels[:2]) == (n, n, ("sign 0", "sign 1"))
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-    max_leaves=4,
-)
 FIELDS = ("format", "fingerprint", "origin", "false_accept_rate", "counts", "trials")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import JSON
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_index import KINDS, WIDTH, assert_same, endless_table, file_of, filled, named, sign_again, unit
@@ -58,11 +59,6 @@ def test_any_value_of_a_field_is_refused_or_does_no_harm(kind: str, tmp_path: Pa
         refused(tmp_path, "index.json")
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=5,
-)
 FIELDS = ("width", "vectors", "rows", "effort", "recall", "built_at", "changed", "about", "fingerprint", "least_recall")
 
 
