@@ -31,7 +31,7 @@ def distort(
         distortion: Bounds of the random distortion.
         side: Side of the result in pixels.
         generator: On the CPU, so that a seed gives the same distortions on every device.
-        part: The pictures of the batch that are distorted, as they would be with all others.
+        part: Which pictures of the batch to distort. Each gets the distortion that it gets in the whole batch.
 
     Returns:
         Shape (pictures of `part`, channels, side, side), float32, from 0 to 1.

@@ -82,8 +82,7 @@ def _check(path: Path, members: Sequence[zipfile.ZipInfo], end: int) -> None:
 
 
 def _check_member(path: Path, member: zipfile.ZipInfo) -> None:
-    """InputError for a name that leads out of the folder that it would be unpacked to, for what is no plain file, and
-    for a too large file."""
+    """InputError for a member that is unsafe to unpack, by its name, kind, compression or size."""
     # zipfile changes `filename`: it cuts it at a zero byte, and turns separators into slashes.
     name = member.orig_filename
     steps = re.split(r"[/\\]", name)

@@ -1,4 +1,4 @@
-"""The examples of a gallery's classes: vectors by class, of which one more takes a constant time."""
+"""The examples of a gallery's classes: vectors by class. Adding one takes constant time on average."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ class Examples:
         self._keep(counts, self.vectors[kept], classes - (classes > of))
 
     def nearest(self, vectors: Vectors) -> tuple[NDArray[np.int64], Vectors]:
-        """For each of (n, width), the class of the most similar example and the cosine, of equal ones the first class.
+        """Class and cosine of the most similar example of each vector (n, width); ties give the first class.
 
-        There must be an example.
+        At least one example must exist.
         """
         cosines = vectors @ self._stored[: self._number].T
         most = cosines.max(1)

@@ -259,8 +259,10 @@ def build(structure: Structure, vectors: Vectors, *, floor: float, gpu: bool) ->
 def restore(
     structure: Structure, faiss_index: Any, rows: Sequence[int], *, effort: int, recall: float, gpu: bool
 ) -> Engine:
-    """An engine from its saved FAISS index; `rows`, all of which it has, are those not removed. ValueError if two are
-    equal, or an exact index has others."""
+    """An engine from its saved FAISS index. ValueError if two rows are equal, or an exact index has more vectors.
+
+    rows: Of the vectors that are not removed; the FAISS index has all of them.
+    """
     gone = np.ones(faiss_index.ntotal, bool)
     gone[list(rows)] = False
     if len(gone) - gone.sum() != len(rows):

@@ -171,7 +171,7 @@ def _read_files(folder: Path, about: dict[str, Any], memory_mapped: bool) -> tup
 
 
 def _mismatch(header: IndexHeader, layout: Layout) -> str | None:
-    """What index.json and the FAISS file do not agree on, or what no index says of such a file; None if all is well."""
+    """Why index.json cannot belong to the FAISS file; None if it can."""
     if header.structure != layout.structure:
         return "the structure differs"
     if (header.width, header.rows) != (layout.width, layout.rows):
@@ -201,7 +201,7 @@ def _check(path: Path, expected: FileRecord | None, by_digest: bool) -> None:
 
 
 def _write_vectors(path: Path, faiss_index: Any) -> None:
-    """Written through a file of Python: FAISS ignores errors when it closes its own, and a full disk cuts it."""
+    """Write through a Python file: FAISS ignores errors on closing its own, which a full disk cuts short."""
     faiss = import_faiss()
     failed: list[BaseException] = []
     with replacing(path) as temporary, temporary.open("wb") as file:
@@ -209,7 +209,7 @@ def _write_vectors(path: Path, faiss_index: Any) -> None:
         def write(block: bytes) -> None:
             try:
                 file.write(block)
-            except BaseException as error:  # which FAISS makes a RuntimeError without its words
+            except BaseException as error:  # FAISS raises a RuntimeError instead, without the message
                 failed.append(error)
                 raise
 

@@ -46,8 +46,8 @@ def write_entries(path: Path, entries: Iterable[Entry]) -> None:
 def read_entries(path: Path, rows: int) -> list[Entry]:
     """The entries of an index with this number of rows in its FAISS file.
 
-    The file may have been made to harm: it must hold the one table that is written here, so that it has no views and
-    no triggers; and it is given up where it takes more steps, rows or bytes than an honest file of its size.
+    The file may have been made to harm. It must hold the one table that is written here, so no views and no triggers.
+    Reading stops at more steps, rows or bytes than an honest file of its size takes.
 
     Raises:
         InputError: If it cannot be read, or holds anything else.

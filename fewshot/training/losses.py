@@ -69,8 +69,8 @@ class Siamese(nn.Module):
     def forward(self, pictures: Tensor, labels: Tensor, counts: Sequence[int] | None = None) -> Tensor:
         """Loss of pictures (n, channels, h, w) with labels (n,), in float32.
 
-        counts: Number of pictures of each of several processes. `labels` are then those of all pictures, and the pairs
-        of all count; gradients reach the pictures of every process.
+        counts: Number of pictures of each of several processes. `labels` are then those of all pictures, and the loss
+        is over pairs of all of them; gradients reach the pictures of every process.
         """
         vectors = self.encoder(pictures)
         with torch.autocast(vectors.device.type, enabled=False):

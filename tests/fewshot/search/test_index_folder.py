@@ -126,7 +126,7 @@ def test_index_json_must_agree_with_the_files(
         Index.load(tmp_path)
 
 
-def test_other_files_are_named_the_first_one(tmp_path: Path) -> None:
+def test_the_first_of_other_files_is_named(tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt", "vectors-0123456789abcdef.faiss"):
         (tmp_path / name).touch()
     with pytest.raises(InputError, match=r"holds a\.txt and is no index"):
