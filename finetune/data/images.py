@@ -8,7 +8,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from finetune.config import MAX_PIXELS
 from finetune.data.formats.whole import check_length, load_whole
 from finetune.data.grey_values import eight_bits
 from finetune.errors import UnreadablePicture
+from finetune.shared_change import SharedChange
 from finetune.terminal import in_one_line
 
 # fmt: off
@@ -142,36 +143,30 @@ def read_content(path: Path) -> bytes:
         raise UnreadablePicture(str(path), (error.strerror or str(error)).lower()) from error
 
 
-class _TolerantPillow:
-    """Hides Pillow's warnings and raises its own bound on pixels while pictures are read."""
-
-    # Both belong to the process, because Pillow has no arguments for them. Threads share one change: the first thread
-    # makes it, and the last one undoes it.
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._readers = 0
-        self._undo = ExitStack()
-
-    @contextmanager
-    def __call__(self, max_pixels: int) -> Iterator[None]:
-        with self._lock:
-            if self._readers == 0:
-                self._undo.enter_context(warnings.catch_warnings())
-                warnings.filterwarnings("ignore", module="PIL|pillow_heif")
-                self._undo.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
-            self._readers += 1
-            if Image.MAX_IMAGE_PIXELS is not None:
-                Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
+@SharedChange
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """Hides Pillow's warnings, and restores its bound on pixels at the end. Pillow has no arguments for them."""
+    bound = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL|pillow_heif")
         try:
             yield
         finally:
-            with self._lock:
-                self._readers -= 1
-                if self._readers == 0:
-                    self._undo.close()
+            Image.MAX_IMAGE_PIXELS = bound
 
 
-_tolerant_pillow = _TolerantPillow()
+_raising = threading.Lock()
+
+
+@contextmanager
+def _tolerant_pillow(max_pixels: int) -> Iterator[None]:
+    """Hides Pillow's warnings and raises its own bound on pixels while pictures are read."""
+    with _quiet_pillow():
+        with _raising:
+            if Image.MAX_IMAGE_PIXELS is not None:
+                Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
+        yield
 
 
 def _opened(content: bytes, name: str, max_pixels: int) -> Image.Image:

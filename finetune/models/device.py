@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from lightning_fabric import Fabric
@@ -15,6 +14,9 @@ from torch import nn
 from finetune.errors import InputError
 from finetune.options.suggestions import CHOICES, did_you_mean
 from finetune.ranks.group import joined_ranks
+from finetune.shared_change import SharedChange
+
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def open_engine(device: str = "auto", precision: str = "auto") -> Fabric:
@@ -62,47 +64,30 @@ def _fabric_warnings_only() -> Iterator[None]:
         log.setLevel(before)
 
 
-class _ReproducibleNumerics:
+@SharedChange
+@contextmanager
+def _one_order() -> Iterator[None]:
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    chosen = _CUBLAS in os.environ
+    if not chosen:
+        os.environ[_CUBLAS] = ":4096:8"
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
+        if not chosen:
+            os.environ.pop(_CUBLAS, None)
+
+
+def reproducible_numerics(device: torch.device) -> AbstractContextManager[None]:
     """cuBLAS and cuDNN add in one order while a job runs. Their settings are restored at the end.
 
     As far as speed allows, the same seed then gives the same numbers. Nothing changes on a CPU. The settings belong to
-    the process, so jobs in several threads share them: the first job makes the change, and the last one undoes it.
+    the process, so jobs in several threads share them.
     """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._jobs = 0
-        self._undo = ExitStack()
-
-    @contextmanager
-    def __call__(self, device: torch.device) -> Iterator[None]:
-        if device.type != "cuda":
-            yield
-            return
-        with self._lock:
-            if self._jobs == 0:
-                self._set()
-            self._jobs += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._jobs -= 1
-                if self._jobs == 0:
-                    self._undo.close()
-
-    def _set(self) -> None:
-        cudnn = torch.backends.cudnn
-        self._undo.callback(setattr, cudnn, "deterministic", cudnn.deterministic)
-        self._undo.callback(setattr, cudnn, "benchmark", cudnn.benchmark)
-        cudnn.deterministic, cudnn.benchmark = True, False
-        if _CUBLAS not in os.environ:
-            self._undo.callback(os.environ.pop, _CUBLAS, None)
-            os.environ[_CUBLAS] = ":4096:8"
-
-
-_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
-reproducible_numerics = _ReproducibleNumerics()
+    return _one_order() if device.type == "cuda" else nullcontext()
 
 
 def engine_to_train(fabric: Fabric, network: nn.Module, precision: str) -> Fabric:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+
+from finetune.shared_change import SharedChange
 
 
 class StageHooks:
@@ -19,8 +20,7 @@ class StageHooks:
     def __init__(self, modules: Mapping[int, str]):
         self.modules = dict(modules)
         self._recorded = threading.local()
-        # The first thread adds the hooks and the last one removes them: in between, no thread changes a module.
-        self._lock, self._threads, self._handles = threading.Lock(), 0, list[RemovableHandle]()
+        self._hooked = SharedChange(self._hooks)  # between its first and last thread, none changes a module
 
     def __reduce__(self) -> tuple[type[StageHooks], tuple[dict[int, str]]]:
         return type(self), (self.modules,)
@@ -41,21 +41,12 @@ class StageHooks:
         return torch.cat([part for _, part in self.parts(network, pictures)], 1)
 
     @contextmanager
-    def _hooked(self, network: nn.Module) -> Iterator[None]:
-        with self._lock:
-            if self._threads == 0:
-                for position, name in self.modules.items():
-                    hook = partial(self._record, position)
-                    module = network.get_submodule(name)
-                    self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-            self._threads += 1
-        try:
+    def _hooks(self, network: nn.Module) -> Iterator[None]:
+        with ExitStack() as hooks:
+            for position, name in self.modules.items():
+                hook = partial(self._record, position)
+                hooks.enter_context(network.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True))
             yield
-        finally:
-            with self._lock:
-                self._threads -= 1
-                while self._threads == 0 and self._handles:
-                    self._handles.pop().remove()
 
     def _record(self, position: int, module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         # Only the first call of a module counts, and only in a thread that is inside `parts`.

@@ -15,6 +15,8 @@ from typing import Any
 import PIL
 from PIL import Image
 
+from finetune.shared_change import SharedChange
+
 # void (const char* module, const char* format, va_list arguments). A va_list is passed as a pointer wherever this is
 # used: as an array on x86-64, by reference on 64-bit ARM, as a plain pointer on macOS.
 _Handler = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
@@ -26,41 +28,39 @@ class _Messages:
     """Routes libtiff's messages of reading threads to lists, those of other threads to the handlers that were there.
 
     libtiff has one pair of handlers for the process, and Pillow does not expose it. It is replaced while any thread
-    reads and put back by the last one. Where libtiff is no library of its own, as on Windows, its messages are printed.
+    reads. Where libtiff is no library of its own, as on Windows, its messages are printed.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._readers: dict[int, list[str]] = {}
         self._before: dict[str, Any] = {}
-        self._ours: dict[str, Any] = {}
+        self._ours = {setter: _Handler(self._receiver(setter)) for setter in _SETTERS}
+        self._installed = SharedChange(self._handlers)
 
     @contextmanager
     def collected(self) -> Iterator[list[str]]:
         """The messages of this thread in the block."""
-        thread, library = threading.get_ident(), _library()
+        library = _library()
         found: list[str] = []
         if library is None:
             yield found
             return
-        with self._lock:
-            if not self._readers:
-                self._install(library)
-            self._readers[thread] = found
-        try:
-            yield found
-        finally:
-            with self._lock:
-                del self._readers[thread]
-                if not self._readers:
-                    for setter, before in self._before.items():
-                        getattr(library, setter)(before)
+        with self._installed(library):
+            self._readers[threading.get_ident()] = found
+            try:
+                yield found
+            finally:
+                del self._readers[threading.get_ident()]
 
-    def _install(self, library: ctypes.CDLL) -> None:
-        for setter in _SETTERS:
-            if setter not in self._ours:
-                self._ours[setter] = _Handler(self._receiver(setter))
-            self._before[setter] = getattr(library, setter)(ctypes.cast(self._ours[setter], ctypes.c_void_p))
+    @contextmanager
+    def _handlers(self, library: ctypes.CDLL) -> Iterator[None]:
+        for setter, handler in self._ours.items():
+            self._before[setter] = getattr(library, setter)(ctypes.cast(handler, ctypes.c_void_p))
+        try:
+            yield
+        finally:
+            for setter, before in self._before.items():
+                getattr(library, setter)(before)
 
     def _receiver(self, setter: str) -> Any:
         def receive(module: int | None, form: int | None, arguments: int | None) -> None:
