@@ -70,3 +70,10 @@ NOT_MEASURED = (
     "accuracy was not measured: no class has two different pictures; put pictures of each class to measure it on into "
     "test/"
 )
+
+
+def check_strategies(**fields: str | None) -> None:
+    """ValueError, which names the field, for one that is neither None nor a strategy."""
+    for name, value in fields.items():
+        if value is not None and value not in STRATEGIES:
+            raise ValueError(f"{name}: {value!r} is none of {', '.join(STRATEGIES)}")

@@ -14,7 +14,7 @@ from finetune.config import Config
 from finetune.data.transforms import Preprocessing
 from finetune.errors import InputError
 from finetune.files.reading import as_type, read_json
-from finetune.strategies import STRATEGIES
+from finetune.strategies import check_strategies
 
 FORMAT = 1
 CONFIG_FILE = "config.json"
@@ -55,9 +55,7 @@ class RunConfig:
         return found
 
     def __post_init__(self) -> None:
-        for name, value in (("strategy", self.strategy), ("kept", self.kept)):
-            if value is not None and value not in STRATEGIES:
-                raise ValueError(f"{name}: {value!r} is none of {', '.join(STRATEGIES)}")
+        check_strategies(strategy=self.strategy, kept=self.kept)
         if self.classes is not None and len(set(self.classes)) != len(self.classes):
             raise ValueError("classes: a name is there twice")
 

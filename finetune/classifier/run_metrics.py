@@ -15,7 +15,7 @@ from finetune.errors import InputError
 from finetune.files.reading import as_type, read_json
 from finetune.files.writing import write_json
 from finetune.metrics import Accuracy, ClassMetrics, Count, Finite, Measurement, Share
-from finetune.strategies import BASELINES, STRATEGIES
+from finetune.strategies import BASELINES, check_strategies
 
 METRICS_FILE = "metrics.json"
 # Largest metrics.json in bytes: the confusion of 7,000 classes.
@@ -298,9 +298,7 @@ class RunMetrics:
         figures = (self.split, self.accuracy, self.interval, self.balanced_accuracy, self.loss, self.n or None)
         if any(figure is None for figure in figures) and any(figure is not None for figure in figures):
             raise ValueError("split, accuracy, interval, balanced_accuracy, loss and n belong together")
-        for name, value in (("strategy", self.strategy), ("kept", self.kept)):
-            if value is not None and value not in STRATEGIES:
-                raise ValueError(f"{name}: {value!r} is none of {', '.join(STRATEGIES)}")
+        check_strategies(strategy=self.strategy, kept=self.kept)
 
     @classmethod
     def from_dict(cls, values: Any, source: str = METRICS_FILE) -> Self:

@@ -108,12 +108,24 @@ def in_order(pictures: Pictures, *, batch_size: int, workers: int) -> Iterable[B
     """Batches of all pictures, in their order."""
     indices = range(len(pictures))
     batches = [[(0, index) for index in indices[start : start + batch_size]] for start in indices[::batch_size]]
-    return _loader(pictures, batches, workers)
+    return decoded(pictures, batches, workers=workers)
 
 
-def shuffled(pictures: Pictures, batches: Iterable[list[tuple[int, int]]], *, workers: int) -> Iterable[Batch]:
+def decoded(pictures: Pictures, batches: Iterable[list[tuple[int, int]]], *, workers: int) -> Iterable[Batch]:
     """Batches of the pictures with these keys (epoch, index), such as those of `Shuffle`."""
-    return _loader(pictures, batches, workers)
+    with warnings.catch_warnings():
+        # torch warns about more workers than cores, which the user asked for.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        return DataLoader(
+            pictures,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=torch.cuda.is_available(),
+            # The generator of a worker is never used, because every view has its own seed.
+            generator=torch.Generator().manual_seed(0),
+            worker_init_fn=_without_broken_transfers,
+        )
 
 
 def check_unchanged(contents: Mapping[int, Content], pictures: Pictures, hashes: Sequence[str]) -> None:
@@ -175,22 +187,6 @@ class Shuffle:
 
     def __len__(self) -> int:
         return (self.epochs - self.first_epoch) * batches_per_epoch(len(self.indices), self.batch_size)
-
-
-def _loader(pictures: Pictures, batches: Iterable[list[tuple[int, int]]], workers: int) -> Iterable[Batch]:
-    with warnings.catch_warnings():
-        # torch warns about more workers than cores, which the user asked for.
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
-        return DataLoader(
-            pictures,
-            batch_sampler=batches,
-            num_workers=workers,
-            collate_fn=_collate,
-            pin_memory=torch.cuda.is_available(),
-            # The generator of a worker is never used, because every view has its own seed.
-            generator=torch.Generator().manual_seed(0),
-            worker_init_fn=_without_broken_transfers,
-        )
 
 
 def _without_broken_transfers(_: int) -> None:

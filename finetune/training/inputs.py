@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from finetune.config import Config
-from finetune.data.loader import Batch, Pictures, Shuffle, check_unchanged, shuffled, worker_count
+from finetune.data.loader import Batch, Pictures, Shuffle, check_unchanged, decoded, worker_count
 from finetune.data.transforms import Preprocessing
 from finetune.errors import InputError
 from finetune.features.forward import in_memory, run_frozen
@@ -121,7 +121,7 @@ class PictureInputs:
     def batches(self, first_epoch: int, epochs: int, share: Share = take_all) -> Iterator[TrainingBatch]:
         material, device, size = self._material, self._fabric.device, self._material.preprocessing.size
         keys = Shuffle(material.pictures.seed, material.indices, self._config.batch_size, first_epoch, epochs)
-        loader = shuffled(
+        loader = decoded(
             material.pictures,
             ([batch[position] for position in share(len(batch))] for batch in keys),
             workers=worker_count(self._config.workers, len(material.indices), beside_cpu=device.type == "cpu"),
