@@ -24,6 +24,7 @@ from finetune.features.forward import Outputs
 from finetune.features.limited_reading import PartlyRead, ReadingLimit, read_within
 from finetune.features.table import FeatureTable
 from finetune.files.reading import as_type
+from finetune.linear.choice import StrategyChoice, choose, expected_gain
 from finetune.linear.head import solve_heads
 from finetune.linear.probe import MOST, probe_curve
 from finetune.linear.threads import one_thread
@@ -32,7 +33,6 @@ from finetune.models.pooled import PooledStages
 from finetune.progress import Display, TimeLimit, in_words
 from finetune.strategies import FEW, HEAD, SCRATCH, STRATEGIES
 from finetune.training.budget import Deadline, TrainingCosts, training_costs
-from finetune.training.choice import StrategyChoice, choose, expected_gain
 from finetune.training.plan import TrainingTask
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from finetune.features.forward import Outputs
 from finetune.features.limited_reading import only
 from finetune.features.table import FeatureTable, drop_above
 from finetune.features.unlabelled import UnlabelledPictures
+from finetune.linear.choice import StrategyChoice, choose, head_unless_training_pays
 from finetune.linear.head import Heads, solve_heads
 from finetune.linear.probe import MOST, ProbeCurve, probe_curve
 from finetune.linear.threads import one_thread, one_thread_if_small
@@ -32,7 +33,6 @@ from finetune.models.device import open_engine
 from finetune.models.pooled import PooledStages
 from finetune.progress import Display
 from finetune.strategies import HEAD, STRATEGIES, Strategy
-from finetune.training.choice import StrategyChoice, choose, head_unless_training_pays
 from finetune.training.inputs import TrainingData
 from finetune.training.plan import Plan, TrainingTask, plan_for
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from finetune import Config, InputError
 from finetune.cli.main import cli
+from finetune.linear.choice import choose
 from finetune.strategies import STRATEGIES
-from finetune.training.choice import choose
 
 
 def test_survives_json_unchanged() -> None:

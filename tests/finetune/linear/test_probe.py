@@ -21,10 +21,10 @@ from finetune.api.preview import probe_folder
 from finetune.cli.main import main
 from finetune.config import Config
 from finetune.errors import InputError
+from finetune.linear.choice import choose
 from finetune.linear.probe import _ridge, held_out_errors, probe_curve
 from finetune.models.backbone import Backbone, Network
 from finetune.models.pooled import PooledStages
-from finetune.training.choice import choose
 
 FAMILIES = {"fewtune_conv4": 35, "resnet10t": 64, "tf_efficientnet_lite0": 64, "vit_tiny_patch16_224": 224}
 

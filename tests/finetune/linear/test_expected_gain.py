@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from finetune.linear.choice import choose, expected_gain, head_unless_training_pays, visible_gain
 from finetune.strategies import FEW
-from finetune.training.choice import choose, expected_gain, head_unless_training_pays, visible_gain
 
 
 def test_more_pictures_per_class_and_pictures_unlike_the_backbones_own_gain_more() -> None:
