@@ -197,7 +197,7 @@ def train(
         if ranks is None
         else shared_steps(ranks, task, inputs, make_step, first_epoch=result.epochs, epochs=most)
     ) as step:
-        loop = _Loop(task, inputs, selection, step, file, display, deadline, ranks)
+        loop = _Loop(task, inputs, selection, step, file, display, deadline, most, ranks)
         result = loop.run(result, start_score, log or Log(), on_epoch)
 
     if start_logits is not None and result.best_epoch > 0:
@@ -239,7 +239,8 @@ class _Loop:
     checkpoint: CheckpointFile
     display: Display
     deadline: Deadline | None
-    ranks: Ranks | None = None
+    most_epochs: int
+    ranks: Ranks | None
 
     def run(self, result: TrainingResult, start: Score | None, log: Log, on_epoch: OnEpoch | None) -> TrainingResult:
         """Train the epochs after those in `result`. start: the score of a solved head before training."""
@@ -249,7 +250,7 @@ class _Loop:
             with self.display.bar("training", plan.epochs * pictures) as advance:
                 advance(result.epochs * pictures, "")
                 share = take_all if self.ranks is None else share_of(self.ranks, self.task.config)
-                batches = self.inputs.batches(result.epochs, self._most_epochs, share)
+                batches = self.inputs.batches(result.epochs, self.most_epochs, share)
                 while self._goes_on(plan, result, start):
                     began = time.monotonic()
                     result = self._after_epoch(plan, result, batches, advance)
@@ -274,10 +275,6 @@ class _Loop:
                 f"validation has not improved for {plan.patience} epochs."
             )
         return result
-
-    @property
-    def _most_epochs(self) -> int:
-        return self.task.plan.epochs if self.deadline is None else self.deadline.most_epochs
 
     @property
     def _late(self) -> bool:
