@@ -47,11 +47,11 @@ PLACES = [
     Strange("no terminal type", variables=(("TERM", None), ("COLUMNS", "1"))),
     Strange("dumb terminal", variables=(("TERM", "dumb"), ("FORCE_COLOR", "1"))),
     Strange("no HOME", variables=(("HOME", None), ("FEWTUNE_CACHE", None))),
-    Strange("missing HOME", variables=(("HOME", "/nowhere/at/all"), ("FEWTUNE_CACHE", None))),
+    Strange("missing HOME", variables=(("HOME", "MISSING"), ("FEWTUNE_CACHE", None))),
     Strange("read-only HOME", variables=(("HOME", "READONLY"), ("FEWTUNE_CACHE", None)), needs="setpriv"),
     Strange("read-only cache", variables=(("FEWTUNE_CACHE", "READONLY"),), codes=(0, 2), needs="setpriv"),
     Strange("read-only TMPDIR", variables=(("TMPDIR", "READONLY"),), needs="setpriv"),
-    Strange("missing TMPDIR", variables=(("TMPDIR", "/nowhere"),)),
+    Strange("missing TMPDIR", variables=(("TMPDIR", "MISSING"),)),
     Strange("64 open files", 'ulimit -n 64; exec "$@"', codes=(0, 2)),
     Strange("address space of 1 GB", 'ulimit -v 1000000; exec "$@"', codes=(0, 1, 2)),
     Strange("address space of 6 GB", 'ulimit -v 6000000; exec "$@"', codes=(0, 1, 2)),
@@ -115,6 +115,8 @@ class Environment:
     def _value(self, value: str) -> str:
         if value == "SHIM":
             return str(built_shim())
+        if value == "MISSING":
+            return str(self.shop.scratch / "attempt" / "nowhere" / "at all")
         if value != "READONLY":
             return value
         folder = self.shop.scratch / "read-only"

@@ -276,8 +276,8 @@ def _of_a_run(shop: Workshop) -> list[Scenario]:
 
 
 def export_state(folder: Path) -> str:
-    """Both files or none; a lone one is between."""
-    model, about = folder / "net.onnx", folder / "net.json"
+    """A file and its description. A description without its file is between two states."""
+    model, about = folder / "net.onnx", folder / "net.onnx.json"
     if model.exists():
         import onnx
 
@@ -285,7 +285,7 @@ def export_state(folder: Path) -> str:
     if about.exists():
         json.loads(about.read_text())
         if not model.exists():
-            raise ValueError("net.json without net.onnx")
+            raise ValueError("net.onnx.json without net.onnx")
     return str((model.exists(), about.exists()))
 
 

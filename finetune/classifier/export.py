@@ -37,7 +37,7 @@ from finetune.data.transforms import LONGEST
 from finetune.errors import InputError
 from finetune.features.forward import run_over
 from finetune.files.tables import read_csv
-from finetune.files.writing import replacing, write_json
+from finetune.files.writing import as_json, remove_leftovers, replacing
 from finetune.models.onnx_graph import onnx_program
 from finetune.options.suggestions import CHOICES, did_you_mean
 from finetune.progress import Display
@@ -112,12 +112,16 @@ def export(
 
     about = _about(classifier, format)
     content = _exported(classifier, about)
-    with replacing(file) as temporary:
+    for path in (file, _beside(file)):
+        remove_leftovers(path)
+    # The file first, then its description: a crash between them leaves none, never that of another file.
+    with replacing(_beside(file)) as description, replacing(file) as temporary:
         temporary.write_bytes(content)
         about["parity"] = _parity(
             classifier, _ExportedModel(temporary.read_bytes(), format), sources, tolerance, display
         )
-        write_json(_beside(file), about)
+        description.write_text(as_json(about), encoding="utf-8", errors="backslashreplace")
+        _beside(file).unlink(missing_ok=True)
     display.say(
         f"{file} agrees on {about['parity']['pictures']} pictures: every label, and probabilities to "
         f"{about['parity']['largest_difference']:.1e}"

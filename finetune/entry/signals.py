@@ -33,7 +33,8 @@ class StopSignals:
 
     Until `command_runs`, and while a command imports its job, a signal ends the process at once: there is nothing to
     clean up. Else it raises `Stopped`, and a second signal ends the process at once. After `work_is_done`, a signal
-    ends it with the command's own exit code. Signals that the parent process ignores, as nohup does, stay ignored.
+    ends it with the command's own exit code. After `ignore`, it does nothing. Signals that the parent process ignores,
+    as nohup does, stay ignored.
     """
 
     installed: StopSignals | None = None
@@ -54,7 +55,7 @@ class StopSignals:
         """Handle the signals of this process, until `restore`."""
         signals = cls.installed = cls(program)
         if _in_main_thread():  # no other thread may set handlers
-            for number in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
+            for number in _stop_numbers():
                 if (handler := signal.getsignal(number)) in _DEFAULTS:
                     signals._before[number] = handler
                     signal.signal(number, signals._handle)
@@ -68,6 +69,12 @@ class StopSignals:
         if self._before or sys.unraisablehook == self._unraisable:
             sys.unraisablehook = self._hook
         StopSignals.installed = None
+
+    def ignore(self) -> None:
+        """From here on, signals do nothing. Python resets handlers while it ends, but not ignored signals."""
+        for number in self._before:
+            if number in _stop_numbers():
+                signal.signal(number, signal.SIG_IGN)
 
     def command_runs(self) -> None:
         """From here on, a signal raises `Stopped`."""
@@ -155,6 +162,10 @@ def stopped_exit_code() -> int:
     """Exit code of the running command where it was stopped."""
     signals = StopSignals.installed
     return 128 + signal.SIGINT if signals is None else signals.exit_code
+
+
+def _stop_numbers() -> tuple[int, ...]:
+    return tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
 
 def _in_main_thread() -> bool:

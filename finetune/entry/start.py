@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 
 from finetune.entry.signals import StopSignals
@@ -15,6 +16,7 @@ def start(program: str, module: str) -> None:
         module: Module to import.
     """
     signals = StopSignals.install(program)
+    atexit.register(signals.ignore)  # the first one that is registered runs last
     code: str | int | None = 1
     try:
         __import__(module)

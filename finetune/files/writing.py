@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -39,6 +40,16 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync_folder(path)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files that killed processes of this machine have left beside `path`."""
+    if os.name == "nt":
+        return  # where asking for a process would end it
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        number = left.suffix[1:]
+        if number.isdecimal() and left.name == f".{path.name}.{number}" and not _runs(int(number)):
+            left.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """UTF-8; what a file name of another encoding leaves in `text` is written as a backslash escape."""
     with replacing(path) as temporary:
@@ -46,7 +57,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, as_json(value))
+
+
+def as_json(value: Any) -> str:
+    """The text of a JSON file."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -57,6 +73,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         permissions = temporary.stat().st_mode
         save_file(contiguous, temporary, dict(metadata or {}))
         temporary.chmod(permissions)  # those of any new file; safetensors makes it private
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        pass
+    return True
 
 
 def _sync_folder(path: Path) -> None:

@@ -17,7 +17,9 @@ from finetune.files.folders import check_free, check_writable
 from finetune.files.locks import _locked_file
 from finetune.files.reading import read_json, read_tensors, read_tensors_and_metadata
 from finetune.files.tables import read_csv, write_csv
-from finetune.files.writing import replacing, write_json, write_tensors
+from finetune.files.writing import remove_leftovers, replacing, write_json, write_tensors
+
+NO_PROCESS = 1 << 30  # above the largest number of a process
 
 
 def test_json_and_tensors_come_back(tmp_path: Path) -> None:
@@ -36,6 +38,16 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         temporary.write_text(f"half{1 // 0}")
     assert read_json(target) == 1
     assert os.listdir(tmp_path) == ["kept.json"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps them")
+def test_what_killed_processes_left_beside_a_file_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    left = f".net[1].onnx.{NO_PROCESS}"
+    kept = [f".net[1].onnx.{os.getpid()}", ".net[1].onnx.old", f".net.onnx.{NO_PROCESS}", "net[1].onnx"]
+    for name in (left, *kept):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path / "net[1].onnx")
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows syncs no folders")

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -20,6 +22,7 @@ import finetune
 from finetune.classifier.classifier import Classifier
 from finetune.classifier.export import export
 from finetune.cli.main import main
+from finetune.errors import InputError
 from finetune.files.reading import read_json
 from finetune.models.backbone import Backbone, Network
 from finetune.models.device import open_engine
@@ -164,10 +167,31 @@ def test_an_export_that_does_not_agree_keeps_the_old_file(  # type: ignore[no-un
 
 
 def test_the_command_prints_what_it_checked(run, place: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for left in (f".a.pt2.{1 << 30}", f".a.pt2.json.{1 << 30}"):  # of killed processes
+        (tmp_path / left).touch()
     answer = run("export", place / "run", "--format", "torch-export", "--out", tmp_path / "a.pt2", "--json")
     assert (answer.code, answer.err) == (0, "")
     assert json.loads(answer.out) == read_json(tmp_path / "a.pt2.json")
     assert sorted(contents(tmp_path)) == ["a.pt2", "a.pt2.json"]
+
+
+def test_a_description_never_stands_beside_another_file(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, replace = tmp_path / "a.pt2", os.replace
+    target.write_bytes(b"before")
+    (tmp_path / "a.pt2.json").write_text("{}")
+
+    def fails_for_descriptions(source: Path, place: Path) -> None:
+        if place.suffix == ".json":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        replace(source, place)
+
+    monkeypatch.setattr(os, "replace", fails_for_descriptions)
+    with pytest.raises(InputError, match=r"a\.pt2\.json cannot be written"):
+        export(place / "run", target, format="torch-export")
+    assert list(contents(tmp_path)) == ["a.pt2"]
+    assert target.read_bytes() != b"before"
 
 
 @pytest.mark.parametrize(

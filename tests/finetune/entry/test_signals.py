@@ -137,14 +137,17 @@ def test_a_job_that_ends_well_after_a_signal_has_the_exit_code_of_the_signal(
     ("end", "code", "said"),
     [
         ("atexit.register(signal.raise_signal, signal.SIGINT)", 0, ""),
+        ("sys.late = Late()", 0, ""),
         ("try: signal.raise_signal(signal.SIGINT)\n"
          "    finally: time.sleep(0.6); signal.raise_signal(signal.SIGINT); time.sleep(20)", 130, "made: stopped\n"),
     ],
-    ids=["after the work", "a second time"],
+    ids=["after the work", "while the interpreter ends", "a second time"],
 )  # fmt: skip
 def test_a_signal_at_the_end(end: str, code: int, said: str, tmp_path: Path) -> None:
     (tmp_path / "made.py").write_text(
-        "import atexit, click, signal, time\nfrom finetune.options.command_line import run_command\n"
+        "import atexit, click, os, signal, sys, time\nfrom finetune.options.command_line import run_command\n"
+        "class Late:\n"
+        "    def __del__(self, kill=os.kill, process=os.getpid(), number=signal.SIGINT): kill(process, number)\n"
         f"@click.command()\ndef job():\n    {end}\n"
         "def main():\n    run_command(job, 'made')\n"
     )
