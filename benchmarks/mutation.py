@@ -86,8 +86,10 @@ ROOMS = {
             "fewshot/recognition/gallery.py",
             "fewshot/recognition/gallery_files.py",
             "fewshot/recognition/similarities.py",
+            "fewshot/recognition/examples.py",
         ),
         (
+            "tests/fewshot/recognition/test_examples.py",
             "tests/fewshot/recognition/test_gallery.py",
             "tests/fewshot/recognition/test_gallery_definitions.py",
             "tests/fewshot/recognition/test_gallery_files.py",
