@@ -23,7 +23,7 @@ from finetune.options.suggestions import CHOICES, COMMANDS, suggestion
 from finetune.processes import keep_freed_memory, share_cores
 from finetune.progress import Display
 from finetune.ranks.launched import first_process
-from finetune.terminal import printable
+from finetune.terminal import printable, reason_of
 
 # New objects between two garbage collections. Imports make a million objects that stay; with Python's default of a few
 # hundred, collections take a fifth of the import time.
@@ -162,11 +162,22 @@ def _ran(cli: click.Command, name: str) -> int:
     except OSError as error:
         click.echo(printable(f"{name}: {error.filename or 'the system'}: {error.strerror or error}"), err=True)
         return InputError.exit_code
+    except (MemoryError, ImportError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        _say(printable(f"{name}: too little memory ({reason_of(error)}); close other programs, or allow it more"))
+        return InputError.exit_code
     except (KeyboardInterrupt, Interrupted, click.Abort):
         kept = "; what the run had kept is there for --resume" if sys.argv[1:2] in (["fit"], ["train"]) else ""
         _say(f"{name}: stopped{kept}")
         return stopped_exit_code()
     return 0
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether Python, torch, or the loader of shared libraries got no memory."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or "allocate memory" in said or "failed to map segment" in said
 
 
 def _say(line: str) -> None:
