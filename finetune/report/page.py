@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from finetune.report.axes import number
+from finetune.terminal import printable
 
 THUMBNAIL = 96
 _QUALITY = 70
@@ -26,9 +27,11 @@ def render(template: str, *, package: str | None = None, **values: Any) -> str:
     Args:
         template: Name of the template; it extends base.html.j2.
         package: With a templates/ folder that is searched before finetune's.
-        values: Variables of the template. Text is escaped, unless it is a markupsafe.Markup.
+        values: Variables of the template. Text is escaped, unless it is a markupsafe.Markup. Marks in names that
+            would reorder or hide what stands beside them are escaped everywhere.
     """
-    return _environment(package).get_template(template).render(**values)
+    page = _environment(package).get_template(template).render(**values)
+    return "\n".join(map(printable, page.split("\n")))
 
 
 def thumbnail(picture: Image.Image, side: int = THUMBNAIL) -> str:

@@ -195,8 +195,10 @@ def test_the_same_run_makes_the_same_page(tmp_path: Path) -> None:
 
 
 def test_names_of_files_and_classes_are_escaped(tmp_path: Path) -> None:
-    page = write_report(made_run(tmp_path, ["<b>bold<b>", "a&b"], 4)).read_text()
+    page = write_report(made_run(tmp_path, ["<b>bold<b>", "a&b", "cat\u202egod"], 4)).read_text()
     assert "<b>" not in page
+    assert "\u202e" not in page
+    assert r"cat\u202egod" in page
     assert "&lt;b&gt;broken" in page
 
 
