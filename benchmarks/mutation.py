@@ -116,7 +116,14 @@ ROOMS = {
         ("tests/fewshot/evaluation/test_protocols.py", "tests/fewshot/evaluation/test_protocol_results.py"),
     ),
     "index files": Room(
-        ("fewshot/search/index_files.py", "fewshot/search/faiss_format.py", "fewshot/search/key_table.py"),
+        (
+            "fewshot/search/index_files.py",
+            "fewshot/search/faiss_format/file.py",
+            "fewshot/search/faiss_format/reading.py",
+            "fewshot/search/faiss_format/lists.py",
+            "fewshot/search/faiss_format/graph.py",
+            "fewshot/search/key_table.py",
+        ),
         (
             "tests/fewshot/search/test_index_files.py",
             "tests/fewshot/search/test_index_folder.py",

@@ -14,6 +14,7 @@ from fewshot.search.arguments import Metadata, as_json, check_keys, checked_vect
 from fewshot.search.engines import Approximate, Engine, Exact, Structure, Vectors, build, on_gpu, restore
 from fewshot.search.faiss_format import MOST_WIDTH
 from fewshot.search.index_files import IndexHeader, Kind, read_folder, write_folder
+from fewshot.search.key_rows import KeyRows
 from fewshot.search.key_table import Entry
 from fewshot.search.neighbours import Neighbours
 from finetune.errors import InputError
@@ -81,18 +82,15 @@ class Index:
     def _take(self, engine: Engine, entries: Sequence[Entry]) -> None:
         """Use `engine`, whose rows `entries` name."""
         self._engine = engine
-        self._rows = {entry.key: entry.row for entry in entries}
-        self._metadata = {entry.key: entry.metadata for entry in entries if entry.metadata is not None}
-        self._keys = np.full(engine.faiss_index.ntotal, None, object)  # by row; None for a removed one
-        self._keys[list(self._rows.values())] = list(self._rows)
-        self._built_at = len(self._rows)  # number of vectors when the engine was built
+        self._keys = KeyRows(engine.faiss_index.ntotal, entries)
+        self._built_at = len(entries)  # number of vectors when the engine was built
         self._changed = 0  # number of vectors added and removed since then
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._keys.row_of)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._rows
+        return key in self._keys.row_of
 
     def __repr__(self) -> str:
         recall = "" if self.structure == "exact" else f", recall {self.recall:.3f}"
@@ -101,7 +99,7 @@ class Index:
     @property
     def keys(self) -> tuple[str, ...]:
         """In the order of adding; a replaced one keeps its place."""
-        return tuple(self._rows)
+        return tuple(self._keys.row_of)
 
     @property
     def structure(self) -> Structure:
@@ -129,7 +127,7 @@ class Index:
         self._refuse_if_read_only()
         check_keys(keys)
         for key in keys:
-            if key in self._rows:
+            if key in self:
                 raise InputError(f"key {key!r} is in the index already; use replace for another vector")
         self._add(keys, checked_vectors(vectors, self.width, keys), as_json(keys, metadata))
 
@@ -140,8 +138,8 @@ class Index:
             return
         first = self._engine.faiss_index.ntotal
         self._engine.add(vectors)
-        self._name(first, keys)
-        self._metadata.update(metadata)
+        self._keys.assign(first, keys)
+        self._keys.metadata.update(metadata)
 
     def remove(self, keys: Sequence[str]) -> None:
         """Remove keys. InputError for a key that is not in the index.
@@ -149,15 +147,7 @@ class Index:
         An approximate index keeps the vectors, unused, until it is rebuilt.
         """
         self._refuse_if_read_only()
-        rows = self._rows_of(keys)
-        moved = self._engine.remove(rows)
-        self._keys[rows] = None
-        for key in keys:
-            del self._rows[key]
-            self._metadata.pop(key, None)
-        for source, target in moved:
-            key = self._keys[source]
-            self._keys[source], self._keys[target], self._rows[key] = None, key, target
+        self._keys.remove(keys, self._engine.remove(self._keys.rows(keys)))
         self._settle(len(keys))
 
     def replace(
@@ -165,7 +155,7 @@ class Index:
     ) -> None:
         """Replace the vectors of keys in the index; metadata None keeps the old. InputError as for `add`."""
         self._refuse_if_read_only()
-        rows = self._rows_of(keys)
+        rows = self._keys.rows(keys)
         checked, texts = checked_vectors(vectors, self.width, keys), as_json(keys, metadata)
         if isinstance(self._engine, Exact):
             self._engine.replace(rows, checked)
@@ -173,12 +163,9 @@ class Index:
             first = self._engine.faiss_index.ntotal
             self._engine.add(checked)
             self._engine.remove(rows)
-            self._keys[rows] = None
-            self._name(first, keys)
+            self._keys.assign(first, keys)
         if metadata is not None:
-            for key in keys:
-                self._metadata.pop(key, None)
-            self._metadata.update(texts)
+            self._keys.describe(keys, texts)
         self._settle(2 * len(keys))
 
     def merge(self, other: Index) -> None:
@@ -191,9 +178,9 @@ class Index:
                 f"the vectors are of different embedders, {other.fingerprint} and {self.fingerprint}: embed again"
             )
         for key in other.keys:
-            if key in self._rows:
+            if key in self:
                 raise InputError(f"key {key!r} is in both indexes; remove it from one of them")
-        self._add(other.keys, other.vectors(other.keys), other._metadata)
+        self._add(other.keys, other.vectors(other.keys), other._keys.metadata)
 
     def compact(self) -> None:
         """Rebuild: frees the memory of removed vectors, chooses and tunes the engine, measures the recall."""
@@ -202,13 +189,13 @@ class Index:
 
     def vectors(self, keys: Sequence[str]) -> NDArray[np.float32]:
         """Vectors (n, width) of keys, as they were added. InputError for a key that is not in the index."""
-        return self._engine.vectors(self._rows_of(keys))
+        return self._engine.vectors(self._keys.rows(keys))
 
     def metadata(self, key: str) -> dict[str, Any]:
         """A copy of the key's metadata, {} without. InputError for a key that is not in the index."""
-        self._rows_of([key])
+        self._keys.rows([key])
         try:
-            found = json.loads(self._metadata.get(key, "{}"))
+            found = json.loads(self._keys.metadata.get(key, "{}"))
         except (ValueError, RecursionError) as error:
             raise InputError(f"metadata of key {key!r} are not valid JSON ({error}); the index is damaged") from error
         if not isinstance(found, dict):
@@ -235,7 +222,7 @@ class Index:
         if not k or not len(queries):
             return Neighbours(np.empty((len(queries), k), np.float32), np.empty((len(queries), k), object))
         similarity, rows = self._engine.search(queries, k)
-        keys = self._keys[rows]
+        keys = self._keys.at(rows)
         if at_least is not None:
             below = similarity < at_least
             similarity[below], keys[below] = -np.inf, None
@@ -252,7 +239,6 @@ class Index:
         Raises:
             InputError: If the folder holds something else, or cannot be written.
         """
-        entries = (Entry(key, row, self._metadata.get(key)) for key, row in self._rows.items())
         header = IndexHeader(
             width=self.width,
             vectors=len(self),
@@ -267,7 +253,7 @@ class Index:
             built_at=self._built_at,
             changed=self._changed,
         )
-        write_folder(Path(folder), header, self._engine.faiss_index, entries, check)
+        write_folder(Path(folder), header, self._engine.faiss_index, self._keys.entries(), check)
 
     @classmethod
     def load(
@@ -310,17 +296,7 @@ class Index:
         rows = [entry.row for entry in entries]
         engine = restore(header.structure, faiss_index, rows, effort=header.effort, recall=header.recall, gpu=self._gpu)
         self._take(engine, entries)
-        if len(self._rows) != len(entries):
-            raise ValueError("two keys are the same")
         self._built_at, self._changed = header.built_at, header.changed
-
-    def _name(self, first: int, keys: Sequence[str]) -> None:
-        """Assign keys to the rows from `first` on."""
-        end = first + len(keys)
-        if end > len(self._keys):
-            self._keys = np.concatenate([self._keys, np.full(max(end, 2 * first) - len(self._keys), None, object)])
-        self._keys[first:end] = keys
-        self._rows.update(zip(keys, range(first, end), strict=True))
 
     def _settle(self, changed: int) -> None:
         self._changed += changed
@@ -346,15 +322,7 @@ class Index:
         engine = build(structure, vectors[order], floor=self.least_recall, gpu=self._gpu)
         if self.kind == "auto" and isinstance(engine, Approximate) and engine.share_compared() > AUTO_SHARE:
             engine, order = Exact.of(vectors), np.arange(len(keys))
-        texts, rows = self._metadata | dict(metadata), np.argsort(order).tolist()
-        self._take(engine, [Entry(key, row, texts.get(key)) for key, row in zip(keys, rows, strict=True)])
-
-    def _rows_of(self, keys: Sequence[str]) -> list[int]:
-        check_keys(keys)
-        try:
-            return [self._rows[key] for key in keys]
-        except KeyError as error:
-            raise InputError(f"key {error.args[0]!r} is not in the index") from error
+        self._take(engine, self._keys.renumbered(keys, np.argsort(order).tolist(), metadata))
 
     def _refuse_if_read_only(self) -> None:
         if self._read_only:

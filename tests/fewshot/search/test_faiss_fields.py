@@ -221,7 +221,7 @@ def test_centres_may_be_short(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["exact", "ivf", "hnsw"])
 def test_every_vector_of_a_large_file_is_checked(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fewshot.search.faiss_format._AT_ONCE", 24)  # three vectors, or as many links
+    monkeypatch.setattr("fewshot.search.faiss_format.reading._AT_ONCE", 24)  # three vectors, or as many links
     filled(ROWS, kind).save(tmp_path)
     path = file_of(tmp_path, "faiss")
     contents = path.read_bytes()

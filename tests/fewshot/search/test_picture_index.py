@@ -15,6 +15,7 @@ from PIL import Image
 
 from fewshot.embedding.embedder import Embedder
 from fewshot.search.index import Index
+from fewshot.search.key_rows import KeyRows
 from fewshot.search.picture_index import embed_folder
 from finetune.errors import InputError
 from finetune.progress import Advance, Display
@@ -99,7 +100,7 @@ def test_an_index_that_was_interrupted_while_it_changed_is_not_saved(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Index, "_name", interrupted)  # the vectors are in the engine, their keys are not
+    monkeypatch.setattr(KeyRows, "assign", interrupted)  # the vectors are in the engine, their keys are not
     with pytest.raises(KeyboardInterrupt):
         embed_folder(folder, out, embedder)
     monkeypatch.undo()

@@ -1,0 +1,56 @@
+"""FAISS: its import, its device, and what every engine takes and returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.errors import InputError
+
+Structure = Literal["exact", "ivf", "hnsw"]
+RECALL_AT = 10  # neighbours
+
+# Largest difference between equal similarities. Each engine sums a product of unit vectors in its own order, with an
+# error of about 6e-8 times the square root of the width in float32: 1e-6 at 256.
+ROUNDING = 2e-6
+
+Vectors = NDArray[np.float32]
+Found = tuple[NDArray[np.float32], NDArray[np.int64]]  # similarities and rows, both (m, k), the most similar first
+
+
+def import_faiss() -> Any:
+    """Import FAISS on first use, since it takes a second. Any: its type hints are incomplete."""
+    import faiss
+
+    return faiss
+
+
+def on_gpu(device: str) -> bool:
+    """Whether FAISS searches on a GPU, for the device "auto", "cpu" or "cuda". InputError if "cuda" is missing."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device must be one of auto, cpu, cuda, not {device!r}")
+    if device == "cpu":
+        return False
+    faiss = import_faiss()
+    found = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+    if device == "cuda" and not found:
+        raise InputError("device cuda: FAISS finds no CUDA device; use cpu or auto")
+    return bool(found)
+
+
+def search_flat(flat: Any, queries: Vectors, k: int, selector: Any = None) -> Found:
+    """Compare every vector of an IndexFlat."""
+    parameters = None if selector is None else import_faiss().SearchParameters(sel=selector)
+    similarity, rows = flat.search(queries, k, params=parameters)
+    return similarity, rows
+
+
+def reconstructed(index: Any, rows: Sequence[int]) -> Vectors:
+    """Vectors (len(rows), d) of a FAISS index, bit for bit as they were added."""
+    if not len(rows):
+        return np.empty((0, index.d), np.float32)
+    vectors: Vectors = index.reconstruct_batch(np.asarray(rows, np.int64))
+    return vectors
