@@ -37,7 +37,7 @@ from finetune.data.transforms import LONGEST
 from finetune.errors import InputError
 from finetune.features.forward import run_over
 from finetune.files.tables import read_csv
-from finetune.files.writing import as_json, remove_leftovers, replacing
+from finetune.files.writing import as_json, replacing
 from finetune.models.onnx_graph import onnx_program
 from finetune.options.suggestions import CHOICES, did_you_mean
 from finetune.progress import Display
@@ -112,8 +112,6 @@ def export(
 
     about = _about(classifier, format)
     content = _exported(classifier, about)
-    for path in (file, _beside(file)):
-        remove_leftovers(path)
     # The file first, then its description: a crash between them leaves none, never that of another file.
     with replacing(_beside(file)) as description, replacing(file) as temporary:
         temporary.write_bytes(content)

@@ -7,7 +7,7 @@ import glob
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,15 @@ _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of fi
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file to write beside `path`, which it replaces at the end: a crash leaves the old file or the new."""
+    """A temporary file to write beside `path`, which it replaces at the end: a crash leaves the old file or the new.
+
+    What killed processes have left of earlier ones is removed.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path.parent} cannot be made: {error.strerror}") from error
+    _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
@@ -38,16 +42,6 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
     if os.name != "nt":  # Windows syncs no folders
         _sync_folder(path)
-
-
-def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files that killed processes of this machine have left beside `path`."""
-    if os.name == "nt":
-        return  # where asking for a process would end it
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        number = left.suffix[1:]
-        if number.isdecimal() and left.name == f".{path.name}.{number}" and not _runs(int(number)):
-            left.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -73,6 +67,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         permissions = temporary.stat().st_mode
         save_file(contiguous, temporary, dict(metadata or {}))
         temporary.chmod(permissions)  # those of any new file; safetensors makes it private
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove the temporary files that killed processes of this machine have left beside `path`."""
+    if os.name == "nt":
+        return  # where asking for a process would end it
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        number = left.suffix[1:]
+        if number.isdecimal() and left.name == f".{path.name}.{number}" and not _runs(int(number)):
+            with suppress(OSError):  # of another user
+                left.unlink()
 
 
 def _runs(process: int) -> bool:
