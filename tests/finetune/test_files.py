@@ -43,7 +43,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
 @pytest.mark.skipif(os.name == "nt", reason="Windows keeps them")
 def test_what_killed_processes_left_beside_a_file_is_removed_and_nothing_else(tmp_path: Path) -> None:
     left = f".net[1].onnx.{NO_PROCESS}"
-    kept = [f".net[1].onnx.{os.getpid()}", ".net[1].onnx.old", f".net.onnx.{NO_PROCESS}", "net[1].onnx"]
+    kept = [f".net[1].onnx.{os.getppid()}", ".net[1].onnx.old", f".net.onnx.{NO_PROCESS}", "net[1].onnx"]
     for name in (left, *kept):
         (tmp_path / name).touch()
     write_json(tmp_path / "net[1].onnx", 1)
