@@ -98,12 +98,12 @@ ROOMS = {
     ),
     "thresholds": Room(
         (
-            "fewshot/recognition/open_set.py",
+            "finetune/open_set/metrics.py",
             "fewshot/recognition/operating_point.py",
             "fewshot/evaluation/threshold.py",
         ),
         (
-            "tests/fewshot/recognition/test_open_set.py",
+            "tests/finetune/open_set/test_metrics.py",
             "tests/fewshot/recognition/test_operating_point.py",
             "tests/fewshot/recognition/test_expected_errors.py",
             "tests/fewshot/evaluation/test_threshold.py",

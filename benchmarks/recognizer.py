@@ -39,10 +39,10 @@ from fewshot.embedding.embedder import Embedder
 from fewshot.evaluation.embedded import embed_once
 from fewshot.omniglot.dataset import read_omniglot
 from fewshot.omniglot.splits import leaks
-from fewshot.recognition.open_set import open_set
 from fewshot.recognition.recognizer import Recognizer
 from finetune.data.folder import list_folder
 from finetune.files.writing import write_json
+from finetune.open_set.metrics import open_set
 
 RESULT = Path(__file__).parent / "results" / "recognizer.json"
 NETWORK = "tf_efficientnet_lite0"

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from fewshot.evaluation.threshold import Calibration, calibrate
     from fewshot.omniglot.download import download
     from fewshot.recognition.answers import Recognition, Trial
-    from fewshot.recognition.open_set import open_set
     from fewshot.recognition.operating_point import Share, Threshold
     from fewshot.recognition.recognizer import Recognizer, change_gallery
     from fewshot.recognition.verifier import Verification, Verifier
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from fewshot.search.picture_index import embed_folder, open_index, search_pictures
     from fewshot.training.config import SiameseConfig
     from fewshot.training.train import train_folder, train_omniglot
+    from finetune.open_set.metrics import open_set
 
 __all__ = [
     "Calibration",
@@ -84,7 +84,7 @@ _ROOMS = {
     "embed_folder": "search.picture_index",
     "info": "cli.info",
     "open_index": "search.picture_index",
-    "open_set": "recognition.open_set",
+    "open_set": "finetune.open_set.metrics",
     "run_demo": "cli.demo",
     "search_pictures": "search.picture_index",
     "train_folder": "training.train",
@@ -98,5 +98,6 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         from importlib import import_module
 
-        return getattr(import_module(f"fewshot.{_ROOMS[name]}"), name)
+        room = _ROOMS[name]
+        return getattr(import_module(room if room.startswith("finetune.") else f"fewshot.{room}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

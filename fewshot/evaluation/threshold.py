@@ -10,16 +10,13 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fewshot.evaluation.verification import roc, roc_summary
 from finetune.errors import InputError
 from finetune.files.reading import as_type
+from finetune.open_set.score_values import Floats, Values, booleans, finite_scores
 
 POINTS = 200  # kept of a curve, besides its ends and the chosen points
-
-Values = NDArray[Any] | Tensor
-Floats = NDArray[np.float64]
 
 
 class OperatingPoint(NamedTuple):
@@ -171,33 +168,6 @@ def calibrate(scores: Values, same: Values, *, false_accept_rate: float = 0.01) 
         false_accept=tuple(points.false_accept[kept].tolist()),
         false_reject=tuple(points.false_reject[kept].tolist()),
     )
-
-
-def finite_scores(values: Values, name: str) -> Floats:
-    """`values`, (n,) with n >= 1, as float64. InputError, naming `name`, for other shapes and numbers."""
-    array = _array(values)
-    if array.ndim != 1 or not len(array) or array.dtype.kind not in "fiu":
-        raise InputError(f"{name} must be numbers of shape (n,), not {array.dtype} of shape {array.shape}")
-    bad = int((~np.isfinite(array)).sum())
-    if bad:
-        raise InputError(f"{name}: {bad} of {len(array)} numbers are not finite")
-    return array.astype(np.float64)
-
-
-def booleans(values: Values, name: str) -> NDArray[np.bool_]:
-    """`values`, (n,) bool. InputError, naming `name`, for other shapes and types."""
-    array = _array(values)
-    if array.ndim != 1 or array.dtype != np.bool_:
-        raise InputError(f"{name} must be bool of shape (n,), not {array.dtype} of shape {array.shape}")
-    return array
-
-
-def _array(values: Values) -> NDArray[Any]:
-    """A contiguous copy: torch takes no read-only arrays or negative strides."""
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        values = (values.double() if values.is_floating_point() else values).numpy()  # numpy has no bfloat16
-    return np.array(values, order="C")
 
 
 class _Points(NamedTuple):

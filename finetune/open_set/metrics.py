@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshot.evaluation.threshold import Floats, Values, booleans, finite_scores
 from finetune.errors import InputError
+from finetune.open_set.score_values import Floats, Values, booleans, finite_scores
 
 
 @dataclass(frozen=True)

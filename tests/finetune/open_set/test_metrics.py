@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewshot.recognition.open_set import OpenSet, auroc, fpr_at_tpr, open_set, oscr
 from finetune.errors import InputError
+from finetune.open_set.metrics import OpenSet, auroc, fpr_at_tpr, open_set, oscr
 
 LEVELS = st.integers(-4, 4).map(float)
 SCORES = st.lists(LEVELS, min_size=1, max_size=15).map(np.array)
