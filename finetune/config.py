@@ -292,6 +292,12 @@ class Config(Options):
         section=_OTHER,
         commands=_READS,
     )
+    keep_features: bool = option(
+        True,
+        "Keep the features of the pictures in the run folder, for `finetune extend` and `finetune forget`. They take "
+        "about 10 kB a picture, and --strategy partial, full, train and scratch read the pictures once more for them.",
+        section=_OTHER,
+    )
     precision: str = option(
         "auto",
         "Number format of the computation. auto uses bfloat16 where the processor is faster with it.",

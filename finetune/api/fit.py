@@ -13,7 +13,7 @@ from torch import Tensor
 from finetune.api.backbones import BackboneChoice, choose_backbone
 from finetune.api.budget import Budget, seconds_after
 from finetune.api.fit_options import FitOptions
-from finetune.api.outcome import Outcome, measure, write_run
+from finetune.api.outcome import Outcome, keep_features, measure, write_run
 from finetune.api.prepare import Prepared, prepare
 from finetune.classifier.classifier import Classifier, load
 from finetune.classifier.run_folder import RunFolder
@@ -129,6 +129,8 @@ def fit(
         max_bad: Stop where more than this share of the files is unreadable. Default: 0.1.
         max_pixels: Most pixels of a picture; larger ones count as unreadable. Default: 89478485.
         cache: Keep the outputs of frozen stages on disk for later runs. Default: True.
+        keep_features: Keep the features of the pictures in the run folder, for `finetune extend` and `finetune forget`.
+            Default: True.
         precision: Number format of the computation. One of auto, float32, bfloat16. Default: 'auto'.
         workers: Number of processes or threads that decode pictures. Default: one per CPU core.
         log: Where each epoch's metrics are sent, in addition to history.jsonl in the run folder. One of none,
@@ -255,6 +257,7 @@ class _Job:
                 log.result({f"{metrics.split}_accuracy": metrics.accuracy, "best_epoch": metrics.best_epoch})
         if run is not None:
             if not outcome.training.interrupted:
+                keep_features(run, outcome, prepared, self.display)
                 run.finish()
             elif self.budget is not None:
                 self.budget.record()
@@ -312,7 +315,7 @@ class _Job:
             if training.best_epoch > 0 or head is None:
                 trained = self._measured(network, prepared, None, training)
                 # Training compares in its own precision. What counts is the accuracy of the classifier that is saved.
-                if head is None or self.config.keep == "trained" or _val_accuracy(trained) >= _val_accuracy(head):
+                if head is None or self.config.keep == "trained" or trained.val_accuracy >= head.val_accuracy:
                     return trained
                 self.display.say("the trained network is less accurate on the validation pictures; the head is kept.")
                 training = replace(training, best_epoch=0, share=1.0)
@@ -405,11 +408,6 @@ class _Job:
         seconds = round(time.monotonic() - self.started, 2)
         classifier.run_metrics = replace(metrics, budget=used, seconds=seconds)
         write_metrics(self.run.path, classifier.run_metrics)
-
-
-def _val_accuracy(outcome: Outcome) -> float:
-    validation = outcome.metrics.val
-    return 0.0 if validation is None else validation.accuracy
 
 
 def _restore(network: Network, weights: dict[str, Tensor]) -> None:

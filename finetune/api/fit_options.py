@@ -44,6 +44,7 @@ class FitOptions(TypedDict, total=False):
     max_bad: float
     max_pixels: int
     cache: bool
+    keep_features: bool
     precision: Literal["auto", "float32", "bfloat16"] | str
     workers: int | None
     log: Literal["none", "tensorboard", "wandb"] | str

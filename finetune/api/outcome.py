@@ -35,13 +35,17 @@ from finetune.classifier.run_metrics import (
 )
 from finetune.classifier.temperature import calibrated, calibration_summary, fit_temperature
 from finetune.errors import InputError
+from finetune.features.extraction import read_pictures
 from finetune.features.table import MOST_OF_TRAIN, SPLITS, FeatureTable
 from finetune.files.reading import as_type
 from finetune.files.tables import write_csv
 from finetune.files.writing import write_tensors
+from finetune.kept.features import FEATURES_FILE, KeptFeatures
+from finetune.kept.views import Views, read_views
 from finetune.linear.head import Heads, nearest_mean
 from finetune.metrics import accuracy_of, measure_predictions, no_measurement
 from finetune.models.device import describe
+from finetune.models.pooled import PooledStages
 from finetune.progress import Display
 from finetune.training.loop import TrainingResult
 
@@ -49,12 +53,19 @@ from finetune.training.loop import TrainingResult
 @dataclass(frozen=True)
 class Outcome:
     """A measured classifier, and the training behind it. metrics: the content of metrics.json. log_probabilities: of
-    the val and test pictures by split, (n, classes), calibrated. training: empty for a head that was solved."""
+    the val and test pictures by split, (n, classes), calibrated. training: empty for a head that was solved. views: of
+    the pictures that were measured, where a prediction averages several."""
 
     classifier: Classifier
     metrics: RunMetrics
     log_probabilities: dict[str, Tensor]
     training: TrainingResult
+    views: Views | None = None
+
+    @property
+    def val_accuracy(self) -> float:
+        """0 without validation pictures."""
+        return 0.0 if self.metrics.val is None else self.metrics.val.accuracy
 
     def after(self, training: TrainingResult) -> Outcome:
         """The same classifier after a training that did not improve on it."""
@@ -70,9 +81,12 @@ def measure(
     of heads that were fitted without the picture. None where the classifier was trained by gradient.
     """
     rows, choice = prepared.rows, prepared.choice
-    some = rows.indices("train")[:: max(1, -(-len(rows.folder.train) // MOST_OF_TRAIN))]
-    asked = {"train": some} | {split: rows.indices(split) for split in SPLITS[1:]}
-    raw = _judged(classifier, rows, heads, asked, display)
+    asked = {split: indices for split, indices in _measured(rows).items() if indices}
+    views = None
+    if heads is not None and classifier.config.test_time != "plain":
+        every = [index for indices in asked.values() for index in indices]
+        views = read_views(classifier, prepared.stages, rows, every, prepared.views, display)
+    raw = _judged(classifier, rows, heads, views, asked, display)
     val_labels = rows.of_split("val")[1]
     test = (raw["test"], rows.of_split("test")[1]) if "test" in raw else None
     classifier.temperature = fit_temperature(raw["val"], val_labels) if "val" in raw else 1.0
@@ -93,7 +107,7 @@ def measure(
         head_reads=prepared.stages.last(classifier.network.head.in_features),
         frozen_head_reads=prepared.stages.last(prepared.heads.kept.width),
         baselines=_baselines(rows, prepared.heads),
-        train=_split_metrics(judged.pop("train"), rows.labels[some]),
+        train=_split_metrics(judged.pop("train"), rows.labels[asked["train"]]),
         val=None if val is None else ValidationMetrics(**vars(val)),
         calibration=(
             calibration_summary(classifier.temperature, (raw["val"], val_labels), test) if "val" in raw else None
@@ -104,7 +118,13 @@ def measure(
         notes=rows.folder.notes,
         unlabelled=_unlabelled(prepared),
     )
-    return Outcome(classifier, _with_training(metrics, training), judged, training)
+    return Outcome(classifier, _with_training(metrics, training), judged, training, views)
+
+
+def _measured(rows: FeatureTable) -> dict[str, list[int]]:
+    """The pictures that a classifier is measured on, by split: of the training pictures some, evenly spread."""
+    some = rows.indices("train")[:: max(1, -(-len(rows.folder.train) // MOST_OF_TRAIN))]
+    return {"train": some} | {split: rows.indices(split) for split in SPLITS[1:]}
 
 
 def _result(rows: FeatureTable, judged: dict[str, Tensor]) -> dict[str, Any]:
@@ -118,7 +138,7 @@ def _unlabelled(prepared: Prepared) -> UnlabelledMetrics | None:
     learned = prepared.unlabelled
     if learned is None:
         return None
-    return learned.metrics(learned.next(prepared.rows, prepared.stages.widths, IN_REPORT))
+    return learned.metrics(learned.next(prepared.rows, prepared.widths, IN_REPORT))
 
 
 def _with_training(metrics: RunMetrics, training: TrainingResult) -> RunMetrics:
@@ -135,11 +155,17 @@ def _with_training(metrics: RunMetrics, training: TrainingResult) -> RunMetrics:
 
 
 def _judged(
-    classifier: Classifier, rows: FeatureTable, heads: Heads | None, asked: dict[str, list[int]], display: Display
+    classifier: Classifier,
+    rows: FeatureTable,
+    heads: Heads | None,
+    views: Views | None,
+    asked: dict[str, list[int]],
+    display: Display,
 ) -> dict[str, Tensor]:
-    """Log-probabilities (n, classes) of pictures by split. asked: their indices; empty splits are left out."""
-    asked = {split: indices for split, indices in asked.items() if indices}
-    if heads is not None and classifier.config.test_time == "plain":
+    """Log-probabilities (n, classes) of pictures by split. asked: their indices."""
+    if heads is not None and views is not None:
+        return {split: views.log_probabilities(heads.kept, indices) for split, indices in asked.items()}
+    if heads is not None:
         # A head on the frozen backbone, whose activations are known.
         answers = {split: heads.kept(rows.pooled[indices]) for split, indices in asked.items() if split != "val"}
         if "val" in asked:
@@ -210,7 +236,32 @@ def write_run(run: RunFolder, outcome: Outcome, rows: FeatureTable) -> None:
 
 def _picture_rows(rows: FeatureTable, learned: Sequence[str]) -> list[tuple[str, ...]]:
     return [
-        (sample.path, split, sample.label, rows.hashes[index], "yes" if split in learned else "no")
+        (sample.path, split, sample.label, rows.contents[index].sha256, "yes" if split in learned else "no")
         for split in SPLITS
         for sample, index in zip(rows.samples(split), rows.indices(split), strict=True)
     ]
+
+
+def keep_features(run: RunFolder, outcome: Outcome, prepared: Prepared, display: Display) -> None:
+    """Keep the features that `extend` and `forget` solve the head on, where the run's options say so.
+
+    The activations of a frozen backbone are those that the head learned from. Those of a trained one are read now, in
+    one pass over the pictures; a run that has little time, or was interrupted, does without.
+    """
+    classifier, rows, stages = outcome.classifier, prepared.rows, prepared.stages
+    config, views = classifier.config, outcome.views
+    (run.path / FEATURES_FILE).unlink(missing_ok=True)
+    if not config.keep_features or (outcome.metrics.kept != "head" and config.minutes is not None):
+        return
+    if outcome.metrics.kept != "head":
+        stages = PooledStages(classifier.network.backbone)
+        outputs = read_pictures(classifier.fabric, stages, rows.listing, config, display)
+        rows = rows.with_activations(outputs, stages.backbone.width)
+        if config.test_time != "plain":
+            every = [index for indices in _measured(rows).values() for index in indices]
+            views = read_views(classifier, stages, rows, every, None, display)
+    size = KeptFeatures.of(rows, stages.depths, stages.widths, views).write(run.path)
+    display.say(
+        f"features of the pictures kept for finetune extend and finetune forget: {size / 1e6:,.1f} MB "
+        "(--no-keep-features keeps none)."
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,6 +23,7 @@ from finetune.features.forward import Outputs
 from finetune.features.limited_reading import only
 from finetune.features.table import FeatureTable, drop_above
 from finetune.features.unlabelled import UnlabelledPictures
+from finetune.kept.views import Views
 from finetune.linear.choice import StrategyChoice, choose, head_unless_training_pays
 from finetune.linear.head import Heads, solve_heads
 from finetune.linear.probe import MOST, ProbeCurve, probe_curve
@@ -44,7 +45,8 @@ UNBALANCED = 3
 class Prepared:
     """A run before training by gradient: the frozen backbone, the pictures with their activations, the strategy, and
     linear heads. class_weights: shape (classes,), or None where all pictures count the same. unlabelled: the unlabelled
-    pictures that `heads` have learned from, None without --unlabelled."""
+    pictures that `heads` have learned from, None without --unlabelled. views: of pictures for predictions that average
+    several, as far as they are known."""
 
     fabric: Fabric
     stages: PooledStages
@@ -53,10 +55,17 @@ class Prepared:
     heads: Heads
     class_weights: Tensor | None
     unlabelled: LearnedUnlabelled | None = None
+    views: Views | None = None
 
     @property
     def backbone(self) -> Backbone:
         return self.stages.backbone
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Number of activations of each depth of `rows.pooled`: of all depths, or of the last ones."""
+        widths, count = self.stages.widths, self.rows.pooled.shape[1]
+        return next(widths[start:] for start in range(len(widths)) if sum(widths[start:]) == count)
 
     def starting_network(self, config: Config) -> tuple[Network, Tensor | None]:
         """The network before training by gradient, and its logits (m, classes) of the validation pictures, which
@@ -90,7 +99,7 @@ class Prepared:
     def training_data(self, config: Config) -> TrainingData:
         """The training and the validation pictures."""
         rows, preprocessing = self.rows, self.backbone.preprocessing
-        paths, train, val = rows.paths(), rows.indices("train"), rows.indices("val")
+        paths, train, val, hashes = rows.paths(), rows.indices("train"), rows.indices("val"), rows.hashes
         return TrainingData(
             pictures=Pictures(
                 paths,
@@ -110,8 +119,8 @@ class Prepared:
             val_labels=rows.labels[val],
             class_weights=self.class_weights,
             preprocessing=preprocessing,
-            hashes=rows.hashes,
-            val_hashes=[rows.hashes[index] for index in val],
+            hashes=hashes,
+            val_hashes=[hashes[index] for index in val],
         )
 
 
@@ -180,7 +189,7 @@ def _with_heads(
     display: Display,
 ) -> Prepared:
     """Choose the strategy, drop stages where asked for, and solve the heads."""
-    classes, per_class = len(rows.folder.classes), len(rows.folder.train) / len(rows.folder.classes)
+    per_class = len(rows.folder.train) / len(rows.folder.classes)
     curve = (
         training_curve(stages, rows, config.max_pixels)
         if config.strategy == "auto" or config.drop_above == BEST
@@ -192,21 +201,11 @@ def _with_heads(
     if config.drop_above is not None:
         stages, rows = drop_above(stages, rows, config.drop_above, None if curve is None else curve.best.depth, display)
         choice = _within(stages.backbone, choice, config)
-    class_weights = _class_weights(config.class_weights, rows.of_split("train")[1], classes)
-    # Validation pictures that were split off here may train the final head. Not with several views of a picture: the
-    # features here are of one view, and the validation figures must come from the head that is kept.
-    learn_from_val = rows.val_was_made and config.test_time == "plain"
-    heads = solve_heads(
-        rows.of_split("train"), rows.of_split("val"), stages.widths, class_weights, learn_from_val=learn_from_val
-    )
+    heads, class_weights, learned = solve(stages.widths, rows, unlabelled, config)
     if choice.strategy.start == "pretrained":
         shares = ", ".join(f"{name} {share:.0%}" for name, share in heads.shares.items())
         display.say(f"head: average of linear classifiers, by their likelihood on held-out pictures: {shares}.")
-    learned = None
-    if unlabelled is not None:
-        unlabelled = unlabelled.up_to(stages.widths)
-        learned = learn_unlabelled(heads, rows, unlabelled, stages.widths, class_weights)
-        heads = learned.heads
+    if learned is not None:
         display.say(learned.metrics(()).sentence)
     # Whoever gives options of the training wants one.
     if config.strategy == "auto" and (config.unfreeze, config.epochs, config.lr) == (None, None, None):
@@ -216,6 +215,26 @@ def _with_heads(
     if learned is not None and choice.strategy.trains != "head":
         display.say(f"{choice.strategy.name} starts from that head; its training reads the labelled pictures alone.")
     return Prepared(fabric, stages, rows, choice, heads, class_weights, learned)
+
+
+def solve(
+    widths: Sequence[int], rows: FeatureTable, unlabelled: UnlabelledPictures | None, config: Config
+) -> tuple[Heads, Tensor | None, LearnedUnlabelled | None]:
+    """Solve the heads: the heads, the weights of the classes, and what they have learned from unlabelled pictures.
+
+    widths: Number of activations of each depth of `rows.pooled`.
+    """
+    class_weights = _class_weights(config.class_weights, rows.of_split("train")[1], len(rows.folder.classes))
+    # Validation pictures that were split off here may train the final head. Not with several views of a picture: the
+    # features here are of one view, and the validation figures must come from the head that is kept.
+    learn_from_val = rows.val_was_made and config.test_time == "plain"
+    heads = solve_heads(
+        rows.of_split("train"), rows.of_split("val"), widths, class_weights, learn_from_val=learn_from_val
+    )
+    if unlabelled is None:
+        return heads, class_weights, None
+    learned = learn_unlabelled(heads, rows, unlabelled.up_to(widths), widths, class_weights)
+    return learned.heads, class_weights, learned
 
 
 def _without_validation(choice: StrategyChoice, config: Config) -> StrategyChoice:

@@ -53,6 +53,7 @@ RUN_FILES = (
     PREDICTIONS_FILE,
     PROBABILITIES_FILE,
     PICTURES_FILE,
+    "features.safetensors",
     "report.html",
     "evaluations",
     "tensorboard",

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.config import BEST, Config
 from finetune.data.folder import Listing, Sample
+from finetune.data.images import Content
 from finetune.data.split_record import recorded_splits
 from finetune.data.splits import Folder, audit
 from finetune.errors import InputError
@@ -37,7 +38,7 @@ class FeatureTable:
         labels: Shape (samples,), int64; -1 for a class that is not used.
         pooled: Pooled activations of every depth, shape (samples, sum of widths); zeros for an unreadable picture.
         width: Number of features, the last columns of `pooled`.
-        hashes: sha256 of every picture.
+        contents: What reading each picture found.
     """
 
     listing: Listing
@@ -45,7 +46,7 @@ class FeatureTable:
     labels: Tensor
     pooled: Tensor
     width: int
-    hashes: Sequence[str]
+    contents: Sequence[Content]
 
     @classmethod
     def audited(
@@ -68,9 +69,10 @@ class FeatureTable:
         Raises:
             InputError: As for `audit`.
         """
+        contents = [outputs.contents[position] for position in range(len(listing.samples))]
         folder = audit(
             listing,
-            [outputs.contents[position] for position in range(len(listing.samples))],
+            contents,
             val_fraction=config.val_fraction,
             test_fraction=config.test_fraction,
             max_bad=config.max_bad,
@@ -78,10 +80,24 @@ class FeatureTable:
         )
         position = {name: label for label, name in enumerate(folder.classes)}
         labels = torch.tensor([position.get(sample.label, -1) for sample in listing.samples])
-        pooled = torch.zeros(len(listing.samples), outputs.values.shape[2])
-        pooled[outputs.index] = outputs.values[:, 0]
-        hashes = [outputs.contents[i].sha256 for i in range(len(listing.samples))]
-        return cls(listing, folder, labels, pooled, width, hashes)
+        return cls(listing, folder, labels, _by_picture(outputs, len(contents)), width, contents)
+
+    def with_activations(self, outputs: Outputs, width: int) -> FeatureTable:
+        """The same pictures with the activations of another network.
+
+        Raises:
+            InputError: If a picture has changed.
+        """
+        for position, content in enumerate(self.contents):
+            if outputs.contents[position].sha256 != content.sha256:
+                path = self.listing.root / self.listing.samples[position].path
+                raise InputError(f"{path} has changed since the start of the run; start a new run")
+        return replace(self, pooled=_by_picture(outputs, len(self.contents)), width=width)
+
+    @property
+    def hashes(self) -> list[str]:
+        """sha256 of every picture."""
+        return [content.sha256 for content in self.contents]
 
     @property
     def measured(self) -> Literal["val", "test"] | None:
@@ -99,7 +115,7 @@ class FeatureTable:
     @property
     def splits_by_content(self) -> dict[str, str]:
         """The split of each used picture, by sha256."""
-        return {self.hashes[index]: split for split in SPLITS for index in self.indices(split)}
+        return {self.contents[index].sha256: split for split in SPLITS for index in self.indices(split)}
 
     @property
     def to_measure(self) -> int:
@@ -134,6 +150,13 @@ class FeatureTable:
             more = f"; and {len(bad) - 5} more, all in metrics.json" if len(bad) > 5 else ""
             lines.append(f"{len(bad)} pictures are unreadable and left out: {shown}{more}.")
         return lines
+
+
+def _by_picture(outputs: Outputs, count: int) -> Tensor:
+    """Activations (pictures, sum of widths), zeros for an unreadable picture."""
+    pooled = torch.zeros(count, outputs.values.shape[2])
+    pooled[outputs.index] = outputs.values[:, 0]
+    return pooled
 
 
 # --- without the upper stages (--drop-above) --------------------------------------------------------------------------
