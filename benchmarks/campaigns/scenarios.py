@@ -237,8 +237,14 @@ def encoder_state(folder: Path) -> str:
     if not (folder / "run" / "config.json").exists() or not list((folder / "run").glob("*.safetensors")):
         return "nothing"
     from fewshot.embedding.embedder import Embedder
+    from finetune.errors import InputError
 
-    Embedder.load(str(folder / "run"), device="cpu")
+    try:
+        Embedder.load(str(folder / "run"), device="cpu")
+    except InputError as error:
+        if "has not finished" in str(error):
+            return "unfinished"
+        raise
     return "encoder"
 
 
