@@ -16,7 +16,6 @@ import captum.attr  # noqa: F401  what libraries change when they are imported i
 import imagehash  # noqa: F401
 import numpy as np
 import onnxscript  # noqa: F401
-import openvino  # noqa: F401
 import pytest
 import sklearn.linear_model  # noqa: F401
 import torch
@@ -30,6 +29,9 @@ from fewshot.training.train import train_folder
 from finetune.api.inspect import inspect_folder
 from finetune.api.preview import find_rate, probe_folder
 from finetune.models.device import open_engine, reproducible_numerics
+from finetune.openvino_module import openvino_module
+
+openvino_module()
 
 SMALL: dict[str, Any] = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0, "batch_size": 8}
 

@@ -39,6 +39,7 @@ from finetune.features.forward import run_over
 from finetune.files.tables import read_csv
 from finetune.files.writing import as_json, replacing
 from finetune.models.onnx_graph import onnx_program
+from finetune.openvino_module import openvino_module
 from finetune.options.suggestions import CHOICES, did_you_mean
 from finetune.progress import Display
 from finetune.terminal import reason_of
@@ -255,9 +256,7 @@ class _ExportedModel:
         if format == "torch-export":
             self._module = torch.export.load(io.BytesIO(content)).module()
             return
-        import openvino
-
-        core = openvino.Core()
+        core = openvino_module().Core()  # slow to import
         compiled = core.compile_model(core.read_model(content), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         self._request, self._lock = compiled.create_infer_request(), Lock()
 

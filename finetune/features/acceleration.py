@@ -20,6 +20,7 @@ from finetune.data.loader import Pictures, check_unchanged, cores
 from finetune.data.transforms import Normalized
 from finetune.models.device import reproducible_numerics
 from finetune.models.onnx_graph import onnx_program
+from finetune.openvino_module import openvino_module
 from finetune.progress import Display
 from finetune.terminal import reason_of
 
@@ -172,9 +173,7 @@ def _closeness(found: Tensor, expected: Tensor) -> float:
 
 def _on_cpu(network: nn.Module, example: Tensor, batch_size: int, pictures: int) -> Iterator[tuple[str, Forward]]:
     """Ways to run a network on a CPU, the fastest first."""
-    import openvino  # imported here because it is slow to import
-
-    core = openvino.Core()
+    core = openvino_module().Core()  # slow to import
     at_once = min(batch_size, max(1, _AT_ONCE // example[0].numel()))
     model = core.read_model(_onnx(network, filled(example[:at_once], at_once)))
     precisions = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import openvino
 import pytest
 import torch
 from called import Answer, caller
@@ -27,6 +26,7 @@ from finetune.files.reading import read_json
 from finetune.models.backbone import Backbone, Network
 from finetune.models.device import open_engine
 from finetune.models.pooled import PooledStages
+from finetune.openvino_module import openvino_module
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +70,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def infer(file: Path | bytes, pixels: Tensor) -> Tensor:
-    core = openvino.Core()
+    core = openvino_module().Core()
     compiled = core.compile_model(core.read_model(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return torch.tensor(compiled([pixels.numpy()])[0])
 
