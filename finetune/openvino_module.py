@@ -19,20 +19,19 @@ def openvino_module() -> ModuleType:
     Where its import finds the package `openvino_telemetry`, it writes a file in the home folder, starts a process and
     sends a report to a web address. Here the import does not find it, and openvino takes its own stub instead.
     """
-    with _lock, nullcontext() if "openvino" in sys.modules else _hidden(_REPORTS):
+    with _lock, nullcontext() if "openvino" in sys.modules else no_reports():
         return import_module("openvino")
 
 
 @contextmanager
-def _hidden(name: str) -> Iterator[None]:
-    """A module that cannot be imported meanwhile."""
-    imported = name in sys.modules
-    before = sys.modules.get(name)
-    sys.modules[name] = None  # type: ignore[assignment]
+def no_reports() -> Iterator[None]:
+    """The package that reports cannot be imported meanwhile; openvino and its tools then report nothing."""
+    before = sys.modules.get(_REPORTS)
+    sys.modules[_REPORTS] = None  # type: ignore[assignment]
     try:
         yield
     finally:
-        if imported and before is not None:
-            sys.modules[name] = before
+        if before is None:
+            del sys.modules[_REPORTS]
         else:
-            del sys.modules[name]
+            sys.modules[_REPORTS] = before
