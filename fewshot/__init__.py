@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
     from fewshot.cli.demo import run_demo
     from fewshot.cli.info import info
+    from fewshot.collection.merging import merge_parts
+    from fewshot.collection.shards import embed_shard
     from fewshot.embedding.embedder import Embedder, Embeddings
     from fewshot.estimators import EmbeddingTransformer, RecognizerClassifier
     from fewshot.evaluation.benchmark import benchmark
@@ -51,7 +53,9 @@ __all__ = [
     "change_gallery",
     "download",
     "embed_folder",
+    "embed_shard",
     "info",
+    "merge_parts",
     "open_index",
     "open_set",
     "run_demo",
@@ -82,7 +86,9 @@ _ROOMS = {
     "change_gallery": "recognition.recognizer",
     "download": "omniglot.download",
     "embed_folder": "search.picture_index",
+    "embed_shard": "collection.shards",
     "info": "cli.info",
+    "merge_parts": "collection.merging",
     "open_index": "search.picture_index",
     "open_set": "finetune.open_set.metrics",
     "run_demo": "cli.demo",

@@ -38,8 +38,9 @@ class Display:
             self.console.print(Text(printable(line)), soft_wrap=True)  # a Text: no markup and no :emoji: in names
 
     @contextmanager
-    def bar(self, label: str, total: int) -> Iterator[Advance]:
-        """A bar for `total` pictures on a terminal; elsewhere, in a log, one line when they are done."""
+    def bar(self, label: str, total: int | None) -> Iterator[Advance]:
+        """A bar for `total` pictures on a terminal; elsewhere, in a log, one line when they are done. None where their
+        number is not known in advance."""
         if self.console is None:
             yield _ignore
             return

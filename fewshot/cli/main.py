@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fewshot.cli.pictures import embed, info, search, verify
+from fewshot.cli.pictures import embed, info, merge, search, verify
 from fewshot.cli.recognizer import calibrate, enrol, forget, recognize
 from fewshot.training.config import SiameseConfig
 from finetune.entry.signals import stopped_exit_code
@@ -282,6 +282,7 @@ for command in (
     forget,
     verify,
     embed,
+    merge,
     search,
     info,
     download,

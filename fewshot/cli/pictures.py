@@ -16,23 +16,30 @@ from fewshot.cli.shared import (
     folder_path,
     given_embedder,
     in_batches,
+    of_kind,
     open_embedder,
     print_unreadable,
 )
-from finetune.options.command_line import ChoiceOption, as_json, display_for, existing, on_device, print_json
+from finetune.errors import InputError
+from finetune.options.command_line import as_json, display_for, existing, on_device, print_json
 from finetune.terminal import printable
 
 
 @click.command()
-@click.argument("folder", type=existing)
-@click.option("--out", required=True, type=folder_path, help="Index folder to create or update.")
+@click.argument("source", metavar="SOURCE", type=existing)
 @click.option(
-    "--kind",
-    type=ChoiceOption(["auto", "exact", "ivf", "hnsw"]),
-    default="auto",
-    show_default=True,
-    help="Structure of the index. exact compares all vectors, ivf and hnsw are approximate. auto is exact until the "
-    "collection is so large that an approximate structure is much faster.",
+    "--out",
+    required=True,
+    type=folder_path,
+    help="Index folder to create or update; with --shard, the folder for the parts of all shards.",
+)
+@of_kind
+@click.option(
+    "--shard",
+    metavar="I/N",
+    show_default="no shards, an index at once",
+    help="Embed shard I of N alone, counted from 1: --shard 1/8 to --shard 8/8. Each may run at any time, on any "
+    "machine that sees SOURCE and --out, and again after it was killed. fewshot merge then makes the index.",
 )
 @by_model("omniglot")
 @in_batches
@@ -40,9 +47,10 @@ from finetune.terminal import printable
 @on_device
 @as_json
 def embed(
-    folder: Path,
+    source: Path,
     out: Path,
     kind: str,
+    shard: str | None,
     model: str,
     weights: Path | None,
     tolerance: float,
@@ -51,17 +59,21 @@ def embed(
     device: str,
     as_json: bool,
 ) -> None:
-    """Create or update an index of a folder of pictures.
+    """Create or update an index of a collection of pictures.
 
-    New and changed pictures of FOLDER and its sub-folders are embedded; deleted ones are removed from the index. Then
+    SOURCE is a folder, for all pictures below it; a CSV file with a column `path`; or a tar archive, or a folder of
+    them, such as a WebDataset. New and changed pictures are embedded; deleted ones are removed from the index. Then
     use: fewshot search INDEX PICTURE.
     """
     from fewshot.search.picture_index import embed_folder
 
+    if shard is not None:
+        _embed_shard(source, out, kind, shard, model, weights, tolerance, batch_size, workers, device, as_json)
+        return
     display = display_for(as_json)
     embedder = open_embedder(model, weights, tolerance, device, as_json)
     index, kept = embed_folder(
-        folder, out, embedder, kind=kind, batch_size=batch_size, workers=workers, display=display
+        source, out, embedder, kind=kind, batch_size=batch_size, workers=workers, display=display
     )
     print_unreadable(kept.unreadable)
     found = asdict(kept) | {"pictures": len(index), "structure": index.structure, "recall": index.recall}
@@ -77,6 +89,78 @@ def embed(
             f"approximate ({index.structure}): a search finds {index.recall:.1%} of the 10 nearest, measured on these "
             "pictures"
         )
+    click.echo(f"fewshot search {printable(str(out))} PICTURE…")
+
+
+def _embed_shard(
+    source: Path,
+    out: Path,
+    kind: str,
+    shard: str,
+    model: str,
+    weights: Path | None,
+    tolerance: float,
+    batch_size: int | None,
+    workers: int | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    from fewshot.collection.shards import embed_shard
+    from finetune.data.collection.shard import Shard
+
+    chosen = Shard.parsed(shard)  # before the seconds that an encoder takes
+    if kind != "auto":
+        raise InputError("--kind goes with fewshot merge, which makes the index of the shards")
+    embedder = open_embedder(model, weights, tolerance, device, as_json)
+    found = embed_shard(
+        source,
+        out,
+        embedder,
+        chosen,
+        batch_size=batch_size,
+        workers=workers,
+        display=display_for(as_json),
+        tell=lambda key, reason: print_unreadable({key: reason}),
+    )
+    if as_json:
+        print_json(asdict(found))
+        return
+    click.echo(
+        f"shard {found.shard}: {found.pictures:,} pictures in {printable(found.folder)}: {found.embedded:,} embedded, "
+        f"{found.unchanged:,} unchanged, {found.removed:,} removed, {found.unreadable:,} unreadable"
+    )
+    click.echo(f"when all {chosen.count} shards are done: fewshot merge INDEX {printable(str(out))}")
+
+
+@click.command()
+@click.argument("out", metavar="INDEX", type=folder_path)
+@click.argument("parts", metavar="PARTS...", nargs=-1, required=True, type=existing)
+@of_kind
+@click.option("--allow-missing", is_flag=True, help="Make the index although shards are missing or unfinished.")
+@on_device
+@as_json
+def merge(out: Path, parts: Sequence[Path], kind: str, allow_missing: bool, device: str, as_json: bool) -> None:
+    """Make an index of the shards that `fewshot embed --shard` wrote.
+
+    INDEX is the index folder to create, or one of the same collection, which is replaced. PARTS are the --out of the
+    shards, one or several. The index is the one that `fewshot embed` makes in one process, which can also update it.
+    """
+    from fewshot.collection.merging import merge_parts
+    from finetune.data.folder import some
+
+    index, merged = merge_parts(
+        out, parts, kind=kind, allow_missing=allow_missing, device=device, display=display_for(as_json)
+    )
+    if as_json:
+        print_json(asdict(merged) | {"structure": index.structure, "recall": index.recall})
+        return
+    click.echo(
+        f"{merged.pictures:,} pictures in {printable(str(out))}, of {merged.shards:,} shards; {merged.unreadable:,} "
+        "unreadable"
+    )
+    for what, shards in (("missing", merged.missing), ("unfinished", merged.unfinished)):
+        if shards:
+            click.echo(f"{what} shards: {some(shards)}", err=True)
     click.echo(f"fewshot search {printable(str(out))} PICTURE…")
 
 

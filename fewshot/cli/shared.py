@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from finetune.errors import InputError
-from finetune.options.command_line import Command, display_for, existing
+from finetune.options.command_line import ChoiceOption, Command, display_for, existing
 from finetune.terminal import printable
 
 if TYPE_CHECKING:
@@ -22,6 +22,14 @@ in_batches = click.option(
     type=click.IntRange(1),
     show_default="chosen for the device",
     help="Number of pictures computed at once.",
+)
+of_kind = click.option(
+    "--kind",
+    type=ChoiceOption(["auto", "exact", "ivf", "hnsw"]),
+    default="auto",
+    show_default=True,
+    help="Structure of the index. exact compares all vectors, ivf and hnsw are approximate. auto is exact until the "
+    "collection is so large that an approximate structure is much faster.",
 )
 by_workers = click.option(
     "--workers",

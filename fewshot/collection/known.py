@@ -42,8 +42,10 @@ class KnownPictures:
             part = read_part(path, width)
             found.append(_hashes(part))
             self.unreadable |= part.unreadable
+        every = np.concatenate(found)
+        self._hashes: NDArray[np.bytes_] = np.unique(every)
         # A picture that two processes embedded at the same time is in two parts.
-        self._hashes: NDArray[np.bytes_] = np.unique(np.concatenate(found))
+        self._repeated = len(every) - len(self._hashes)
         self._found = np.zeros(len(self._hashes), bool)
         self._still_unreadable: set[str] = set()
 
@@ -79,6 +81,8 @@ class KnownPictures:
 
         They are no longer in the collection, or have another content. A part is replaced in one step.
         """
+        if not self._repeated and self.found == len(self) and self.found_unreadable == len(self.unreadable):
+            return
         kept = np.zeros(len(self._hashes), bool)
         for path in self._files:
             part = read_part(path, self._width)

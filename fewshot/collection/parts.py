@@ -2,6 +2,7 @@
 
 parts.json                    format, width, fingerprint, the shard, and whether it is complete
 part-<token>.safetensors      keys, SHA-256 of the contents and vectors of some pictures; reasons of unreadable ones
+unreadable.csv                keys and reasons of all unreadable pictures, once the shard is complete
 
 A part is written whole or not at all, under a new name. So several processes may write parts at the same time, and one
 that is killed loses no more than the part that it was about to write.
@@ -23,6 +24,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fewshot.search.picture_index import collection_of
 from finetune.errors import InputError
 from finetune.files.reading import as_type, parse_json, read_json, read_tensors
 from finetune.files.tensors import check_tensor
@@ -30,9 +32,10 @@ from finetune.files.writing import write_json, write_tensors
 
 FORMAT = 1
 PARTS_FILE = "parts.json"
+UNREADABLE_FILE = "unreadable.csv"
 _MADE_BY = "fewtune parts"
 _PART = re.compile(r"part-[0-9a-f]{16}\.safetensors")
-_OURS = re.compile(rf"\.?{_PART.pattern}(\.\d+)?|\.?parts\.json(\.\d+)?")
+_OURS = re.compile(rf"\.?{_PART.pattern}(\.\d+)?|\.?(parts\.json|unreadable\.csv)(\.\d+)?")
 # Bytes of the texts of a part: its keys, or its reasons. 2,000 keys of 250 bytes have half a megabyte.
 _MOST_TEXT = 256 << 20
 _MOST_WIDTH = 1 << 20
@@ -48,7 +51,7 @@ class PartsHeader:
     Attributes:
         width: Length of a vector.
         fingerprint: Of the embedder.
-        about: JSON values: "embedder", the arguments of `Embedder.load`; "folder", the folder that keys are below.
+        about: JSON values: "embedder", the arguments of `Embedder.load`, and those of `about_collection`.
         shard, shards: The shard's number, from 1 on, and the number of shards of the collection.
         complete: Whether all pictures of the shard are in the parts, and no others.
         pictures, unreadable: Numbers of pictures of a complete shard; 0 before.
@@ -133,13 +136,13 @@ def check_same_collection(folder: Path, there: PartsHeader, header: PartsHeader)
     """InputError where the parts in `folder`, with the header `there`, cannot be mixed with those of `header`."""
     if (there.fingerprint, there.width) != (header.fingerprint, header.width):
         raise InputError(
-            f"{folder} holds vectors of embedder {there.fingerprint}, not of {header.fingerprint}: give the same "
-            "--model and --weights, or choose another --out"
+            f"{folder} holds vectors of embedder {there.fingerprint}, not of {header.fingerprint}: give all shards the "
+            "same --model and --weights, and an --out of their own"
         )
-    if there.about.get("folder") != header.about.get("folder"):
+    if (of := collection_of(there.about)) != (other := collection_of(header.about)):
         raise InputError(
-            f"{folder} is of the pictures in {there.about.get('folder')}, not of {header.about.get('folder')}; "
-            "choose another --out, or give the collection by the same path"
+            f"{folder} is of the pictures in {of}, not of {other}: give all shards the collection by the same path, "
+            "and an --out of their own"
         )
 
 

@@ -31,6 +31,7 @@ from fewshot.embedding.encoder_files import (
 from fewshot.embedding.framing import FramedPictures, frame_drawings, frame_whole
 from fewshot.omniglot.dataset import Character
 from finetune.config import MAX_PIXELS
+from finetune.data.collection.stored import StoredPicture
 from finetune.data.folder import list_unlabelled, some
 from finetune.data.images import Picture
 from finetune.data.loader import Pictures
@@ -54,7 +55,7 @@ from finetune.random_state import restored_random_state
 
 _DRAWINGS_AT_ONCE = 512
 
-PictureBatch = Sequence[Picture | Tensor] | NDArray[Any] | Tensor | str | Path
+PictureBatch = Sequence[Picture | StoredPicture | Tensor] | NDArray[Any] | Tensor | str | Path
 
 
 @dataclass(frozen=True)
@@ -368,7 +369,7 @@ class Embedder:
         return F.normalize(torch.stack([F.normalize(vectors, dim=1) for vectors in of_views]).mean(0), dim=1)
 
 
-def _listed(pictures: PictureBatch) -> Sequence[Picture | Tensor]:
+def _listed(pictures: PictureBatch) -> Sequence[Picture | StoredPicture | Tensor]:
     if isinstance(pictures, (str, Path)) and Path(pictures).is_dir():
         return list_unlabelled([Path(pictures)])
     if isinstance(pictures, (str, Path, bytes, Image.Image)):
@@ -383,7 +384,7 @@ def _listed(pictures: PictureBatch) -> Sequence[Picture | Tensor]:
     return pictures
 
 
-def _as_picture(picture: Picture | Tensor) -> Picture:
+def _as_picture(picture: Picture | StoredPicture | Tensor) -> Picture | StoredPicture:
     """A tensor as an array with its channels last; other pictures unchanged."""
     if not isinstance(picture, Tensor):
         return picture

@@ -1,4 +1,4 @@
-"""An index of the pictures of a folder, and search by pictures."""
+"""An index of the pictures of a collection, and search by pictures."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from fewshot.search.contact_sheet import Row, Tile
 from fewshot.search.index import Index
 from fewshot.search.index_files import is_free
 from fewshot.search.neighbours import Neighbour
+from finetune.data.collection.collection import Collection, open_collection
+from finetune.data.collection.stored import StoredPicture
 from finetune.data.folder import list_unlabelled
-from finetune.data.images import read_content
 from finetune.errors import InputError, UnreadablePicture
 from finetune.progress import Display
 
@@ -57,13 +58,14 @@ def embed_folder(
     workers: int | None = None,
     display: Display | None = None,
 ) -> tuple[Index, IndexUpdate]:
-    """Create or update the index in `out` so that it matches the pictures below `folder`.
+    """Create or update the index in `out` so that it matches the pictures of a collection.
 
-    Keys are paths below the folder, with "/". Content decides: a moved picture is not embedded again, a changed one is.
+    Keys are paths below the folder, with "/"; of a table, paths as it gives them; of archives, "archive.tar/member".
+    Content decides: a moved picture is not embedded again, a changed one is.
     Progress is saved from time to time and on interruption, so that the next call continues there.
 
     Args:
-        folder: The pictures.
+        folder: The collection, as `open_collection` takes it: a folder, a table or tar archives.
         out: Folder of the index; created if missing.
         embedder: Makes the vectors.
         kind: As for `Index`, for a new index.
@@ -83,13 +85,17 @@ def embed_folder(
         16
     """
     display = display or Display()
-    paths = {path.relative_to(folder).as_posix(): path for path in list_unlabelled([folder])}
-    index = _opened(folder, out, embedder, kind)
-    check = partial(_check_source, folder, out)
+    collection = open_collection(folder)
+    for note in collection.notes:
+        display.say(note)
+    pictures = {picture.key: picture for picture in collection.pictures()}
+    about = about_collection(collection)
+    index = _opened(about, out, embedder, kind)
+    check = partial(check_source, out, about=about)
     known = {key: str(index.metadata(key).get("sha256")) for key in index.keys}
     # A new index embeds everything, and embedding also computes the checksums. An update reads new pictures twice,
     # which takes a hundredth of the embedding time, rather than keep them in memory.
-    contents, unreadable = _contents(paths, display) if known else (dict.fromkeys(paths, ""), {})
+    contents, unreadable = _contents(pictures, display) if known else (dict.fromkeys(pictures, ""), {})
     gone = [key for key in known if key not in contents]
     moved = _moved(known, contents)
     wanted = [key for key, digest in contents.items() if known.get(key) != digest and key not in moved]
@@ -102,7 +108,7 @@ def embed_folder(
             for at in range(0, len(wanted), AT_ONCE):
                 pending.keys = wanted[at : at + AT_ONCE]
                 found = embedder.embed_all(
-                    [paths[key] for key in pending.keys],
+                    [pictures[key] for key in pending.keys],
                     batch_size=batch_size,
                     workers=workers,
                     advance=advance,
@@ -127,20 +133,35 @@ def embed_folder(
     )
 
 
-def _opened(folder: Path, out: Path, embedder: Embedder, kind: str) -> Index:
+def _opened(about: Mapping[str, Any], out: Path, embedder: Embedder, kind: str) -> Index:
     if is_free(out):
-        about = {"embedder": embedder.origin, "folder": str(folder.absolute())}
-        return Index(embedder.width, kind=kind, fingerprint=embedder.fingerprint, about=about)
+        recorded = {"embedder": embedder.origin} | dict(about)
+        return Index(embedder.width, kind=kind, fingerprint=embedder.fingerprint, about=recorded)
     index = Index.load(out, fingerprint=embedder.fingerprint)
-    _check_source(folder, out, index.about)
+    check_source(out, index.about, about)
     return index
 
 
-def _check_source(folder: Path, out: Path, about: Mapping[str, Any]) -> None:
-    """InputError where the index in `out` is of another folder, which another process may have made meanwhile."""
-    of = about.get("folder")
-    if of is not None and of != str(folder.absolute()):
-        raise InputError(f"{out} is the index of {of}; choose another --out for {folder}")
+def about_collection(collection: Collection) -> dict[str, Any]:
+    """What an index says about its pictures: "folder", which keys are paths below, and "source", the table or the
+    archive, where the pictures are not those of the whole folder."""
+    about = {"folder": str(collection.root.absolute())}
+    whole = collection.source == collection.root
+    return about if whole else about | {"source": str(collection.source.absolute())}
+
+
+def collection_of(about: Mapping[str, Any]) -> str | None:
+    """The collection that an index says it is of; None where it does not say."""
+    of = about.get("source") or about.get("folder")
+    return None if of is None else str(of)
+
+
+def check_source(out: Path, there: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """InputError where the index in `out`, which says `there`, is of another collection than `about` says. Another
+    process may have made it meanwhile."""
+    of, other = collection_of(there), collection_of(about)
+    if of is not None and of != other:
+        raise InputError(f"{out} is the index of {of}; choose another --out for {other}")
 
 
 class _Pending:
@@ -174,13 +195,13 @@ class _Pending:
             self.broken = False
 
 
-def _contents(paths: Mapping[str, Path], display: Display) -> tuple[dict[str, str], dict[str, str]]:
+def _contents(pictures: Mapping[str, StoredPicture], display: Display) -> tuple[dict[str, str], dict[str, str]]:
     """SHA-256 of every readable file, and why others cannot be read."""
     digests, unreadable = {}, {}
-    with display.bar("reading", len(paths)) as advance:
-        for key, path in paths.items():
+    with display.bar("reading", len(pictures)) as advance:
+        for key, picture in pictures.items():
             try:
-                digests[key] = hashlib.sha256(read_content(path)).hexdigest()
+                digests[key] = hashlib.sha256(picture.read()).hexdigest()
             except UnreadablePicture as error:
                 unreadable[key] = error.reason
             advance(1, "")

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from finetune.data.collection.stored import StoredPicture
 from finetune.data.images import Content, Picture, read_content, read_image
 from finetune.data.near_duplicates import fingerprint
 from finetune.data.transforms import View, view_seed
@@ -54,7 +55,7 @@ class Pictures(Dataset[Item]):
     """A data set of pictures in one view.
 
     Attributes:
-        sources: Files, or pictures in memory.
+        sources: Files, members of archives, or pictures in memory.
         view: The steps from a picture to pixels.
         at_least: Shortest side in pixels that the view needs.
         max_pixels: Largest number of pixels of a picture; a larger one is unreadable.
@@ -64,7 +65,7 @@ class Pictures(Dataset[Item]):
         fingerprints: Whether contents have fingerprints.
     """
 
-    sources: Sequence[Picture]
+    sources: Sequence[Picture | StoredPicture]
     view: View
     at_least: int
     max_pixels: int
@@ -83,6 +84,9 @@ class Pictures(Dataset[Item]):
         try:
             if isinstance(source, (str, Path)):
                 source = read_content(Path(source))
+                digest = hashlib.sha256(source).hexdigest()
+            elif isinstance(source, StoredPicture):
+                source = source.read()
                 digest = hashlib.sha256(source).hexdigest()
             picture = read_image(source, at_least=self.at_least, max_pixels=self.max_pixels)
         except UnreadablePicture as error:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TextIO, runtime_checkable
 
 from finetune.data.folder import IN_MEMORY, SPLIT_NAMES, Listing, Sample, check_listing, list_folder, list_unlabelled
 from finetune.errors import InputError
@@ -75,10 +74,16 @@ def list_paths(sources: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for source in sources:
         if source.suffix.lower() in TABLES and source.is_file():
-            found.extend(source.parent / row.path for row in _rows_of_file(source, ("path",)) if row.path)
+            found.extend(source.parent / path for path in read_paths(source))
         else:
             found.extend(list_unlabelled([source]))
     return found
+
+
+def read_paths(table: Path) -> Iterator[str]:
+    """The column `path` of a CSV file, one row at a time; rows without a path are left out. InputError for a damaged
+    table, at the row where it is damaged."""
+    return (row.path for row in _rows_of_file(table, ("path",)) if row.path)
 
 
 @dataclass(frozen=True)
@@ -142,14 +147,19 @@ def _sample(root: Path, row: _Row) -> Sample:
 
 def _rows_of_file(path: Path, needed: Sequence[str] = ("path", "label")) -> Iterator[_Row]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield from _rows_of_text(path, file, needed)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 (byte {error.start}); save it as CSV in UTF-8") from error
-    header = text.split("\n", 1)[0]
+        raise InputError(f"{path} is not UTF-8 (byte {_first_undecodable(path)}); save it as CSV in UTF-8") from error
+
+
+def _rows_of_text(path: Path, file: TextIO, needed: Sequence[str]) -> Iterator[_Row]:
+    header = file.readline()
+    file.seek(0)
     # Spreadsheets write semicolons in countries whose decimal sign is a comma.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(_DELIMITERS, key=header.count), strict=True)
+    reader = csv.reader(file, delimiter=max(_DELIMITERS, key=header.count), strict=True)
     try:
         names = [name.strip().casefold() for name in next(reader, [])]
         _check_columns(str(path), names, needed)
@@ -163,6 +173,15 @@ def _rows_of_file(path: Path, needed: Sequence[str] = ("path", "label")) -> Iter
             yield _Row(where, *(found.get(column, "") for column in COLUMNS))
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}, is not valid CSV: {error}") from error
+
+
+def _first_undecodable(path: Path) -> int:
+    """Position of the first byte that is not UTF-8. Text files report it within what they have read last."""
+    try:
+        path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return 0
 
 
 def _rows_of_frame(frame: DataFrame) -> Iterator[_Row]:
