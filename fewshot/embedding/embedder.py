@@ -54,6 +54,8 @@ from finetune.progress import Advance, Display
 from finetune.random_state import restored_random_state
 
 _DRAWINGS_AT_ONCE = 512
+# Pictures on which faster ways of a GPU are checked. A GPU waits while they are decoded.
+_EXAMPLES = 32
 
 PictureBatch = Sequence[Picture | StoredPicture | Tensor] | NDArray[Any] | Tensor | str | Path
 
@@ -342,15 +344,15 @@ class Embedder:
         return self._accelerated[batch_size].run
 
     def _example(self, pictures: Pictures, batch_size: int) -> Tensor:
-        """The network's input for the readable ones of the first `batch_size` pictures."""
-        readable = pictures.batch(range(min(batch_size, len(pictures)))).pixels.to(self.fabric.device)
+        """The network's input for the readable ones of the first pictures, at most a batch."""
+        count = batch_size if self.fabric.device.type == "cpu" else min(batch_size, _EXAMPLES)
+        readable = pictures.batch(range(min(count, len(pictures)))).pixels.to(self.fabric.device)
         return self.spec.network_input(readable) if len(readable) else readable
 
     @torch.inference_mode()
     def _unit_vectors(self, run: Forward, pixels: Tensor) -> Tensor:
-        """Unit vectors (n, d) float32 on the CPU, of pixels as `EncoderSpec.view` makes them."""
-        pixels = pixels.to(self.fabric.device, non_blocking=True)
-        return self._mean([run(self.spec.network_input(pixels, view)) for view in range(self.views)]).cpu()
+        """Unit vectors (n, d) float32 of pixels as `EncoderSpec.view` makes them, on the encoder's device."""
+        return self._mean([run(self.spec.network_input(pixels, view)) for view in range(self.views)])
 
     @torch.inference_mode()
     def embed_framed(self, framed: FramedPictures) -> Tensor:

@@ -43,6 +43,9 @@ class Pool:
     labels: Tensor
     groups: Tensor
 
+    def to(self, device: torch.device) -> Pool:
+        return Pool(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
 
 @dataclass(frozen=True, eq=False)
 class Episodes:
@@ -116,7 +119,7 @@ def sample(pool: Pool, episodes: int, *, way: int, shot: int, queries: int = 1, 
         way: Different classes of an episode, in random order.
         shot: Supports of a class.
         queries: Queries of a class; none of its rows occurs twice.
-        generator: On the device of the pool.
+        generator: On the device of the pool; or on the CPU, so that a seed gives the same episodes on every device.
 
     Raises:
         InputError: If a group has too few classes, or a class too few rows.
@@ -169,7 +172,8 @@ def _distinct(sizes: Tensor, count: int, generator: torch.Generator) -> Tensor:
     swaps, the latest first.
     """
     # float32 has too few steps for all numbers below a large size to be equally likely.
-    chance = torch.rand(count, len(sizes), dtype=torch.float64, generator=generator, device=sizes.device)
+    chance = torch.rand(count, len(sizes), dtype=torch.float64, generator=generator, device=generator.device)
+    chance = chance.to(sizes.device)
     taken = [(chance[step] * (sizes - step)).long() for step in range(count)]
     found = []
     for step, number in enumerate(taken):
@@ -201,17 +205,18 @@ def score_episodes(vectors: Tensor, episodes: Episodes, metric: Metric = "cosine
         raise InputError(f"metric must be {' or '.join(METRICS)}, not {metric!r}")
     points = _points(vectors, metric)
     way = episodes.classes.shape[1]
-    credit = torch.empty(episodes.query.shape)
-    taken = torch.zeros(episodes.classes.shape)
+    # They stay on the device until the end, so that no block waits for the one before.
+    credit = torch.empty(episodes.query.shape, device=points.device)
+    taken = torch.zeros(episodes.classes.shape, device=points.device)
     for block, slots in _blocks(episodes, points):
         support = points[episodes.support[block].to(points.device)].mean(2)
         query = points[episodes.query[block, :, slots].to(points.device)].flatten(1, 2)
         if metric == "cosine" and episodes.support.shape[2] > 1:
             support = F.normalize(support, dim=2)
         earned, lost_to = _credit(query, support, metric)
-        credit[block, :, slots] = earned.unflatten(1, (way, -1)).cpu()
-        taken[block] += lost_to.cpu()
-    return Scores(credit, taken)
+        credit[block, :, slots] = earned.unflatten(1, (way, -1))
+        taken[block] += lost_to
+    return Scores(credit.cpu(), taken.cpu())
 
 
 def _points(vectors: Tensor, metric: Metric) -> Tensor:

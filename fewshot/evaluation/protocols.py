@@ -191,7 +191,8 @@ def score(distances: Tensor, answers: Tensor, name: str = "distances") -> Tensor
 
 
 # --- episodes ---------------------------------------------------------------------------------------------------------
-# The generator is always on the CPU, so that a seed gives the same episodes on every device.
+# Episodes are sampled on the device of the vectors. The generator is always on the CPU, so that a seed gives the same
+# episodes on every device.
 
 
 def vinyals(
@@ -214,7 +215,8 @@ def vinyals(
     """
     leaking = _leaking(trained_on, embedded.characters, allow_leaks)
     generator = torch.Generator().manual_seed(seed)
-    drawn = sample(arrange(embedded.label), episodes, way=way, shot=shot, generator=generator)
+    pool = arrange(embedded.label).to(embedded.vectors.device)
+    drawn = sample(pool, episodes, way=way, shot=shot, generator=generator)
     scores = score_episodes(embedded.vectors, drawn, metric)
     parts = class_parts(scores, _character(embedded, drawn))
     return _result("vinyals", embedded, drawn, scores, parts, seed, leaking)
@@ -237,10 +239,10 @@ def within(
     alphabets.
     """
     leaking = _leaking(trained_on, embedded.characters, allow_leaks)
-    pool = arrange(embedded.label, embedded.alphabet)
+    pool = arrange(embedded.label, embedded.alphabet).to(embedded.vectors.device)
     drawn = sample(pool, episodes, way=way, shot=shot, generator=torch.Generator().manual_seed(seed))
     scores = score_episodes(embedded.vectors, drawn, metric)
-    alphabet = embedded.alphabet[drawn.support[:, 0, 0]]
+    alphabet = embedded.alphabet[drawn.support[:, 0, 0].cpu()]
     return _result("within", embedded, drawn, scores, group_parts(scores, alphabet), seed, leaking)
 
 
@@ -264,10 +266,10 @@ def all_way(
     if draws < 1:
         raise InputError(f"draws must be >= 1, not {draws}")
     leaking = _leaking(trained_on, embedded.characters, allow_leaks)
-    pool = arrange(embedded.label)
+    pool = arrange(embedded.label).to(embedded.vectors.device)
     drawn = episodes_of_classes(
         pool,
-        torch.arange(len(pool.labels)).expand(draws, -1),
+        torch.arange(len(pool.labels), device=pool.rows.device).expand(draws, -1),
         shot=shot,
         queries=int(pool.sizes.min()) - shot,
         generator=torch.Generator().manual_seed(seed),
@@ -360,7 +362,7 @@ def describe(embedded: EmbeddedDrawings) -> str:
 
 def _character(embedded: EmbeddedDrawings, episodes: Episodes) -> Tensor:
     """(episodes, way): the character of each class; its four turns are made of the same drawings."""
-    return embedded.character[episodes.support[:, :, 0]]
+    return embedded.character[episodes.support[:, :, 0].cpu()]
 
 
 def _result(

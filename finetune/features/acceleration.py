@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -27,8 +28,8 @@ from finetune.terminal import reason_of
 # Converting takes seconds, the time that plain PyTorch needs for this many pictures in a network of so many
 # multiplications a picture. These are of tf_efficientnet_lite0; in a smaller network it takes more pictures.
 WORTH_CONVERTING, MULTIPLICATIONS = 400, 384e6
-# torch.compile takes longer, and a GPU processes more pictures in that time.
-WORTH_COMPILING = 20_000
+# torch.compile takes about so many seconds, and saves about this share of the time of a picture on a GPU.
+COMPILING, COMPILING_SAVES = 45.0, 0.25
 
 # Least cosine between each output and the output of plain float32.
 TOLERANCE = 0.999
@@ -229,14 +230,27 @@ def _on_gpu(network: nn.Module, example: Tensor, batch_size: int, pictures: int)
     network = network.to(memory_format=torch.channels_last)
     for name, precision in (("float16", torch.float16), ("bfloat16", torch.bfloat16)):
         half = _half(network, precision)
-        if pictures >= WORTH_COMPILING:
+        if compiling_pays(pictures * _seconds(half, filled(example, batch_size)) / batch_size):
             yield f"compiled, {name}", _filling(_half(torch.compile(network), precision), batch_size, half)
         yield name, half
 
 
+def compiling_pays(seconds: float) -> bool:
+    """Whether torch.compile saves more time than it takes, for a collection that takes so many seconds without it."""
+    return seconds * COMPILING_SAVES > COMPILING
+
+
+def _seconds(run: Forward, batch: Tensor) -> float:
+    """Duration of a batch on a GPU, after one that sets things up."""
+    run(batch).cpu()
+    started = time.perf_counter()
+    run(batch).cpu()
+    return time.perf_counter() - started
+
+
 def _half(network: Forward, precision: torch.dtype) -> Forward:
     def run(batch: Tensor) -> Tensor:
-        with torch.no_grad(), torch.autocast("cuda", precision):
+        with torch.no_grad(), torch.autocast(batch.device.type, precision):
             return network(batch).float()
 
     return run
@@ -309,9 +323,9 @@ class AcceleratedModel:
         self._run, self.runtime = way.run, way.name
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """uint8 pictures (n, 3, size, size) to outputs (n, width), float32 on the CPU."""
+        """uint8 pictures (n, 3, size, size) to outputs (n, width), float32, on the device of the network."""
         assert self._run is not None, "prepare() comes first"
-        return self._run(pixels.to(self._fabric.device, non_blocking=True)).cpu()
+        return self._run(pixels.to(self._fabric.device, non_blocking=True))
 
     def in_full_batches(self, pixels: Tensor) -> Tensor:
         """The same in batches of one size: no output depends on how many other pictures are in its batch."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from finetune.data.images import Content
 from finetune.data.loader import Batch, Item, Pictures, cores, in_order, worker_count
 from finetune.data.transforms import Normalized, Preprocessing
+from finetune.device_stream import copied_ahead, fetched_behind
 from finetune.features.acceleration import CPU_BATCH, GPU_BATCH, AcceleratedModel, Examples, Forward, plain
 from finetune.models.device import open_engine, reproducible_numerics
 from finetune.progress import Advance, Display
@@ -82,20 +83,19 @@ def run_frozen(
 
 
 class _OverViews:
-    """A network on uint8 pictures (n, 3, h, w) or (n, views, 3, h, w), to (n, views, width) on the CPU."""
+    """A network on uint8 pictures (n, 3, h, w) or (n, views, 3, h, w), to (n, views, width), on its device."""
 
     def __init__(self, fabric: Fabric, network: nn.Module, preprocessing: Preprocessing, test_time: str):
-        self._device, self._run = fabric.device, plain(fabric, network)
+        self._run = plain(fabric, network)
         self._preprocessing, self._flips = preprocessing, test_time == "flip"
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        pixels = pixels.to(self._device, non_blocking=True)
         views = pixels.unsqueeze(1) if pixels.ndim == 4 else pixels
         if self._flips:
             views = torch.cat([views, views.flip(-1)], dim=1)
         outputs = self._run(self._preprocessing.normalize(views.flatten(0, 1)))
         of_views: Tensor = outputs.unflatten(0, views.shape[:2])
-        return of_views.cpu()
+        return of_views
 
 
 def run_over(
@@ -112,12 +112,12 @@ def run_over(
 
     Args:
         device: Device of the network. On a CPU, several threads call the network at the same time.
-        network: uint8 pixels (n, ...), as the pictures' view makes them, to outputs (n, ...), float32 on the CPU.
+        network: uint8 pixels (n, ...) as the pictures' view makes them to outputs (n, ...) float32, both on `device`.
         pictures: Pictures to read, or batches that are in memory.
         batch_size: Pictures in a batch. None for the usual size of the device.
         workers: As for `run_frozen`.
         advance: Called with the number of pictures that are done.
-        keep: Called with the outputs of each batch, so that an interruption loses no more than one.
+        keep: Called with the outputs of each batch, so that an interruption loses no more than a few.
     """
     values, indices, contents = [], [], {}
     with reproducible_numerics(device):
@@ -149,15 +149,31 @@ def _on_each(
 ) -> Iterator[_Result]:
     if device.type == "cpu":
         yield from _on_cores(network, pictures, batch_size or CPU_BATCH, workers)
-        return
+    else:
+        yield from _streamed(device, network, pictures, batch_size or GPU_BATCH, workers)
+
+
+def _streamed(
+    device: torch.device,
+    network: Forward | None,
+    pictures: Pictures | Sequence[Batch],
+    batch_size: int,
+    workers: int | None,
+) -> Iterator[_Result]:
+    """Batches that processes decode, through one network that does not wait for its results to be fetched."""
     batches: Iterable[Batch]
     if isinstance(pictures, Pictures):
         processes = worker_count(workers, len(pictures), beside_cpu=False)
-        batches = in_order(pictures, batch_size=batch_size or GPU_BATCH, workers=processes)
+        batches = in_order(pictures, batch_size=batch_size, workers=processes)
     else:
         batches = pictures
-    for batch in batches:
-        yield _run(network, batch)
+    if network is None:
+        yield from ((batch, None) for batch in batches)
+        return
+    on_device = copied_ahead(((batch, batch.pixels) for batch in batches), device)
+    yield from fetched_behind(
+        ((batch, network(pixels) if len(batch.index) else None) for batch, pixels in on_device), device
+    )
 
 
 def _on_cores(

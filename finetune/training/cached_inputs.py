@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from finetune.config import Config
 from finetune.data.loader import Shuffle, check_unchanged
 from finetune.data.transforms import Normalized, view_seed
+from finetune.device_stream import copied_ahead
 from finetune.errors import InputError
 from finetune.features.acceleration import CPU_BATCH, Examples, plain
 from finetune.features.cache import ActivationCache, Activations
@@ -121,12 +122,16 @@ class FrozenInputs:
     def batches(self, first_epoch: int, epochs: int, share: Share = take_all) -> Iterator[TrainingBatch]:
         indices, seed = self._material.indices, self._material.pictures.seed
         row = {index: position for position, index in enumerate(indices)}
-        for batch in Shuffle(seed, indices, self._config.batch_size, first_epoch, epochs):
-            keys = [batch[position] for position in share(len(batch))]
-            views = [view_shown(seed, epoch, index, self.views) for epoch, index in keys]
-            activations = self.train.entries([row[index] for _, index in keys], views)
-            index = torch.tensor([index for _, index in keys], dtype=torch.int64)
-            yield TrainingBatch(index, self._maps(activations), len(batch))
+
+        def activations_of_batches() -> Iterator[tuple[tuple[Tensor, int], Tensor]]:
+            for batch in Shuffle(seed, indices, self._config.batch_size, first_epoch, epochs):
+                keys = [batch[position] for position in share(len(batch))]
+                views = [view_shown(seed, epoch, index, self.views) for epoch, index in keys]
+                index = torch.tensor([index for _, index in keys], dtype=torch.int64)
+                yield (index, len(batch)), self.train.entries([row[index] for _, index in keys], views)
+
+        for (index, whole), activations in copied_ahead(activations_of_batches(), self._fabric.device):
+            yield TrainingBatch(index, self._maps(activations), whole)
 
     def validation_logits(self) -> Tensor:
         self._network.eval()

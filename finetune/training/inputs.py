@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from finetune.config import Config
 from finetune.data.loader import Batch, Pictures, Shuffle, check_unchanged, decoded, worker_count
 from finetune.data.transforms import Preprocessing
+from finetune.device_stream import copied_ahead
 from finetune.errors import InputError
 from finetune.features.forward import in_memory, run_frozen
 
@@ -126,12 +127,15 @@ class PictureInputs:
             ([batch[position] for position in share(len(batch))] for batch in keys),
             workers=worker_count(self._config.workers, len(material.indices), beside_cpu=device.type == "cpu"),
         )
-        for whole, batch in zip(keys, loader, strict=True):
-            check_unchanged(batch.contents, material.pictures, material.hashes)
-            pixels = batch.pixels if len(batch.index) else torch.empty(0, 3, size, size, dtype=torch.uint8)
-            yield TrainingBatch(
-                batch.index, material.preprocessing.normalize(pixels.to(device, non_blocking=True)), len(whole)
-            )
+
+        def pixels_of_batches() -> Iterator[tuple[tuple[Tensor, int], Tensor]]:
+            for whole, batch in zip(keys, loader, strict=True):
+                check_unchanged(batch.contents, material.pictures, material.hashes)
+                pixels = batch.pixels if len(batch.index) else torch.empty(0, 3, size, size, dtype=torch.uint8)
+                yield (batch.index, len(whole)), pixels
+
+        for (index, whole), pixels in copied_ahead(pixels_of_batches(), device):
+            yield TrainingBatch(index, material.preprocessing.normalize(pixels), whole)
 
     def validation_logits(self) -> Tensor:
         material = self._material
