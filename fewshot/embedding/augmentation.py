@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,38 +15,69 @@ from fewshot.embedding.framing import FramedPictures, render
 _BEND_POINTS = 4  # displacements are drawn at 4 x 4 points and interpolated
 
 
+@dataclass(frozen=True, eq=False)
+class Changes:
+    """The drawn changes of n pictures. Those that a distortion does not have are empty.
+
+    Attributes:
+        warp: Shape (n, 2, 3): symmetry, turn, shear, scale and shift of each picture, as for `render`.
+        bend: Shape (n, 2, 4, 4): displacements at 4 x 4 points, in x and y.
+        stroke: Shape (n,), from -1 to 1: thinner or thicker strokes.
+        light: Shape (n, 3, channels): contrast and brightness, and contrast of each channel.
+    """
+
+    warp: Tensor
+    bend: Tensor
+    stroke: Tensor
+    light: Tensor
+
+    def __getitem__(self, part: slice) -> Changes:
+        return Changes(**{name: tensor[part] for name, tensor in vars(self).items()})
+
+
 def distort(
-    framed: FramedPictures,
-    symmetry: Tensor,
-    distortion: Distortion,
-    side: int,
-    generator: torch.Generator,
-    part: slice = slice(None),
+    framed: FramedPictures, symmetry: Tensor, distortion: Distortion, side: int, generator: torch.Generator
 ) -> Tensor:
     """Apply a symmetry and a random distortion to every picture.
 
     Args:
-        framed: The pictures of `part`.
-        symmetry: Of all n pictures of the batch, shape (n,), int64, 0 to 7: quarter turns counter-clockwise, then those
-            of the mirror image.
+        framed: n pictures.
+        symmetry: Shape (n,), int64, 0 to 7: quarter turns counter-clockwise, then those of the mirror image.
         distortion: Bounds of the random distortion.
         side: Side of the result in pixels.
         generator: On the CPU, so that a seed gives the same distortions on every device.
-        part: Which pictures of the batch to distort. Each gets the distortion that it gets in the whole batch.
 
     Returns:
-        Shape (pictures of `part`, channels, side, side), float32, from 0 to 1.
+        Shape (n, channels, side, side), float32, from 0 to 1.
     """
-    n, device = len(symmetry), framed.pictures.device
+    return changed(framed, draw_changes(symmetry, distortion, framed.pictures.shape[1], generator), side)
+
+
+def draw_changes(symmetry: Tensor, distortion: Distortion, channels: int, generator: torch.Generator) -> Changes:
+    """The random numbers of `distort`, on the CPU. channels: of the pictures; the others are those of `distort`."""
+    n = len(symmetry)
     warp = _symmetries()[symmetry.cpu()] @ _linear(n, distortion, generator)
     shift = _drawn(n, -distortion.shift, distortion.shift, distortion.present, generator, width=2)
-    bend = _bend(n, distortion.elastic, side, generator, device, part) if distortion.elastic else None
-    pictures = render(framed, side, torch.cat([warp, shift[:, :, None]], 2)[part].to(device), bend)
+    bend = stroke = light = torch.empty(0)
+    if distortion.elastic:
+        points = torch.randn(n, 2, _BEND_POINTS, _BEND_POINTS, generator=generator)
+        bend = points * distortion.elastic * torch.rand(n, 1, 1, 1, generator=generator)
     if distortion.stroke:
-        pictures = _stroked(pictures, distortion.stroke * torch.rand(n, generator=generator).mul(2).sub(1)[part])
+        stroke = distortion.stroke * torch.rand(n, generator=generator).mul(2).sub(1)
     if distortion.light:
-        draws = torch.rand(3, n, pictures.shape[1], generator=generator)[:, part]
-        pictures = _lit(pictures, distortion.light * draws.mul(2).sub(1))
+        light = distortion.light * torch.rand(3, n, channels, generator=generator).mul(2).sub(1).transpose(0, 1)
+    return Changes(torch.cat([warp, shift[:, :, None]], 2), bend, stroke, light)
+
+
+def changed(framed: FramedPictures, changes: Changes, side: int) -> Tensor:
+    """The pictures with their changes, (n, channels, side, side) float32 from 0 to 1, on the device of the pictures."""
+    device = framed.pictures.device
+    bend = _displacements(changes.bend.to(device), side) if len(changes.bend) else None
+    pictures = render(framed, side, changes.warp.to(device), bend)
+    if len(changes.stroke):
+        pictures = _stroked(pictures, changes.stroke)
+    if len(changes.light):
+        pictures = _lit(pictures, changes.light.transpose(0, 1))
     return pictures
 
 
@@ -92,11 +124,9 @@ def _drawn(n: int, low: float, high: float, present: float, generator: torch.Gen
     return torch.where(torch.rand(n, width, generator=generator) < present, values, 0)
 
 
-def _bend(n: int, strength: float, side: int, generator: torch.Generator, device: torch.device, part: slice) -> Tensor:
-    """(pictures of `part`, side, side, 2): smooth displacements of random strength, as in Simard et al. (2003)."""
-    points = torch.randn(n, 2, _BEND_POINTS, _BEND_POINTS, generator=generator)
-    points = points * strength * torch.rand(n, 1, 1, 1, generator=generator)
-    return F.interpolate(points[part].to(device), (side, side), mode="bilinear", align_corners=True).permute(0, 2, 3, 1)
+def _displacements(points: Tensor, side: int) -> Tensor:
+    """(n, side, side, 2): smooth displacements, as in Simard et al. (2003), from those at points (n, 2, 4, 4)."""
+    return F.interpolate(points, (side, side), mode="bilinear", align_corners=True).permute(0, 2, 3, 1)
 
 
 def _stroked(pictures: Tensor, width: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,18 +16,22 @@ from lightning_fabric import Fabric
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from fewshot.embedding.augmentation import distort
+from fewshot.embedding.augmentation import changed, draw_changes
 from fewshot.embedding.distortions import DISTORTIONS
 from fewshot.embedding.framing import FramedPictures, render
 from fewshot.evaluation.episodes import arrange
 from fewshot.training.batches import draw
+from fewshot.training.captured import CapturedSteps
 from fewshot.training.config import SiameseConfig
-from fewshot.training.losses import Siamese
+from fewshot.training.losses import Contrastive, Siamese
+from fewshot.training.step_clock import StepClock
+from fewshot.training.step_numbers import THREADS, Layout, StepNumbers, drawn_ahead
 from fewshot.training.training_data import SiameseData
 from finetune.data.transforms import view_seed
+from finetune.device_stream import copied_ahead
 from finetune.errors import TrainingDiverged
 from finetune.metrics import Count, Finite, Share
-from finetune.models.device import open_engine, synchronize
+from finetune.models.device import open_engine
 from finetune.progress import Advance, Display
 from finetune.ranks.exchange import GlobalBatchNorm, share
 from finetune.ranks.group import Ranks, current
@@ -36,7 +41,7 @@ from finetune.training.step import check_finite, parameter_groups, scale_learnin
 
 # Most validations of a training, and fewest steps between two.
 VALIDATIONS, LEAST_BETWEEN = 30, 50
-# Steps between two checks of the loss and two timings of a step: both wait for the device.
+# Steps between two checks of the loss, which wait for the device; on a CPU also between two timings of a step.
 CHECK_EVERY = 16
 # Seconds after which the timing of steps ends early.
 TIMING = 5.0
@@ -90,7 +95,7 @@ class SiameseState:
         best: Highest validation accuracy. None without validation.
         best_step: Step of `best`. 0 without validation.
         seconds: Duration of the loop, validations included.
-        waiting: Share of the time of a step that is spent on making the batch.
+        waiting: Share of the time of a step that is spent on making the batch; on a GPU, on waiting for its numbers.
         validating: Duration of the validations in seconds.
         interrupted: Whether Ctrl-C ended the training.
         history: One row per validation.
@@ -128,7 +133,7 @@ def train(task: SiameseTask, *, checkpoint: Path | None = None, display: Display
     saved, state = file.read(), SiameseState()
     if saved is not None:
         state = saved.state_as(SiameseState)
-    with _opened(task, saved, state.step) as loop:
+    with _opened(task, saved, state.step, display) as loop:
         best = saved.weights_for("best", loop.averaged) if saved is not None and state.best is not None else {}
         return _trained(loop, file, state, best, display)
 
@@ -216,16 +221,21 @@ def seconds_per_step(task: SiameseTask, steps: int = 16) -> float:
 
 
 @contextmanager
-def _opened(task: SiameseTask, saved: Checkpoint | None = None, step: int = 0) -> Iterator[_Loop]:
+def _opened(
+    task: SiameseTask, saved: Checkpoint | None = None, step: int = 0, display: Display | None = None
+) -> Iterator[_Loop]:
     """The loop of a training, whose steps all processes of the job take together.
 
     saved: A checkpoint to continue from, written after `step`.
     """
     ranks = current()
     if ranks is None:
-        loop = _Loop(task)
+        loop = _Loop(task, display=display)
         loop.restore(saved, step)
-        yield loop
+        try:
+            yield loop
+        finally:
+            loop.close()
         return
     data = replace(task.data, validation=None, held_out=None)
     sent = replace(task, fabric=None, siamese=copy.deepcopy(task.siamese).cpu(), data=data)  # type: ignore[arg-type]
@@ -260,19 +270,48 @@ class _Loop:
 
     ranks: The processes that take each step together. Each embeds its share of the batch; the loss is that of the pairs
     of all. None for this process alone.
+
+    streamed: Whether the numbers of a batch are drawn ahead in threads, and all else happens on the device, without
+    waiting for it. None for what suits the device: one process with a GPU.
     """
 
-    def __init__(self, task: SiameseTask, ranks: Ranks | None = None):
+    def __init__(
+        self,
+        task: SiameseTask,
+        ranks: Ranks | None = None,
+        *,
+        streamed: bool | None = None,
+        display: Display | None = None,
+    ):
         self.task, config, data, device = task, task.config, task.data, task.fabric.device
+        self.streamed = ranks is None and device.type == "cuda" if streamed is None else streamed
         self.siamese = task.siamese.to(device).train()
         self.siamese.encoder.to(memory_format=torch.channels_last)
         self._ema = ModelEmaV3(self.siamese.encoder, exclude_buffers=True)
         groups = parameter_groups(self.siamese.parameters(), config.lr, config.weight_decay)
         self.ranks, self._fabric = ranks, task.fabric if ranks is None else ranks.engine(task.fabric)
-        self.engine, self.optimizer = self._fabric.setup(self.siamese, torch.optim.AdamW(groups, lr=config.lr))
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True if self.streamed else None)
+        self.engine, self.optimizer = self._fabric.setup(self.siamese, optimizer)
         self.pictures = data.pictures.to(device)
         self.pool = arrange(data.classes, data.groups[data.classes])
-        self.step, self.batch_size, self.clock = 0, 0, _Clock(device)
+        self.step, self.batch_size, self.clock = 0, 0, StepClock(device)
+        self._batches: Iterator[tuple[Layout, Tensor]] | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        loss, steady = self.siamese.loss, self.siamese.miner is None and isinstance(self.siamese.loss, Contrastive)
+        if isinstance(loss, Contrastive):
+            loss.fixed_shapes = self.streamed
+        self.steps = CapturedSteps[Layout](
+            lambda memory, layout: self._learn(*self._shown(layout.unpacked(memory))),
+            list(self.siamese.parameters()),
+            capture=self.streamed and steady and device.type == "cuda",
+            say=(display or Display()).say,
+        )
+
+    def close(self) -> None:
+        """End the threads that draw ahead."""
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
+        self._threads = self._batches = None
 
     @property
     def averaged(self) -> nn.Module:
@@ -296,8 +335,10 @@ class _Loop:
     def train_until(self, step: int, advance: Advance) -> float:
         """Train up to `step`; return the mean loss."""
         losses, unchecked = list[float](), list[Tensor]()
+        on_cpu = self.task.fabric.device.type == "cpu"
+        self.clock.stop()
         while self.step < step:
-            unchecked.append(self.train_step(timed=self.step % CHECK_EVERY == 0))
+            unchecked.append(self.train_step(timed=not on_cpu or self.step % CHECK_EVERY == 0))
             advance(self.batch_size, "")
             if len(unchecked) == CHECK_EVERY or self.step == step:
                 losses += check_finite(unchecked, self.step - 1, self.task.steps, self.optimizer, self.task.config.lr)
@@ -311,30 +352,44 @@ class _Loop:
 
     def take_step(self, *, timed: bool = False) -> Tensor:
         """The part of this process in a step; its loss, detached."""
-        config, clock = self.task.config, self.clock if timed else None
-        with _part(clock, "batch"):
+        config, ranks = self.task.config, self.ranks
+        if timed:
+            self.clock.begin()
+        if self.streamed:
+            layout, memory = self._next()
+            self.batch_size = layout.parts[0][1][0]
+        else:
             pictures, labels = self.batch(self.step)
-        self.batch_size, ranks = len(labels), self.ranks
-        counts = None if ranks is None else [len(share(len(labels), rank, ranks.size)) for rank in range(ranks.size)]
-        with _part(clock, "network"):
-            warmup = round(config.warmup * self.task.steps)
-            scale_learning_rates(self.optimizer, schedule(self.step, self.task.steps, warmup))
-            with nullcontext() if ranks is None else GlobalBatchNorm():
-                loss: Tensor = self.engine(pictures, labels, counts)
-            self._fabric.backward(loss)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            if ranks is None or ranks.rank == 0:
-                # The first weights are random, so their share falls faster.
-                self._ema.decay = min(config.ema, (1 + self.step) / (10 + self.step))
-                self._ema.update(self.siamese.encoder)
+            self.batch_size = len(labels)
+        if timed:
+            self.clock.end("batch")
+        warmup = round(config.warmup * self.task.steps)
+        scale_learning_rates(self.optimizer, schedule(self.step, self.task.steps, warmup))
+        loss = self.steps(memory, layout) if self.streamed else self._learn(pictures, labels)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if ranks is None or ranks.rank == 0:
+            # The first weights are random, so their share falls faster.
+            self._ema.decay = min(config.ema, (1 + self.step) / (10 + self.step))
+            self._ema.update(self.siamese.encoder)
+        if timed:
+            self.clock.end("network")
         self.step += 1
+        return loss
+
+    def _learn(self, pictures: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a batch, detached; gradients are set."""
+        ranks = self.ranks
+        counts = None if ranks is None else [len(share(len(labels), rank, ranks.size)) for rank in range(ranks.size)]
+        with nullcontext() if ranks is None else GlobalBatchNorm():
+            loss: Tensor = self.engine(pictures, labels, counts)
+        self._fabric.backward(loss)
         return loss.detach()
 
     def time_steps(self, most: int) -> float:
         """Train at least one step and at most `most`, for about TIMING seconds; return the mean duration of a step."""
-        self.clock, first = _Clock(self.task.fabric.device), self.step
-        while self.step == first or (self.step - first < most and self.clock.total() < TIMING):
+        self.clock, first, started = StepClock(self.task.fabric.device), self.step, time.perf_counter()
+        while self.step == first or (self.step - first < most and time.perf_counter() - started < TIMING):
             self.train_step(timed=True)
         return self.clock.total() / (self.step - first)
 
@@ -343,7 +398,24 @@ class _Loop:
 
         With other processes, the pictures are the share of this one, and the labels are those of all.
         """
-        config, data, device = self.task.config, self.task.data, self.task.fabric.device
+        return self._shown(self._numbers(step))
+
+    def _next(self) -> tuple[Layout, Tensor]:
+        """The numbers of the current step, packed, on the device."""
+        if self._batches is None:
+            self._threads = ThreadPoolExecutor(THREADS)
+            drawn = drawn_ahead(lambda step: self._numbers(step).packed(), self.step, self._threads)
+            self._batches = copied_ahead(drawn, self.task.fabric.device)
+        return next(self._batches)
+
+    def _shown(self, numbers: StepNumbers) -> tuple[Tensor, Tensor]:
+        device = self.task.fabric.device
+        pictures = changed(self.pictures[numbers.rows.to(device)], numbers.changes, numbers.side)
+        return pictures.contiguous(memory_format=torch.channels_last), numbers.labels.to(device)
+
+    def _numbers(self, step: int) -> StepNumbers:
+        """What is random in `step`, on the CPU."""
+        config, data = self.task.config, self.task.data
         generator = torch.Generator().manual_seed(view_seed(config.seed, step, "batch"))
         drawn = draw(
             self.pool,
@@ -358,9 +430,8 @@ class _Loop:
         if self.ranks is not None:
             own = share(len(drawn.rows), self.ranks.rank, self.ranks.size)
             part = slice(own.start, own.stop)
-        chosen = self.pictures[drawn.rows[part].to(device)]
-        pictures = distort(chosen, drawn.symmetry, distortion, self.task.side_at(step), generator, part)
-        return pictures.contiguous(memory_format=torch.channels_last), drawn.labels.to(device)
+        changes = draw_changes(drawn.symmetry, distortion, data.pictures.pictures.shape[1], generator)
+        return StepNumbers(drawn.rows[part], drawn.labels, changes[part], self.task.side_at(step))
 
     def accuracy(self) -> float | None:
         """Validation accuracy of the averaged weights. None without validation."""
@@ -385,32 +456,3 @@ class _Loop:
         rendered = render(pictures.to(fabric.device), self.task.side).contiguous(memory_format=torch.channels_last)
         with fabric.autocast():
             return F.normalize(self.averaged(rendered).float(), dim=1)
-
-
-class _Clock:
-    """Durations of the parts of a step, the device's work included."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Add the duration of the block to `name`."""
-        synchronize(self.device)
-        started = time.perf_counter()
-        yield
-        synchronize(self.device)
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
-
-    def total(self) -> float:
-        """Seconds of all parts."""
-        return sum(self.seconds.values())
-
-    def share(self, name: str) -> float:
-        """Share of a part in the total, in [0, 1]."""
-        return self.seconds.get(name, 0.0) / max(1e-9, self.total())
-
-
-def _part(clock: _Clock | None, name: str) -> AbstractContextManager[None]:
-    return nullcontext() if clock is None else clock.part(name)

@@ -34,6 +34,9 @@ class Contrastive(nn.Module):
     def __init__(self, margin: float = 1.0, hardest: int = 8):
         super().__init__()
         self.margin, self.hardest = margin, hardest
+        # Whether all intermediate tensors have shapes that the number of pictures alone decides, as CUDA graphs need.
+        # The sums are then over all pairs, in another order.
+        self.fixed_shapes = False
 
     def forward(self, vectors: Tensor, labels: Tensor, pairs: tuple[Tensor, ...] | None = None) -> Tensor:
         """Loss of embeddings (n, d) of any length with labels (n,).
@@ -44,6 +47,8 @@ class Contrastive(nn.Module):
         unit = F.normalize(vectors, dim=1)
         distance = (2 - 2 * unit @ unit.T).clamp_min(_TINY).sqrt()
         same_class = labels[:, None] == labels
+        if self.fixed_shapes and pairs is None:
+            return self._of_fixed_shapes(distance, same_class)
         if pairs is not None:
             same, different = distance[pairs[0], pairs[1]], distance[pairs[2], pairs[3]]
         else:
@@ -57,6 +62,19 @@ class Contrastive(nn.Module):
         # The mean is over all hardest pairs that exist, or over those of all pairs that cost something.
         counted = different.isfinite() if self.hardest and pairs is None else short > 0
         return (same.square().sum() / max(1, len(same)) + short.square().sum() / counted.sum().clamp_min(1)) / 2
+
+    def _of_fixed_shapes(self, distance: Tensor, same_class: Tensor) -> Tensor:
+        """As `forward`, from distances (n, n) of all pairs, without choosing some of them by a mask."""
+        same = same_class.triu(1)
+        if self.hardest:
+            count = min(self.hardest, len(distance))
+            short = self.margin - distance.masked_fill(same_class, torch.inf).topk(count, largest=False).values
+            counted = short > -torch.inf
+        else:
+            short = (self.margin - distance) * (~same_class).triu(1)
+            counted = short > 0
+        near = short.clamp_min(0).square().sum() / counted.sum().clamp_min(1)
+        return ((distance.square() * same).sum() / same.sum().clamp_min(1) + near) / 2
 
 
 class Siamese(nn.Module):
