@@ -67,7 +67,7 @@ def main() -> None:
     args = parser.parse_args()
     budget, repeats = ("quick", 2) if args.quick else (args.budget, args.repeats)
     result: dict[str, Any] = {**provenance(), "faiss": import_faiss().__version__, "threads": torch.get_num_threads()}
-    for device in ("cpu", *(["cuda"] if on_gpu("auto") and torch.cuda.is_available() else [])):
+    for device in ("cpu", *(["cuda"] if on_gpu("auto") and import_faiss().get_num_gpus() else [])):
         result[f"exact_{device}"] = [exact(n, m, device, repeats) for n, m in EXACT[budget]]
     result["approximate"] = [approximate(kind, n, repeats) for kind, n in APPROXIMATE[budget]]
     if not args.quick:

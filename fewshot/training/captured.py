@@ -46,7 +46,7 @@ class CapturedSteps(Generic[L]):
         capture: bool,
         say: Callable[[str], None],
     ):
-        self._learn, self._parameters, self._capture, self._say = learn, list(parameters), capture, say
+        self._learn, self._parameters, self.capture, self.say = learn, list(parameters), capture, say
         self._graphs: dict[L, _Graph] = {}
         self._seen: dict[L, int] = {}
 
@@ -69,15 +69,15 @@ class CapturedSteps(Generic[L]):
     def _recorded(self, tensor: Tensor, layout: L) -> _Graph | None:
         """A new graph; None where the step runs as it is."""
         seen = self._seen[layout] = self._seen.get(layout, 0) + 1
-        if not self._capture or seen <= WARM_UP or len(self._graphs) >= MOST:
+        if not self.capture or seen <= WARM_UP or len(self._graphs) >= MOST:
             return None
         given, graph = tensor.clone(), torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 loss = self._learn(given, layout)
         except RuntimeError as error:
-            self._capture = False
-            self._say(f"Training steps are not recorded as CUDA graphs and run more slowly ({reason_of(error)}).")
+            self.capture = False
+            self.say(f"Training steps are not recorded as CUDA graphs and run more slowly ({reason_of(error)}).")
             for parameter in self._parameters:
                 parameter.grad = None
             return None

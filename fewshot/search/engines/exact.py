@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
+from fewshot.search.engines.device_gallery import DeviceGallery
 from fewshot.search.engines.library import Found, Structure, Vectors, import_faiss, reconstructed, search_flat
-
-_MOST_ON_GPU = 2048  # neighbours: FAISS's limit on a GPU
 
 
 class Exact:
@@ -23,7 +23,7 @@ class Exact:
 
     def __init__(self, flat: Any, gpu: bool = False):
         self.faiss_index = flat
-        self._mirror = GpuMirror(flat) if gpu else None
+        self._mirror = DeviceMirror(torch.device("cuda")) if gpu else None
 
     @classmethod
     def of(cls, vectors: Vectors, gpu: bool = False) -> Exact:
@@ -59,8 +59,8 @@ class Exact:
         return reconstructed(self.faiss_index, rows)
 
     def search(self, queries: Vectors, k: int) -> Found:
-        if self._mirror is not None and k <= _MOST_ON_GPU:
-            return self._mirror.search(queries, k)
+        if self._mirror is not None:
+            return self._mirror.search(self._memory(), queries, k)
         return search_flat(self.faiss_index, queries, k)
 
     def _memory(self) -> Vectors:
@@ -77,26 +77,25 @@ class Exact:
             self._mirror.forget()
 
 
-class GpuMirror:
-    """A copy of an exact index on the first GPU, renewed by the first search after a change.
+class DeviceMirror:
+    """A copy of vectors on a device, renewed by the first search after a change.
 
-    FAISS cannot remove vectors on a GPU. Searches take turns, since FAISS's GPU resources are not thread-safe.
+    The product of matrices is torch's: FAISS finds no more than 2048 neighbours on a GPU, and its searches must take
+    turns there.
     """
 
-    def __init__(self, flat: Any):
-        faiss = import_faiss()
-        self._flat = flat
-        self._resources = faiss.StandardGpuResources()
-        self._mirrored: Any = None
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._gallery: DeviceGallery | None = None
         self._lock = threading.Lock()
 
-    def search(self, queries: Vectors, k: int) -> Found:
-        faiss = import_faiss()
+    def search(self, vectors: Vectors, queries: Vectors, k: int) -> Found:
+        """The k nearest of `vectors`, those of the first search after `forget`."""
         with self._lock:
-            if self._mirrored is None:
-                self._mirrored = faiss.index_cpu_to_gpu(self._resources, 0, self._flat)
-            similarity, rows = self._mirrored.search(queries, k)
-        return similarity, rows
+            if self._gallery is None:
+                self._gallery = DeviceGallery(vectors, self._device)
+            gallery = self._gallery
+        return gallery.search(queries, k)
 
     def forget(self) -> None:
-        self._mirrored = None
+        self._gallery = None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from finetune.errors import InputError
@@ -29,16 +30,15 @@ def import_faiss() -> Any:
 
 
 def on_gpu(device: str) -> bool:
-    """Whether FAISS searches on a GPU, for the device "auto", "cpu" or "cuda". InputError if "cuda" is missing."""
+    """Whether exact search runs on a GPU, for the device "auto", "cpu" or "cuda". InputError if "cuda" is missing."""
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"device must be one of auto, cpu, cuda, not {device!r}")
     if device == "cpu":
         return False
-    faiss = import_faiss()
-    found = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+    found = torch.cuda.is_available()
     if device == "cuda" and not found:
-        raise InputError("device cuda: FAISS finds no CUDA device; use cpu or auto")
-    return bool(found)
+        raise InputError("device cuda: torch sees no CUDA device; use cpu or auto")
+    return found
 
 
 def search_flat(flat: Any, queries: Vectors, k: int, selector: Any = None) -> Found:

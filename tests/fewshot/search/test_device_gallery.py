@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from fewshot.search import device_search
-from fewshot.search.device_search import DeviceGallery
-from fewshot.search.engines import ROUNDING, Exact
+from fewshot.search.engines import ROUNDING, Exact, device_gallery
+from fewshot.search.engines.device_gallery import DeviceGallery
+from fewshot.search.engines.exact import DeviceMirror
 
 CPU = torch.device("cpu")
 
@@ -49,5 +49,22 @@ def test_equal_vectors_are_all_found() -> None:
 def test_blocks_of_queries_give_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     gallery, queries = unit(500, 0), unit(20, 1)
     whole = DeviceGallery(gallery, CPU).search(queries, 5)[1]
-    monkeypatch.setattr(device_search, "AT_ONCE_CPU", 3 * 512)
+    monkeypatch.setattr(device_gallery, "AT_ONCE_CPU", 3 * 512)
     assert (DeviceGallery(gallery, CPU).search(queries, 5)[1] == whole).all()
+
+
+def test_a_mirror_follows_the_changes_of_its_engine() -> None:
+    engine = Exact.of(unit(200, 0))
+    engine._mirror = DeviceMirror(CPU)
+    queries = unit(3, 1)
+    before = engine.search(queries, 4)[1]
+    added = unit(5, 2)
+    engine.add(added)
+    assert engine.search(added, 1)[1].tolist() == [[row] for row in range(200, 205)]
+    engine.replace([200], added[4:])
+    assert engine.search(added[4:], 2)[1][0].tolist() in ([200, 204], [204, 200])
+    engine.remove(list(range(200, 205)))
+    assert (engine.search(queries, 4)[1] == before).all()
+    engine.remove(list(range(200)))
+    engine.add(added)
+    assert engine.search(added, 1)[1].tolist() == [[row] for row in range(5)]
