@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fewshot.search.index import Index
     from fewshot.search.neighbours import Neighbour
     from fewshot.search.picture_index import embed_folder, open_index, search_pictures
+    from fewshot.search.table.lance_index import LanceIndex
     from fewshot.training.config import SiameseConfig
     from fewshot.training.train import train_folder, train_omniglot
     from finetune.open_set.metrics import open_set
@@ -37,6 +38,7 @@ __all__ = [
     "FewtuneError",
     "Index",
     "InputError",
+    "LanceIndex",
     "Neighbour",
     "Recognition",
     "Recognizer",
@@ -71,6 +73,7 @@ _ROOMS = {
     "EmbeddingTransformer": "estimators",
     "Embeddings": "embedding.embedder",
     "Index": "search.index",
+    "LanceIndex": "search.table.lance_index",
     "Neighbour": "search.neighbours",
     "Recognition": "recognition.answers",
     "Recognizer": "recognition.recognizer",

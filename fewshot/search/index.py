@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from fewshot.search.key_rows import KeyRows
 from fewshot.search.key_table import Entry
 from fewshot.search.neighbours import Neighbours
 from finetune.errors import InputError
+
+if TYPE_CHECKING:
+    from fewshot.search.table.lance_index import LanceIndex
 
 # "auto" tries inverted lists from this number of vectors on. It keeps exact search if the lists must compare a larger
 # share than AUTO_SHARE to reach the recall. Both are well beyond the point where lists win in benchmarks/search.py.
@@ -168,7 +171,7 @@ class Index:
             self._keys.describe(keys, texts)
         self._settle(2 * len(keys))
 
-    def merge(self, other: Index) -> None:
+    def merge(self, other: Index | LanceIndex) -> None:
         """Add all vectors of `other`. InputError if widths or fingerprints differ, or a key is in both."""
         self._refuse_if_read_only()
         if other.width != self.width:
@@ -180,7 +183,8 @@ class Index:
         for key in other.keys:
             if key in self:
                 raise InputError(f"key {key!r} is in both indexes; remove it from one of them")
-        self._add(other.keys, other.vectors(other.keys), other._keys.metadata)
+        texts = {key: text for key, text in other.metadata_texts(other.keys).items() if text}
+        self._add(other.keys, other.vectors(other.keys), texts)
 
     def compact(self) -> None:
         """Rebuild: frees the memory of removed vectors, chooses and tunes the engine, measures the recall."""
@@ -201,6 +205,11 @@ class Index:
         if not isinstance(found, dict):
             raise InputError(f"metadata of key {key!r} are not a mapping; the index is damaged")
         return found
+
+    def metadata_texts(self, keys: Sequence[str]) -> dict[str, str]:
+        """Key -> JSON text of its metadata, empty without. InputError for a key that is not in the index."""
+        self._keys.rows(keys)
+        return {key: self._keys.metadata.get(key, "") for key in keys}
 
     def search(self, vectors: NDArray[np.float32], k: int = 10, *, at_least: float | None = None) -> Neighbours:
         """Find the most similar vectors of each query.
@@ -254,6 +263,37 @@ class Index:
             changed=self._changed,
         )
         write_folder(Path(folder), header, self._engine.faiss_index, self._keys.entries(), check)
+
+    @classmethod
+    def open(
+        cls,
+        place: str | Path,
+        *,
+        fingerprint: str | None = None,
+        version: int | None = None,
+        memory_mapped: bool = False,
+        device: str = "auto",
+    ) -> Index | LanceIndex:
+        """Read the index of a folder, or open a Lance table.
+
+        Args:
+            place: Folder of an index; or path of a table, or its address, such as s3://bucket/name.lance.
+            version: Of a table, to read only; None opens the newest.
+            fingerprint, memory_mapped, device: As for `load`. A table leaves its vectors on disk anyway, and is
+                searched on the CPU.
+
+        Raises:
+            InputError: As for `load` and `LanceIndex.open`.
+        """
+        from fewshot.search.table.location import is_table
+
+        if is_table(place):
+            from fewshot.search.table.lance_index import LanceIndex
+
+            return LanceIndex.open(place, fingerprint=fingerprint, version=version)
+        if version is not None:
+            raise InputError(f"{place} is no Lance table, and other indexes keep no versions")
+        return cls.load(place, fingerprint=fingerprint, memory_mapped=memory_mapped, device=device)
 
     @classmethod
     def load(

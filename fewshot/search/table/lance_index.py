@@ -1,0 +1,475 @@
+"""An index in a Lance table, which is on disk or in an object store and never loaded as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace as changed
+from pathlib import Path
+from typing import Any, Protocol, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewshot.search.arguments import Metadata, as_json, check_keys, checked_vectors
+from fewshot.search.engines import Vectors
+from fewshot.search.faiss_format import MOST_WIDTH
+from fewshot.search.neighbours import Neighbours
+from fewshot.search.table.columns import (
+    KEY,
+    TEXT,
+    VECTOR,
+    as_vectors,
+    check_schema,
+    key_of,
+    new_schema,
+    parsed,
+    rows,
+    stored_key,
+)
+from fewshot.search.table.header import TableHeader, TableKind, TableStructure, read_header
+from fewshot.search.table.library import import_lance, lance_errors
+from fewshot.search.table.location import check_files_of, check_folder, is_free_for_table, lance_uri
+from fewshot.search.table.maintenance import TableVersion, compact, versions_of, write_header
+from fewshot.search.table.rows_by_key import batches_of, found_keys, keys_in_order, refuse_missing
+from fewshot.search.table.searching import check_condition, pays_index, search_by_index, search_exact
+from fewshot.search.table.writing import add_columns, commit, insertion, make
+from finetune.errors import InputError
+
+
+class OtherIndex(Protocol):
+    """What `LanceIndex.merge` needs of an index."""
+
+    width: int
+    fingerprint: str | None
+
+    @property
+    def keys(self) -> tuple[str, ...]: ...
+    def vectors(self, keys: Sequence[str]) -> NDArray[np.float32]: ...
+    def metadata_texts(self, keys: Sequence[str]) -> dict[str, str]: ...
+
+
+class LanceIndex:
+    """Vectors of unit length by key in a Lance table, and a search for the most similar.
+
+    It has the methods of `Index`. Every change is written at once, as one new version of the table: `save` is not
+    needed. Use `create`, `build` or `open`; `Index.open` opens tables too.
+
+    Attributes:
+        place: Path or address of the table.
+        width: Length of a vector.
+        kind: "exact" compares every vector. "ivf" (inverted lists) and "pq" (inverted lists of product-quantised
+            vectors, with the best candidates ranked again by exact similarity) are approximate. "auto" is exact below
+            500,000 vectors and "pq" from there on. `compact` builds these structures.
+        fingerprint: Of the embedder that made the vectors.
+        about: JSON values by name; `save` writes changes of it.
+        least_recall: Floor of the recall of an approximate structure, in (0, 1].
+
+    Several threads may search at once; a change must run alone. Several processes may change one table: a change is
+    made on the newest version, and a search reads the version that this object has opened or made last.
+
+    Example:
+        >>> import numpy as np
+        >>> from fewshot import LanceIndex
+        >>> index = LanceIndex.create("signs.lance", 2)
+        >>> index.add(["right", "up"], np.eye(2, dtype=np.float32), [{"label": "road"}, {"label": "sky"}])
+        >>> index.search(np.array([[0.6, 0.8]], np.float32), k=1)[0][0].key
+        'up'
+        >>> index.search(np.array([[0.6, 0.8]], np.float32), k=1, where="label = 'road'")[0][0].key
+        'right'
+    """
+
+    def __init__(self, dataset: Any, place: str | Path, header: TableHeader, read_only: bool):
+        """Private: use `create`, `build` or `open`."""
+        self._dataset = dataset
+        self._header = header
+        self._read_only = read_only
+        self.place = place
+        self.width = header.width
+        self.kind = header.kind
+        self.fingerprint = header.fingerprint
+        self.about = dict(header.about)
+        self.least_recall = header.least_recall
+
+    # --- make and open ------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        place: str | Path,
+        width: int,
+        *,
+        kind: str = "auto",
+        fingerprint: str | None = None,
+        about: Metadata | None = None,
+        least_recall: float = 0.95,
+    ) -> LanceIndex:
+        """Make an empty table at a path, or an address such as s3://bucket/name.lance, where nothing is.
+
+        Raises:
+            InputError: For wrong arguments, if something is there, or if it cannot be written.
+        """
+        if not 1 <= width <= MOST_WIDTH:
+            raise InputError(f"width must be from 1 to {MOST_WIDTH}, not {width}")
+        if kind not in get_args(TableKind):
+            raise InputError(f"kind of a Lance table must be one of {', '.join(get_args(TableKind))}, not {kind!r}")
+        if not 0 < least_recall <= 1:
+            raise InputError(f"least_recall must be above 0 and at most 1, not {least_recall}")
+        header = TableHeader(
+            width=width,
+            kind=cast(TableKind, kind),
+            fingerprint=fingerprint,
+            about=dict(about or {}),
+            least_recall=least_recall,
+        )
+        if not is_free_for_table(place):
+            raise InputError(f"{place} exists; choose a new name for the table")
+        dataset = make(lance_uri(place), new_schema(width, header.as_metadata()), str(place))
+        return cls(dataset, place, header, read_only=False)
+
+    @classmethod
+    def build(
+        cls,
+        place: str | Path,
+        keys: Sequence[str],
+        vectors: NDArray[np.float32],
+        metadata: Sequence[Metadata] | None = None,
+        *,
+        kind: str = "auto",
+        fingerprint: str | None = None,
+        about: Metadata | None = None,
+        least_recall: float = 0.95,
+    ) -> LanceIndex:
+        """Make a table with these vectors, and its vector index where `kind` wants one.
+
+        Args:
+            place, kind, fingerprint, about, least_recall: As for `create`.
+            keys, vectors, metadata: As for `add`. vectors may be memory-mapped.
+
+        Raises:
+            InputError: As for `create` and `add`.
+        """
+        index = cls.create(
+            place, vectors.shape[-1], kind=kind, fingerprint=fingerprint, about=about, least_recall=least_recall
+        )
+        index.add(keys, vectors, metadata)
+        index.compact()
+        return index
+
+    @classmethod
+    def open(cls, place: str | Path, *, fingerprint: str | None = None, version: int | None = None) -> LanceIndex:
+        """Open a table.
+
+        Args:
+            place: Its path or address.
+            fingerprint: Of the embedder that will make the queries.
+            version: One of `versions()`, to read only; None opens the newest.
+
+        Raises:
+            InputError: If there is no such table or version, it is damaged, of a newer format, or of another embedder.
+        """
+        lance, uri = import_lance(), lance_uri(place)
+        check_folder(place)
+        of_version = "" if version is None else f" at version {version}"
+        with lance_errors(f"{place} cannot be opened{of_version}"):
+            dataset = lance.dataset(uri, version=version)
+            schema = dataset.schema
+        check_files_of(dataset, place)
+        header = read_header(schema, str(place))
+        check_schema(schema, header.width, str(place))
+        if fingerprint is not None and fingerprint != header.fingerprint:
+            raise InputError(
+                f"{place} holds vectors of embedder {header.fingerprint}, not of {fingerprint}: embed again, or "
+                "open it with its own embedder"
+            )
+        return cls(dataset, place, header, read_only=version is not None)
+
+    # --- what it holds ------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        with lance_errors(f"{self.place} cannot be read"):
+            return int(self._table.count_rows())
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and bool(found_keys(self._table, [key]))
+
+    def __repr__(self) -> str:
+        recall = "" if self.structure == "exact" else f", recall {self.recall:.3f}"
+        return f"LanceIndex({len(self)} x {self.width}, {self.structure}{recall}, version {self.version})"
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """In the order of adding; a replaced one keeps its place. It reads all keys."""
+        return keys_in_order(self._table)
+
+    @property
+    def structure(self) -> TableStructure:
+        """How searches work now: "exact", "ivf" or "pq"."""
+        return "exact" if self._header.tuning is None else self._header.tuning.structure
+
+    @property
+    def recall(self) -> float:
+        """Share of the 10 nearest that a search finds, measured by the last `compact`; 1 if exact."""
+        return 1.0 if self._header.tuning is None else self._header.tuning.recall
+
+    @property
+    def version(self) -> int:
+        """The version that is read."""
+        return int(self._table.version)
+
+    def versions(self) -> list[TableVersion]:
+        """The versions that can be opened, the newest last. They remain until `compact(keep=...)` removes them."""
+        return versions_of(self._table, str(self.place))
+
+    def vectors(self, keys: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors (n, width) of keys, as they were added. InputError for a key that is not in the index."""
+        check_keys(keys)
+        at, found = {stored_key(key): row for row, key in enumerate(keys)}, np.zeros(len(keys), bool)
+        vectors = np.empty((len(keys), self.width), np.float32)
+        for batch in batches_of(self._table, keys, [KEY, VECTOR]):
+            here = [at[key] for key in batch.column(KEY).to_pylist()]
+            vectors[here], found[here] = as_vectors(batch, self.width), True
+        if not found.all():
+            raise InputError(f"key {keys[int(np.argmin(found))]!r} is not in the index")
+        return vectors
+
+    def metadata(self, key: str) -> dict[str, Any]:
+        """A copy of the key's metadata, {} without. InputError for a key that is not in the index."""
+        return parsed(self.metadata_texts([key])[key], key)
+
+    def metadata_texts(self, keys: Sequence[str]) -> dict[str, str]:
+        """Key -> JSON text of its metadata, empty without. InputError for a key that is not in the index."""
+        check_keys(keys)
+        texts: dict[str, str] = {}
+        for batch in batches_of(self._table, keys, [KEY, TEXT]):
+            names = [key_of(key) for key in batch.column(KEY).to_pylist()]
+            texts.update(zip(names, batch.column(TEXT).to_pylist(), strict=True))
+        for key in keys:
+            if key not in texts:
+                raise InputError(f"key {key!r} is not in the index")
+        return texts
+
+    def search(
+        self,
+        vectors: NDArray[np.float32],
+        k: int = 10,
+        *,
+        at_least: float | None = None,
+        where: str | None = None,
+    ) -> Neighbours:
+        """Find the most similar vectors of each query.
+
+        Args:
+            vectors: Queries, shape (m, width), unit length.
+            k: Number of neighbours; all if the index holds fewer.
+            at_least: Smallest similarity of a neighbour.
+            where: Condition of SQL on `key` and on metadata: "label = 'oak' AND year >= 1990". Names of metadata are
+                columns if they are letters, digits and _, for values that are text, numbers or bool; the first value
+                of a name decides which, and a row with another type never meets a condition on it.
+
+        Raises:
+            InputError: For k below 1, other vectors, and a condition that is wrong.
+        """
+        if k < 1:
+            raise InputError(f"k must be >= 1, not {k}")
+        if at_least is not None and not -np.inf <= at_least <= np.inf:
+            raise InputError(f"at_least must be a similarity, not {at_least}")
+        queries, dataset, n = checked_vectors(vectors, self.width), self._table, len(self)
+        if where is not None:
+            check_condition(dataset, where)
+        k = min(k, n)
+        if not k or not len(queries):
+            return Neighbours(np.empty((len(queries), k), np.float32), np.empty((len(queries), k), object))
+        tuning = self._header.tuning
+        if tuning is None or not pays_index(len(queries), n, self.width):
+            similarity, keys = search_exact(dataset, queries, k, where)
+        else:
+            (similarity, keys), short = search_by_index(dataset, queries, k, where, tuning)
+            if short.any():  # the lists that were compared hold fewer than k
+                similarity[short], keys[short] = search_exact(dataset, queries[short], k, where)
+        if at_least is not None:
+            below = similarity < at_least
+            similarity[below], keys[below] = -np.inf, None
+        return Neighbours(similarity, keys)
+
+    # --- changes ------------------------------------------------------------------------------------------------------
+
+    def add(
+        self, keys: Sequence[str], vectors: NDArray[np.float32], metadata: Sequence[Metadata] | None = None
+    ) -> None:
+        """Add vectors under new keys.
+
+        Args:
+            keys: n different strings that are not in the index.
+            vectors: Shape (n, width), unit length.
+            metadata: For each key, JSON values by name.
+
+        Raises:
+            InputError: For other keys, vectors or metadata. Nothing is then added.
+        """
+        check_keys(keys)
+        texts = as_json(keys, metadata)
+        checked = checked_vectors(vectors, self.width, keys)
+        if len(keys):
+            self._insert(keys, lambda part: checked[part], texts, "is in the index already; use replace")
+
+    def remove(self, keys: Sequence[str]) -> None:
+        """Remove keys. InputError for a key that is not in the index; nothing is then removed.
+
+        The vectors remain in older versions of the table until `compact(keep=...)`.
+        """
+        check_keys(keys)
+        if not len(keys):
+            self._refuse_if_read_only()
+            return
+
+        def change(dataset: Any) -> Any:
+            gone = rows(dataset.schema, keys, None, None, None)
+            plan, counts = dataset.merge_insert(KEY).when_matched_delete().execute_uncommitted(gone)
+            if counts["num_deleted_rows"] != len(keys):
+                refuse_missing(dataset, keys)
+            return plan
+
+        self._commit(change)
+
+    def replace(
+        self, keys: Sequence[str], vectors: NDArray[np.float32], metadata: Sequence[Metadata] | None = None
+    ) -> None:
+        """Replace the vectors of keys in the index; metadata None keeps the old. InputError as for `add`."""
+        check_keys(keys)
+        checked = checked_vectors(vectors, self.width, keys)
+        texts = as_json(keys, metadata) if metadata is not None else None
+        if not len(keys):
+            self._refuse_if_read_only()
+            return
+
+        def change(dataset: Any) -> Any:
+            add_columns(dataset, texts or {})
+            new = rows(dataset.schema, keys, checked, texts, None)
+            plan, counts = dataset.merge_insert(KEY).when_matched_update_all().execute_uncommitted(new)
+            if counts["num_updated_rows"] != len(keys):
+                refuse_missing(dataset, keys)
+            return plan
+
+        self._commit(change)
+
+    def merge(self, other: OtherIndex) -> None:
+        """Add all vectors of an `Index` or `LanceIndex`. InputError if widths or fingerprints differ, or a key is in
+        both."""
+        self._refuse_if_read_only()
+        if other.width != self.width:
+            raise InputError(f"widths differ: {other.width} and {self.width}")
+        if other.fingerprint != self.fingerprint:
+            raise InputError(
+                f"the vectors are of different embedders, {other.fingerprint} and {self.fingerprint}: embed again"
+            )
+        keys = other.keys
+        if keys:
+            texts = {key: text for key, text in other.metadata_texts(keys).items() if text}
+            self._insert(
+                keys, lambda part: other.vectors(keys[part]), texts, "is in both indexes; remove it from one of them"
+            )
+
+    def compact(self, *, keep: int | None = None, engine: str = "local", workers: int | None = None) -> None:
+        """Merge small files, bring the vector index up to date, tune it and measure its recall.
+
+        Every change adds files, and a search reads all of them: compact after many changes.
+
+        Args:
+            keep: Number of the newest versions that remain; None keeps all. Their files take disk space.
+            engine: "local", or "ray" to build the vector index by tasks on a Ray cluster that reads the same place.
+            workers: Number of Ray tasks; 4 if None.
+
+        Raises:
+            InputError: For wrong arguments, and if the table cannot be written.
+        """
+        self._refuse_if_read_only()
+        if keep is not None and keep < 1:
+            raise InputError(f"keep must be >= 1, not {keep}")
+        if engine not in ("local", "ray"):
+            raise InputError(f"engine must be local or ray, not {engine!r}")
+        if workers is not None and (engine == "local" or workers < 1):
+            raise InputError("workers is a number >= 1, for engine ray")
+        self._refresh()
+        of_ray = (workers or 4) if engine == "ray" else None
+        self._header = compact(self._table, self._header, str(self.place), keep=keep, workers=of_ray)
+
+    def save(self, place: str | Path | None = None, *, check: Callable[[Metadata], None] | None = None) -> None:
+        """Write changes of `about`; everything else is written already.
+
+        Args:
+            place: None or the table's own place; another one gets a copy of the newest version.
+            check: Called with the `about` of the table before it is changed. It may raise to keep the table.
+
+        Raises:
+            InputError: If something is at another place, or it cannot be written.
+        """
+        if place is not None and lance_uri(place) != lance_uri(self.place):
+            self._copy_to(place)
+            return
+        self._refuse_if_read_only()
+        about = self.about
+        self._refresh()
+        if check is not None:
+            check(self._header.about)
+        if about != self._header.about:
+            self._header = changed(self._header, about=dict(about))
+            with lance_errors(f"{self.place} cannot be written"):
+                write_header(self._dataset, self._header)
+
+    # --- private ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _table(self) -> Any:
+        import_lance()  # refuses in a forked process
+        return self._dataset
+
+    def _refuse_if_read_only(self) -> None:
+        if self._read_only:
+            raise InputError(f"this is version {self.version} of {self.place}, which is read-only; open it without one")
+
+    def _refresh(self) -> None:
+        """Read the newest version, which another process may have made."""
+        with lance_errors(f"{self.place} cannot be read"):
+            self._table.checkout_latest()
+        self._header = read_header(self._dataset.schema, str(self.place))
+
+    def _commit(self, change: Callable[[Any], Any]) -> None:
+        """Make a change on the newest version."""
+        self._refuse_if_read_only()
+        self._refresh()
+        self._dataset = commit(self._table, change, str(self.place))
+        self._header = read_header(self._dataset.schema, str(self.place))
+
+    def _insert(
+        self,
+        keys: Sequence[str],
+        vectors: Callable[[slice], Vectors],
+        texts: Mapping[str, str],
+        if_there: str,
+    ) -> None:
+        """Add rows as one version, a block at a time. if_there: What is wrong with a key that is there."""
+
+        def change(dataset: Any) -> Any:
+            there = found_keys(dataset, keys)
+            for key in keys:
+                if key in there:
+                    raise InputError(f"key {key!r} {if_there}")
+            add_columns(dataset, texts)
+            return insertion(dataset, keys, vectors, texts)
+
+        self._commit(change)
+
+    def _copy_to(self, place: str | Path) -> None:
+        if not is_free_for_table(place):
+            raise InputError(f"{place} exists; choose a new name for the copy")
+        with lance_errors(f"{place} cannot be written"):
+            self._table.deep_clone(lance_uri(place), self.version)
+
+
+def all_metadata(index: OtherIndex) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every key with its metadata, in the order of adding, read at once."""
+    keys = index.keys
+    texts = index.metadata_texts(keys)
+    for key in keys:
+        yield key, parsed(texts[key], key)
+

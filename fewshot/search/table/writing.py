@@ -1,0 +1,73 @@
+"""Changes of a table, each as one commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from fewshot.search.engines import Vectors
+from fewshot.search.table.columns import KEY, first_place, new_columns, rows
+from fewshot.search.table.library import import_lance, is_conflict, lance_errors
+from finetune.errors import InputError
+
+_ATTEMPTS = 20
+_ROWS_AT_ONCE = 8192
+
+
+def make(uri: str, schema: Any, place: str) -> Any:
+    """Make an empty table. InputError if it cannot be written."""
+    lance = import_lance()
+    with lance_errors(f"{place} cannot be written"):
+        return lance.write_dataset(schema.empty_table(), uri, mode="create")
+
+
+def commit(dataset: Any, change: Callable[[Any], Any], place: str) -> Any:
+    """Commit the transaction that `change` makes of a table; again on the newest version where another process has
+    committed one meanwhile that this one cannot follow. Returns the table after it."""
+    lance = import_lance()
+    with lance_errors(f"{place} cannot be written"):
+        for _ in range(_ATTEMPTS):
+            try:
+                return lance.LanceDataset.commit(dataset, change(dataset))
+            except Exception as error:
+                if not is_conflict(error):
+                    raise
+                dataset.checkout_latest()
+    raise InputError(f"{place} cannot be written: other processes change it all the time; try again")
+
+
+def add_columns(dataset: Any, texts: Mapping[str, str]) -> None:
+    """Add columns for new names of metadata. They are empty, so no file is written again."""
+    import pyarrow as pa
+
+    fields = new_columns(dataset.schema, texts.values())
+    if fields:
+        dataset.add_columns(pa.schema(fields))
+
+
+def insertion(
+    dataset: Any, keys: Sequence[str], vectors: Callable[[slice], Vectors], texts: Mapping[str, str]
+) -> Any:
+    """A transaction that adds rows, written a block at a time. vectors: Gives those of a part of the keys."""
+    import pyarrow as pa
+
+    schema, first = dataset.schema, first_place(dataset.version)
+    failed: list[BaseException] = []
+
+    def blocks() -> Iterator[Any]:
+        try:
+            for start in range(0, len(keys), _ROWS_AT_ONCE):
+                part = slice(start, start + _ROWS_AT_ONCE)
+                yield from rows(schema, keys[part], vectors(part), texts, first + start).to_batches()
+        except BaseException as error:  # Lance raises another one instead
+            failed.append(error)
+            raise
+
+    reader = pa.RecordBatchReader.from_batches(schema, blocks())
+    try:
+        plan, _ = dataset.merge_insert(KEY).when_matched_fail().when_not_matched_insert_all().execute_uncommitted(reader)
+    except Exception:
+        if failed:
+            raise failed[0] from None
+        raise
+    return plan
