@@ -11,13 +11,15 @@ from fewshot.recognition.operating_point import Share
 from fewshot.recognition.recognizer import Recognizer
 from fewshot.search.index import Index
 from fewshot.search.index_files import ABOUT_FILE
+from fewshot.search.table.lance_index import LanceIndex
+from fewshot.search.table.location import MANIFESTS, is_address
 
 
 def info(path: str) -> dict[str, Any]:
     """Describe an index, a gallery or an encoder.
 
     Args:
-        path: Folder of an index or a gallery, or an encoder as `Embedder.load` takes it.
+        path: Folder of an index or a gallery, a Lance table, or an encoder as `Embedder.load` takes it.
 
     Returns:
         The main facts, as JSON values.
@@ -31,15 +33,16 @@ def info(path: str) -> dict[str, Any]:
         256
     """
     folder = Path(path)
-    if (folder / ABOUT_FILE).is_file():
-        return _of_index(folder)
+    if is_address(path) or (folder / ABOUT_FILE).is_file() or (folder / MANIFESTS).is_dir():
+        return _of_index(path)
     if (folder / GALLERY_FILE).is_file():
         return _of_gallery(folder)
     return _of_embedder(Embedder.load(path, device="cpu"))
 
 
-def _of_index(folder: Path) -> dict[str, Any]:
-    index = Index.load(folder, memory_mapped=True, device="cpu")
+def _of_index(place: str) -> dict[str, Any]:
+    index = Index.open(place, memory_mapped=True, device="cpu")
+    of_table = {"version": index.version, "versions": len(index.versions())} if isinstance(index, LanceIndex) else {}
     return {
         "what": "index",
         "pictures": len(index),
@@ -49,7 +52,7 @@ def _of_index(folder: Path) -> dict[str, Any]:
         "pictures_below": index.about.get("folder"),
         "embedder": index.about.get("embedder"),
         "fingerprint": index.fingerprint,
-    }
+    } | of_table
 
 
 def _of_gallery(folder: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from fewshot.cli.shared import (
+    IndexPlace,
     at_rate,
     by_model,
     by_workers,
@@ -30,8 +31,10 @@ from finetune.terminal import printable
 @click.option(
     "--out",
     required=True,
-    type=folder_path,
-    help="Index folder to create or update; with --shard, the folder for the parts of all shards.",
+    type=IndexPlace(exists=False),
+    help="Index folder to create or update; with --shard, the folder for the parts of all shards. A name that ends in "
+    ".lance, or an address such as s3://bucket/name.lance, is a Lance table: for more than memory holds, and for search "
+    "--where.",
 )
 @of_kind
 @click.option(
@@ -48,7 +51,7 @@ from finetune.terminal import printable
 @as_json
 def embed(
     source: Path,
-    out: Path,
+    out: str | Path,
     kind: str,
     shard: str | None,
     model: str,
@@ -94,7 +97,7 @@ def embed(
 
 def _embed_shard(
     source: Path,
-    out: Path,
+    out: str | Path,
     kind: str,
     shard: str,
     model: str,
@@ -109,6 +112,8 @@ def _embed_shard(
     from finetune.data.collection.shard import Shard
 
     chosen = Shard.parsed(shard)  # before the seconds that an encoder takes
+    if isinstance(out, str):
+        raise InputError("--out of shards must be a folder, not an address")
     if kind != "auto":
         raise InputError("--kind goes with fewshot merge, which makes the index of the shards")
     embedder = open_embedder(model, weights, tolerance, device, as_json)
@@ -165,7 +170,7 @@ def merge(out: Path, parts: Sequence[Path], kind: str, allow_missing: bool, devi
 
 
 @click.command()
-@click.argument("index", type=existing)
+@click.argument("index", type=IndexPlace(exists=True))
 @click.argument("queries", metavar="QUERY...", nargs=-1, required=True, type=existing)
 @click.option(
     "-k",
@@ -187,16 +192,31 @@ def merge(out: Path, parts: Sequence[Path], kind: str, allow_missing: bool, devi
     show_default="no sheet",
     help="PNG file to draw the pictures and their neighbours to.",
 )
+@click.option(
+    "--where",
+    metavar="CONDITION",
+    show_default="no condition",
+    help="Show only neighbours that meet this condition of SQL on their key and metadata, such as \"label = 'oak'\". "
+    "For Lance tables.",
+)
+@click.option(
+    "--at-version",
+    type=click.IntRange(1),
+    show_default="the newest",
+    help="Search an older version of a Lance table.",
+)
 @click.option("--memory-mapped", is_flag=True, help="Read the vectors from disk, for an index larger than memory.")
 @by_model(None, "the encoder of the index")
 @on_device
 @as_json
 def search(
-    index: Path,
+    index: str | Path,
     queries: Sequence[Path],
     k: int,
     at_least: float | None,
     sheet: Path | None,
+    where: str | None,
+    at_version: int | None,
     memory_mapped: bool,
     model: str | None,
     weights: Path | None,
@@ -206,14 +226,14 @@ def search(
 ) -> None:
     """Find the most similar pictures of an index.
 
-    INDEX is a folder that `fewshot embed` wrote. Each QUERY is a picture or a folder of pictures.
+    INDEX is a folder or a Lance table that `fewshot embed` wrote. Each QUERY is a picture or a folder of pictures.
     """
     from fewshot.search.contact_sheet import write_sheet
     from fewshot.search.picture_index import open_index, search_pictures, sheet_rows
 
     given = given_embedder(model, weights, tolerance, device, as_json)
-    opened, embedder = open_index(index, given, memory_mapped=memory_mapped, device=device)
-    found, unreadable = search_pictures(opened, embedder, queries, k=k, at_least=at_least)
+    opened, embedder = open_index(index, given, version=at_version, memory_mapped=memory_mapped, device=device)
+    found, unreadable = search_pictures(opened, embedder, queries, k=k, at_least=at_least, where=where)
     print_unreadable(unreadable)
     if sheet is not None:
         write_sheet(sheet, sheet_rows(opened, found))

@@ -17,6 +17,25 @@ if TYPE_CHECKING:
 
 
 folder_path = click.Path(path_type=Path)
+
+
+class IndexPlace(click.ParamType):  # type: ignore[type-arg]  # generic in new releases alone
+    """Path of an index, or the address of a Lance table, such as s3://bucket/name.lance.
+
+    exists: Whether a path must exist. Addresses are not looked up here.
+    """
+
+    name = "path"
+
+    def __init__(self, exists: bool):
+        self._path = existing if exists else folder_path
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from fewshot.search.table.location import is_address
+
+        return value if is_address(value) else self._path.convert(value, param, ctx)
+
+
 in_batches = click.option(
     "--batch-size",
     type=click.IntRange(1),
@@ -25,11 +44,11 @@ in_batches = click.option(
 )
 of_kind = click.option(
     "--kind",
-    type=ChoiceOption(["auto", "exact", "ivf", "hnsw"]),
+    type=ChoiceOption(["auto", "exact", "ivf", "hnsw", "pq"]),
     default="auto",
     show_default=True,
     help="Structure of the index. exact compares all vectors, ivf and hnsw are approximate. auto is exact until the "
-    "collection is so large that an approximate structure is much faster.",
+    "collection is so large that an approximate structure is much faster. hnsw is for folders, pq for Lance tables.",
 )
 by_workers = click.option(
     "--workers",

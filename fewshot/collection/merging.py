@@ -22,7 +22,7 @@ from fewshot.collection.parts import (
 from fewshot.collection.shards import shard_folders
 from fewshot.search.index import Index
 from fewshot.search.index_files import is_free
-from fewshot.search.picture_index import check_source
+from fewshot.search.picture_index import check_source, picture_metadata
 from finetune.data.folder import some
 from finetune.errors import InputError
 from finetune.progress import Display
@@ -92,7 +92,8 @@ def merge_parts(
     index = Index(first.width, kind=kind, fingerprint=first.fingerprint, about=first.about, device=device)
     _check_out(out, index)
     keys, digests, vectors = _read(folders, headers, display)
-    index.add(keys, vectors, [{"sha256": digest.tobytes().hex()} for digest in digests])
+    contents = [picture_metadata(key, digest.tobytes().hex()) for key, digest in zip(keys, digests, strict=True)]
+    index.add(keys, vectors, contents)
     for folder, header in headers.items():
         if read_header(folder) != header:
             raise InputError(f"{folder} was written to by fewshot embed --shard meanwhile; wait for its end")

@@ -67,3 +67,14 @@ def as_json(keys: Sequence[str], metadata: Sequence[Metadata] | None) -> dict[st
         if entry:
             texts[key] = text
     return texts
+
+
+def parsed_metadata(text: str, key: str) -> dict[str, Any]:
+    """Metadata from their JSON text, which may be empty. InputError where it is something else."""
+    try:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"metadata of key {key!r} are not valid JSON ({error}); the index is damaged") from error
+    if not isinstance(found, dict):
+        raise InputError(f"metadata of key {key!r} are not a mapping; the index is damaged")
+    return found

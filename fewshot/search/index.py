@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshot.search.arguments import Metadata, as_json, check_keys, checked_vectors
+from fewshot.search.arguments import Metadata, as_json, check_keys, checked_vectors, parsed_metadata
 from fewshot.search.engines import Approximate, Engine, Exact, Structure, Vectors, build, on_gpu, restore
 from fewshot.search.faiss_format import MOST_WIDTH
 from fewshot.search.index_files import IndexHeader, Kind, read_folder, write_folder
@@ -197,19 +196,16 @@ class Index:
 
     def metadata(self, key: str) -> dict[str, Any]:
         """A copy of the key's metadata, {} without. InputError for a key that is not in the index."""
-        self._keys.rows([key])
-        try:
-            found = json.loads(self._keys.metadata.get(key, "{}"))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"metadata of key {key!r} are not valid JSON ({error}); the index is damaged") from error
-        if not isinstance(found, dict):
-            raise InputError(f"metadata of key {key!r} are not a mapping; the index is damaged")
-        return found
+        return parsed_metadata(self.metadata_texts([key])[key], key)
 
     def metadata_texts(self, keys: Sequence[str]) -> dict[str, str]:
         """Key -> JSON text of its metadata, empty without. InputError for a key that is not in the index."""
         self._keys.rows(keys)
         return {key: self._keys.metadata.get(key, "") for key in keys}
+
+    def which(self, keys: Sequence[str]) -> set[str]:
+        """Those of the keys that are in the index."""
+        return {key for key in keys if key in self}
 
     def search(self, vectors: NDArray[np.float32], k: int = 10, *, at_least: float | None = None) -> Neighbours:
         """Find the most similar vectors of each query.

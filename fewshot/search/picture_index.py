@@ -14,10 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewshot.embedding.embedder import Embedder
+from fewshot.search.arguments import parsed_metadata
 from fewshot.search.contact_sheet import Row, Tile
 from fewshot.search.index import Index
 from fewshot.search.index_files import is_free
 from fewshot.search.neighbours import Neighbour
+from fewshot.search.table.lance_index import LanceIndex
+from fewshot.search.table.location import is_free_for_table, is_table
 from finetune.data.collection.collection import Collection, open_collection
 from finetune.data.collection.stored import StoredPicture
 from finetune.data.folder import list_unlabelled
@@ -50,25 +53,27 @@ class IndexUpdate:
 
 def embed_folder(
     folder: Path,
-    out: Path,
+    out: str | Path,
     embedder: Embedder,
     *,
     kind: str = "auto",
     batch_size: int | None = None,
     workers: int | None = None,
     display: Display | None = None,
-) -> tuple[Index, IndexUpdate]:
+) -> tuple[Index | LanceIndex, IndexUpdate]:
     """Create or update the index in `out` so that it matches the pictures of a collection.
 
     Keys are paths below the folder, with "/"; of a table, paths as it gives them; of archives, "archive.tar/member".
     Content decides: a moved picture is not embedded again, a changed one is.
     Progress is saved from time to time and on interruption, so that the next call continues there.
+    The metadata of a picture are the checksum of its file, "sha256", and the name of the folder that it is in, "label".
 
     Args:
         folder: The collection, as `open_collection` takes it: a folder, a table or tar archives.
-        out: Folder of the index; created if missing.
+        out: Folder of the index; created if missing. A name that ends in .lance, or an address such as
+            s3://bucket/name.lance, is a Lance table.
         embedder: Makes the vectors.
-        kind: As for `Index`, for a new index.
+        kind: As for `Index` or `LanceIndex`, for a new index.
         batch_size, workers: As for `Embedder.embed`.
         display: Shows bars.
 
@@ -92,7 +97,8 @@ def embed_folder(
     about = about_collection(collection)
     index = _opened(about, out, embedder, kind)
     check = partial(check_source, out, about=about)
-    known = {key: str(index.metadata(key).get("sha256")) for key in index.keys}
+    texts = index.metadata_texts(index.keys)
+    known = {key: str(parsed_metadata(text, key).get("sha256")) for key, text in texts.items()}
     # A new index embeds everything, and embedding also computes the checksums. An update reads new pictures twice,
     # which takes a hundredth of the embedding time, rather than keep them in memory.
     contents, unreadable = _contents(pictures, display) if known else (dict.fromkeys(pictures, ""), {})
@@ -124,6 +130,8 @@ def embed_folder(
         if not pending.broken:
             pending.put()
             index.save(out, check=check)
+    if isinstance(index, LanceIndex) and index.needs_compaction:
+        index.compact()
     return index, IndexUpdate(
         pending.embedded,
         len(moved),
@@ -133,11 +141,13 @@ def embed_folder(
     )
 
 
-def _opened(about: Mapping[str, Any], out: Path, embedder: Embedder, kind: str) -> Index:
-    if is_free(out):
-        recorded = {"embedder": embedder.origin} | dict(about)
+def _opened(about: Mapping[str, Any], out: str | Path, embedder: Embedder, kind: str) -> Index | LanceIndex:
+    recorded = {"embedder": embedder.origin} | dict(about)
+    if is_table(out) and is_free_for_table(out):
+        return LanceIndex.create(out, embedder.width, kind=kind, fingerprint=embedder.fingerprint, about=recorded)
+    if not is_table(out) and is_free(Path(out)):
         return Index(embedder.width, kind=kind, fingerprint=embedder.fingerprint, about=recorded)
-    index = Index.load(out, fingerprint=embedder.fingerprint)
+    index = Index.open(out, fingerprint=embedder.fingerprint)
     check_source(out, index.about, about)
     return index
 
@@ -156,7 +166,7 @@ def collection_of(about: Mapping[str, Any]) -> str | None:
     return None if of is None else str(of)
 
 
-def check_source(out: Path, there: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+def check_source(out: str | Path, there: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """InputError where the index in `out`, which says `there`, is of another collection than `about` says. Another
     process may have made it meanwhile."""
     of, other = collection_of(there), collection_of(about)
@@ -173,7 +183,7 @@ class _Pending:
         broken: Whether putting them was interrupted, so that the index may not be saved.
     """
 
-    def __init__(self, index: Index):
+    def __init__(self, index: Index | LanceIndex):
         self.keys: Sequence[str] = ()
         self.embedded = 0
         self.broken = False
@@ -214,23 +224,36 @@ def _moved(known: Mapping[str, str], contents: Mapping[str, str]) -> dict[str, s
     return {key: holder[digest] for key, digest in contents.items() if known.get(key) != digest and digest in holder}
 
 
-def _put(index: Index, keys: Sequence[str], digests: Sequence[str], vectors: NDArray[np.float32]) -> None:
+def _put(index: Index | LanceIndex, keys: Sequence[str], digests: Sequence[str], vectors: NDArray[np.float32]) -> None:
     """Add new keys, replace the others."""
-    about = [{"sha256": digest} for digest in digests]
+    about = [picture_metadata(key, digest) for key, digest in zip(keys, digests, strict=True)]
+    there = index.which(keys)
     for put, wanted in ((index.replace, True), (index.add, False)):
-        rows = [row for row, key in enumerate(keys) if (key in index) is wanted]
+        rows = [row for row, key in enumerate(keys) if (key in there) is wanted]
         if rows:
             put([keys[row] for row in rows], vectors[rows], [about[row] for row in rows])
 
 
+def picture_metadata(key: str, digest: str) -> dict[str, str]:
+    """Metadata of a picture in an index."""
+    folder = key.rpartition("/")[0].rpartition("/")[2]
+    return {"sha256": digest} | ({"label": folder} if folder else {})
+
+
 def open_index(
-    folder: Path, embedder: Embedder | None = None, *, memory_mapped: bool = False, device: str = "auto"
-) -> tuple[Index, Embedder]:
+    folder: str | Path,
+    embedder: Embedder | None = None,
+    *,
+    version: int | None = None,
+    memory_mapped: bool = False,
+    device: str = "auto",
+) -> tuple[Index | LanceIndex, Embedder]:
     """Open an index of pictures, with the embedder that made it.
 
     Args:
-        folder: Folder of the index, as `embed_folder` wrote it.
+        folder: Folder of the index, as `embed_folder` wrote it; or path or address of a Lance table.
         embedder: The embedder; None loads the one that the index names.
+        version: Of a Lance table; None opens the newest.
         memory_mapped: Read the vectors from disk, for an index larger than memory.
         device: "auto", "cpu" or "cuda".
 
@@ -248,7 +271,7 @@ def open_index(
         True
     """
     fingerprint = None if embedder is None else embedder.fingerprint
-    index = Index.load(folder, fingerprint=fingerprint, memory_mapped=memory_mapped, device=device)
+    index = Index.open(folder, fingerprint=fingerprint, version=version, memory_mapped=memory_mapped, device=device)
     if embedder is None:
         embedder = Embedder.of_origin(index.about.get("embedder"), device=device)
         if embedder.fingerprint != index.fingerprint:
@@ -260,7 +283,13 @@ def open_index(
 
 
 def search_pictures(
-    index: Index, embedder: Embedder, queries: Sequence[Path], *, k: int = 10, at_least: float | None = None
+    index: Index | LanceIndex,
+    embedder: Embedder,
+    queries: Sequence[Path],
+    *,
+    k: int = 10,
+    at_least: float | None = None,
+    where: str | None = None,
 ) -> tuple[list[tuple[Path, list[Neighbour]]], dict[str, str]]:
     """Find the most similar pictures of an index for every query.
 
@@ -270,6 +299,10 @@ def search_pictures(
         queries: Pictures, or folders of pictures.
         k: Number of neighbours of each query.
         at_least: Smallest similarity, from -1 to 1; None for no limit.
+        where: Condition on the metadata of neighbours, as for `LanceIndex.search`; for a Lance table alone.
+
+    Raises:
+        InputError: For a wrong condition, and for one on another index.
 
     Returns:
         Each query with its neighbours, the most similar first; and the reason for each unreadable query, by path.
@@ -282,15 +315,28 @@ def search_pictures(
         >>> neighbours[0].key
         'class00/03.png'
     """
+    if where is not None:
+        _check_where(index, where)
     paths = list_unlabelled(queries)
     found = embedder.embed_all(paths)
     good = [row for row in range(len(paths)) if row not in found.unreadable]
-    near = index.search(found.vectors[good], k, at_least=at_least)
+    vectors = found.vectors[good]
+    if isinstance(index, LanceIndex):
+        near = index.search(vectors, k, at_least=at_least, where=where)
+    else:
+        near = index.search(vectors, k, at_least=at_least)
     answers = [(paths[row], neighbours) for row, neighbours in zip(good, near, strict=True)]
     return answers, {str(paths[row]): reason for row, reason in found.unreadable.items()}
 
 
-def sheet_rows(index: Index, found: Sequence[tuple[Path, list[Neighbour]]]) -> list[Row]:
+def _check_where(index: Index | LanceIndex, where: str) -> None:
+    """InputError before pictures are embedded, which takes long."""
+    if not isinstance(index, LanceIndex):
+        raise InputError("where needs a Lance table: fewshot embed FOLDER --out NAME.lance")
+    index.check_where(where)
+
+
+def sheet_rows(index: Index | LanceIndex, found: Sequence[tuple[Path, list[Neighbour]]]) -> list[Row]:
     """Rows of a contact sheet for the result of `search_pictures`. InputError if the index names no folder."""
     folder = index.about.get("folder")
     if folder is None:

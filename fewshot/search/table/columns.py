@@ -168,16 +168,3 @@ def as_vectors(batch: Any, width: int) -> Vectors:
         column = column.combine_chunks()
     found: Vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
     return found
-
-
-def parsed(text: str, key: str) -> dict[str, Any]:
-    """Metadata from their JSON text. InputError where it is none."""
-    try:
-        found = json.loads(text or "{}")
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"metadata of key {key!r} are not valid JSON ({error}); the index is damaged") from error
-    if not isinstance(found, dict):
-        raise InputError(f"metadata of key {key!r} are not a mapping; the index is damaged")
-    return found
-
-

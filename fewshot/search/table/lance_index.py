@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace as changed
 from pathlib import Path
-from typing import Any, Protocol, cast, get_args
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshot.search.arguments import Metadata, as_json, check_keys, checked_vectors
-from fewshot.search.engines import Vectors
-from fewshot.search.faiss_format import MOST_WIDTH
+from fewshot.search.arguments import Metadata, as_json, check_keys, checked_vectors, parsed_metadata
 from fewshot.search.neighbours import Neighbours
-from fewshot.search.table.columns import (
-    KEY,
-    TEXT,
-    VECTOR,
-    as_vectors,
-    check_schema,
-    key_of,
-    new_schema,
-    parsed,
-    rows,
-    stored_key,
-)
-from fewshot.search.table.header import TableHeader, TableKind, TableStructure, read_header
+from fewshot.search.table.header import TableHeader, TableStructure, read_header
 from fewshot.search.table.library import import_lance, lance_errors
-from fewshot.search.table.location import check_files_of, check_folder, is_free_for_table, lance_uri
-from fewshot.search.table.maintenance import TableVersion, compact, versions_of, write_header
-from fewshot.search.table.rows_by_key import batches_of, found_keys, keys_in_order, refuse_missing
-from fewshot.search.table.searching import check_condition, pays_index, search_by_index, search_exact
-from fewshot.search.table.writing import add_columns, commit, insertion, make
+from fewshot.search.table.location import is_free_for_table, lance_uri
+from fewshot.search.table.maintenance import MANY_FILES, TableVersion, compact, versions_of, write_header
+from fewshot.search.table.opening import checked_header, make_table, open_table
+from fewshot.search.table.rows_by_key import found_keys, keys_in_order, texts_of, vectors_of
+from fewshot.search.table.searching import check_condition, search
+from fewshot.search.table.vector_index import is_stale
+from fewshot.search.table.writing import commit, insertion, removal, replacement
 from finetune.errors import InputError
 
 
@@ -108,23 +96,8 @@ class LanceIndex:
         Raises:
             InputError: For wrong arguments, if something is there, or if it cannot be written.
         """
-        if not 1 <= width <= MOST_WIDTH:
-            raise InputError(f"width must be from 1 to {MOST_WIDTH}, not {width}")
-        if kind not in get_args(TableKind):
-            raise InputError(f"kind of a Lance table must be one of {', '.join(get_args(TableKind))}, not {kind!r}")
-        if not 0 < least_recall <= 1:
-            raise InputError(f"least_recall must be above 0 and at most 1, not {least_recall}")
-        header = TableHeader(
-            width=width,
-            kind=cast(TableKind, kind),
-            fingerprint=fingerprint,
-            about=dict(about or {}),
-            least_recall=least_recall,
-        )
-        if not is_free_for_table(place):
-            raise InputError(f"{place} exists; choose a new name for the table")
-        dataset = make(lance_uri(place), new_schema(width, header.as_metadata()), str(place))
-        return cls(dataset, place, header, read_only=False)
+        header = checked_header(width, kind, fingerprint, about, least_recall)
+        return cls(make_table(place, header), place, header, read_only=False)
 
     @classmethod
     def build(
@@ -167,20 +140,7 @@ class LanceIndex:
         Raises:
             InputError: If there is no such table or version, it is damaged, of a newer format, or of another embedder.
         """
-        lance, uri = import_lance(), lance_uri(place)
-        check_folder(place)
-        of_version = "" if version is None else f" at version {version}"
-        with lance_errors(f"{place} cannot be opened{of_version}"):
-            dataset = lance.dataset(uri, version=version)
-            schema = dataset.schema
-        check_files_of(dataset, place)
-        header = read_header(schema, str(place))
-        check_schema(schema, header.width, str(place))
-        if fingerprint is not None and fingerprint != header.fingerprint:
-            raise InputError(
-                f"{place} holds vectors of embedder {header.fingerprint}, not of {fingerprint}: embed again, or "
-                "open it with its own embedder"
-            )
+        dataset, header = open_table(place, fingerprint, version)
         return cls(dataset, place, header, read_only=version is not None)
 
     # --- what it holds ------------------------------------------------------------------------------------------------
@@ -223,30 +183,24 @@ class LanceIndex:
     def vectors(self, keys: Sequence[str]) -> NDArray[np.float32]:
         """Vectors (n, width) of keys, as they were added. InputError for a key that is not in the index."""
         check_keys(keys)
-        at, found = {stored_key(key): row for row, key in enumerate(keys)}, np.zeros(len(keys), bool)
-        vectors = np.empty((len(keys), self.width), np.float32)
-        for batch in batches_of(self._table, keys, [KEY, VECTOR]):
-            here = [at[key] for key in batch.column(KEY).to_pylist()]
-            vectors[here], found[here] = as_vectors(batch, self.width), True
-        if not found.all():
-            raise InputError(f"key {keys[int(np.argmin(found))]!r} is not in the index")
-        return vectors
+        return vectors_of(self._table, keys, self.width)
 
     def metadata(self, key: str) -> dict[str, Any]:
         """A copy of the key's metadata, {} without. InputError for a key that is not in the index."""
-        return parsed(self.metadata_texts([key])[key], key)
+        return parsed_metadata(self.metadata_texts([key])[key], key)
 
     def metadata_texts(self, keys: Sequence[str]) -> dict[str, str]:
         """Key -> JSON text of its metadata, empty without. InputError for a key that is not in the index."""
         check_keys(keys)
-        texts: dict[str, str] = {}
-        for batch in batches_of(self._table, keys, [KEY, TEXT]):
-            names = [key_of(key) for key in batch.column(KEY).to_pylist()]
-            texts.update(zip(names, batch.column(TEXT).to_pylist(), strict=True))
-        for key in keys:
-            if key not in texts:
-                raise InputError(f"key {key!r} is not in the index")
-        return texts
+        return texts_of(self._table, keys)
+
+    def which(self, keys: Sequence[str]) -> set[str]:
+        """Those of the keys that are in the index."""
+        return found_keys(self._table, keys)
+
+    def check_where(self, where: str) -> None:
+        """InputError unless `where` is a condition that `search` takes."""
+        check_condition(self._table, where)
 
     def search(
         self,
@@ -279,13 +233,7 @@ class LanceIndex:
         k = min(k, n)
         if not k or not len(queries):
             return Neighbours(np.empty((len(queries), k), np.float32), np.empty((len(queries), k), object))
-        tuning = self._header.tuning
-        if tuning is None or not pays_index(len(queries), n, self.width):
-            similarity, keys = search_exact(dataset, queries, k, where)
-        else:
-            (similarity, keys), short = search_by_index(dataset, queries, k, where, tuning)
-            if short.any():  # the lists that were compared hold fewer than k
-                similarity[short], keys[short] = search_exact(dataset, queries[short], k, where)
+        similarity, keys = search(dataset, queries, k, where, self._header.tuning, n)
         if at_least is not None:
             below = similarity < at_least
             similarity[below], keys[below] = -np.inf, None
@@ -310,7 +258,8 @@ class LanceIndex:
         texts = as_json(keys, metadata)
         checked = checked_vectors(vectors, self.width, keys)
         if len(keys):
-            self._insert(keys, lambda part: checked[part], texts, "is in the index already; use replace")
+            there = "is in the index already; use replace for another vector"
+            self._commit(lambda dataset: insertion(dataset, keys, lambda part: checked[part], texts, there))
 
     def remove(self, keys: Sequence[str]) -> None:
         """Remove keys. InputError for a key that is not in the index; nothing is then removed.
@@ -322,14 +271,7 @@ class LanceIndex:
             self._refuse_if_read_only()
             return
 
-        def change(dataset: Any) -> Any:
-            gone = rows(dataset.schema, keys, None, None, None)
-            plan, counts = dataset.merge_insert(KEY).when_matched_delete().execute_uncommitted(gone)
-            if counts["num_deleted_rows"] != len(keys):
-                refuse_missing(dataset, keys)
-            return plan
-
-        self._commit(change)
+        self._commit(lambda dataset: removal(dataset, keys))
 
     def replace(
         self, keys: Sequence[str], vectors: NDArray[np.float32], metadata: Sequence[Metadata] | None = None
@@ -342,15 +284,7 @@ class LanceIndex:
             self._refuse_if_read_only()
             return
 
-        def change(dataset: Any) -> Any:
-            add_columns(dataset, texts or {})
-            new = rows(dataset.schema, keys, checked, texts, None)
-            plan, counts = dataset.merge_insert(KEY).when_matched_update_all().execute_uncommitted(new)
-            if counts["num_updated_rows"] != len(keys):
-                refuse_missing(dataset, keys)
-            return plan
-
-        self._commit(change)
+        self._commit(lambda dataset: replacement(dataset, keys, checked, texts))
 
     def merge(self, other: OtherIndex) -> None:
         """Add all vectors of an `Index` or `LanceIndex`. InputError if widths or fingerprints differ, or a key is in
@@ -365,9 +299,15 @@ class LanceIndex:
         keys = other.keys
         if keys:
             texts = {key: text for key, text in other.metadata_texts(keys).items() if text}
-            self._insert(
-                keys, lambda part: other.vectors(keys[part]), texts, "is in both indexes; remove it from one of them"
-            )
+            there = "is in both indexes; remove it from one of them"
+            self._commit(lambda dataset: insertion(dataset, keys, lambda part: other.vectors(keys[part]), texts, there))
+
+    @property
+    def needs_compaction(self) -> bool:
+        """Whether `compact` would make searches faster: many small files, or a vector index that is missing or old."""
+        with lance_errors(f"{self.place} cannot be read"):
+            many = len(self._table.get_fragments()) > MANY_FILES
+            return many or is_stale(self._table, self._header, len(self))
 
     def compact(self, *, keep: int | None = None, engine: str = "local", workers: int | None = None) -> None:
         """Merge small files, bring the vector index up to date, tune it and measure its recall.
@@ -440,36 +380,8 @@ class LanceIndex:
         self._dataset = commit(self._table, change, str(self.place))
         self._header = read_header(self._dataset.schema, str(self.place))
 
-    def _insert(
-        self,
-        keys: Sequence[str],
-        vectors: Callable[[slice], Vectors],
-        texts: Mapping[str, str],
-        if_there: str,
-    ) -> None:
-        """Add rows as one version, a block at a time. if_there: What is wrong with a key that is there."""
-
-        def change(dataset: Any) -> Any:
-            there = found_keys(dataset, keys)
-            for key in keys:
-                if key in there:
-                    raise InputError(f"key {key!r} {if_there}")
-            add_columns(dataset, texts)
-            return insertion(dataset, keys, vectors, texts)
-
-        self._commit(change)
-
     def _copy_to(self, place: str | Path) -> None:
         if not is_free_for_table(place):
             raise InputError(f"{place} exists; choose a new name for the copy")
         with lance_errors(f"{place} cannot be written"):
             self._table.deep_clone(lance_uri(place), self.version)
-
-
-def all_metadata(index: OtherIndex) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every key with its metadata, in the order of adding, read at once."""
-    keys = index.keys
-    texts = index.metadata_texts(keys)
-    for key in keys:
-        yield key, parsed(texts[key], key)
-

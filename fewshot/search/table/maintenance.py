@@ -11,6 +11,9 @@ from fewshot.search.table.header import TableHeader, Tuning
 from fewshot.search.table.library import is_conflict, lance_errors
 from finetune.errors import InputError
 
+# Files of vectors from which compaction is advised. A search opens each of them.
+MANY_FILES = 100
+
 
 class TableVersion(NamedTuple):
     """A state of a table that can be opened.

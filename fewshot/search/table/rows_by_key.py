@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fewshot.search.table.columns import KEY, PLACE, has_key, key_of, stored_key
+import numpy as np
+
+from fewshot.search.engines import Vectors
+from fewshot.search.table.columns import KEY, PLACE, TEXT, VECTOR, as_vectors, has_key, key_of, stored_key
 from fewshot.search.table.library import lance_errors
 from finetune.errors import InputError
 
@@ -44,6 +47,30 @@ def refuse_missing(dataset: Any, keys: Sequence[str]) -> None:
     for key in keys:
         if key not in found:
             raise InputError(f"key {key!r} is not in the index")
+
+
+def vectors_of(dataset: Any, keys: Sequence[str], width: int) -> Vectors:
+    """Vectors (n, width). InputError for a key that is not in the table."""
+    at, found = {stored_key(key): row for row, key in enumerate(keys)}, np.zeros(len(keys), bool)
+    vectors = np.empty((len(keys), width), np.float32)
+    for batch in batches_of(dataset, keys, [KEY, VECTOR]):
+        here = [at[key] for key in batch.column(KEY).to_pylist()]
+        vectors[here], found[here] = as_vectors(batch, width), True
+    if not found.all():
+        raise InputError(f"key {keys[int(np.argmin(found))]!r} is not in the index")
+    return vectors
+
+
+def texts_of(dataset: Any, keys: Sequence[str]) -> dict[str, str]:
+    """Key -> JSON text of its metadata. InputError for a key that is not in the table."""
+    texts: dict[str, str] = {}
+    for batch in batches_of(dataset, keys, [KEY, TEXT]):
+        names = [key_of(key) for key in batch.column(KEY).to_pylist()]
+        texts.update(zip(names, batch.column(TEXT).to_pylist(), strict=True))
+    for key in keys:
+        if key not in texts:
+            raise InputError(f"key {key!r} is not in the index")
+    return texts
 
 
 def keys_in_order(dataset: Any) -> tuple[str, ...]:

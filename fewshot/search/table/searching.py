@@ -41,6 +41,16 @@ def check_condition(dataset: Any, where: str) -> None:
         dataset.scanner(columns=[KEY], filter=condition(where), limit=1).to_table()
 
 
+def search(dataset: Any, queries: Vectors, k: int, where: str | None, tuning: Tuning | None, rows: int) -> Found:
+    """Search by the vector index where there is one and it is faster, else exactly. rows: Number of vectors."""
+    if tuning is None or not pays_index(len(queries), rows, queries.shape[1]):
+        return search_exact(dataset, queries, k, where)
+    (similarity, keys), short = search_by_index(dataset, queries, k, where, tuning)
+    if short.any():  # the lists that were compared hold fewer than k
+        similarity[short], keys[short] = search_exact(dataset, queries[short], k, where)
+    return similarity, keys
+
+
 def search_exact(dataset: Any, queries: Vectors, k: int, where: str | None) -> Found:
     """Compare every vector in one pass; memory is that of a block of rows and the result."""
     similarity = np.full((len(queries), k), -np.inf, np.float32)

@@ -8,17 +8,11 @@ from typing import Any
 from fewshot.search.engines import Vectors
 from fewshot.search.table.columns import KEY, first_place, new_columns, rows
 from fewshot.search.table.library import import_lance, is_conflict, lance_errors
+from fewshot.search.table.rows_by_key import found_keys, refuse_missing
 from finetune.errors import InputError
 
 _ATTEMPTS = 20
 _ROWS_AT_ONCE = 8192
-
-
-def make(uri: str, schema: Any, place: str) -> Any:
-    """Make an empty table. InputError if it cannot be written."""
-    lance = import_lance()
-    with lance_errors(f"{place} cannot be written"):
-        return lance.write_dataset(schema.empty_table(), uri, mode="create")
 
 
 def commit(dataset: Any, change: Callable[[Any], Any], place: str) -> Any:
@@ -46,11 +40,20 @@ def add_columns(dataset: Any, texts: Mapping[str, str]) -> None:
 
 
 def insertion(
-    dataset: Any, keys: Sequence[str], vectors: Callable[[slice], Vectors], texts: Mapping[str, str]
+    dataset: Any, keys: Sequence[str], vectors: Callable[[slice], Vectors], texts: Mapping[str, str], if_there: str
 ) -> Any:
-    """A transaction that adds rows, written a block at a time. vectors: Gives those of a part of the keys."""
+    """A transaction that adds rows, written a block at a time.
+
+    vectors: Gives those of a part of the keys.
+    if_there: What is wrong with a key that is in the table.
+    """
     import pyarrow as pa
 
+    there = found_keys(dataset, keys)
+    for key in keys:
+        if key in there:
+            raise InputError(f"key {key!r} {if_there}")
+    add_columns(dataset, texts)
     schema, first = dataset.schema, first_place(dataset.version)
     failed: list[BaseException] = []
 
@@ -65,9 +68,30 @@ def insertion(
 
     reader = pa.RecordBatchReader.from_batches(schema, blocks())
     try:
-        plan, _ = dataset.merge_insert(KEY).when_matched_fail().when_not_matched_insert_all().execute_uncommitted(reader)
+        plan, _ = (
+            dataset.merge_insert(KEY).when_matched_fail().when_not_matched_insert_all().execute_uncommitted(reader)
+        )
     except Exception:
         if failed:
             raise failed[0] from None
         raise
+    return plan
+
+
+def removal(dataset: Any, keys: Sequence[str]) -> Any:
+    """A transaction that removes rows. InputError for a key that is not in the table."""
+    gone = rows(dataset.schema, keys, None, None, None)
+    plan, counts = dataset.merge_insert(KEY).when_matched_delete().execute_uncommitted(gone)
+    if counts["num_deleted_rows"] != len(keys):
+        refuse_missing(dataset, keys)
+    return plan
+
+
+def replacement(dataset: Any, keys: Sequence[str], vectors: Vectors, texts: Mapping[str, str] | None) -> Any:
+    """A transaction that replaces vectors, and metadata unless `texts` is None. InputError as for `removal`."""
+    add_columns(dataset, texts or {})
+    new = rows(dataset.schema, keys, vectors, texts, None)
+    plan, counts = dataset.merge_insert(KEY).when_matched_update_all().execute_uncommitted(new)
+    if counts["num_updated_rows"] != len(keys):
+        refuse_missing(dataset, keys)
     return plan
