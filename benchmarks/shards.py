@@ -1,0 +1,206 @@
+"""A collection embedded in shards: every picture once, vectors of one process, kills, and peak memory.
+
+    FEWTUNE_DATA=FOLDER python benchmarks/shards.py
+
+Embeds 20,000 drawings of Omniglot, written as PNG files, with the encoder that ships: in one process (`fewshot embed`),
+and in 4 shards (`fewshot embed --shard`), which are merged. Then shard 2 once more, killed by SIGKILL in the middle
+and restarted; and the whole collection as one shard, at 5,000 and at 20,000 pictures, for the peak memory, which is
+that of the process by `wait4`. Expected: no difference of keys and contents, vectors equal to 1e-5, memory within 10 %.
+
+Steps that are done are kept in the folder of --work, and a run that was ended goes on there. The result goes to
+benchmarks/results/shards.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from machine import provenance
+
+RESULT = Path(__file__).parent / "results" / "shards.json"
+SHARDS, KILLED = 4, 2
+# In a process of its own, so that the memory of this one stays small: a process counts its parent's until it starts.
+WRITE = """
+import sys
+from pathlib import Path
+from PIL import Image
+from fewshot.omniglot.dataset import read_omniglot
+folder, count = Path(sys.argv[1]), int(sys.argv[2])
+drawings = 255 - read_omniglot().pictures[:count].numpy()
+assert len(drawings) == count
+for at, drawing in enumerate(drawings):
+    path = folder / f"{at // 1000:02}" / f"{at:05}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(drawing).save(path)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=20_000)
+    parser.add_argument("--fewer", type=int, default=5_000, help="for the peak memory")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "fewtune-shards")
+    args = parser.parse_args()
+    job = Job(args.work, args.pictures, args.fewer)
+    job.run()
+    result = {**provenance(), "pictures": args.pictures, "fewer": args.fewer, "shards": SHARDS, "runs": job.done}
+    result |= job.compared()
+
+    from finetune.files.writing import write_json
+
+    write_json(RESULT, result)
+    print(json.dumps({name: value for name, value in result.items() if name not in ("machine", "versions")}, indent=2))
+
+
+class Job:
+    """The steps, each done once.
+
+    Attributes:
+        done: Name of a step -> what it measured.
+    """
+
+    def __init__(self, work: Path, pictures: int, fewer: int):
+        self.work = work / f"{pictures}-{fewer}"
+        self.pictures, self.fewer = pictures, fewer
+        self.all, self.some = self.work / "pictures", self.work / "fewer"
+        self._state = self.work / "done.json"
+        self.done: dict[str, Any] = json.loads(self._state.read_text()) if self._state.is_file() else {}
+
+    def run(self) -> None:
+        for folder, count in ((self.all, self.pictures), (self.some, self.fewer)):
+            self._once(f"write {count}", lambda folder=folder, count=count: self._write(folder, count))
+        self._once("one process", lambda: fewshot("embed", self.all, "--out", self.work / "one.index"))
+        for number in range(1, SHARDS + 1):
+            self._once(f"shard {number}", lambda number=number: self._shard(number, "parts"))
+        self._once("merge", lambda: fewshot("merge", self.work / "merged.index", self.work / "parts"))
+        self._once("embed into the merged index", lambda: self._embed_again())
+        self._once("killed", self._killed)
+        self._once("restarted", lambda: self._shard(KILLED, "killed.parts"))
+        for folder, count in ((self.some, self.fewer), (self.all, self.pictures)):
+            out = self.work / f"{count}.parts"
+            words = ("embed", folder, "--out", out, "--shard", "1/1")
+            self._once(f"memory at {count}", lambda words=words: fewshot(*words))
+
+    def compared(self) -> dict[str, Any]:
+        """Differences of the results, and the ratio of peak memories."""
+        import numpy as np
+
+        from fewshot import Index
+
+        one, merged = (Index.load(self.work / name, device="cpu") for name in ("one.index", "merged.index"))
+        keys = one.keys
+        same_keys = keys == merged.keys
+        vectors, others = one.vectors(keys), merged.vectors(keys)
+        whole, restarted = (
+            self._rows(self.work / name / f"shard-{KILLED}-of-{SHARDS}") for name in ("parts", "killed.parts")
+        )
+        peaks = [self.done[f"memory at {count}"]["peak_mb"] for count in (self.fewer, self.pictures)]
+        again = self.done["embed into the merged index"]
+        return {
+            "same_keys_in_the_same_order": same_keys,
+            "pictures_in_the_index": len(merged),
+            "same_contents": all(one.metadata(key) == merged.metadata(key) for key in keys),
+            "contents_are_those_of_the_files": all(merged.metadata(key)["sha256"] == self._digest(key) for key in keys),
+            "largest_difference_of_vectors": float(np.abs(vectors - others).max()),
+            "least_cosine": float((vectors * others).sum(1).min()),
+            "embed_into_the_merged_index": {name: again[name] for name in ("unchanged", "embedded", "removed")},
+            "killed": {
+                "pictures_in_parts_when_killed": self.done["killed"]["pictures"],
+                "pictures_after_the_restart": len(restarted),
+                "lost": len(set(whole) - set(restarted)),
+                "twice": len(restarted) - len(set(restarted)),
+                "embedded_again": self.done["restarted"]["embedded"] - (len(whole) - self.done["killed"]["pictures"]),
+            },
+            "peak_mb": dict(zip((str(self.fewer), str(self.pictures)), peaks, strict=True)),
+            "peak_ratio": round(peaks[1] / peaks[0], 3),
+        }
+
+    def _once(self, name: str, step: Callable[[], dict[str, Any]]) -> None:
+        if name not in self.done:
+            load = os.getloadavg()[0]
+            self.done[name] = step() | {"load": round(load, 1)}
+            self._state.write_text(json.dumps(self.done))
+            print(f"{name}: {self.done[name]}", flush=True)
+
+    def _write(self, folder: Path, count: int) -> dict[str, Any]:
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run([sys.executable, "-c", WRITE, str(folder), str(count)], check=True)
+        return {"pictures": count, "bytes": sum(path.stat().st_size for path in folder.rglob("*.png"))}
+
+    def _shard(self, number: int, parts: str) -> dict[str, Any]:
+        return fewshot("embed", self.all, "--out", self.work / parts, "--shard", f"{number}/{SHARDS}")
+
+    def _embed_again(self) -> dict[str, Any]:
+        return fewshot("embed", self.all, "--out", self.work / "merged.index")
+
+    def _killed(self) -> dict[str, Any]:
+        """Kill a shard once it has written two parts."""
+        out = self.work / "killed.parts"
+        shutil.rmtree(out, ignore_errors=True)
+        folder = out / f"shard-{KILLED}-of-{SHARDS}"
+        words = ["embed", self.all, "--out", out, "--shard", f"{KILLED}/{SHARDS}", "--json"]
+        process = subprocess.Popen([sys.executable, "-m", "fewshot", *map(str, words)], stdout=subprocess.DEVNULL)
+        while len(list(folder.glob("part-*"))) < 2:
+            if process.poll() is not None:
+                raise SystemExit("the shard ended before it could be killed; give more --pictures")
+            time.sleep(0.01)
+        process.kill()
+        if process.wait() != -signal.SIGKILL:
+            raise SystemExit("the shard ended before it could be killed; give more --pictures")
+        counted = subprocess.run(
+            [sys.executable, "-c", f"from shards import Job; print(len(Job._rows({str(folder)!r})))"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return {"pictures": int(counted.stdout)}
+
+    @staticmethod
+    def _rows(folder: Path | str) -> list[tuple[str, bytes]]:
+        """Key and content of every row of a shard's parts."""
+        from fewshot.collection.parts import read_header, read_parts
+
+        folder = Path(folder)
+        width = read_header(folder).width
+        return [
+            (key, digest.tobytes())
+            for _, part in read_parts(folder, width)
+            for key, digest in zip(part.keys, part.digests, strict=True)
+        ]
+
+    def _digest(self, key: str) -> str:
+        return hashlib.sha256((self.all / key).read_bytes()).hexdigest()
+
+
+def fewshot(*words: object) -> dict[str, Any]:
+    """What a command answers, with its seconds and its peak memory."""
+    started = time.monotonic()
+    with tempfile.TemporaryFile("w+") as output:
+        command = [sys.executable, "-m", "fewshot", *map(str, words), "--json"]
+        process = subprocess.Popen(command, stdout=output)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise SystemExit(f"fewshot {' '.join(map(str, words))} ended with {process.returncode}")
+        output.seek(0)
+        found: dict[str, Any] = json.loads(output.read())
+    found.pop("folder", None)
+    seconds = time.monotonic() - started
+    return found | {"seconds": round(seconds, 1), "peak_mb": round(usage.ru_maxrss / 1024, 1)}
+
+
+if __name__ == "__main__":
+    main()
