@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,18 +81,18 @@ class Job:
 
     def run(self) -> None:
         for folder, count in ((self.all, self.pictures), (self.some, self.fewer)):
-            self._once(f"write {count}", lambda folder=folder, count=count: self._write(folder, count))
-        self._once("one process", lambda: fewshot("embed", self.all, "--out", self.work / "one.index"))
+            self._once(f"write {count}", partial(self._write, folder, count))
+        self._once("one process", partial(fewshot, "embed", self.all, "--out", self.work / "one.index"))
         for number in range(1, SHARDS + 1):
-            self._once(f"shard {number}", lambda number=number: self._shard(number, "parts"))
-        self._once("merge", lambda: fewshot("merge", self.work / "merged.index", self.work / "parts"))
-        self._once("embed into the merged index", lambda: self._embed_again())
+            self._once(f"shard {number}", partial(self._shard, number, "parts"))
+        self._once("merge", partial(fewshot, "merge", self.work / "merged.index", self.work / "parts"))
+        self._once("embed into the merged index", self._embed_again)
         self._once("killed", self._killed)
-        self._once("restarted", lambda: self._shard(KILLED, "killed.parts"))
+        self._once("restarted", partial(self._shard, KILLED, "killed.parts"))
         for folder, count in ((self.some, self.fewer), (self.all, self.pictures)):
             out = self.work / f"{count}.parts"
             words = ("embed", folder, "--out", out, "--shard", "1/1")
-            self._once(f"memory at {count}", lambda words=words: fewshot(*words))
+            self._once(f"memory at {count}", partial(fewshot, *words))
 
     def compared(self) -> dict[str, Any]:
         """Differences of the results, and the ratio of peak memories."""

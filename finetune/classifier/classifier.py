@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
@@ -19,6 +20,7 @@ from finetune.classifier.run_config import CONFIG_FILE, FORMAT, RunConfig, read_
 from finetune.classifier.run_metrics import METRICS_FILE, RunMetrics, read_run_metrics
 from finetune.classifier.temperature import calibrated
 from finetune.config import Config
+from finetune.data.collection.stored import StoredPicture
 from finetune.data.images import Content, Picture
 from finetune.data.loader import Pictures
 from finetune.data.transforms import Preprocessing, evaluation_view
@@ -37,6 +39,8 @@ WEIGHTS_FILE = "model.safetensors"
 # Folder inside the run folder that keeps a run which is being replaced, until the new one is saved.
 REPLACED = ".replaced"
 
+# Pictures that `predict_stream` reads at once. A GPU starts processes that decode for every block.
+CPU_BLOCK, GPU_BLOCK = 1024, 8192
 # Names of classes that repr() lists.
 _NAMED = 3
 
@@ -164,7 +168,7 @@ class Classifier:
 
     def predict_all(
         self,
-        pictures: Sequence[Picture],
+        pictures: Sequence[Picture | StoredPicture],
         *,
         top: int = 5,
         min_probability: float = 0.0,
@@ -190,7 +194,7 @@ class Classifier:
             raise InputError(f"min_probability must be between 0 and 1, not {min_probability}")
         pictures = list(pictures)  # a data frame column is indexed by labels, not positions
         log_probabilities, index, contents = self.log_probabilities(pictures, display=display)
-        names = [str(picture) if isinstance(picture, (str, Path)) else None for picture in pictures]
+        names = [str(picture) if isinstance(picture, (str, Path, StoredPicture)) else None for picture in pictures]
         answers: list[Prediction | UnreadablePicture] = [
             UnreadablePicture(name or f"picture {position}", contents[position].reason or "")
             for position, name in enumerate(names)
@@ -201,8 +205,27 @@ class Classifier:
             answers[position] = Prediction(*ranked[0], ranked, names[position], ranked[0][1] < min_probability)
         return answers
 
+    def predict_stream(
+        self, pictures: Iterable[Picture | StoredPicture], *, top: int = 5, min_probability: float = 0.0
+    ) -> Iterator[Prediction | UnreadablePicture]:
+        """Predict the class of each picture of a stream, such as a collection that does not fit in memory.
+
+        Pictures are read in blocks, of which one is in memory.
+
+        Args:
+            pictures: As for `predict_all`, or pictures of `finetune.data.collection`.
+            top, min_probability: As for `predict_all`.
+
+        Returns:
+            For each picture, in order, its prediction, or the error that says why it cannot be read.
+        """
+        stream = iter(pictures)
+        size = CPU_BLOCK if self.fabric.device.type == "cpu" else GPU_BLOCK
+        while block := list(islice(stream, size)):
+            yield from self.predict_all(block, top=top, min_probability=min_probability)
+
     def log_probabilities(
-        self, pictures: Sequence[Picture], *, display: Display | None = None
+        self, pictures: Sequence[Picture | StoredPicture], *, display: Display | None = None
     ) -> tuple[Tensor, Tensor, dict[int, Content]]:
         """Calibrated log-probabilities, averaged over the views of a picture where there are several.
 
@@ -230,7 +253,7 @@ class Classifier:
             raise InputError(f"{source} gives probabilities that are no numbers; its weights may be damaged")
         return calibrated(found, self.temperature), outputs.index, outputs.contents
 
-    def pictures(self, sources: Sequence[Picture]) -> Pictures:
+    def pictures(self, sources: Sequence[Picture | StoredPicture]) -> Pictures:
         """`sources` in the view of predictions."""
         view = evaluation_view(self.preprocessing, self.config.test_time)
         return Pictures(sources, view, self.preprocessing.shortest_side, self.config.max_pixels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from finetune.classifier.classifier import Prediction
@@ -23,7 +23,7 @@ def check_table(path: Path) -> None:
             raise InputError(f"{path} (--csv) exists and is no table of predictions; choose another name")
 
 
-def write_table(path: Path, answers: Sequence[Prediction | UnreadablePicture], *, top: int) -> None:
+def write_table(path: Path, answers: Iterable[Prediction | UnreadablePicture], *, top: int) -> None:
     """Write predictions as a CSV table, one row per picture.
 
     A row has the path, label, probability, whether the answer is unsure, the reason for an unreadable picture, and the
@@ -33,7 +33,7 @@ def write_table(path: Path, answers: Sequence[Prediction | UnreadablePicture], *
 
     Args:
         path: File to write.
-        answers: Predictions, as `Classifier.predict_all` gives them.
+        answers: Predictions, as `Classifier.predict_all` gives them, or the stream of `Classifier.predict_stream`.
         top: Number of classes in a row.
 
     Raises:
@@ -46,7 +46,7 @@ def write_table(path: Path, answers: Sequence[Prediction | UnreadablePicture], *
     header = list(COLUMNS)
     for rank in range(2, top + 1):
         header += [f"label_{rank}", f"probability_{rank}"]
-    write_csv(path, header, [_row(answer, len(header)) for answer in answers])
+    write_csv(path, header, (_row(answer, len(header)) for answer in answers))
 
 
 def _row(answer: Prediction | UnreadablePicture, width: int) -> list[str]:

@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 
 from finetune.classifier.classifier import Prediction
+from finetune.data.collection.collection import TAR
 from finetune.errors import InputError
 from finetune.files.folders import check_writable
 
@@ -20,7 +21,11 @@ _UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]|^\.|^ |[. ]$|%(?=[0-9A-F]{2})')
 
 
 def check_target(target: Path, sources: Collection[Path]) -> None:
-    """InputError where `target` is no folder to write to, or lies in one of the folders among `sources`."""
+    """InputError where `target` is no folder to write to, or lies in one of the folders among `sources`, or where one
+    of these is an archive, whose members are no files to copy."""
+    for source in sources:
+        if source.is_file() and source.suffix.lower() == TAR:
+            raise InputError(f"{source} is an archive, whose pictures --sort-into cannot copy; extract it first")
     untouched = [source for source in sources if source.is_dir()]
     check_writable(target, "--sort-into", is_folder=True, untouched=untouched)
 
@@ -49,18 +54,33 @@ def sort_pictures(target: Path, answers: Sequence[Prediction], classes: Sequence
         >>> sort_pictures(Path("sorted"), classifier.predict_all(["new.png"]), classifier.classes, link=False)
         1
     """
-    folders = {label: target / safe_name(label) for label in classes}
-    unsure = target / _name_for_unsure(classes)
-    taken: set[Path] = set()
+    sorter = PictureSorter(target, classes, link=link)
     for answer in answers:
-        folder, source = unsure if answer.unsure else folders[answer.label], Path(answer.path or "")
+        sorter.put(answer)
+    return len(sorter)
+
+
+class PictureSorter:
+    """What `sort_pictures` does, one picture at a time. Paths of the pictures that were put are kept in memory."""
+
+    def __init__(self, target: Path, classes: Sequence[str], *, link: bool):
+        self._folders = {label: target / safe_name(label) for label in classes}
+        self._unsure = target / _name_for_unsure(classes)
+        self._link = link
+        self._taken: set[Path] = set()
+
+    def __len__(self) -> int:
+        return len(self._taken)
+
+    def put(self, answer: Prediction) -> None:
+        """Copy or link the picture. InputError where that is not possible."""
+        folder, source = self._unsure if answer.unsure else self._folders[answer.label], Path(answer.path or "")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            taken.add(_put(source, folder, taken, link=link))
+            self._taken.add(_put(source, folder, self._taken, link=self._link))
         except OSError as error:
             why = error.strerror or str(error)
             raise InputError(f"{source} cannot be put into {folder} (--sort-into): {why}") from error
-    return len(taken)
 
 
 def safe_name(label: str) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +19,10 @@ from finetune.terminal import printable
 
 if TYPE_CHECKING:
     from finetune.classifier.classifier import Prediction
+    from finetune.classifier.sorting import PictureSorter
+
+# Pictures whose answers come all at once, under one progress bar.
+AT_ONCE = 1024
 
 
 @click.command(cls=HelpfulCommand)
@@ -69,15 +76,17 @@ def predict(
 ) -> None:
     """Predict the class of each picture.
 
-    RUN is a folder that `finetune fit` wrote. Folders of pictures are searched with their sub-folders, and a CSV file
-    names pictures in its column `path`. --json prints one object per line; a picture answered "unsure" has "unsure":
-    true there, and its label is a guess. Unreadable files are named on stderr, and the exit code is then 2.
+    RUN is a folder that `finetune fit` wrote. Folders of pictures are searched with their sub-folders, a CSV file names
+    pictures in its column `path`, and the members of a tar archive, or of a folder of them, are read without being
+    extracted. Of more than a thousand pictures, answers are printed as they are found, and memory does not grow with
+    their number. --json prints one object per line; a picture answered "unsure" has "unsure": true there, and its label
+    is a guess. Unreadable files are named on stderr, and the exit code is then 2.
     """
     import finetune
     from finetune.classifier.prediction_table import check_table, write_table
     from finetune.classifier.rejection import rejection_for, rejections, validation_answers
-    from finetune.classifier.sorting import check_target, sort_pictures
-    from finetune.data.table import list_paths
+    from finetune.classifier.sorting import PictureSorter, check_target
+    from finetune.data.collection.collection import pictures_at
 
     if min_probability is not None and target_error is not None:
         raise click.UsageError("--min-probability and --target-error both set the threshold; give one of them")
@@ -92,19 +101,57 @@ def predict(
         chosen = rejection_for(rejections(*validation_answers(run)), target_error)
         min_probability = chosen.min_probability
         display.say(f"unsure below {chosen.min_probability:.2%}; {1 - chosen.coverage:.1%} of validation is")
-    answers = classifier.predict_all(
-        list_paths(pictures), top=top, min_probability=min_probability or 0.0, display=display
-    )
+    sorter = None if sort_into is None else PictureSorter(sort_into, classifier.classes, link=link)
+    output = _Output(as_json, sorter, others=table is not None or sorter is not None)
+    least = min_probability or 0.0
+    stream = pictures_at(pictures)
+    first = list(islice(stream, AT_ONCE + 1))
+    answers: Iterable[Prediction | UnreadablePicture]
+    if len(first) <= AT_ONCE:
+        answers = classifier.predict_all(first, top=top, min_probability=least, display=display)
+    else:
+        answers = classifier.predict_stream(chain(first, stream), top=top, min_probability=least)
+    answers = output.passing(answers)
     if table is not None:
         write_table(table, answers, top=min(top, len(classifier.classes)))
-    readable = [answer for answer in answers if isinstance(answer, finetune.Prediction)]
-    if sort_into is not None:
-        put = sort_pictures(sort_into, readable, classifier.classes, link=link)
-        display.say(f"{put} pictures are in {sort_into}")
-    for answer in answers:
-        _print(answer, as_json)
-    if len(readable) < len(answers):
+    else:
+        deque(answers, maxlen=0)
+    if sorter is not None:
+        display.say(f"{len(sorter)} pictures are in {sort_into}")
+    if output.failed is not None:
+        raise output.failed
+    if output.unreadable:
         sys.exit(2)
+
+
+class _Output:
+    """Prints answers and sorts their pictures.
+
+    Attributes:
+        unreadable: Number of unreadable pictures.
+        failed: What ended the printing, such as `| head`; other results, a table or sorted files, are still made.
+    """
+
+    def __init__(self, as_json: bool, sorter: PictureSorter | None, *, others: bool):
+        self.unreadable = 0
+        self.failed: BaseException | None = None
+        self._as_json, self._sorter, self._others = as_json, sorter, others
+
+    def passing(self, answers: Iterable[Prediction | UnreadablePicture]) -> Iterator[Prediction | UnreadablePicture]:
+        """The same answers, printed and sorted as they pass."""
+        for answer in answers:
+            if isinstance(answer, UnreadablePicture):
+                self.unreadable += 1
+            elif self._sorter is not None:
+                self._sorter.put(answer)
+            if self.failed is None:
+                try:
+                    _print(answer, self._as_json)
+                except (SystemExit, OSError) as error:
+                    if not self._others:
+                        raise
+                    self.failed = error
+            yield answer
 
 
 def _print(answer: Prediction | UnreadablePicture, as_json: bool) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO, runtime_checkable
 
-from finetune.data.folder import IN_MEMORY, SPLIT_NAMES, Listing, Sample, check_listing, list_folder, list_unlabelled
+from finetune.data.folder import IN_MEMORY, SPLIT_NAMES, Listing, Sample, check_listing, list_folder
 from finetune.errors import InputError
 from finetune.files.tables import plain_text
 
@@ -63,21 +63,6 @@ def list_pictures(source: Source, *, to_train: bool = True) -> Listing:
         return _listing(path.parent, str(path.resolve()), _rows_of_file(path), to_train)
     rows = _rows_of_frame(source) if isinstance(source, DataFrame) else _rows_of_list(source)
     return _listing(Path.cwd(), IN_MEMORY, rows, to_train)
-
-
-def list_paths(sources: Sequence[Path]) -> list[Path]:
-    """Paths of pictures without labels: files, all pictures below folders, and the column `path` of CSV files.
-
-    Raises:
-        InputError: For a path that does not exist, a folder without pictures, and a damaged table.
-    """
-    found: list[Path] = []
-    for source in sources:
-        if source.suffix.lower() in TABLES and source.is_file():
-            found.extend(source.parent / path for path in read_paths(source))
-        else:
-            found.extend(list_unlabelled([source]))
-    return found
 
 
 def read_paths(table: Path) -> Iterator[str]:

@@ -6,10 +6,10 @@ import csv
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from finetune.errors import InputError
-from finetune.files.writing import write_text
+from finetune.files.writing import replacing
 
 # Spreadsheets run a cell that begins with one of these as a formula. The wide signs are those of Japanese keyboards.
 _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
@@ -25,17 +25,20 @@ _ESCAPED_BYTE = re.compile(r"(\\+)udc([89a-f][0-9a-f])")
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV table, complete or not at all.
+    """Write a CSV table, complete or not at all. `rows` may be a stream: no more than one is in memory.
 
     A text that a spreadsheet would run as a formula, because it begins with = + - @, a tab or a line break, gets a
     ' in front, and so does a text that begins with '. Numbers stay as they are. `read_csv` takes the ' away, and brings
     bytes of file names in other encodings back, which are written as backslash escapes.
     """
-    lines = _Lines()
-    writer = csv.writer(lines, lineterminator=_Lines.END)
-    writer.writerow(header)
-    writer.writerows([_guarded(cell) for cell in row] for row in rows)
-    write_text(path, "".join(lines.written))
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        writer = csv.writer(_Lines(file), lineterminator=_Lines.END)
+        writer.writerow(header)
+        for row in rows:
+            writer.writerow([_guarded(cell) for cell in row])
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -65,16 +68,16 @@ def plain_text(cell: str) -> str:
 
 
 class _Lines:
-    """Collects rows that end in \\n. csv quotes a line break in a cell only if it is in the end of rows, so they come
+    """Writes rows that end in \\n. csv quotes a line break in a cell only if it is in the end of rows, so they come
     with both of its signs."""
 
     END = "\r\n"
 
-    def __init__(self) -> None:
-        self.written: list[str] = []
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
 
     def write(self, row: str) -> None:
-        self.written.append(row.removesuffix(self.END) + "\n")
+        self._file.write(row.removesuffix(self.END) + "\n")
 
 
 def _read(cell: str) -> str:

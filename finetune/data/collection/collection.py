@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -101,6 +102,39 @@ def open_collection(source: str | Path) -> Collection:
         f"{source} is no collection: give a folder, a table that ends in {' or '.join(TABLES)}, or an archive that "
         f"ends in {TAR}, not compressed"
     )
+
+
+def pictures_at(sources: Sequence[Path]) -> Iterator[StoredPicture]:
+    """The pictures of several sources, one after the other: files, and collections as `open_collection` takes them.
+
+    Keys are the whole paths, as given; of a member of an archive, the archive's path and the member's name. A row of a
+    table counts each time.
+
+    Raises:
+        InputError: For a source that does not exist, before the first picture; and for one that is damaged or holds no
+            pictures, when it is reached.
+    """
+    for source in sources:
+        if not os.path.lexists(source):
+            raise InputError(f"{source} does not exist")
+    return chain.from_iterable(map(_pictures_of, sources))
+
+
+def _pictures_of(source: Path) -> Iterator[StoredPicture]:
+    suffix = source.suffix.lower()
+    if suffix in TABLES and source.is_file():
+        return (_file(source.parent / path) for path in read_paths(source))
+    if source.is_dir() or (suffix == TAR and source.is_file()):
+        collection = open_collection(source)
+        pictures = collection.pictures()
+        if collection.kind == "tars":
+            return (replace(picture, key=os.path.join(collection.root, picture.key)) for picture in pictures)
+        return (replace(picture, key=picture.path) for picture in pictures)
+    return iter([_file(source)])
+
+
+def _file(path: Path) -> StoredPicture:
+    return StoredPicture(str(path), str(path))
 
 
 def _of_folder(folder: Path) -> Collection:

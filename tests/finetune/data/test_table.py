@@ -17,7 +17,8 @@ from finetune.api.inspect import inspect_folder
 from finetune.api.preview import probe_folder
 from finetune.cli.main import main
 from finetune.config import Config
-from finetune.data.table import list_paths, list_pictures
+from finetune.data.collection.collection import pictures_at
+from finetune.data.table import list_pictures
 from finetune.errors import InputError
 from finetune.files.tables import write_csv
 
@@ -159,14 +160,16 @@ def test_what_is_no_table_is_named(pictures: Path) -> None:
 
 def test_pictures_to_predict_are_files_folders_and_the_paths_of_tables(pictures: Path) -> None:
     path = table(pictures, "id,path\n1,deep/c.jpg\n2,gone.jpg\n3,\n")
-    assert list_paths([pictures / "a.jpg", path, pictures / "deep"]) == [
+    assert [Path(picture.key) for picture in pictures_at([pictures / "a.jpg", path, pictures / "deep"])] == [
         pictures / "a.jpg",
         pictures / "deep" / "c.jpg",
         pictures / "gone.jpg",
         pictures / "deep" / "c.jpg",
     ]
     with pytest.raises(InputError, match="no column 'path'"):
-        list_paths([table(pictures, "file\na.jpg\n")])
+        list(pictures_at([table(pictures, "file\na.jpg\n")]))
+    with pytest.raises(InputError, match=r"gone\.jpg does not exist"):
+        pictures_at([pictures / "a.jpg", pictures / "gone.jpg"])
 
 
 # ---- where a folder is taken
