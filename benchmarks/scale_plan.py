@@ -153,7 +153,8 @@ LIMITS = ("pictures", "what ends first", "it needs", "times its bound", "what to
 
 def rows(plan: Plan) -> list[tuple[str, ...]]:
     """A row for each stage, and one for the search."""
-    site, found = plan.site, []
+    site = plan.site
+    found: list[tuple[str, ...]] = []
     has = f"{site.cores} cores" + (f", {site.cards} card" + "s" * (site.cards > 1) if site.cards else "")
     embed, search = plan.engines()
     engines = {"decode and embed": embed, "index": search, "full fine-tuning": "torchrun"}
@@ -187,7 +188,7 @@ def limit_rows(plan: Plan) -> list[tuple[str, ...]]:
 
 
 def rate_rows(rates: Rates) -> list[tuple[str, ...]]:
-    found = [
+    found: list[tuple[str, ...]] = [
         ("read, decode and resize a picture", f"{significant(rates.decode)} pictures/s"),
         ("mean size of a picture", size(rates.picture_bytes)),
         ("list the files of a folder", f"{significant(rates.list_files)} files/s"),
