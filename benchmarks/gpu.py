@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_rows import embed, episodes, fit, search, siamese
+from gpu_rows import decode, embed, episodes, fit, search, siamese
 from gpu_rows.setting import Setting
 from machine import provenance
 
@@ -47,6 +47,7 @@ ROWS: dict[str, tuple[Callable[[Setting], dict[str, Any]], float]] = {
     "fit-head": (lambda setting: fit.measure(setting, "head"), 60),
     "fit-full": (lambda setting: fit.measure(setting, "full"), 90),
     "nccl": (fit.measure_nccl, 60),
+    "decode": (decode.measure, 40),
     "compile": (embed.measure_compiling, 100),
 }
 

@@ -15,6 +15,20 @@ BEHIND = 2
 T = TypeVar("T")
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device. The copy does not wait for the work that a GPU has been given before.
+
+    `tensor.to(device)` waits, as `torch.tensor(values, device=device)` does, unless the tensor lies in pinned memory.
+
+    Example:
+        >>> sent(torch.ones(2), torch.device("cpu"))
+        tensor([1., 1.])
+    """
+    if device.type != "cuda" or tensor.device.type != "cpu" or not tensor.numel():
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def copied_ahead(batches: Iterable[tuple[T, Tensor]], device: torch.device) -> Iterator[tuple[T, Tensor]]:
     """Batches with their tensor on a device.
 
@@ -38,9 +52,8 @@ def copied_ahead(batches: Iterable[tuple[T, Tensor]], device: torch.device) -> I
         return
     copying = torch.cuda.Stream(device)
     for about, tensor in batches:
-        pinned = tensor if tensor.is_pinned() or not tensor.numel() else tensor.pin_memory()
         with torch.cuda.stream(copying):
-            there = pinned.to(device, non_blocking=True)
+            there = sent(tensor, device)
         working = torch.cuda.current_stream(device)
         working.wait_stream(copying)
         there.record_stream(working)  # its memory is not reused before the work on it has ended

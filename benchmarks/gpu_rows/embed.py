@@ -23,7 +23,7 @@ from finetune.features.acceleration import GPU_BATCH, TOLERANCE, _half, filled
 from finetune.features.forward import _streamed
 from finetune.models.device import reproducible_numerics
 from finetune.progress import Display
-from gpu_rows.setting import Busy, Setting, finished, pictures, seconds_of
+from gpu_rows.setting import Busy, Setting, finished, pictures, seconds_of, waits
 
 ASKED = 0.9
 
@@ -44,9 +44,10 @@ def measure(setting: Setting, network: str) -> dict[str, Any]:
             embedder._accelerated[batch] = replace(way, run=busy)
         workers = None if device.type == "cuda" else 0
         unit = partial(embedder._unit_vectors, run)
+        alone, waiting = _network_alone(setting, unit, source, batch)
         rates = {
             "decoding": len(paths) / _timed(lambda: list(_without_pixels(device, source, batch, workers)), device),
-            "network": _network_alone(setting, unit, source, batch),
+            "network": alone,
             "embed": len(paths) / _timed(lambda: embedder.embed_all(paths, batch_size=batch, workers=workers), device),
         }
         compared = paths[:: max(1, len(paths) // 32)][: setting.of_size(32, 2)]
@@ -67,6 +68,7 @@ def measure(setting: Setting, network: str) -> dict[str, Any]:
         "embed_over_the_slower": round(rates["embed"] / bound, 3),
         "share_of_time_without_work": busy.waiting(),
         "batches_streamed_on_a_cpu": len(streamed),
+        "waits_in_passes_of_the_network": waiting,
     }
     reached = rates["embed"] >= ASKED * bound and least >= TOLERANCE
     return setting.row("at least 0.9 of the slower of its network and its decoding", reached, measured, agrees)
@@ -114,8 +116,8 @@ def _without_pixels(device: torch.device, source: Pictures, batch: int, workers:
 
 def _network_alone(
     setting: Setting, unit: Callable[[torch.Tensor], torch.Tensor], source: Pictures, size: int
-) -> float:
-    """Pictures a second over batches that lie on the device."""
+) -> tuple[float, dict[str, int] | str]:
+    """Pictures a second over batches that lie on the device, and the lines at which the CPU waits for it."""
     device = setting.device()
     first = [found.pixels.to(device) for found, _ in islice(_streamed(device, None, source, size, 0), 2)]
     batches = [filled(pixels, size) for pixels in first]
@@ -126,7 +128,7 @@ def _network_alone(
             unit(batches[number % len(batches)])
 
     with reproducible_numerics(device):
-        return passes * size / seconds_of(act, device, setting.of_size(3, 1))
+        return passes * size / seconds_of(act, device, setting.of_size(3, 1)), waits(act)
 
 
 def _timed(act: Callable[[], object], device: torch.device) -> float:

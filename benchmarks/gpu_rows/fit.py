@@ -18,7 +18,7 @@ from finetune.ranks.group import Ranks
 from finetune.ranks.launched import Launched
 from finetune.ranks.start import _fabric
 from gpu_rows.embed import weights_of
-from gpu_rows.setting import Setting, made_pictures
+from gpu_rows.setting import Setting, made_pictures, waits
 from gpu_rows.siamese import SMALL, _data, _task
 
 EPOCHS = 3
@@ -34,20 +34,25 @@ def measure(setting: Setting, strategy: str) -> dict[str, Any]:
         if strategy != "head":
             options |= {"epochs": setting.of_size(EPOCHS, 1), "keep": "trained"}
         started = time.perf_counter()
-        run = fit(
-            folder,
-            Path(scratch) / "run",
-            strategy=strategy,
-            backbone=network,
-            weights=weights,
-            device=device.type,
-            on_epoch=lambda epoch: seconds.append(epoch.seconds),
-            **options,
-        )
-        whole = time.perf_counter() - started
+
+        def fitted(where: str, **more: Any) -> Classifier:
+            return fit(
+                folder,
+                Path(scratch) / where,
+                strategy=strategy,
+                backbone=network,
+                weights=weights,
+                device=device.type,
+                on_epoch=lambda epoch: seconds.append(epoch.seconds),
+                **options | more,
+            )
+
+        run = fitted("run")
+        whole, epochs = time.perf_counter() - started, list(seconds)
+        waiting = waits(lambda: fitted("again", epochs=1)) if epochs and device.type == "cuda" else {}
         asked = sorted(path for path in folder.rglob("*.jp*g"))[:: setting.of_size(20, 10)]
         ours, theirs = (_answers(one, asked) for one in (run, load(Path(scratch) / "run", device="cpu")))
-        fastai = _fastai(setting, network, weights, folder, len(seconds) or 1)
+        fastai = _fastai(setting, network, weights, folder, len(epochs) or 1)
         metrics = run.metrics
     differences = [abs(one[1] - other[1]) for one, other in zip(ours, theirs, strict=True) if one[0] == other[0]]
     agrees = {
@@ -60,14 +65,15 @@ def measure(setting: Setting, strategy: str) -> dict[str, Any]:
         "network": network,
         "weights": trained,
         "seconds": whole,
-        "seconds_of_epochs": seconds,
+        "seconds_of_epochs": epochs,
+        "waits_in_a_run_of_one_epoch": waiting,
         "accuracy": metrics["accuracy"],
         "fastai": fastai,
     }
     beside = None
     if "seconds" in fastai:
         # Without the first epoch of each, which sets things up; the head alone against fastai's frozen epoch.
-        beside = fastai["seconds"][0] / whole if strategy == "head" else fastai["seconds"][-1] / min(seconds)
+        beside = fastai["seconds"][0] / whole if strategy == "head" else fastai["seconds"][-1] / min(epochs)
         measured["fastai_over_ours"] = beside
     reached = agrees["share_of_equal_labels"] >= 0.99 and (beside is None or beside >= 1)
     return setting.row(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +77,21 @@ def made_pictures(folder: Path, classes: dict[str, int], size: tuple[int, int] =
 def finished(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def waits(act: Callable[[], object]) -> dict[str, int] | str:
+    """Lines at which the CPU waits for the GPU during a call -> how often."""
+    if not torch.cuda.is_available():
+        return "no GPU was used"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            act()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    found = [warning for warning in caught if "synchronizing" in str(warning.message)]
+    return dict(Counter(f"{Path(warning.filename).name}:{warning.lineno}" for warning in found))
 
 
 def seconds_of(act: Callable[[], object], device: torch.device, repeats: int = 3) -> float:

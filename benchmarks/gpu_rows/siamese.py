@@ -20,7 +20,7 @@ from fewshot.training.losses import siamese
 from fewshot.training.training_data import OmniglotSource, SiameseData
 from finetune.models.device import open_engine, reproducible_numerics
 from finetune.progress import Display
-from gpu_rows.setting import Setting, finished
+from gpu_rows.setting import Setting, finished, waits
 
 NETWORK, SIDE = "fewtune_drawing", 40
 SMALL = {"alphabets": 2, "ways": 4, "shots": 2}
@@ -68,6 +68,7 @@ def _rate(task: SiameseTask, steps: int, warm_up: int, capture: bool) -> dict[st
             "batch": seen / steps,
             "graphs": loop.steps.captured,
             "said": said,
+            "waits_in_8_steps": waits(lambda: [loop.train_step() for _ in range(8)]),
         }
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fewshot.embedding.distortions import VIEWS, Distortion
 from fewshot.embedding.framing import FramedPictures, render
+from finetune.device_stream import sent
 
 _BEND_POINTS = 4  # displacements are drawn at 4 x 4 points and interpolated
 
@@ -72,8 +73,8 @@ def draw_changes(symmetry: Tensor, distortion: Distortion, channels: int, genera
 def changed(framed: FramedPictures, changes: Changes, side: int) -> Tensor:
     """The pictures with their changes, (n, channels, side, side) float32 from 0 to 1, on the device of the pictures."""
     device = framed.pictures.device
-    bend = _displacements(changes.bend.to(device), side) if len(changes.bend) else None
-    pictures = render(framed, side, changes.warp.to(device), bend)
+    bend = _displacements(sent(changes.bend, device), side) if len(changes.bend) else None
+    pictures = render(framed, side, sent(changes.warp, device), bend)
     if len(changes.stroke):
         pictures = _stroked(pictures, changes.stroke)
     if len(changes.light):
@@ -93,7 +94,7 @@ def render_view(framed: FramedPictures, side: int, view: int) -> Tensor:
     linear = _linear(1, VIEWS, generator)
     shift = _drawn(1, -VIEWS.shift, VIEWS.shift, VIEWS.present, generator, width=2)
     warp = torch.cat([linear, shift[:, :, None]], 2).expand(len(framed), -1, -1)
-    return render(framed, side, warp.to(framed.pictures.device))
+    return render(framed, side, sent(warp, framed.pictures.device))
 
 
 def _symmetries() -> Tensor:
@@ -131,7 +132,7 @@ def _displacements(points: Tensor, side: int) -> Tensor:
 
 def _stroked(pictures: Tensor, width: Tensor) -> Tensor:
     """Light strokes on 0, thicker where `width` (n,), from -1 to 1, is positive and thinner where it is negative."""
-    width = width.to(pictures.device)[:, None, None, None]
+    width = sent(width, pictures.device)[:, None, None, None]
     # The middle third of widths changes nothing, so that most strokes stay as drawn.
     thicker, thinner = (width * 1.5 - 0.5).clamp_min(0) * 0.8, (-width * 1.5 - 0.5).clamp_min(0) * 0.35
     spread = F.max_pool2d(pictures, 3, 1, 1)
@@ -144,7 +145,7 @@ def _lit(pictures: Tensor, change: Tensor) -> Tensor:
     change: Shape (3, n, channels): contrast and brightness of all channels, the first of which counts, and contrast of
     each channel.
     """
-    contrast, brightness, own_contrast = change.to(pictures.device).unbind()
+    contrast, brightness, own_contrast = sent(change, pictures.device).unbind()
     gain, offset = 1 + contrast[:, :1] + own_contrast / 4, brightness[:, :1] / 2
     middle = pictures.mean((1, 2, 3), keepdim=True)
     return ((pictures - middle) * gain[..., None, None] + middle + offset[..., None, None]).clamp(0, 1)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finetune.device_stream import sent
+
 # Margin around a drawing, as a share of half its longer side: a slightly turned or moved drawing stays inside.
 MARGIN = 0.15
 # Pixels. A smaller drawing, such as a dot, is not enlarged to fill the window.
@@ -58,7 +60,7 @@ def frame_drawings(drawings: Tensor, side: int) -> FramedPictures:
     # A row and a column of paper make the size even; the window is scaled accordingly.
     even = F.pad(drawings[:, None].float(), (0, width % 2, 0, height % 2))
     before, after = (torch.tensor([size[1], size[0]]) for size in ((height, width), even.shape[2:]))
-    ratio = (before / after).to(drawings.device)
+    ratio = sent(before / after, drawings.device)
     centre = (window[:, :2] + 1) * ratio - 1
     half = window[:, 2:] * (max(height, width) / max(even.shape[2:]))
     return FramedPictures(F.avg_pool2d(even, 2).round().to(torch.uint8), torch.cat([centre, half], 1))
@@ -66,7 +68,7 @@ def frame_drawings(drawings: Tensor, side: int) -> FramedPictures:
 
 def frame_whole(pictures: Tensor) -> FramedPictures:
     """Pictures (n, channels, h, w) uint8, each with a window on the whole."""
-    return FramedPictures(pictures, torch.tensor([0.0, 0.0, 1.0], device=pictures.device).expand(len(pictures), 3))
+    return FramedPictures(pictures, sent(torch.tensor([0.0, 0.0, 1.0]), pictures.device).expand(len(pictures), 3))
 
 
 def render(framed: FramedPictures, side: int, warp: Tensor | None = None, bend: Tensor | None = None) -> Tensor:

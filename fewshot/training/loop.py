@@ -28,7 +28,7 @@ from fewshot.training.step_clock import StepClock
 from fewshot.training.step_numbers import THREADS, Layout, StepNumbers, drawn_ahead
 from fewshot.training.training_data import SiameseData
 from finetune.data.transforms import view_seed
-from finetune.device_stream import copied_ahead
+from finetune.device_stream import copied_ahead, sent
 from finetune.errors import TrainingDiverged
 from finetune.metrics import Count, Finite, Share
 from finetune.models.device import open_engine
@@ -410,8 +410,8 @@ class _Loop:
 
     def _shown(self, numbers: StepNumbers) -> tuple[Tensor, Tensor]:
         device = self.task.fabric.device
-        pictures = changed(self.pictures[numbers.rows.to(device)], numbers.changes, numbers.side)
-        return pictures.contiguous(memory_format=torch.channels_last), numbers.labels.to(device)
+        pictures = changed(self.pictures[sent(numbers.rows, device)], numbers.changes, numbers.side)
+        return pictures.contiguous(memory_format=torch.channels_last), sent(numbers.labels, device)
 
     def _numbers(self, step: int) -> StepNumbers:
         """What is random in `step`, on the CPU."""

@@ -51,10 +51,16 @@ class Preprocessing:
 
     def normalize(self, pictures: Tensor) -> Tensor:
         """uint8 (n, 3, h, w) to float32, normalised, channels last, on the same device."""
-        mean = torch.tensor(self.mean, device=pictures.device).view(3, 1, 1)
-        std = torch.tensor(self.std, device=pictures.device).view(3, 1, 1)
+        mean, std = (_of_channels(values, pictures.device) for values in (self.mean, self.std))
         pictures = pictures.to(torch.float32, memory_format=torch.channels_last)
         return pictures.div_(255).sub_(mean).div_(std)
+
+
+def _of_channels(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """The values as (3, 1, 1), float32."""
+    if device.type == "cuda":  # a copy from the CPU would wait for the batch before
+        return torch.cat([torch.full((1, 1, 1), value, device=device) for value in values])
+    return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 class Normalized(nn.Module):

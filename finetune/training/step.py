@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from finetune.config import Config
+from finetune.device_stream import sent
 from finetune.errors import TrainingDiverged
 from finetune.models.backbone import Network
 from finetune.models.device import engine_to_train
@@ -58,7 +59,7 @@ class TrainStep:
     def _loss(self, batch: TrainingBatch) -> Tensor:
         config, weights = self._config, self._class_weights
         inputs = batch.inputs
-        targets = self._labels[batch.index].to(self.device)
+        targets = sent(self._labels[batch.index], self.device)
         # A picture counts by its class. With the `weight` argument of cross_entropy, the smoothed share of each class
         # would be weighted by that class, and a common picture would pull towards the rare class.
         counts = torch.ones(len(targets), device=self.device) if weights is None else weights[targets]
@@ -114,7 +115,7 @@ def mixup(pixels: Tensor, labels: Tensor, counts: Tensor, classes: int, alpha: f
 
     Source: Zhang et al. (2018), section 2.
     """
-    share = torch.distributions.Beta(alpha, alpha).sample().to(pixels.device)
+    share = sent(torch.distributions.Beta(alpha, alpha).sample(), pixels.device)
     targets = nn.functional.one_hot(labels, classes).float()
     pixels, targets, counts = (tensor.lerp(tensor.flip(0), 1 - share) for tensor in (pixels, targets, counts))
     return pixels, targets, counts

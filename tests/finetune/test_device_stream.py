@@ -13,7 +13,7 @@ from PIL import Image
 from finetune.config import MAX_PIXELS
 from finetune.data.loader import Pictures
 from finetune.data.transforms import Preprocessing, evaluation_view
-from finetune.device_stream import copied_ahead, fetched_behind
+from finetune.device_stream import copied_ahead, fetched_behind, sent
 from finetune.features import acceleration, forward
 from finetune.features.acceleration import compiling_pays
 
@@ -71,3 +71,30 @@ def test_compiling_pays_where_it_saves_more_time_than_it_takes(monkeypatch: pyte
     monkeypatch.setattr(acceleration, "COMPILING_SAVES", 0.5)
     assert not compiling_pays(59.0)
     assert compiling_pays(61.0)
+
+
+def test_a_sent_tensor_has_its_values() -> None:
+    given = torch.arange(6).reshape(2, 3)
+    assert torch.equal(sent(given, CPU), given)
+    assert sent(torch.empty(0, 3), CPU).shape == (0, 3)
+
+
+def test_a_gpu_gets_every_batch_without_waiting_for_it() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    device = torch.device("cuda")
+    preprocessing = Preprocessing(32, 1.0, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    batches = [torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8) for _ in range(6)]
+    results = (
+        (number, preprocessing.normalize(pixels).flatten(1))
+        for number, pixels in copied_ahead(enumerate(batches), device)
+    )
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = list(fetched_behind(results, device))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [number for number, _ in found] == list(range(6))
+    for (_, outputs), pixels in zip(found, batches, strict=True):
+        assert outputs is not None
+        torch.testing.assert_close(outputs, preprocessing.normalize(pixels).flatten(1))
