@@ -33,8 +33,8 @@ from finetune.terminal import printable
     required=True,
     type=IndexPlace(exists=False),
     help="Index folder to create or update; with --shard, the folder for the parts of all shards. A name that ends in "
-    ".lance, or an address such as s3://bucket/name.lance, is a Lance table: for more than memory holds, and for search "
-    "--where.",
+    ".lance, or an address such as s3://bucket/name.lance, is a Lance table: for more than memory holds, and for "
+    "search --where.",
 )
 @of_kind
 @click.option(
@@ -138,17 +138,18 @@ def _embed_shard(
 
 
 @click.command()
-@click.argument("out", metavar="INDEX", type=folder_path)
+@click.argument("out", metavar="INDEX", type=IndexPlace(exists=False))
 @click.argument("parts", metavar="PARTS...", nargs=-1, required=True, type=existing)
 @of_kind
 @click.option("--allow-missing", is_flag=True, help="Make the index although shards are missing or unfinished.")
 @on_device
 @as_json
-def merge(out: Path, parts: Sequence[Path], kind: str, allow_missing: bool, device: str, as_json: bool) -> None:
+def merge(out: str | Path, parts: Sequence[Path], kind: str, allow_missing: bool, device: str, as_json: bool) -> None:
     """Make an index of the shards that `fewshot embed --shard` wrote.
 
-    INDEX is the index folder to create, or one of the same collection, which is replaced. PARTS are the --out of the
-    shards, one or several. The index is the one that `fewshot embed` makes in one process, which can also update it.
+    INDEX is the index folder to create, or one of the same collection, which is replaced; or a new Lance table, whose
+    name ends in .lance. PARTS are the --out of the shards, one or several. The index is the one that `fewshot embed`
+    makes in one process, which can also update it.
     """
     from fewshot.collection.merging import merge_parts
     from finetune.data.folder import some

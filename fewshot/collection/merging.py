@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,8 @@ from fewshot.collection.shards import shard_folders
 from fewshot.search.index import Index
 from fewshot.search.index_files import is_free
 from fewshot.search.picture_index import check_source, picture_metadata
+from fewshot.search.table.lance_index import LanceIndex
+from fewshot.search.table.location import is_free_for_table, is_table
 from finetune.data.folder import some
 from finetune.errors import InputError
 from finetune.progress import Display
@@ -55,16 +59,17 @@ def merge_parts(
     allow_missing: bool = False,
     device: str = "auto",
     display: Display | None = None,
-) -> tuple[Index, Merged]:
+) -> tuple[Index | LanceIndex, Merged]:
     """Make an index of the parts of all shards of a collection.
 
     The index is the one that `embed_folder` makes of the collection in one process, which can also update it later.
     Keys are in their alphabetical order.
 
     Args:
-        out: Folder of the index: new, or one that was made of the same collection, which is replaced.
+        out: Folder of the index: new, or one that was made of the same collection, which is replaced. A name that ends
+            in .lance, or an address, is a new Lance table; the vectors are then not in memory, but in a temporary file.
         parts: Folders that `embed_shard` wrote to, or the folders of single shards in them.
-        kind: As for `Index`.
+        kind: As for `Index` or `LanceIndex`.
         allow_missing: Accept that shards are missing or unfinished.
         device: As for `Index`.
         display: Shows a bar.
@@ -84,20 +89,24 @@ def merge_parts(
         >>> len(index) == merged.pictures
         True
     """
-    out, display = Path(out), display or Display()
+    display = display or Display()
     folders = _found(parts)
     headers = {folder: read_header(folder) for folder in folders}
     first = headers[folders[0]]
     missing, unfinished = _check_shards(headers, allow_missing)
-    index = Index(first.width, kind=kind, fingerprint=first.fingerprint, about=first.about, device=device)
-    _check_out(out, index)
-    keys, digests, vectors = _read(folders, headers, display)
-    contents = [picture_metadata(key, digest.tobytes().hex()) for key, digest in zip(keys, digests, strict=True)]
-    index.add(keys, vectors, contents)
-    for folder, header in headers.items():
-        if read_header(folder) != header:
-            raise InputError(f"{folder} was written to by fewshot embed --shard meanwhile; wait for its end")
-    index.save(out, check=lambda there: check_source(out, there, first.about))
+    of: dict[str, Any] = {"kind": kind, "fingerprint": first.fingerprint, "about": first.about}
+    index: Index | LanceIndex
+    if is_table(out):
+        if not is_free_for_table(out):
+            raise InputError(f"{out} is there already; give merge a new table, or delete it")
+        with tempfile.TemporaryFile() as file:
+            keys, vectors, metadata = _read(folders, headers, display, file)
+            index = LanceIndex.build(out, keys, vectors, metadata, **of)
+    else:
+        index = Index(first.width, device=device, **of)
+        _check_out(Path(out), index)
+        index.add(*_read(folders, headers, display))
+        index.save(out, check=lambda there: check_source(out, there, first.about))
     unreadable = sum(header.unreadable for header in headers.values())
     return index, Merged(len(index), unreadable, first.shards, missing, unfinished)
 
@@ -151,9 +160,9 @@ def _check_out(out: Path, index: Index) -> None:
 
 
 def _read(
-    folders: Sequence[Path], headers: Mapping[Path, PartsHeader], display: Display
-) -> tuple[list[str], NDArray[np.uint8], NDArray[np.float32]]:
-    """Keys, in their order, with their digests and vectors."""
+    folders: Sequence[Path], headers: Mapping[Path, PartsHeader], display: Display, file: IO[bytes] | None = None
+) -> tuple[list[str], NDArray[np.float32], list[dict[str, str]]]:
+    """Keys, in their order, with their vectors and metadata. file: Holds the vectors; None for memory."""
     width = headers[folders[0]].width
     files = [(folder, path) for folder in folders for path in part_files(folder)]
     shard_of, keys, digests = list[str](), list[str](), [np.empty((0, 32), np.uint8)]
@@ -167,14 +176,24 @@ def _read(
     kept = [at for at, other in zip(order, chain([True], others), strict=False) if other]
     row_of = np.full(len(keys), -1)
     row_of[kept] = np.arange(len(kept))
-    vectors, start = np.empty((len(kept), width), np.float32), 0
+    vectors, start = _array(len(kept), width, file), 0
     with display.bar("merging", len(kept)) as advance:
         for _, part in _parts(files, width):
             rows = row_of[start : start + len(part)]
             vectors[rows[rows >= 0]] = part.vectors[rows >= 0]
             start += len(part)
             advance(int((rows >= 0).sum()), "")
-    return [keys[at] for at in kept], contents[kept], vectors
+    for folder, header in headers.items():
+        if read_header(folder) != header:
+            raise InputError(f"{folder} was written to by fewshot embed --shard meanwhile; wait for its end")
+    named = [keys[at] for at in kept]
+    return named, vectors, [picture_metadata(keys[at], contents[at].tobytes().hex()) for at in kept]
+
+
+def _array(n: int, width: int, file: IO[bytes] | None) -> NDArray[np.float32]:
+    if file is None or not n:  # no empty file can be mapped
+        return np.empty((n, width), np.float32)
+    return np.memmap(file, dtype=np.float32, mode="w+", shape=(n, width))
 
 
 def _parts(files: Sequence[tuple[Path, Path]], width: int) -> Iterator[tuple[Path, Part]]:

@@ -13,7 +13,9 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,6 +41,8 @@ _OURS = re.compile(rf"\.?{_PART.pattern}(\.\d+)?|\.?(parts\.json|unreadable\.csv
 # Bytes of the texts of a part: its keys, or its reasons. 2,000 keys of 250 bytes have half a megabyte.
 _MOST_TEXT = 256 << 20
 _MOST_WIDTH = 1 << 20
+# Seconds after which a part that is not finished was left by a killed process.
+_LEFT_AFTER = 3600.0
 DIGEST_BYTES = 32
 
 Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
@@ -115,6 +119,7 @@ def open_parts(folder: Path, header: PartsHeader) -> None:
     Raises:
         InputError: If the folder holds anything else.
     """
+    _remove_leftovers(folder)
     if (folder / PARTS_FILE).exists():
         there = read_header(folder)
         check_same_collection(folder, there, header)
@@ -229,6 +234,14 @@ def read_part(path: Path, width: int) -> Part:
     if not isinstance(unreadable, dict) or not all(isinstance(reason, str) for reason in unreadable.values()):
         raise InputError(f"{source} may be damaged: unreadable is not a mapping of keys to reasons")
     return Part(keys, digests, vectors, unreadable)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes have left of parts. Younger files may be of a process on another machine."""
+    for path in folder.glob(".part-*.safetensors.*") if folder.is_dir() else ():
+        with suppress(OSError):  # it is there no longer
+            if time.time() - path.stat().st_mtime > _LEFT_AFTER:
+                path.unlink()
 
 
 def _bytes(content: bytes) -> Tensor:

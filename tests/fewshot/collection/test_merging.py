@@ -119,3 +119,18 @@ def test_folders_without_parts_are_refused(tmp_path: Path) -> None:
     assert "nowhere does not exist" in refusal(tmp_path / "index", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     assert "empty holds no parts" in refusal(tmp_path / "index", tmp_path / "empty")
+
+
+@pytest.mark.slow
+def test_a_lance_table_holds_the_same(out: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lance")
+    made(out, 2, ["c", "x/a"])
+    index, _ = merge_parts(tmp_path / "index", [out])
+    table, merged = merge_parts(tmp_path / "index.lance", [out])
+    assert merged.pictures == 4
+    assert table.keys == index.keys == ("b", "c", "d", "x/a")
+    assert table.about == index.about
+    assert [table.metadata(key) for key in table.keys] == [index.metadata(key) for key in index.keys]
+    assert np.array_equal(table.vectors(table.keys), index.vectors(index.keys))
+    with pytest.raises(InputError, match=r"index\.lance is there already"):
+        merge_parts(tmp_path / "index.lance", [out])

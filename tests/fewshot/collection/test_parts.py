@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,17 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"thesis\.txt"):
         open_parts(tmp_path, HEADER)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_a_killed_process_left_is_removed_once_it_is_old(tmp_path: Path) -> None:
+    open_parts(tmp_path, HEADER)
+    young, old = tmp_path / f".part-{'a' * 16}.safetensors.77", tmp_path / f".part-{'b' * 16}.safetensors.77"
+    for path in (young, old):
+        path.write_text("half")
+    os.utime(old, (0, 0))
+    open_parts(tmp_path, HEADER)
+    assert young.exists()
+    assert not old.exists()
 
 
 def test_damaged_parts_are_one_line_that_names_the_file(tmp_path: Path) -> None:
