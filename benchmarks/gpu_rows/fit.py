@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fewshot.training.config import SiameseConfig
-from fewshot.training.loop import _Loop
+from fewshot.training.steps import SiameseSteps
 from finetune import Classifier, Prediction, fit, load
 from finetune.ranks.group import Ranks
 from finetune.ranks.launched import Launched
@@ -118,8 +118,8 @@ def measure_nccl(setting: Setting) -> dict[str, Any]:
         return made
 
     ranks = Ranks(placed, engine, device)
-    alone = _Loop(_task(data, config, device, "float32"), streamed=False)
-    together = _Loop(_task(data, config, device, "float32"), ranks)
+    alone = SiameseSteps(_task(data, config, device, "float32"), streamed=False)
+    together = SiameseSteps(_task(data, config, device, "float32"), ranks)
     pairs = [(float(together.take_step()), float(alone.take_step())) for _ in range(steps)]
     agrees = {"steps": steps, "largest_difference_of_loss": max(abs(one - other) for one, other in pairs)}
     measured["group_of_one"] = f"{'nccl' if device.type == 'cuda' else 'gloo'}: {steps} steps of DDP"

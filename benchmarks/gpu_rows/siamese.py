@@ -15,8 +15,8 @@ from fewshot.embedding.distortions import SYMMETRIES
 from fewshot.embedding.encoder import EncoderSpec, create, embedding_width
 from fewshot.embedding.framing import frame_drawings
 from fewshot.training.config import SiameseConfig
-from fewshot.training.loop import SiameseTask, _Loop
 from fewshot.training.losses import siamese
+from fewshot.training.steps import SiameseSteps, SiameseTask
 from fewshot.training.training_data import OmniglotSource, SiameseData
 from finetune.models.device import open_engine, reproducible_numerics
 from finetune.progress import Display
@@ -52,7 +52,7 @@ def _rate(task: SiameseTask, steps: int, warm_up: int, capture: bool) -> dict[st
         nonlocal seen
         seen += pictures
 
-    with reproducible_numerics(device), closing(_Loop(task, streamed=True, display=display)) as loop:
+    with reproducible_numerics(device), closing(SiameseSteps(task, streamed=True, display=display)) as loop:
         loop.steps.capture = loop.steps.capture and capture
         loop.steps.say = said.append
         loop.train_until(warm_up, count)
@@ -75,8 +75,11 @@ def _rate(task: SiameseTask, steps: int, warm_up: int, capture: bool) -> dict[st
 def _agreement(data: SiameseData, device: torch.device, steps: int) -> dict[str, Any]:
     """Losses on the device, in captured steps, and by the usual loop of a CPU, both in float32."""
     config = SiameseConfig(**SMALL, lr=1e-4)  # type: ignore[arg-type]
-    cpu = _Loop(_task(data, config, torch.device("cpu"), "float32"))
-    with reproducible_numerics(device), closing(_Loop(_task(data, config, device, "float32"), streamed=True)) as loop:
+    cpu = SiameseSteps(_task(data, config, torch.device("cpu"), "float32"))
+    with (
+        reproducible_numerics(device),
+        closing(SiameseSteps(_task(data, config, device, "float32"), streamed=True)) as loop,
+    ):
         pairs = [(float(loop.train_step()), float(cpu.train_step())) for _ in range(steps)]
     return {
         "steps": steps,

@@ -20,13 +20,13 @@ from fewshot.evaluation.verification import labelled_pairs, pairs_within, simila
 from fewshot.training.config import SiameseConfig
 from fewshot.training.loop import (
     SiameseState,
-    SiameseTask,
     seconds_per_step,
     seconds_per_validation,
     train,
     validation_steps,
 )
 from fewshot.training.losses import siamese
+from fewshot.training.steps import SiameseTask
 from fewshot.training.training_data import FolderSource, HeldOut, OmniglotSource
 from finetune.classifier.run_state import STATE, check_same_options, continues_run, has_finished, remove_state
 from finetune.errors import InputError, TrainingDiverged

@@ -11,18 +11,18 @@ from drawings import character, small
 from torch import Tensor, nn
 
 import fewshot.training.loop
+import fewshot.training.steps
 from fewshot.embedding.framing import FramedPictures, frame_drawings, render
 from fewshot.training.config import SiameseConfig
 from fewshot.training.loop import (
     SiameseState,
-    SiameseTask,
-    _Loop,
     seconds_per_step,
     seconds_per_validation,
     train,
     validation_steps,
 )
 from fewshot.training.losses import siamese
+from fewshot.training.steps import SiameseSteps, SiameseTask
 from fewshot.training.training_data import SiameseData
 from fewshot.training.validation import Validation
 from finetune.errors import InputError, TrainingDiverged
@@ -108,7 +108,7 @@ def differ(one: nn.Module, other: nn.Module) -> bool:
 
 
 def test_norms_and_biases_alone_are_not_decayed_and_the_loss_is_trained_too() -> None:
-    loop = _Loop(task(loss="arcface", weight_decay=0.1))
+    loop = SiameseSteps(task(loss="arcface", weight_decay=0.1))
     decay = {id(p): group["weight_decay"] for group in loop.optimizer.param_groups for p in group["params"]}
     parameters = list(loop.siamese.parameters())
     assert len(decay) == len(parameters) > len(list(loop.siamese.encoder.parameters()))
@@ -116,7 +116,7 @@ def test_norms_and_biases_alone_are_not_decayed_and_the_loss_is_trained_too() ->
 
 
 def test_a_batch_depends_on_seed_and_step_alone() -> None:
-    loop, again, other = (_Loop(task(seed=seed)) for seed in (3, 3, 4))
+    loop, again, other = (SiameseSteps(task(seed=seed)) for seed in (3, 3, 4))
     loop.train_step()
     torch.rand(5)
     for ours, theirs in zip(loop.batch(7), again.batch(7), strict=True):
@@ -126,22 +126,22 @@ def test_a_batch_depends_on_seed_and_step_alone() -> None:
 
 
 def test_a_batch_shows_every_class_several_times_in_one_symmetry_a_group() -> None:
-    loop = _Loop(task(alphabets=3, ways=4, shots=2))
+    loop = SiameseSteps(task(alphabets=3, ways=4, shots=2))
     pictures, labels = loop.batch(0)
     assert pictures.shape == (24, 1, 16, 16)
     assert labels.shape == (24,)
     assert len((labels.view(3, 8) % 8).unique(dim=1).flatten()) == 3
-    one_way = _Loop(task(symmetries=1))
+    one_way = SiameseSteps(task(symmetries=1))
     assert all(int(label) % 8 == 0 for step in range(5) for label in one_way.batch(step)[1])
 
 
 def test_smaller_pictures_come_first_with_an_early_side() -> None:
-    loop = _Loop(task(steps=10, early_side=8))
+    loop = SiameseSteps(task(steps=10, early_side=8))
     assert [loop.batch(step)[0].shape[-1] for step in range(10)] == [8] * 7 + [16] * 3
 
 
 def test_averaged_weights_follow_at_the_pace_of_ema() -> None:
-    at_once, slowly = _Loop(task(ema=0.0)), _Loop(task(ema=0.99))
+    at_once, slowly = SiameseSteps(task(ema=0.0)), SiameseSteps(task(ema=0.99))
     for _ in range(3):
         at_once.train_step()
         slowly.train_step()
@@ -153,7 +153,7 @@ def test_averaged_weights_follow_at_the_pace_of_ema() -> None:
 
 
 def test_averaged_weights_are_the_mean_of_all_with_growing_weights() -> None:
-    loop = _Loop(task(ema=0.5))
+    loop = SiameseSteps(task(ema=0.5))
     name = "4.weight"
     expected = dict(loop.averaged.named_parameters())[name].detach().clone()
     for step in range(4):
@@ -200,7 +200,7 @@ def test_weights_of_the_best_validation_result_are_kept() -> None:
 def test_without_validation_the_last_averaged_weights_are_kept() -> None:
     steps = 12
     encoder, state = trained(task(steps))
-    loop = _Loop(task(steps))
+    loop = SiameseSteps(task(steps))
     for _ in range(steps):
         loop.train_step()
     assert_same(encoder, loop.averaged)
@@ -260,7 +260,7 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_the_remedy() -> None
 
 def test_embeddings_that_are_not_finite_stop_training() -> None:
     broken = task(10, giving(0.5))
-    loop = _Loop(broken)
+    loop = SiameseSteps(broken)
     next(loop.averaged.parameters()).data.fill_(float("nan"))
     with pytest.raises(TrainingDiverged, match=r"embeddings of the validation pictures are not finite after step 0"):
         loop.accuracy()
@@ -306,17 +306,17 @@ def test_a_config_survives_its_json() -> None:
 
 def test_the_timing_of_steps_ends_early_on_a_slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
-    batch = _Loop.batch
+    batch = SiameseSteps.batch
 
-    def counted(self: _Loop, step: int) -> tuple[Tensor, Tensor]:
+    def counted(self: SiameseSteps, step: int) -> tuple[Tensor, Tensor]:
         steps.append(step)
         return batch(self, step)
 
-    monkeypatch.setattr(_Loop, "batch", counted)
+    monkeypatch.setattr(SiameseSteps, "batch", counted)
     assert seconds_per_step(task()) > 0
     assert len(steps) == 16
     steps.clear()
-    monkeypatch.setattr(fewshot.training.loop, "TIMING", 0.0)
+    monkeypatch.setattr(fewshot.training.steps, "TIMING", 0.0)
     assert seconds_per_step(task()) > 0
     assert len(steps) == 2
 

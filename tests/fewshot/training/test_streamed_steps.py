@@ -17,10 +17,10 @@ from fewshot.embedding.augmentation import changed, distort, draw_changes
 from fewshot.embedding.distortions import DISTORTIONS
 from fewshot.embedding.framing import frame_drawings, frame_whole
 from fewshot.training.captured import CapturedSteps
-from fewshot.training.loop import SiameseTask, _Loop
 from fewshot.training.losses import Contrastive, siamese
 from fewshot.training.step_clock import StepClock
 from fewshot.training.step_numbers import AHEAD, StepNumbers, drawn_ahead
+from fewshot.training.steps import SiameseSteps, SiameseTask
 from fewshot.training.training_data import SiameseData
 from finetune.models.device import open_engine
 
@@ -49,7 +49,7 @@ def task(device: str = "cpu", **options: object) -> SiameseTask:
     [{}, {"hardest": 0}, {"early_side": 8}, {"distortion": "photo"}, {"loss": "triplet"}, {"alphabets": 3, "ways": 4}],
 )
 def test_streamed_steps_have_the_losses_of_the_loop_of_a_cpu(options: dict[str, object]) -> None:
-    usual, streamed = _Loop(task(**options)), _Loop(task(**options), streamed=True)
+    usual, streamed = SiameseSteps(task(**options)), SiameseSteps(task(**options), streamed=True)
     with closing(streamed):
         for _ in range(6):
             assert float(streamed.train_step()) == pytest.approx(float(usual.train_step()), abs=1e-6)
@@ -59,14 +59,14 @@ def test_streamed_steps_have_the_losses_of_the_loop_of_a_cpu(options: dict[str, 
 
 
 def test_streamed_steps_continue_at_the_step_of_the_loop() -> None:
-    usual, streamed = _Loop(task()), _Loop(task(), streamed=True)
+    usual, streamed = SiameseSteps(task()), SiameseSteps(task(), streamed=True)
     usual.step = streamed.step = 5
     with closing(streamed):
         assert float(streamed.train_step()) == pytest.approx(float(usual.train_step()), abs=1e-6)
 
 
 def test_packed_numbers_come_back_bit_for_bit() -> None:
-    numbers = _Loop(task(distortion="photo"))._numbers(3)
+    numbers = SiameseSteps(task(distortion="photo"))._numbers(3)
     layout, memory = numbers.packed()
     found: StepNumbers = layout.unpacked(memory)
     assert memory.dtype == torch.uint8
@@ -75,8 +75,8 @@ def test_packed_numbers_come_back_bit_for_bit() -> None:
     assert found.side == numbers.side
     for name, tensor in vars(numbers.changes).items():
         assert torch.equal(vars(found.changes)[name], tensor)
-    assert _Loop(task(distortion="photo"))._numbers(4).packed()[0] == layout
-    assert _Loop(task(distortion="drawing"))._numbers(3).packed()[0] != layout
+    assert SiameseSteps(task(distortion="photo"))._numbers(4).packed()[0] == layout
+    assert SiameseSteps(task(distortion="drawing"))._numbers(3).packed()[0] != layout
 
 
 @pytest.mark.parametrize("name", ["none", "koch", "drawing", "photo"])
@@ -144,7 +144,7 @@ def test_a_clock_of_steps_counts_parts_alone() -> None:
 def test_a_captured_run_on_a_gpu_has_the_losses_of_the_cpu() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
-    usual, found = _Loop(task()), _Loop(task("cuda"))
+    usual, found = SiameseSteps(task()), SiameseSteps(task("cuda"))
     with closing(found):
         for _ in range(8):
             assert float(found.train_step()) == pytest.approx(float(usual.train_step()), abs=1e-3)
