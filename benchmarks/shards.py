@@ -4,8 +4,9 @@
 
 Embeds 20,000 drawings of Omniglot, written as PNG files, with the encoder that ships: in one process (`fewshot embed`),
 and in 4 shards (`fewshot embed --shard`), which are merged. Then shard 2 once more, killed by SIGKILL in the middle
-and restarted; and the whole collection as one shard, at 5,000 and at 20,000 pictures, for the peak memory, which is
-that of the process by `wait4`. Expected: no difference of keys and contents, vectors equal to 1e-5, memory within 10 %.
+and restarted. The peak memory is that of a process by `wait4`, for the whole collection as one shard and for
+`finetune predict --csv`, at 5,000 and at 20,000 pictures. Expected: no difference of keys and contents, vectors equal
+to 1e-5, memory within 10 %.
 
 Steps that are done are kept in the folder of --work, and a run that was ended goes on there. The result goes to
 benchmarks/results/shards.json.
@@ -26,12 +27,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from machine import provenance
 
 RESULT = Path(__file__).parent / "results" / "shards.json"
 SHARDS, KILLED = 4, 2
+PEAKS = {"a_shard": "memory at", "predict": "predict"}  # name in the result -> steps that measure it
 # In a process of its own, so that the memory of this one stays small: a process counts its parent's until it starts.
 WRITE = """
 import sys
@@ -93,6 +95,9 @@ class Job:
             out = self.work / f"{count}.parts"
             words = ("embed", folder, "--out", out, "--shard", "1/1")
             self._once(f"memory at {count}", partial(fewshot, *words))
+        self._once("classifier", self._classifier)
+        for folder, count in ((self.some, self.fewer), (self.all, self.pictures)):
+            self._once(f"predict {count}", partial(self._predict, folder, count))
 
     def compared(self) -> dict[str, Any]:
         """Differences of the results, and the ratio of peak memories."""
@@ -107,7 +112,8 @@ class Job:
         whole, restarted = (
             self._rows(self.work / name / f"shard-{KILLED}-of-{SHARDS}") for name in ("parts", "killed.parts")
         )
-        peaks = [self.done[f"memory at {count}"]["peak_mb"] for count in (self.fewer, self.pictures)]
+        counts = (self.fewer, self.pictures)
+        peaks = {kind: [self.done[f"{kind} {count}"]["peak_mb"] for count in counts] for kind in PEAKS.values()}
         again = self.done["embed into the merged index"]
         return {
             "same_keys_in_the_same_order": same_keys,
@@ -124,8 +130,10 @@ class Job:
                 "twice": len(restarted) - len(set(restarted)),
                 "embedded_again": self.done["restarted"]["embedded"] - (len(whole) - self.done["killed"]["pictures"]),
             },
-            "peak_mb": dict(zip((str(self.fewer), str(self.pictures)), peaks, strict=True)),
-            "peak_ratio": round(peaks[1] / peaks[0], 3),
+        } | {
+            f"peak_mb_of_{name}": {str(count): peak for count, peak in zip(counts, peaks[kind], strict=True)}
+            | {"ratio": round(peaks[kind][1] / peaks[kind][0], 3)}
+            for name, kind in PEAKS.items()
         }
 
     def _once(self, name: str, step: Callable[[], dict[str, Any]]) -> None:
@@ -145,6 +153,23 @@ class Job:
 
     def _embed_again(self) -> dict[str, Any]:
         return fewshot("embed", self.all, "--out", self.work / "merged.index")
+
+    def _classifier(self) -> dict[str, Any]:
+        digits, run = self.work / "digits", self.work / "run"
+        for folder in (digits, run):
+            shutil.rmtree(folder, ignore_errors=True)
+        script = "import sys, pathlib; from finetune.data.digits import write_digits; "
+        subprocess.run([sys.executable, "-c", f"{script}write_digits(pathlib.Path(sys.argv[1]))", digits], check=True)
+        words = ("fit", digits, "--out", run, "--backbone", "fewtune_conv4", "--strategy", "head")
+        with open(os.devnull, "w") as output:
+            return measured("finetune", *words, output=output)
+
+    def _predict(self, folder: Path, count: int) -> dict[str, Any]:
+        table = self.work / f"{count}.csv"
+        with open(os.devnull, "w") as output:
+            cost = measured("finetune", "predict", self.work / "run", folder, "--csv", table, output=output)
+        with table.open() as rows:
+            return {"rows": sum(1 for _ in rows) - 1} | cost
 
     def _killed(self) -> dict[str, Any]:
         """Kill a shard once it has written two parts."""
@@ -188,19 +213,23 @@ class Job:
 
 def fewshot(*words: object) -> dict[str, Any]:
     """What a command answers, with its seconds and its peak memory."""
-    started = time.monotonic()
     with tempfile.TemporaryFile("w+") as output:
-        command = [sys.executable, "-m", "fewshot", *map(str, words), "--json"]
-        process = subprocess.Popen(command, stdout=output)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise SystemExit(f"fewshot {' '.join(map(str, words))} ended with {process.returncode}")
+        cost = measured("fewshot", *words, "--json", output=output)
         output.seek(0)
         found: dict[str, Any] = json.loads(output.read())
     found.pop("folder", None)
-    seconds = time.monotonic() - started
-    return found | {"seconds": round(seconds, 1), "peak_mb": round(usage.ru_maxrss / 1024, 1)}
+    return found | cost
+
+
+def measured(program: str, *words: object, output: IO[str]) -> dict[str, Any]:
+    """Seconds and peak memory of a command, whose answer goes to `output`."""
+    started = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-m", program, *map(str, words)], stdout=output)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{program} {' '.join(map(str, words))} ended with {process.returncode}")
+    return {"seconds": round(time.monotonic() - started, 1), "peak_mb": round(usage.ru_maxrss / 1024, 1)}
 
 
 if __name__ == "__main__":
