@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from fewshot.cli.demo import run_demo
     from fewshot.cli.info import info
     from fewshot.collection.merging import merge_parts
+    from fewshot.collection.ray_engine import RayEngine
+    from fewshot.collection.ray_index import embed_with_ray
     from fewshot.collection.shards import embed_shard
     from fewshot.embedding.embedder import Embedder, Embeddings
     from fewshot.estimators import EmbeddingTransformer, RecognizerClassifier
@@ -40,6 +42,7 @@ __all__ = [
     "InputError",
     "LanceIndex",
     "Neighbour",
+    "RayEngine",
     "Recognition",
     "Recognizer",
     "RecognizerClassifier",
@@ -56,6 +59,7 @@ __all__ = [
     "download",
     "embed_folder",
     "embed_shard",
+    "embed_with_ray",
     "info",
     "merge_parts",
     "open_index",
@@ -75,6 +79,7 @@ _ROOMS = {
     "Index": "search.index",
     "LanceIndex": "search.table.lance_index",
     "Neighbour": "search.neighbours",
+    "RayEngine": "collection.ray_engine",
     "Recognition": "recognition.answers",
     "Recognizer": "recognition.recognizer",
     "RecognizerClassifier": "estimators",
@@ -90,6 +95,7 @@ _ROOMS = {
     "download": "omniglot.download",
     "embed_folder": "search.picture_index",
     "embed_shard": "collection.shards",
+    "embed_with_ray": "collection.ray_index",
     "info": "cli.info",
     "merge_parts": "collection.merging",
     "open_index": "search.picture_index",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,12 +18,16 @@ from fewshot.cli.shared import (
     given_embedder,
     in_batches,
     of_kind,
+    on_engine,
     open_embedder,
     print_unreadable,
 )
 from finetune.errors import InputError
 from finetune.options.command_line import as_json, display_for, existing, on_device, print_json
 from finetune.terminal import printable
+
+if TYPE_CHECKING:
+    from fewshot.collection.ray_engine import RayEngine
 
 
 @click.command()
@@ -44,6 +48,7 @@ from finetune.terminal import printable
     help="Embed shard I of N alone, counted from 1: --shard 1/8 to --shard 8/8. Each may run at any time, on any "
     "machine that sees SOURCE and --out, and again after it was killed. fewshot merge then makes the index.",
 )
+@on_engine
 @by_model("omniglot")
 @in_batches
 @by_workers
@@ -54,6 +59,8 @@ def embed(
     out: str | Path,
     kind: str,
     shard: str | None,
+    engine: str,
+    address: str | None,
     model: str,
     weights: Path | None,
     tolerance: float,
@@ -70,8 +77,12 @@ def embed(
     """
     from fewshot.search.picture_index import embed_folder
 
+    ray = _ray_engine(engine, address, device)
     if shard is not None:
-        _embed_shard(source, out, kind, shard, model, weights, tolerance, batch_size, workers, device, as_json)
+        _embed_shard(source, out, kind, shard, ray, model, weights, tolerance, batch_size, workers, device, as_json)
+        return
+    if ray is not None:
+        _embed_with_ray(source, out, kind, ray, model, weights, tolerance, batch_size, workers, as_json)
         return
     display = display_for(as_json)
     embedder = open_embedder(model, weights, tolerance, device, as_json)
@@ -95,11 +106,61 @@ def embed(
     click.echo(f"fewshot search {printable(str(out))} PICTURE…")
 
 
+def _ray_engine(engine: str, address: str | None, device: str) -> RayEngine | None:
+    """The Ray cluster of --engine ray; None for this process."""
+    if engine != "ray":
+        if address is not None:
+            raise InputError("--address goes with --engine ray")
+        return None
+    from fewshot.collection.ray_engine import RayEngine
+
+    ray = RayEngine(address, device)
+    ray.check()  # before the seconds that an encoder takes
+    return ray
+
+
+def _embed_with_ray(
+    source: Path,
+    out: str | Path,
+    kind: str,
+    ray: RayEngine,
+    model: str,
+    weights: Path | None,
+    tolerance: float,
+    batch_size: int | None,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    from fewshot.collection.ray_index import embed_with_ray
+
+    embedder = open_embedder(model, weights, tolerance, "cpu", as_json)
+    index, found = embed_with_ray(
+        source,
+        out,
+        embedder,
+        engine=ray,
+        kind=kind,
+        batch_size=batch_size,
+        workers=workers,
+        display=display_for(as_json),
+        tell=lambda key, reason: print_unreadable({key: reason}),
+    )
+    if as_json:
+        print_json(asdict(found) | {"structure": index.structure, "recall": index.recall})
+        return
+    click.echo(
+        f"{found.pictures:,} pictures in {printable(str(out))}: {found.embedded:,} embedded, {found.unchanged:,} "
+        f"unchanged, {found.removed:,} removed, {found.unreadable:,} unreadable; parts in {printable(found.folder)}"
+    )
+    click.echo(f"fewshot search {printable(str(out))} PICTURE…")
+
+
 def _embed_shard(
     source: Path,
     out: str | Path,
     kind: str,
     shard: str,
+    ray: RayEngine | None,
     model: str,
     weights: Path | None,
     tolerance: float,
@@ -116,7 +177,7 @@ def _embed_shard(
         raise InputError("--out of shards must be a folder, not an address")
     if kind != "auto":
         raise InputError("--kind goes with fewshot merge, which makes the index of the shards")
-    embedder = open_embedder(model, weights, tolerance, device, as_json)
+    embedder = open_embedder(model, weights, tolerance, device if ray is None else "cpu", as_json)
     found = embed_shard(
         source,
         out,
@@ -124,6 +185,7 @@ def _embed_shard(
         chosen,
         batch_size=batch_size,
         workers=workers,
+        ray=ray,
         display=display_for(as_json),
         tell=lambda key, reason: print_unreadable({key: reason}),
     )

@@ -58,6 +58,25 @@ by_workers = click.option(
 )
 
 
+def on_engine(command: Command) -> Command:
+    """The options --engine and --address."""
+    address = click.option(
+        "--address",
+        metavar="HOST:PORT",
+        show_default="RAY_ADDRESS, or a local cluster that ends with the command",
+        help="Address of a running Ray cluster of which this machine is a part. auto takes the one that runs here.",
+    )
+    engine = click.option(
+        "--engine",
+        type=ChoiceOption(["process", "ray"]),
+        default="process",
+        show_default=True,
+        help="Where pictures are embedded: in this process, or by the workers of a Ray cluster, all of which see "
+        "SOURCE and --out. --workers is then the number of processes that embed.",
+    )
+    return engine(address(command))
+
+
 def at_rate(default: str) -> Callable[[Command], Command]:
     """The option --false-accept-rate. default: Its default in words."""
     return click.option(

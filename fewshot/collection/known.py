@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ class KnownPictures:
 
     def holds(self, key: str, digest: bytes) -> bool:
         """Whether the picture is in the parts with this content, given by its SHA-256; if so, it is marked as found."""
-        (row,) = self._rows(np.array([_hash(key, digest)], _HASH))
+        (row,) = self._rows(np.array([picture_hash(key, digest)], _HASH))
         if row >= 0:
             self._found[row] = True
         return bool(row >= 0)
@@ -65,6 +66,23 @@ class KnownPictures:
         if known:
             self._still_unreadable.add(key)
         return known
+
+    def delete_repeated(self) -> None:
+        """Delete second copies from the parts, of a process whose job was killed and which wrote all the same."""
+        self._found[:] = True
+        self._still_unreadable = set(self.unreadable)
+        self.delete_others()
+
+    @property
+    def hashes(self) -> NDArray[np.bytes_]:
+        """`picture_hash` of each, sorted."""
+        return self._hashes
+
+    def mark(self, hashes: Sequence[bytes], unreadable: Sequence[str]) -> None:
+        """Mark pictures that another process has found: readable ones by `picture_hash`, others by their keys."""
+        if hashes:
+            self._found[self._rows(np.array(hashes, _HASH))] = True
+        self._still_unreadable.update(unreadable)
 
     @property
     def found(self) -> int:
@@ -96,16 +114,21 @@ class KnownPictures:
                 write_part(self._folder, part.only(wanted, unreadable), name=path.name)
 
     def _rows(self, hashes: NDArray[np.bytes_]) -> NDArray[np.intp]:
-        """The row of each hash; -1 for an unknown one."""
-        if not len(self._hashes):
-            return np.full(len(hashes), -1)
-        rows = np.searchsorted(self._hashes, hashes).clip(max=len(self._hashes) - 1)
-        return np.where(self._hashes[rows] == hashes, rows, -1)
+        return rows_of(self._hashes, hashes)
 
 
-def _hash(key: str, digest: bytes) -> bytes:
+def picture_hash(key: str, digest: bytes) -> bytes:
+    """What stands for a key and its content, given by its SHA-256."""
     return hashlib.sha256(digest + key.encode(errors="surrogatepass")).digest()[:_HASH_BYTES]
 
 
 def _hashes(part: Part) -> NDArray[np.bytes_]:
-    return np.array([_hash(key, row.tobytes()) for key, row in zip(part.keys, part.digests, strict=True)], _HASH)
+    return np.array([picture_hash(key, row.tobytes()) for key, row in zip(part.keys, part.digests, strict=True)], _HASH)
+
+
+def rows_of(known: NDArray[np.bytes_], hashes: NDArray[np.bytes_]) -> NDArray[np.intp]:
+    """The row of each hash in `known`, which is sorted; -1 for an unknown one."""
+    if not len(known):
+        return np.full(len(hashes), -1)
+    rows = np.searchsorted(known, hashes).clip(max=len(known) - 1)
+    return np.where(known[rows] == hashes, rows, -1)

@@ -21,6 +21,8 @@ from fewshot.collection.parts import (
     write_header,
     write_part,
 )
+from fewshot.collection.ray_engine import RayEngine, embedded_by_ray
+from fewshot.collection.ray_stages import Written
 from fewshot.collection.reading import Block, blocks_of
 from fewshot.embedding.embedder import Embedder
 from fewshot.search.index_files import ABOUT_FILE
@@ -73,6 +75,7 @@ def embed_shard(
     *,
     batch_size: int | None = None,
     workers: int | None = None,
+    ray: RayEngine | None = None,
     display: Display | None = None,
     tell: Tell | None = None,
 ) -> ShardUpdate:
@@ -90,7 +93,8 @@ def embed_shard(
         out: Folder for the parts of all shards; created if missing. Each shard has a folder in it.
         embedder: Makes the vectors.
         shard: Which one, such as "3/8" for the third of eight.
-        batch_size, workers: As for `Embedder.embed`.
+        batch_size, workers: As for `Embedder.embed`; with `ray`, workers is the number of processes that embed.
+        ray: The Ray cluster that embeds the pictures; None for this process.
         display: Shows a bar.
         tell: Called with the key of each unreadable picture and the reason, at once.
 
@@ -106,6 +110,8 @@ def embed_shard(
         >>> update.shard, update.embedded == update.pictures
         ('1/2', True)
     """
+    if ray is not None:
+        ray.check()
     display, out = display or Display(), Path(out)
     shard = Shard.parsed(shard) if isinstance(shard, str) else shard
     collection = open_collection(source)
@@ -127,13 +133,15 @@ def embed_shard(
         known = KnownPictures(folder, embedder.width)
         job = _Job(folder, embedder, known, tell or _ignore)
         count, size = CPU_BLOCK if embedder.fabric.device.type == "cpu" else GPU_BLOCK
-        with (
-            display.bar(f"embedding shard {shard}", None) as advance,
-            blocks_of(chain(first, stream), known, count=count, size=size) as blocks,
-        ):
-            for block in blocks:
-                job.run(block, batch_size, workers, advance)
-        return _finished(header, job)
+        with display.bar(f"embedding shard {shard}", None) as advance:
+            if ray is not None:
+                for written in embedded_by_ray(ray, collection, shard, folder, embedder, known, batch_size, workers):
+                    job.add(written, advance)
+            else:
+                with blocks_of(chain(first, stream), known, count=count, size=size) as blocks:
+                    for block in blocks:
+                        job.run(block, batch_size, workers, advance)
+        return _finished(header, job, other_writers=ray is not None)
 
 
 def shard_folder(out: Path, shard: Shard) -> Path:
@@ -162,10 +170,15 @@ def _check_out(out: Path, shard: Shard) -> None:
         )
 
 
-def _finished(header: PartsHeader, job: _Job) -> ShardUpdate:
-    """Delete what is out of date, and mark the shard as complete."""
+def _finished(header: PartsHeader, job: _Job, other_writers: bool) -> ShardUpdate:
+    """Delete what is out of date, and mark the shard as complete.
+
+    other_writers: Whether workers of an earlier job, whose driver was killed, may have written beside this one.
+    """
     known, ledger = job.known, job.folder / UNREADABLE_FILE
     known.delete_others()
+    if other_writers:
+        KnownPictures(job.folder, header.width).delete_repeated()
     if job.unreadable:
         write_csv(ledger, ("path", "reason"), sorted(job.unreadable.items()))
     else:
@@ -224,6 +237,16 @@ class _Job:
         finally:
             self._save(block, {})  # also after Ctrl-C, which may have come within the block
         advance(block.seen - len(block.keys), "")
+
+    def add(self, written: Written, advance: Advance) -> None:
+        """Take over what a worker of Ray has written."""
+        self.embedded += written.embedded
+        self.known.mark(written.found.hashes, written.found.unreadable)
+        bad = dict(written.unreadable) | {key: self.known.unreadable[key] for key in written.found.unreadable}
+        for key, reason in bad.items():
+            self.tell(key, reason)
+        self.unreadable |= bad
+        advance(written.pictures, "")
 
     def _save(self, block: Block, unreadable: Mapping[str, str]) -> None:
         if not self._rows and not unreadable:

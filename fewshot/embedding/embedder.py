@@ -296,6 +296,21 @@ class Embedder:
         reasons = {position: content.reason for position, content in enumerate(contents) if content.reason is not None}
         return Embeddings(vectors, reasons, tuple(content.sha256 for content in contents))
 
+    def from_pixels(self, examples: Sequence[Picture], *, pictures: int, batch_size: int) -> Forward:
+        """The forward pass of a caller that decodes pictures elsewhere, with the view of `spec`.
+
+        Args:
+            examples: Typical pictures, on which faster ways to run the network are compared with plain float32.
+            pictures: Number of pictures in all, at least.
+            batch_size: Most pictures in one call.
+
+        Returns:
+            A function from uint8 pixels (n, ...) to unit vectors (n, d), float32 on the CPU.
+        """
+        source = Pictures(list(examples), self.spec.view(), self.spec.decoded_side, MAX_PIXELS)
+        run, device = self._forward(source, batch_size, Display(), pictures), self.fabric.device
+        return lambda pixels: self._unit_vectors(run, pixels.to(device)).cpu()
+
     def embed_drawings(self, drawings: Tensor) -> Tensor:
         """Embed Omniglot's drawings, (n, 105, 105) uint8 with ink 255 on 0.
 
@@ -324,17 +339,21 @@ class Embedder:
             config["recognition"] = self.recognition
         write_json(folder / CONFIG_FILE, config | about | {"trained_on": characters_to_json(self.trained_on)})
 
-    def _forward(self, pictures: Pictures, batch_size: int, display: Display) -> Forward:
-        """The network's fastest forward pass for `pictures`; chosen once for each batch size if that pays."""
+    def _forward(self, pictures: Pictures, batch_size: int, display: Display, count: int | None = None) -> Forward:
+        """The network's fastest forward pass for pictures such as these; chosen once for each batch size if that pays.
+
+        count: Number of pictures, where it is not that of `pictures`.
+        """
+        count = len(pictures) if count is None else count
         if batch_size not in self._accelerated:
             device = self.fabric.device
-            checked = worth_accelerating(device, len(pictures), self.tolerance)
+            checked = worth_accelerating(device, count, self.tolerance)
             chosen = accelerated(
                 self._module,
                 self._example(pictures, batch_size) if checked else torch.empty(0),
                 device=device,
                 batch_size=batch_size,
-                pictures=len(pictures),
+                pictures=count,
                 tolerance=self.tolerance,
                 display=display,
             )

@@ -157,3 +157,10 @@ def test_damaged_parts_are_one_line_that_names_the_file(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(InputError, match="it may be damaged"):
         read_part(path, WIDTH)
+
+
+def test_second_copies_are_deleted_and_nothing_else(tmp_path: Path) -> None:
+    write_part(tmp_path, made(["a", "b"]))
+    write_part(tmp_path, made(["b"]))
+    KnownPictures(tmp_path, WIDTH).delete_repeated()
+    assert sorted(key for path in part_files(tmp_path) for key in read_part(path, WIDTH).keys) == ["a", "b"]
