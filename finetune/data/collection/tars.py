@@ -55,7 +55,7 @@ def pictures_in(path: Path, key: str) -> Iterator[StoredPicture]:
         key: Its name in the collection.
     """
     names: set[int] = set()
-    repeated = 0
+    repeated, reasons = 0, list[str]()
     try:
         for member in _members(path):
             if os.path.splitext(member.name)[1].lower() not in PICTURE_EXTENSIONS or member.type == tarfile.DIRTYPE:
@@ -68,9 +68,11 @@ def pictures_in(path: Path, key: str) -> Iterator[StoredPicture]:
             found = f"{key}/{name}"
             yield StoredPicture(found, str(path), member.offset, member.size, _refusal(name, member.type))
     except _DamagedError as error:
-        yield StoredPicture(key, str(path), reason=f"{error}; {len(names):,} pictures before that are read")
+        reasons.append(f"{error}; {len(names):,} pictures before that are read")
     if repeated:
-        yield StoredPicture(key, str(path), reason=f"{repeated:,} names are there again; the first of each is read")
+        reasons.append(f"{repeated:,} names are there again; the first of each is read")
+    if reasons:
+        yield StoredPicture(key, str(path), reason="; ".join(reasons))
 
 
 def _refusal(name: str, kind: bytes) -> str | None:

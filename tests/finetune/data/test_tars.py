@@ -118,7 +118,13 @@ def test_damage_is_one_line_and_what_is_before_it_is_read(tmp_path: Path, rest: 
 def test_of_one_name_the_first_is_read(tmp_path: Path) -> None:
     one = block("a.png", size=4)
     answers = made(tmp_path / "a.tar", one, padded(b"good"), one, padded(b"evil"), one, padded(b"more"), END)
-    assert answers == {"a.tar/a.png": b"good", "a.tar": "2 names are there again; the first of each is read"}
+    again = "2 names are there again; the first of each is read"
+    assert answers == {"a.tar/a.png": b"good", "a.tar": again}
+    path = tmp_path / "a.tar"
+    assert made(path, path.read_bytes()[:-2000]) == {
+        "a.tar/a.png": b"good",
+        "a.tar": f"cut short; 1 pictures before that are read; {again.replace('2', '1')}",
+    }
 
 
 @pytest.mark.parametrize(
