@@ -229,10 +229,10 @@ class Plan:
             Limit("vectors in memory", size(self.vector_bytes), self.vector_bytes / memory, "a Lance table"),
             Limit("compressed vectors in memory", size(self.code_bytes), self.code_bytes / memory, "a Lance table"),
             Limit(
-                "list of keys in memory",
+                "list of pictures, where a program holds one",
                 size(self.pictures * self.rates.key_bytes),
                 self.pictures * self.rates.key_bytes / memory,
-                "shards, each with its own list",
+                "fewshot embed, which reads a stream; a sample for fit",
             ),
             Limit(
                 "sample for the index's lists", size(sample), sample / memory, "workers of lance-ray, or fewer lists"

@@ -101,7 +101,7 @@ def test_the_engine_changes_where_one_machine_ends() -> None:
     assert made_plan(10**5).limits() == []
     broken = {limit.name: limit for limit in made_plan(10**9).limits()}
     assert broken["vectors in memory"].over == pytest.approx(4e12 / 64e9)
-    assert broken["list of keys in memory"].needs == "250 GB"
+    assert broken["list of pictures, where a program holds one"].needs == "250 GB"
 
 
 def test_units_are_decimal_and_times_readable() -> None:
