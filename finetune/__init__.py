@@ -7,6 +7,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from finetune.api.backbones import compare_backbones
+    from finetune.api.changes.extend import extend
+    from finetune.api.changes.forget import forget
+    from finetune.api.changes.undo import drop_history, history, undo
     from finetune.api.demo import run_demo
     from finetune.api.evaluate import evaluate
     from finetune.api.fit import fit
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from finetune.data.split_record import forget_splits
     from finetune.errors import FewtuneError, InputError, TrainingDiverged, UnreadablePicture
     from finetune.features.cache_files import clear_cache
+    from finetune.kept.history import Change
     from finetune.linear.comparison import BackboneComparison
     from finetune.linear.probe import ProbeCurve
     from finetune.progress import Display
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BackboneComparison",
+    "Change",
     "Classifier",
     "Config",
     "Display",
@@ -46,17 +51,22 @@ __all__ = [
     "UnreadablePicture",
     "clear_cache",
     "compare_backbones",
+    "drop_history",
     "evaluate",
     "export",
+    "extend",
     "find_rate",
     "fit",
+    "forget",
     "forget_splits",
     "heat_maps",
+    "history",
     "inspect_folder",
     "load",
     "probe_folder",
     "run_demo",
     "sort_pictures",
+    "undo",
     "write_comparison",
     "write_report",
     "write_table",
@@ -67,6 +77,7 @@ _ROOMS = {
     "Classifier": "classifier.classifier",
     "Config": "config",
     "Display": "progress",
+    "Change": "kept.history",
     "EpochResult": "training.loop",
     "FewtuneError": "errors",
     "HeatMap": "classifier.explain",
@@ -79,17 +90,22 @@ _ROOMS = {
     "UnreadablePicture": "errors",
     "clear_cache": "features.cache_files",
     "compare_backbones": "api.backbones",
+    "drop_history": "api.changes.undo",
     "evaluate": "api.evaluate",
     "export": "classifier.export",
+    "extend": "api.changes.extend",
     "find_rate": "api.preview",
     "fit": "api.fit",
+    "forget": "api.changes.forget",
     "forget_splits": "data.split_record",
     "heat_maps": "classifier.explain",
+    "history": "api.changes.undo",
     "inspect_folder": "api.inspect",
     "load": "classifier.classifier",
     "probe_folder": "api.preview",
     "run_demo": "api.demo",
     "sort_pictures": "classifier.sorting",
+    "undo": "api.changes.undo",
     "write_comparison": "report.backbones",
     "write_report": "report.report",
     "write_table": "classifier.prediction_table",

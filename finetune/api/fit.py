@@ -257,7 +257,7 @@ class _Job:
                 log.result({f"{metrics.split}_accuracy": metrics.accuracy, "best_epoch": metrics.best_epoch})
         if run is not None:
             if not outcome.training.interrupted:
-                keep_features(run, outcome, prepared, self.display)
+                keep_features(run.path, outcome, prepared, self.display)
                 run.finish()
             elif self.budget is not None:
                 self.budget.record()
@@ -396,7 +396,7 @@ class _Job:
             metrics = replace(metrics, budget=self.budget.metrics(read, planned))
         outcome.classifier.run_metrics = metrics
         if self.run is not None:
-            write_run(self.run, replace(outcome, metrics=metrics), prepared.rows)
+            write_run(self.run.path, self.run.asked, replace(outcome, metrics=metrics), prepared.rows)
             outcome.classifier.folder = self.run.path
 
     def _count_report(self, classifier: Classifier) -> None:

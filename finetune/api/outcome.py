@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ from finetune.classifier.run_folder import (
     PREDICTIONS_FILE,
     PREDICTIONS_HEADER,
     PROBABILITIES_FILE,
-    RunFolder,
     prediction_rows,
 )
 from finetune.classifier.run_metrics import (
@@ -207,26 +207,29 @@ def _split_metrics(log_probabilities: Tensor, labels: Tensor) -> SplitMetrics:
     return SplitMetrics(accuracy=found.accuracy, interval=found.interval, loss=loss, n=len(labels))
 
 
-def write_run(run: RunFolder, outcome: Outcome, rows: FeatureTable) -> None:
-    """Fill the run folder; config.json goes last, because a run with class names in it can be loaded."""
+def write_run(folder: Path, asked: dict[str, Any], outcome: Outcome, rows: FeatureTable) -> None:
+    """Fill a run folder; config.json goes last, because a run with class names in it can be loaded.
+
+    asked: options that were asked for with another value, see `RunConfig`.
+    """
     classifier, metrics, history = outcome.classifier, outcome.metrics, outcome.training.history
     if history:
-        write_csv(run.path / HISTORY_FILE, list(history[0]), [list(row.values()) for row in history])
+        write_csv(folder / HISTORY_FILE, list(history[0]), [list(row.values()) for row in history])
     predictions = [
         (sample, split, row)
         for split, log_probabilities in outcome.log_probabilities.items()
         for sample, row in zip(rows.samples(split), log_probabilities, strict=True)
     ]
-    write_csv(run.path / PREDICTIONS_FILE, PREDICTIONS_HEADER, prediction_rows(classifier.classes, predictions))
-    write_tensors(run.path / PROBABILITIES_FILE, outcome.log_probabilities)
-    write_csv(run.path / PICTURES_FILE, PICTURES_HEADER, _picture_rows(rows, metrics.learned_from or ()))
-    write_metrics(run.path, metrics)
+    write_csv(folder / PREDICTIONS_FILE, PREDICTIONS_HEADER, prediction_rows(classifier.classes, predictions))
+    write_tensors(folder / PROBABILITIES_FILE, outcome.log_probabilities)
+    write_csv(folder / PICTURES_FILE, PICTURES_HEADER, _picture_rows(rows, metrics.learned_from or ()))
+    write_metrics(folder, metrics)
     classifier.save(
-        run.path,
+        folder,
         {
             "folder": str(rows.listing.root.resolve()),
             **({} if rows.listing.table is None else {"table": rows.listing.table}),
-            **({"asked": run.asked} if run.asked else {}),
+            **({"asked": asked} if asked else {}),
             "strategy": metrics.strategy,
             "kept": metrics.kept,
             "made_with": describe(classifier.fabric),
@@ -242,7 +245,7 @@ def _picture_rows(rows: FeatureTable, learned: Sequence[str]) -> list[tuple[str,
     ]
 
 
-def keep_features(run: RunFolder, outcome: Outcome, prepared: Prepared, display: Display) -> None:
+def keep_features(folder: Path, outcome: Outcome, prepared: Prepared, display: Display) -> None:
     """Keep the features that `extend` and `forget` solve the head on, where the run's options say so.
 
     The activations of a frozen backbone are those that the head learned from. Those of a trained one are read now, in
@@ -250,7 +253,7 @@ def keep_features(run: RunFolder, outcome: Outcome, prepared: Prepared, display:
     """
     classifier, rows, stages = outcome.classifier, prepared.rows, prepared.stages
     config, views = classifier.config, outcome.views
-    (run.path / FEATURES_FILE).unlink(missing_ok=True)
+    (folder / FEATURES_FILE).unlink(missing_ok=True)
     if not config.keep_features or (outcome.metrics.kept != "head" and config.minutes is not None):
         return
     if outcome.metrics.kept != "head":
@@ -260,7 +263,7 @@ def keep_features(run: RunFolder, outcome: Outcome, prepared: Prepared, display:
         if config.test_time != "plain":
             every = [index for indices in _measured(rows).values() for index in indices]
             views = read_views(classifier, stages, rows, every, None, display)
-    size = KeptFeatures.of(rows, stages.depths, stages.widths, views).write(run.path)
+    size = KeptFeatures.of(rows, stages.depths, stages.widths, views).write(folder)
     display.say(
         f"features of the pictures kept for finetune extend and finetune forget: {size / 1e6:,.1f} MB "
         "(--no-keep-features keeps none)."

@@ -23,9 +23,11 @@ from finetune.config import Config
 from finetune.data.collection.stored import StoredPicture
 from finetune.data.images import Content, Picture
 from finetune.data.loader import Pictures
+from finetune.data.table import Source
 from finetune.data.transforms import Preprocessing, evaluation_view
 from finetune.errors import InputError, UnreadablePicture
 from finetune.features.forward import run_frozen
+from finetune.files.exchange import settled
 from finetune.files.reading import parse_json, read_tensors
 from finetune.files.tensors import check_fits
 from finetune.files.writing import write_json, write_tensors
@@ -41,6 +43,10 @@ REPLACED = ".replaced"
 
 # Pictures that `predict_stream` reads at once. A GPU starts processes that decode for every block.
 CPU_BLOCK, GPU_BLOCK = 1024, 8192
+
+# How often a run is read again that another process changes meanwhile.
+_MOST_CHANGES = 5
+
 # Names of classes that repr() lists.
 _NAMED = 3
 
@@ -258,6 +264,34 @@ class Classifier:
         view = evaluation_view(self.preprocessing, self.config.test_time)
         return Pictures(sources, view, self.preprocessing.shortest_side, self.config.max_pixels)
 
+    def extend(self, pictures: Source, *, out: str | Path | None = None, display: Display | None = None) -> Classifier:
+        """The classifier with more pictures or classes, added to its run as by `finetune.extend`."""
+        import finetune
+
+        return finetune.extend(self._run(), pictures, out=out, device=self.fabric.device.type, display=display)
+
+    def forget(
+        self,
+        *,
+        classes: Iterable[str] = (),
+        pictures: Iterable[str | Path] = (),
+        out: str | Path | None = None,
+        for_good: bool = False,
+        display: Display | None = None,
+    ) -> Classifier:
+        """The classifier without pictures or classes, taken out of its run as by `finetune.forget`."""
+        import finetune
+
+        run, device = self._run(), self.fabric.device.type
+        return finetune.forget(
+            run, classes=classes, pictures=pictures, out=out, for_good=for_good, device=device, display=display
+        )
+
+    def _run(self) -> Path:
+        if self.folder is None:
+            raise InputError("this classifier has no run folder: give fit an out folder, or load one")
+        return self.folder
+
     def save(self, folder: str | Path, record: dict[str, Any] | None = None) -> None:
         """Write model.safetensors and config.json into `folder`; `record` is added to config.json."""
         folder = Path(folder)
@@ -304,6 +338,29 @@ def load(folder: str | Path, *, device: str = "auto", precision: str | None = No
         ('cat', 'dog')
     """
     folder = Path(folder)
+    for _ in range(_MOST_CHANGES):
+        before = _state_of(folder)
+        try:
+            classifier = _read(folder, device, precision)
+        except InputError:
+            if _state_of(folder) == before:
+                raise
+            continue
+        if _state_of(folder) == before:
+            return classifier
+    return _read(folder, device, precision)
+
+
+def _state_of(folder: Path) -> tuple[int, ...]:
+    """Another value for each state of a run, which another process may exchange while its files are read."""
+    try:
+        status = (settled(folder) / CONFIG_FILE).stat()
+    except OSError:
+        return ()
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _read(folder: Path, device: str, precision: str | None) -> Classifier:
     saved = read_run_config(folder)
     if saved.classes is None:
         replaced = folder / REPLACED

@@ -13,6 +13,7 @@ from msgspec import Meta
 from finetune.config import Config
 from finetune.data.transforms import Preprocessing
 from finetune.errors import InputError
+from finetune.files.exchange import settled
 from finetune.files.reading import as_type, read_json
 from finetune.strategies import check_strategies
 
@@ -67,7 +68,7 @@ class RunConfig:
 
 def read_run_config(folder: Path) -> RunConfig:
     """config.json of a run folder. InputError where there is none, or it is damaged."""
-    path = folder / CONFIG_FILE
+    path = settled(folder) / CONFIG_FILE
     if not path.is_file():
         raise InputError(f"{folder} is not a run folder: it has no {CONFIG_FILE}")
     return RunConfig.from_dict(read_json(path), str(path))

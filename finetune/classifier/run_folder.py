@@ -25,6 +25,7 @@ from finetune.data.split_record import recorded_splits
 from finetune.errors import InputError
 from finetune.features.forward import Outputs
 from finetune.features.table import SPLITS
+from finetune.files.exchange import finish_exchange
 from finetune.files.folders import alone_in
 from finetune.files.reading import as_type, parse_json, read_json, read_tensors_and_metadata, read_tensors_header
 from finetune.files.tensors import check_tensor
@@ -40,6 +41,9 @@ HISTORY_FILE = "history.csv"
 # learned: whether the kept classifier has learned from the picture.
 PICTURES_HEADER = ("path", "split", "label", "sha256", "learned")
 
+# Earlier states of a run that was extended, a folder each.
+EARLIER = "earlier"
+
 # Bytes of the header of kept activations, which lists the pictures: the bound of safetensors itself.
 _MOST_HEADER_BYTES = 100_000_000
 
@@ -54,11 +58,17 @@ RUN_FILES = (
     PROBABILITIES_FILE,
     PICTURES_FILE,
     "features.safetensors",
+    "changes.json",
     "report.html",
     "evaluations",
     "tensorboard",
     "wandb",
+    EARLIER,
     STATE,
+)
+# What `extend` and `forget` exchange: all but what the training left.
+VERSIONED = tuple(
+    name for name in RUN_FILES if name not in (HISTORY_FILE, "history.jsonl", "tensorboard", "wandb", EARLIER, STATE)
 )
 
 
@@ -182,7 +192,8 @@ class RunFolder:
         self._started = True
 
     def _recover(self) -> None:
-        """Move the old run back where a process was killed while moving it to `.replaced/`."""
+        """Complete a change of the run, or move the old run back, where a process was killed while doing it."""
+        finish_exchange(self.path)
         if self._replaced.is_dir() and not (self.path / CONFIG_FILE).exists():
             self._put_back()
 

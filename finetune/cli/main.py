@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from finetune.cli.cache import cache
+from finetune.cli.changes import extend, forget, history, undo
 from finetune.cli.finished_run import _print_result, evaluate, explain, export, report
 from finetune.cli.inspect import inspect
 from finetune.cli.predict import predict
@@ -110,7 +111,10 @@ def demo(out: Path, seed: int, as_json: bool) -> None:
 
 
 # In the order of use.
-for command in (inspect, fit, evaluate, predict, explain, export, report, probe, lr_find, cache, demo):
+for command in (
+    *(inspect, fit, evaluate, predict, extend, forget, undo, history),
+    *(explain, export, report, probe, lr_find, cache, demo),
+):
     cli.add_command(command)
 
 

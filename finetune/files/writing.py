@@ -40,8 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
         raise InputError(f"{path} cannot be written: {error}; make room for it and start again") from error
     finally:
         temporary.unlink(missing_ok=True)
-    if os.name != "nt":  # Windows syncs no folders
-        _sync_folder(path)
+    sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -69,6 +68,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         temporary.chmod(permissions)  # those of any new file; safetensors makes it private
 
 
+def sync_folder(folder: Path) -> None:
+    """Sync a folder in which files were renamed, so that their new names survive a crash."""
+    if os.name == "nt":
+        return  # Windows syncs no folders
+    try:
+        _sync(folder)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise InputError(
+                f"{folder} may be lost if the machine stops: {error}; check the disk and start again"
+            ) from error
+
+
 def _remove_leftovers(path: Path) -> None:
     """Remove the temporary files that killed processes of this machine have left beside `path`."""
     if os.name == "nt":
@@ -88,17 +100,6 @@ def _runs(process: int) -> bool:
     except PermissionError:  # of another user
         pass
     return True
-
-
-def _sync_folder(path: Path) -> None:
-    """Sync the folder of a file that was renamed, so that its new name survives a crash."""
-    try:
-        _sync(path.parent)
-    except OSError as error:
-        if error.errno not in _NO_FOLDER_SYNC:
-            raise InputError(
-                f"{path} may be lost if the machine stops: {error}; check the disk and start again"
-            ) from error
 
 
 def _sync(path: Path) -> None:

@@ -43,12 +43,13 @@ _LEDGER = 200
 _UNLABELLED = 300_000
 
 
-def write_report(run: str | Path, *, classifier: Classifier | None = None) -> Path:
+def write_report(run: str | Path, *, classifier: Classifier | None = None, at: Path | None = None) -> Path:
     """Write report.html from the files of a run.
 
     Args:
         run: A run folder, or a folder that `evaluate` wrote.
         classifier: Of the run, for heat maps of the confidently wrong predictions. None leaves them out.
+        at: The folder that the files will be moved to, which the page names. None where they stay.
 
     Returns:
         The path of the page. Thumbnails are made from the run's folder of pictures; the page says where some are gone.
@@ -63,6 +64,7 @@ def write_report(run: str | Path, *, classifier: Classifier | None = None) -> Pa
     """
     results = read_results(Path(run))
     path = results.path / REPORT_FILE
+    results = results if at is None else dataclasses.replace(results, path=at)
     write_text(path, render("report.html.j2", **_values(results, classifier)))
     return path
 
@@ -108,6 +110,7 @@ def _values(results: RunResults, classifier: Classifier | None) -> dict[str, Any
         "reliability_chart": reliability_chart(results),
         "calibration_error": calibration_error(results),
         "unlabelled": None if run is None else run.unlabelled,
+        "changes": results.changes,
         "to_label": _to_label(run),
         "calibration": None if run is None else run.calibration,
         "splits": {split: SPLITS[split] for split in splits},

@@ -28,6 +28,7 @@ from finetune.errors import InputError
 from finetune.files.reading import read_tensors
 from finetune.files.tables import read_csv
 from finetune.files.tensors import FLOATING
+from finetune.kept.history import Change, read_changes
 
 # A log-probability is at most 0, apart from rounding.
 _LARGEST = 1e-3
@@ -59,6 +60,7 @@ class RunResults:
 
     answers: the predictions on the pictures that the figures are of. log_probabilities: a row (classes,) for each of
     these, None where a run has not kept them. pictures: their folder. per_split: how many of each (split, class).
+    changes: of a run that was extended.
     """
 
     path: Path
@@ -70,6 +72,7 @@ class RunResults:
     history: tuple[dict[str, float], ...]
     pictures: Path
     per_split: Counter[tuple[str, str]]
+    changes: tuple[Change, ...] = ()
 
     @property
     def run(self) -> RunMetrics | None:
@@ -128,6 +131,7 @@ def read_results(path: Path) -> RunResults:
         history=_history(path / HISTORY_FILE),
         pictures=Path(folder),
         per_split=per_split,
+        changes=() if evaluated is not None else read_changes(path),
     )
 
 

@@ -1,0 +1,1 @@
+"""Changes of a finished run: extend, forget, undo."""

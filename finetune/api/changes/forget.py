@@ -1,0 +1,92 @@
+"""`forget`: pictures and classes taken out of a finished run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from finetune.api.changes.run import changing
+from finetune.api.changes.solved import solve_again
+from finetune.classifier.classifier import Classifier
+from finetune.errors import InputError
+from finetune.kept.union import find_pictures, without
+from finetune.options.suggestions import did_you_mean
+from finetune.progress import Display
+from finetune.random_state import restored_random_state
+
+
+@restored_random_state()
+def forget(
+    run: str | Path,
+    *,
+    classes: Iterable[str] = (),
+    pictures: Iterable[str | Path] = (),
+    out: str | Path | None = None,
+    for_good: bool = False,
+    device: str = "auto",
+    display: Display | None = None,
+) -> Classifier:
+    """Take pictures or whole classes out of a finished run.
+
+    The head is solved again on the features of the other pictures: the result is that of `fit` without the forgotten
+    ones, with the same splits. No picture is read. Afterwards no file of the run holds anything of the forgotten
+    pictures, except in the earlier state that `undo` goes back to; `for_good` deletes all earlier states. What a
+    trained backbone has learned from them stays in its weights.
+
+    Args:
+        run: A run folder.
+        classes: Names of classes.
+        pictures: Pictures, each with its copies: paths as in the run's pictures.csv, files, folders, or sha256 in hex.
+        out: Folder for the new run, which leaves `run` as it is. None changes `run`.
+        for_good: Delete the earlier states of the run, so that `undo` cannot bring anything back.
+        device: One of auto, cpu, cuda.
+        display: Shows progress.
+
+    Returns:
+        The classifier without them.
+
+    Raises:
+        InputError: If a class or picture is not in the run, or fewer than two classes would remain. The run is then
+            unchanged.
+
+    Example:
+        >>> from finetune import forget
+        >>> forget("runs/photos", classes=["bird"], device="cpu").classes  # doctest: +SKIP
+        ('cat', 'dog')
+    """
+    display = display or Display()
+    classes = [classes] if isinstance(classes, str) else list(classes)
+    pictures = [pictures] if isinstance(pictures, (str, Path)) else list(pictures)
+    if not classes and not pictures:
+        raise InputError("forget needs something to forget: give --class NAME or --pictures PICTURE")
+    if out is not None and for_good:
+        raise InputError("--for-good deletes earlier states of the run, and --out leaves the run as it is; give one")
+    with changing(run, out, device) as job:
+        kept, old = job.features(display), job.classifier
+        gone: set[int] = set()
+        for name in classes:
+            if name not in old.classes:
+                meant = did_you_mean(name, old.classes, {}) or f"; it has {', '.join(old.classes)}"
+                raise InputError(f"{job.path} has no class {name!r}{meant}")
+            gone |= {place for place, sample in enumerate(kept.listing.samples) if sample.label == name}
+        for picture in pictures:
+            found = find_pictures(kept, os.fspath(picture))
+            if not found:
+                raise InputError(f"{picture} is no picture of {job.path}; its pictures.csv lists them")
+            gone |= found
+        left = {
+            sample.label
+            for place, sample in enumerate(kept.listing.samples)
+            if place not in gone and kept.splits[place] is not None
+        }
+        if len(left) < 2:
+            raise InputError(f"{job.path} would have fewer than two classes left; it is unchanged")
+        solved = solve_again(old, without(kept, gone), frozenset(), display, max_bad=1.0)
+        classifier, change = job.replace(solved, "forget", removed=len(gone), for_good=for_good)
+    where = f"{classifier.folder} has {change.pictures:,} pictures"
+    display.say(f"{change.sentence} in {change.seconds:.1f} s; {where}.")
+    if out is None and not for_good:
+        kept_in = f"{classifier.folder} keeps an earlier state with them"
+        display.say(f"{kept_in}, for finetune undo; finetune history {classifier.folder} --drop deletes it.")
+    return classifier

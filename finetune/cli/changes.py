@@ -1,0 +1,154 @@
+"""Commands that change a finished run: extend, forget, undo, history."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from finetune.errors import InputError
+from finetune.options.command_line import as_json, display_for, existing, on_device, print_json
+from finetune.options.help_text import HelpfulCommand
+from finetune.terminal import printable
+
+_out = click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="NEW",
+    show_default="RUN itself is changed, and finetune undo takes that back",
+    help="Folder to write the changed run to. RUN stays as it is.",
+)
+
+
+@click.command(cls=HelpfulCommand)
+@click.argument("run", type=existing)
+@click.argument("pictures", type=existing, metavar="FOLDER_OR_TABLE")
+@_out
+@on_device
+@as_json
+def extend(run: Path, pictures: Path, out: Path | None, device: str, as_json: bool) -> None:
+    """Add pictures or classes to a finished run.
+
+    RUN is a folder that `finetune fit` wrote. FOLDER_OR_TABLE has labelled pictures as `finetune fit` takes them, of
+    the classes of RUN or of new ones; pictures that RUN has already are ignored. The head is solved again on all
+    pictures, in seconds: RUN keeps the features of its own, which are not read. Nothing is forgotten, and the result is
+    that of `finetune fit` on all pictures with the same splits. A trained backbone stays as it is.
+    """
+    import finetune
+
+    classifier = finetune.extend(run, pictures, out=out, device=device, display=display_for(as_json))
+    _print_changed(classifier, as_json)
+
+
+@click.command(cls=HelpfulCommand)
+@click.argument("run", type=existing)
+@click.option(
+    "--class", "classes", multiple=True, metavar="NAME", help="Class to forget with all its pictures. Repeatable."
+)
+@click.option(
+    "--pictures",
+    multiple=True,
+    metavar="PICTURE",
+    help="Picture to forget, with its copies: a path as in pictures.csv, a file, a folder, or a sha256. Repeatable.",
+)
+@click.option(
+    "--for-good",
+    is_flag=True,
+    help="Delete the earlier states of RUN too, so that no file of it holds anything of what is forgotten.",
+)
+@_out
+@on_device
+@as_json
+def forget(
+    run: Path,
+    classes: tuple[str, ...],
+    pictures: tuple[str, ...],
+    for_good: bool,
+    out: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Take pictures or classes out of a finished run.
+
+    The head is solved again on the features of the other pictures, in seconds, and no picture is read. RUN keeps its
+    earlier state for `finetune undo`; --for-good keeps none. What a trained backbone has learned stays in its weights.
+    """
+    import finetune
+
+    classifier = finetune.forget(
+        run,
+        classes=classes,
+        pictures=pictures,
+        out=out,
+        for_good=for_good,
+        device=device,
+        display=display_for(as_json),
+    )
+    _print_changed(classifier, as_json)
+
+
+@click.command(cls=HelpfulCommand)
+@click.argument("run", type=existing)
+@as_json
+def undo(run: Path, as_json: bool) -> None:
+    """Take back the last `finetune extend` or `finetune forget` of a run.
+
+    All files of RUN become what they were before. Used again, it takes back the change before, as far as RUN keeps its
+    earlier states: `finetune history` lists them.
+    """
+    import finetune
+
+    classifier = finetune.undo(run, device="cpu", display=display_for(as_json))
+    _print_changed(classifier, as_json)
+
+
+@click.command(cls=HelpfulCommand)
+@click.argument("run", type=existing)
+@click.option(
+    "--drop",
+    is_flag=True,
+    help="Delete the earlier states, with what they hold of forgotten pictures. Nothing can then be undone.",
+)
+@as_json
+def history(run: Path, drop: bool, as_json: bool) -> None:
+    """List what `finetune extend` and `finetune forget` changed in a run.
+
+    RUN keeps its last states, at most 10 and about 1 GB, so that `finetune undo` can take back changes.
+    """
+    import finetune
+    from finetune.kept.history import earlier_bytes, undoable
+
+    freed = finetune.drop_history(run) if drop else 0
+    changes, kept = finetune.history(run), undoable(run)
+    if as_json:
+        rows = [asdict(change) | {"undo": change.number in kept} for change in changes]
+        print_json({"changes": rows, "bytes": earlier_bytes(run), "freed": freed})
+        return
+    for change in changes:
+        measured = "" if change.accuracy is None else f", accuracy {change.accuracy:.1%} on {change.n:,} {change.split}"
+        undo = "" if change.number in kept else "; cannot be undone"
+        click.echo(f"{change.number}  {change.when}  {change.sentence}: {change.pictures:,} pictures{measured}{undo}")
+    if not changes:
+        click.echo(printable(f"{run} has no changes: it is as finetune fit left it"))
+    if drop:
+        click.echo(f"earlier states deleted: {freed / 1e6:,.1f} MB")
+    elif kept:
+        click.echo(f"earlier states: {len(kept)}, {earlier_bytes(run) / 1e6:,.1f} MB")
+
+
+def _print_changed(classifier: Any, as_json: bool) -> None:
+    import finetune
+    from finetune.cli.finished_run import _print_result
+    from finetune.report.report import REPORT_FILE
+
+    folder = classifier.folder
+    if folder is None:
+        raise InputError("the classifier has no run folder")
+    if as_json:
+        print_json(classifier.metrics)
+    else:
+        changes = finetune.history(folder)
+        more = {"report": str(folder / REPORT_FILE)} | ({"seconds": changes[-1].seconds} if changes else {})
+        _print_result(classifier.metrics | more, f"{folder}: finetune predict {folder} PICTURES…")
