@@ -140,7 +140,7 @@ def flowers(data: Path, place: Path) -> dict[str, Any]:
     base = copied([pair for number, pair in enumerate(named) if number not in held], place / "pictures")
     textures = [(path, NEW_CLASS) for path in sorted((data / "textures" / NEW_CLASS).glob("*"))[:50]]
     new = copied([named[number] for number in sorted(held)] + textures, place / "new")
-    options = {
+    options: dict[str, Any] = {
         "strategy": "head",
         "backbone": BACKBONE,
         "weights": str(data / "weights" / f"{BACKBONE}.safetensors"),
@@ -155,6 +155,9 @@ def flowers(data: Path, place: Path) -> dict[str, Any]:
     table = table_of(run, "union.csv", splits, Config(**options))
     fitted = timed(lambda: finetune.fit(table, union, **options))
     found = difference(run, union, [path for path, _ in named[::20]])
+    accuracies = {
+        name: finetune.load(at, device="cpu").metrics["accuracy"] for name, at in (("extend", run), ("fit", union))
+    }
     undone = timed(lambda: finetune.undo(run, device="cpu"))
     forgotten = timed(lambda: finetune.forget(run, classes=["tulip"], device="cpu"))
     single = timed(lambda: finetune.extend(run, copied(textures[:1], place / "one"), device="cpu"))
@@ -166,20 +169,14 @@ def flowers(data: Path, place: Path) -> dict[str, Any]:
         "first_fit": first,
         "extend": extended,
         "fit_on_union": fitted,
-        "times_faster": round(fitted["seconds"] / extended["seconds"], 1),
+        "times_faster": {name: round(fitted[name] / extended[name], 1) for name in fitted},
         **found,
-        "accuracy": {"extend": accuracy(run, -1), "fit": finetune.load(union, device="cpu").metrics["accuracy"]},
+        "accuracy": accuracies,
         "undo": undone,
         "forget_a_class": forgotten,
         "extend_by_one": single,
         "features_bytes": bytes_kept,
     }
-
-
-def accuracy(run: Path, number: int) -> float | None:
-    """The accuracy that the history of a run has for a change."""
-    changes = finetune.history(run)
-    return changes[number].accuracy if changes else None
 
 
 def timed(call: Callable[[], Any]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""`extend`, `forget` and `undo`: equal to a fit on the pictures that the run then has, or an InputError and no change."""
+"""`extend`, `forget` and `undo`: equal to a fit on the pictures that the run then has; or an error, and no change."""
 
 from __future__ import annotations
 
@@ -67,9 +67,8 @@ def again(classifier: Classifier, splits: dict[str, str], place: Path, **options
     given = any(sample.split for sample in kept.listing.samples)
     rows = [",".join(("path", "label", "split")[: 2 + given])]
     for sample in kept.listing.samples:
-        path = kept.listing.root / sample.path
-        rows.append(",".join((str(path), sample.label, sample.split or "")[: 2 + given]))
-    table = place / "again.csv"
+        rows.append(",".join((sample.path, sample.label, sample.split or "")[: 2 + given]))
+    table = kept.listing.root / f"{place.name}.csv"
     table.write_text("\n".join(rows))
     listing, config = list_pictures(table), Config(**SMALL | options)
     record_splits(listing, splits, config, Display())
@@ -219,7 +218,7 @@ def test_a_run_without_features_and_pictures_says_so(run: Path, tmp_path: Path) 
     config = json.loads((run / "config.json").read_text()) | {"folder": str(tmp_path / "gone")}
     (run / "config.json").write_text(json.dumps(config))
     before = files(run)
-    with pytest.raises(InputError, match="keeps no features of its pictures, and the pictures in .* are no longer"):
+    with pytest.raises(InputError, match=r"keeps no features of its pictures, and the pictures in .* are no longer"):
         finetune.extend(run, write(tmp_path / "new", "a", range(20, 22)), device="cpu")
     assert files(run) == before
 
