@@ -45,12 +45,18 @@ def extend(run: Path, pictures: Path, out: Path | None, device: str, as_json: bo
 @click.command(cls=HelpfulCommand)
 @click.argument("run", type=existing)
 @click.option(
-    "--class", "classes", multiple=True, metavar="NAME", help="Class to forget with all its pictures. Repeatable."
+    "--class",
+    "classes",
+    multiple=True,
+    metavar="NAME",
+    show_default="no class",
+    help="Class to forget with all its pictures. Repeatable.",
 )
 @click.option(
     "--pictures",
     multiple=True,
     metavar="PICTURE",
+    show_default="no picture",
     help="Picture to forget, with its copies: a path as in pictures.csv, a file, a folder, or a sha256. Repeatable.",
 )
 @click.option(
@@ -93,7 +99,7 @@ def forget(
 @click.argument("run", type=existing)
 @as_json
 def undo(run: Path, as_json: bool) -> None:
-    """Take back the last `finetune extend` or `finetune forget` of a run.
+    """Take back the last extend or forget of a run.
 
     All files of RUN become what they were before. Used again, it takes back the change before, as far as RUN keeps its
     earlier states: `finetune history` lists them.
@@ -113,7 +119,7 @@ def undo(run: Path, as_json: bool) -> None:
 )
 @as_json
 def history(run: Path, drop: bool, as_json: bool) -> None:
-    """List what `finetune extend` and `finetune forget` changed in a run.
+    """List what extend and forget changed in a run.
 
     RUN keeps its last states, at most 10 and about 1 GB, so that `finetune undo` can take back changes.
     """

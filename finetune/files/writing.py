@@ -40,7 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
         raise InputError(f"{path} cannot be written: {error}; make room for it and start again") from error
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    sync_folder(path.parent, path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -68,8 +68,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         temporary.chmod(permissions)  # those of any new file; safetensors makes it private
 
 
-def sync_folder(folder: Path) -> None:
-    """Sync a folder in which files were renamed, so that their new names survive a crash."""
+def sync_folder(folder: Path, renamed: Path | None = None) -> None:
+    """Sync a folder in which files were renamed, so that their new names survive a crash. renamed: the only one."""
     if os.name == "nt":
         return  # Windows syncs no folders
     try:
@@ -77,7 +77,7 @@ def sync_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_FOLDER_SYNC:
             raise InputError(
-                f"{folder} may be lost if the machine stops: {error}; check the disk and start again"
+                f"{renamed or folder} may be lost if the machine stops: {error}; check the disk and start again"
             ) from error
 
 

@@ -43,6 +43,11 @@ class Change:
         split, n: The pictures that the accuracy is of.
         retraining: Whether training the backbone again would pay, in a sentence; None for a backbone that is as
             published.
+
+    Example:
+        >>> from finetune import history
+        >>> [change.sentence for change in history("runs/photos")]
+        []
     """
 
     number: Annotated[int, Meta(ge=1, le=10**9)]

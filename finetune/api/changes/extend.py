@@ -47,8 +47,8 @@ def extend(
 
     Example:
         >>> from finetune import extend
-        >>> extend("runs/photos", "more-photos/", device="cpu").classes  # doctest: +SKIP
-        ('bird', 'cat', 'dog')
+        >>> extend("runs/photos", [("sign.png", "sign")], out="runs/more", device="cpu").classes
+        ('cat', 'dog', 'sign')
     """
     display = display or Display()
     listing = list_pictures(pictures, to_train=False)

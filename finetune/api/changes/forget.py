@@ -52,7 +52,7 @@ def forget(
 
     Example:
         >>> from finetune import forget
-        >>> forget("runs/photos", classes=["bird"], device="cpu").classes  # doctest: +SKIP
+        >>> forget("runs/photos", pictures=["cat/03.png"], out="runs/fewer", device="cpu").classes
         ('cat', 'dog')
     """
     display = display or Display()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from finetune.api.changes.run import locked_run
 from finetune.classifier.classifier import Classifier, load
-from finetune.kept.history import Change, drop_earlier, read_changes, take_back, undoable
+from finetune.kept.history import Change, drop_earlier, read_changes, take_back
 from finetune.progress import Display
 
 
@@ -25,8 +25,10 @@ def undo(run: str | Path, *, device: str = "auto", display: Display | None = Non
         InputError: If there is no change, or the state before it is no longer kept.
 
     Example:
-        >>> from finetune import undo
-        >>> undo("runs/photos", device="cpu").classes  # doctest: +SKIP
+        >>> from finetune import forget, undo
+        >>> forget("runs/photos", pictures=["dog/03.png"], device="cpu").classes
+        ('cat', 'dog')
+        >>> undo("runs/photos", device="cpu").classes
         ('cat', 'dog')
     """
     run = Path(run)
@@ -42,6 +44,9 @@ def history(run: str | Path) -> list[Change]:
     Args:
         run: A run folder.
 
+    Returns:
+        The changes.
+
     Raises:
         InputError: If `run` is no run folder, or its list of changes is damaged.
 
@@ -51,11 +56,6 @@ def history(run: str | Path) -> list[Change]:
         []
     """
     return list(read_changes(Path(run)))
-
-
-def can_undo(run: str | Path) -> list[int]:
-    """Numbers of the changes of a run whose earlier state is kept, ascending."""
-    return undoable(Path(run))
 
 
 def drop_history(run: str | Path) -> int:
