@@ -50,7 +50,7 @@ def extend(run: Path, pictures: Path, out: Path | None, device: str, as_json: bo
     multiple=True,
     metavar="NAME",
     show_default="no class",
-    help="Class to forget with all its pictures. Repeatable.",
+    help="Class to forget, with its pictures. Repeatable.",
 )
 @click.option(
     "--pictures",

@@ -68,7 +68,7 @@ def again(classifier: Classifier, splits: dict[str, str], place: Path, **options
     rows = [",".join(("path", "label", "split")[: 2 + given])]
     for sample in kept.listing.samples:
         rows.append(",".join((sample.path, sample.label, sample.split or "")[: 2 + given]))
-    table = kept.listing.root / f"{place.name}.csv"
+    table = kept.listing.root / f".{place.name}.csv"  # a hidden file is no part of the folder
     table.write_text("\n".join(rows))
     listing, config = list_pictures(table), Config(**SMALL | options)
     record_splits(listing, splits, config, Display())
@@ -144,7 +144,10 @@ def test_extend_is_a_fit_on_all_pictures(
     asked = sorted(pictures.rglob("*.png"))[::5]
     assert torch.equal(loaded.log_probabilities(asked)[0], found.log_probabilities(asked)[0])
     if added is with_copies:
-        table = {row.split(",")[0].rsplit("/", 1)[-1]: row.split(",") for row in (run / "pictures.csv").open()}
+        table = {
+            row.split(",")[0].rsplit("/", 1)[-1]: row.split(",")
+            for row in (run / "pictures.csv").read_text().splitlines()
+        }
         for number in range(14):
             names = (f"copy-{number:03d}.png", f"near-{number:03d}.png")
             old = now[hashlib.sha256((pictures / "b" / f"{number:03d}.png").read_bytes()).hexdigest()]
