@@ -1,6 +1,6 @@
 """An index changed, searched, saved and killed at random, and held against a plain model of what it must hold.
 
-    python benchmarks/index_torture.py [--kinds exact ivf hnsw] [--quick]
+    python benchmarks/index_torture.py [--kinds exact ivf hnsw lance] [--quick]
 
 OPERATIONS says how many each kind gets, drawn by a seed: add, remove, replace and merge of one to many keys, search,
 compact; and saves. A worker process does them on an index that it loads from the folder at its start; it journals,
@@ -12,7 +12,8 @@ differences  keys, order, vectors or metadata other than the model's; and in the
              answers that are not the model's: for exact, the k most similar, ties aside; for approximate kinds, keys
              that are not there, wrong similarities, fewer than k
 
-Results go to benchmarks/results/index_torture.json.
+Lance tables (`--kinds lance`) are the subject of table_torture.py. Results go to
+benchmarks/results/index_torture.json; those of other kinds there remain.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+import table_torture
 from machine import provenance
 
 from fewshot.search.engines import ROUNDING, Vectors
@@ -40,7 +42,7 @@ from finetune.files.writing import write_json
 
 RESULT = Path(__file__).parent / "results" / "index_torture.json"
 WIDTH = 24
-OPERATIONS = {"exact": 100_000, "ivf": 20_000, "hnsw": 20_000}
+OPERATIONS = {"exact": 100_000, "ivf": 20_000, "hnsw": 20_000, "lance": 100_000}
 FULL = 1500  # keys; from there on more is removed than added
 SAVE_EVERY = 25  # operations
 SECONDS_TO_LIVE = (0.0, 10.0)  # of a worker, from its first operation on
@@ -52,14 +54,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", choices=list(OPERATIONS), default=list(OPERATIONS))
     parser.add_argument("--quick", action="store_true", help="2,000 operations of each kind, and no result file")
+    parser.add_argument("--operations", type=int, help="number of operations of each kind, instead of the usual one")
+    parser.add_argument("--minutes", type=float, default=60, help="of lance; the result counts what was done")
     parser.add_argument("--work", nargs=3, metavar=("FOLDER", "KIND", "OPERATIONS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
         work(Path(args.work[0]), args.work[1], int(args.work[2]))
         return
-    kinds = {}
+    kinds = json.loads(RESULT.read_text())["kinds"] if RESULT.exists() else {}
     for kind in args.kinds:
-        kinds[kind] = torture(kind, 2000 if args.quick else OPERATIONS[kind])
+        operations = 2000 if args.quick else args.operations or OPERATIONS[kind]
+        if kind == "lance":
+            laws = (WIDTH, change, same, answered, SECONDS_TO_LIVE, 60 * args.minutes)
+            kinds[kind] = table_torture.torture(operations, *laws)
+        else:
+            kinds[kind] = torture(kind, operations)
         print(kind, json.dumps(kinds[kind]), flush=True)
     if not args.quick:
         write_json(RESULT, {**provenance(), "width": WIDTH, "kinds": kinds})
@@ -218,7 +227,8 @@ def same(index: Index, model: Model) -> bool:
     if index.keys != tuple(model):
         return False
     expected = np.stack([vector for vector, _ in model.values()]) if model else np.empty((0, WIDTH), np.float32)
-    made = [index.metadata(key)["made"] for key in index.keys]
+    texts = index.metadata_texts(index.keys)
+    made = [json.loads(texts[key])["made"] for key in model]
     return np.array_equal(index.vectors(index.keys), expected) and made == [number for _, number in model.values()]
 
 

@@ -19,7 +19,7 @@ from fewshot.search.table.maintenance import MANY_FILES, TableVersion, compact, 
 from fewshot.search.table.opening import checked_header, make_table, open_table
 from fewshot.search.table.rows_by_key import found_keys, keys_in_order, texts_of, vectors_of
 from fewshot.search.table.searching import check_condition, search
-from fewshot.search.table.vector_index import is_stale
+from fewshot.search.table.vector_index import check_ray, is_stale
 from fewshot.search.table.writing import commit, insertion, removal, replacement
 from finetune.errors import InputError
 
@@ -316,7 +316,8 @@ class LanceIndex:
 
         Args:
             keep: Number of the newest versions that remain; None keeps all. Their files take disk space.
-            engine: "local", or "ray" to build the vector index by tasks on a Ray cluster that reads the same place.
+            engine: "local", or "ray" to build the vector index by tasks on the Ray cluster that `ray.init` has
+                connected to, whose machines read the same place.
             workers: Number of Ray tasks; 4 if None.
 
         Raises:
@@ -329,6 +330,8 @@ class LanceIndex:
             raise InputError(f"engine must be local or ray, not {engine!r}")
         if workers is not None and (engine == "local" or workers < 1):
             raise InputError("workers is a number >= 1, for engine ray")
+        if engine == "ray":
+            check_ray()
         self._refresh()
         of_ray = (workers or 4) if engine == "ray" else None
         self._header = compact(self._table, self._header, str(self.place), keep=keep, workers=of_ray)

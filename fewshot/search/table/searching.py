@@ -18,14 +18,14 @@ from finetune.errors import InputError
 Found = tuple[NDArray[np.float32], NDArray[np.object_]]
 
 # Times in seconds, measured on two cores at 100,000 x 128: a query by the vector index, reading a vector, a product.
-_BY_INDEX, _READ, _PRODUCT = 0.04, 1e-6, 1e-10
+BY_INDEX, _READ, _PRODUCT = 0.04, 1e-6, 1e-10
 _ROWS_AT_ONCE, _QUERIES_AT_ONCE = 8192, 1024
 _MOST_BUFFERED = 64 << 20  # bytes that Lance reads ahead; 2 GB without
 
 
 def pays_index(queries: int, rows: int, width: int) -> bool:
     """Whether the vector index answers so many queries sooner than a pass over all vectors does."""
-    return queries * _BY_INDEX < rows * (_READ + queries * width * _PRODUCT)
+    return queries * BY_INDEX < rows * (_READ + queries * width * _PRODUCT)
 
 
 def condition(where: str | None) -> str | None:

@@ -68,7 +68,9 @@ def build(dataset: Any, structure: TableStructure, rows: int, width: int, worker
     if workers is None:
         dataset.create_index(VECTOR, kind, name=_NAME, **options)
     else:
-        _import_lance_ray().create_index(dataset.uri, VECTOR, kind, name=_NAME, num_workers=workers, **options)
+        import lance_ray
+
+        lance_ray.create_index(dataset.uri, VECTOR, kind, name=_NAME, num_workers=workers, **options)
         dataset.checkout_latest()
     return lists
 
@@ -123,11 +125,14 @@ def optimise(dataset: Any) -> None:
         dataset.optimize.optimize_indices()
 
 
-def _import_lance_ray() -> Any:
+def check_ray() -> None:
+    """InputError unless lance-ray is installed and this process is connected to a Ray cluster."""
     try:
-        import lance_ray
+        import lance_ray  # noqa: F401
+        import ray
     except ImportError as error:
         raise InputError(
             "building with Ray needs packages that are missing: pip install 'fewtune[lance-ray]'"
         ) from error
-    return lance_ray
+    if not ray.is_initialized():
+        raise InputError("engine ray: this process is not connected to Ray; call ray.init() first")
