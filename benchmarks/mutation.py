@@ -122,6 +122,7 @@ ROOMS = {
             "fewshot/search/faiss_format/reading.py",
             "fewshot/search/faiss_format/lists.py",
             "fewshot/search/faiss_format/graph.py",
+            "fewshot/search/faiss_format/quantised.py",
             "fewshot/search/key_table.py",
         ),
         (

@@ -17,7 +17,7 @@ from fewshot.search.engines import Vectors
 from fewshot.search.index import Index
 
 WIDTH = 8
-KINDS = ("exact", "ivf", "hnsw")
+KINDS = ("exact", "ivf", "hnsw", "pq")
 
 
 def unit(n: int, seed: int = 0, width: int = WIDTH) -> Vectors:

@@ -20,7 +20,9 @@ from fewshot.cli.shared import (
     of_kind,
     on_engine,
     open_embedder,
+    print_memory,
     print_unreadable,
+    within_memory,
 )
 from finetune.errors import InputError
 from finetune.options.command_line import as_json, display_for, existing, on_device, print_json
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     "search --where.",
 )
 @of_kind
+@within_memory
 @click.option(
     "--shard",
     metavar="I/N",
@@ -58,6 +61,7 @@ def embed(
     source: Path,
     out: str | Path,
     kind: str,
+    memory: int | None,
     shard: str | None,
     engine: str,
     address: str | None,
@@ -75,9 +79,12 @@ def embed(
     them, such as a WebDataset. New and changed pictures are embedded; deleted ones are removed from the index. Then
     use: fewshot search INDEX PICTURE.
     """
+    from fewshot.search.index import Index
     from fewshot.search.picture_index import embed_folder
 
     ray = _ray_engine(engine, address, device)
+    if memory is not None and (shard is not None or ray is not None):
+        raise InputError("--memory goes with fewshot merge, which makes the index of parts")
     if shard is not None:
         _embed_shard(source, out, kind, shard, ray, model, weights, tolerance, batch_size, workers, device, as_json)
         return
@@ -87,7 +94,7 @@ def embed(
     display = display_for(as_json)
     embedder = open_embedder(model, weights, tolerance, device, as_json)
     index, kept = embed_folder(
-        source, out, embedder, kind=kind, batch_size=batch_size, workers=workers, display=display
+        source, out, embedder, kind=kind, memory=memory, batch_size=batch_size, workers=workers, display=display
     )
     print_unreadable(kept.unreadable)
     found = asdict(kept) | {"pictures": len(index), "structure": index.structure, "recall": index.recall}
@@ -103,6 +110,8 @@ def embed(
             f"approximate ({index.structure}): a search finds {index.recall:.1%} of the 10 nearest, measured on these "
             "pictures"
         )
+    if isinstance(index, Index):
+        print_memory(index)
     click.echo(f"fewshot search {printable(str(out))} PICTURE…")
 
 
@@ -203,10 +212,19 @@ def _embed_shard(
 @click.argument("out", metavar="INDEX", type=IndexPlace(exists=False))
 @click.argument("parts", metavar="PARTS...", nargs=-1, required=True, type=existing)
 @of_kind
+@within_memory
 @click.option("--allow-missing", is_flag=True, help="Make the index although shards are missing or unfinished.")
 @on_device
 @as_json
-def merge(out: str | Path, parts: Sequence[Path], kind: str, allow_missing: bool, device: str, as_json: bool) -> None:
+def merge(
+    out: str | Path,
+    parts: Sequence[Path],
+    kind: str,
+    memory: int | None,
+    allow_missing: bool,
+    device: str,
+    as_json: bool,
+) -> None:
     """Make an index of the shards that `fewshot embed --shard` wrote.
 
     INDEX is the index folder to create, or one of the same collection, which is replaced; or a new Lance table, whose
@@ -214,10 +232,11 @@ def merge(out: str | Path, parts: Sequence[Path], kind: str, allow_missing: bool
     makes in one process, which can also update it.
     """
     from fewshot.collection.merging import merge_parts
+    from fewshot.search.index import Index
     from finetune.data.folder import some
 
     index, merged = merge_parts(
-        out, parts, kind=kind, allow_missing=allow_missing, device=device, display=display_for(as_json)
+        out, parts, kind=kind, memory=memory, allow_missing=allow_missing, device=device, display=display_for(as_json)
     )
     if as_json:
         print_json(asdict(merged) | {"structure": index.structure, "recall": index.recall})
@@ -229,6 +248,8 @@ def merge(out: str | Path, parts: Sequence[Path], kind: str, allow_missing: bool
     for what, shards in (("missing", merged.missing), ("unfinished", merged.unfinished)):
         if shards:
             click.echo(f"{what} shards: {some(shards)}", err=True)
+    if isinstance(index, Index):
+        print_memory(index)
     click.echo(f"fewshot search {printable(str(out))} PICTURE…")
 
 
@@ -295,7 +316,7 @@ def search(
     from fewshot.search.picture_index import open_index, search_pictures, sheet_rows
 
     given = given_embedder(model, weights, tolerance, device, as_json)
-    opened, embedder = open_index(index, given, version=at_version, memory_mapped=memory_mapped, device=device)
+    opened, embedder = open_index(index, given, version=at_version, memory_mapped=memory_mapped or None, device=device)
     found, unreadable = search_pictures(opened, embedder, queries, k=k, at_least=at_least, where=where)
     print_unreadable(unreadable)
     if sheet is not None:

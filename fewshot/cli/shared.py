@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
@@ -14,6 +15,7 @@ from finetune.terminal import printable
 
 if TYPE_CHECKING:
     from fewshot.embedding.embedder import Embedder
+    from fewshot.search.index import Index
 
 
 folder_path = click.Path(path_type=Path)
@@ -47,8 +49,9 @@ of_kind = click.option(
     type=ChoiceOption(["auto", "exact", "ivf", "hnsw", "pq"]),
     default="auto",
     show_default=True,
-    help="Structure of the index. exact compares all vectors, ivf and hnsw are approximate. auto is exact until the "
-    "collection is so large that an approximate structure is much faster. hnsw is for folders, pq for Lance tables.",
+    help="Structure of the index. exact compares all vectors; ivf, hnsw and pq are approximate. pq compares short "
+    "codes, and the best of them exactly. auto is exact until the collection is so large that another is much faster. "
+    "hnsw is for folders alone.",
 )
 by_workers = click.option(
     "--workers",
@@ -75,6 +78,37 @@ def on_engine(command: Command) -> Command:
         "SOURCE and --out. --workers is then the number of processes that embed.",
     )
     return engine(address(command))
+
+
+class MemorySize(click.ParamType[int]):
+    """A number of bytes with a unit, as 500MB or 2GB: powers of 1,000."""
+
+    name = "size"
+    _UNITS: ClassVar = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(kb|mb|gb|tb)", value.strip().lower(), re.ASCII)
+        size = int(float(found[1]) * self._UNITS[found[2]]) if found else 0
+        if not 1 <= size < 1 << 53:
+            self.fail(f"{value!r} is no size; write a number and a unit, for example 500MB or 2GB", param, ctx)
+        return size
+
+
+within_memory = click.option(
+    "--memory",
+    type=MemorySize(),
+    show_default="no limit",
+    help="Most memory that vectors and keys may take in a search, for example 2GB. Where vectors do not fit, pq keeps "
+    "short codes in memory and leaves the vectors on disk. Making the index holds all vectors in memory.",
+)
+
+
+def print_memory(index: Index) -> None:
+    """Say what was chosen for the memory that is allowed, and why."""
+    if index.memory is not None:
+        click.echo(index.memory_use())
 
 
 def at_rate(default: str) -> Callable[[Command], Command]:

@@ -24,7 +24,7 @@ from fewshot.collection.parts import (
 from fewshot.collection.shards import shard_folders
 from fewshot.search.index import Index
 from fewshot.search.index_files import is_free
-from fewshot.search.picture_index import check_source, picture_metadata
+from fewshot.search.picture_index import check_source, picture_metadata, refuse_memory
 from fewshot.search.table.lance_index import LanceIndex
 from fewshot.search.table.location import is_free_for_table, is_table
 from finetune.data.folder import some
@@ -56,6 +56,7 @@ def merge_parts(
     parts: Sequence[str | Path],
     *,
     kind: str = "auto",
+    memory: int | None = None,
     allow_missing: bool = False,
     device: str = "auto",
     display: Display | None = None,
@@ -70,6 +71,7 @@ def merge_parts(
             in .lance, or an address, is a new Lance table; the vectors are then not in memory, but in a temporary file.
         parts: Folders that `embed_shard` wrote to, or the folders of single shards in them.
         kind: As for `Index` or `LanceIndex`.
+        memory: As for `Index`; not for a table.
         allow_missing: Accept that shards are missing or unfinished.
         device: As for `Index`.
         display: Shows a bar.
@@ -97,13 +99,14 @@ def merge_parts(
     of: dict[str, Any] = {"kind": kind, "fingerprint": first.fingerprint, "about": first.about}
     index: Index | LanceIndex
     if is_table(out):
+        refuse_memory(out, memory)
         if not is_free_for_table(out):
             raise InputError(f"{out} is there already; give merge a new table, or delete it")
         with tempfile.TemporaryFile() as file:
             keys, vectors, metadata = _read(folders, headers, display, file)
             index = LanceIndex.build(out, keys, vectors, metadata, **of)
     else:
-        index = Index(first.width, device=device, **of)
+        index = Index(first.width, device=device, memory=memory, **of)
         _check_out(Path(out), index)
         index.add(*_read(folders, headers, display))
         index.save(out, check=lambda there: check_source(out, there, first.about))

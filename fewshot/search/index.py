@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewshot.search.arguments import Metadata, as_json, check_keys, checked_vectors, parsed_metadata
-from fewshot.search.engines import Approximate, Engine, Exact, Structure, Vectors, build, on_gpu, restore
+from fewshot.search.choice import Choice, check_limits, memory_of_keys
+from fewshot.search.engines import Engine, Exact, Structure, Vectors, build, on_gpu, restore
 from fewshot.search.faiss_format import MOST_WIDTH
-from fewshot.search.index_files import IndexHeader, Kind, read_folder, write_folder
+from fewshot.search.index_files import IndexHeader, Kind, beyond_memory, read_folder, write_folder
 from fewshot.search.key_rows import KeyRows
 from fewshot.search.key_table import Entry
 from fewshot.search.neighbours import Neighbours
@@ -21,24 +22,22 @@ from finetune.errors import InputError
 if TYPE_CHECKING:
     from fewshot.search.table.lance_index import LanceIndex
 
-# "auto" tries inverted lists from this number of vectors on. It keeps exact search if the lists must compare a larger
-# share than AUTO_SHARE to reach the recall. Both are well beyond the point where lists win in benchmarks/search.py.
-AUTO_FROM = 200_000
-AUTO_SHARE = 1 / 8
-
 
 class Index:
     """Vectors of unit length by key, and a search for the most similar.
 
     Args:
         width: Length of a vector.
-        kind: "exact" compares every vector. "ivf" (inverted lists) and "hnsw" (a graph) compare as many as
-            `least_recall` needs, measured on the index's own vectors. "auto" is exact until the collection is so large
-            that inverted lists are much faster.
+        kind: "exact" compares every vector. "ivf" (inverted lists), "hnsw" (a graph) and "pq" (short codes, whose
+            best are compared exactly) compare as many as `least_recall` needs, measured on the index's own vectors.
+            "pq" is exact below 64 vectors. "auto" is exact until the collection is so large that codes are much faster.
         fingerprint: Of the embedder that made the vectors.
         about: JSON values by name, saved with the index.
         device: "auto", "cpu" or "cuda". With a GPU, exact search runs there and "auto" stays exact.
-        least_recall: Floor of the recall of an approximate kind, in (0, 1].
+        least_recall: Floor of the recall of an approximate kind, in (0, 1]. With codes, "auto" keeps 0.99.
+        memory: Most bytes that vectors and keys may take in a process that searches the saved index; None for no limit.
+            Where vectors do not fit, "auto" and "pq" keep codes in memory, and searches read the best candidates'
+            vectors from disk. Building holds all vectors in memory in any case.
 
     An approximate index is rebuilt by a change that doubles it, or that removes more vectors than remain. Such a
     change takes long; `compact()` does it at another time.
@@ -63,23 +62,25 @@ class Index:
         about: Metadata | None = None,
         device: str = "auto",
         least_recall: float = 0.95,
+        memory: int | None = None,
     ):
         if not 1 <= width <= MOST_WIDTH:
             bound = ">= 1" if width < 1 else f"<= {MOST_WIDTH}"
             raise InputError(f"width must be {bound}, not {width}")
         if kind not in get_args(Kind):
             raise InputError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
-        if not 0 < least_recall <= 1:
-            raise InputError(f"least_recall must be above 0 and at most 1, not {least_recall}")
         self.width = width
         self.kind = cast(Kind, kind)
         self.fingerprint = fingerprint
         self.about = dict(about or {})
         self.least_recall = least_recall
+        self.memory = memory
+        check_limits(least_recall, memory)
         self._gpu = on_gpu(device)
         self._read_only = False
         empty = np.empty((0, width), np.float32)
-        self._take(build(self._structure_for(0), empty, floor=least_recall, gpu=self._gpu), [])
+        structure: Structure = "exact" if kind in ("auto", "pq") else cast(Structure, kind)
+        self._take(build(structure, empty, floor=least_recall, gpu=self._gpu), [])
 
     def _take(self, engine: Engine, entries: Sequence[Entry]) -> None:
         """Use `engine`, whose rows `entries` name."""
@@ -105,7 +106,7 @@ class Index:
 
     @property
     def structure(self) -> Structure:
-        """The current engine: "exact", "ivf" or "hnsw"."""
+        """The current engine: "exact", "ivf", "hnsw" or "pq"."""
         return self._engine.structure
 
     @property
@@ -134,10 +135,12 @@ class Index:
         self._add(keys, checked_vectors(vectors, self.width, keys), as_json(keys, metadata))
 
     def _add(self, keys: Sequence[str], vectors: Vectors, metadata: Mapping[str, str]) -> None:
-        self._changed += len(keys)
-        if self._outgrown(len(self) + len(keys)):
-            self._rebuild([*self.keys, *keys], np.concatenate([self.vectors(self.keys), vectors]), metadata)
+        n, changed = len(self) + len(keys), self._changed + len(keys)
+        key_bytes = self._key_bytes(key + metadata.get(key, "") for key in keys)
+        if self._choice.outgrown(self._engine, n, len(keys), changed, self._built_at, key_bytes):
+            self._rebuild([*self.keys, *keys], np.concatenate([self.vectors(self.keys), vectors]), metadata, key_bytes)
             return
+        self._changed = changed
         first = self._engine.faiss_index.ntotal
         self._engine.add(vectors)
         self._keys.assign(first, keys)
@@ -188,11 +191,19 @@ class Index:
     def compact(self) -> None:
         """Rebuild: frees the memory of removed vectors, chooses and tunes the engine, measures the recall."""
         self._refuse_if_read_only()
-        self._rebuild(self.keys, self.vectors(self.keys), {})
+        self._rebuild(self.keys, self.vectors(self.keys), {}, self._key_bytes())
 
     def vectors(self, keys: Sequence[str]) -> NDArray[np.float32]:
         """Vectors (n, width) of keys, as they were added. InputError for a key that is not in the index."""
         return self._engine.vectors(self._keys.rows(keys))
+
+    def check_memory(self, texts: Sequence[str]) -> None:
+        """InputError if the allowed memory does not hold so many vectors. texts: Key and metadata of each, as one."""
+        self._choice.structure(len(texts), memory_of_keys(texts))
+
+    def memory_use(self) -> str:
+        """One sentence: the structure, and the memory that its searches take."""
+        return self._choice.explained(self.structure, self._engine.faiss_index.ntotal, self._key_bytes())
 
     def metadata(self, key: str) -> dict[str, Any]:
         """A copy of the key's metadata, {} without. InputError for a key that is not in the index."""
@@ -257,6 +268,7 @@ class Index:
             rows=self._engine.faiss_index.ntotal,
             built_at=self._built_at,
             changed=self._changed,
+            memory=self.memory,
         )
         write_folder(Path(folder), header, self._engine.faiss_index, self._keys.entries(), check)
 
@@ -267,7 +279,7 @@ class Index:
         *,
         fingerprint: str | None = None,
         version: int | None = None,
-        memory_mapped: bool = False,
+        memory_mapped: bool | None = False,
         device: str = "auto",
     ) -> Index | LanceIndex:
         """Read the index of a folder, or open a Lance table.
@@ -293,7 +305,12 @@ class Index:
 
     @classmethod
     def load(
-        cls, folder: str | Path, *, fingerprint: str | None = None, memory_mapped: bool = False, device: str = "auto"
+        cls,
+        folder: str | Path,
+        *,
+        fingerprint: str | None = None,
+        memory_mapped: bool | None = False,
+        device: str = "auto",
     ) -> Index:
         """Read a saved index.
 
@@ -301,12 +318,15 @@ class Index:
             folder: Where it was saved.
             fingerprint: Of the embedder that will make the queries.
             memory_mapped: Leave the vectors in their file, for an index larger than memory. It is then read-only, is
-                searched on the CPU, and the checksum of its vectors is not verified.
+                searched on the CPU, and the checksum of its vectors is not verified. None: where the index was
+                made for less memory than its vectors take.
             device: As for `Index`.
 
         Raises:
             InputError: If there is no index, it is damaged, of a newer format, or of another embedder.
         """
+        if memory_mapped is None:
+            memory_mapped = beyond_memory(Path(folder))
         header, faiss_index, entries = read_folder(Path(folder), memory_mapped)
         if fingerprint is not None and fingerprint != header.fingerprint:
             raise InputError(
@@ -320,6 +340,7 @@ class Index:
             about=header.about,
             device="cpu" if memory_mapped else device,
             least_recall=header.least_recall,
+            memory=header.memory,
         )
         try:
             index._restore(header, faiss_index, entries)
@@ -336,29 +357,21 @@ class Index:
 
     def _settle(self, changed: int) -> None:
         self._changed += changed
-        if self._outgrown(len(self)):
+        if self._choice.outgrown(self._engine, len(self), 0, self._changed, self._built_at, self._key_bytes()):
             self.compact()
 
-    def _outgrown(self, n: int) -> bool:
-        """Whether the engine must be rebuilt for `n` vectors: as many have changed as it was built with, or more are
-        removed than remain."""
-        if self.structure == "exact":
-            return self._structure_for(n) != "exact" and n >= 2 * self._built_at
-        return self._changed > self._built_at or self._engine.removed > n
-
-    def _structure_for(self, n: int) -> Structure:
-        if self.kind == "auto":
-            return "ivf" if n >= AUTO_FROM and not self._gpu else "exact"
-        return self.kind
-
-    def _rebuild(self, keys: Sequence[str], vectors: Vectors, metadata: Mapping[str, str]) -> None:
-        """Build the engine that suits the number of `keys`. metadata: Of the new keys."""
-        structure = self._structure_for(len(keys))
-        order = np.random.default_rng(0).permutation(len(keys)) if structure != "exact" else np.arange(len(keys))
-        engine = build(structure, vectors[order], floor=self.least_recall, gpu=self._gpu)
-        if self.kind == "auto" and isinstance(engine, Approximate) and engine.share_compared() > AUTO_SHARE:
-            engine, order = Exact.of(vectors), np.arange(len(keys))
+    def _rebuild(self, keys: Sequence[str], vectors: Vectors, metadata: Mapping[str, str], key_bytes: int) -> None:
+        """Build the engine that suits `keys`. metadata: Of the new keys."""
+        engine, order = self._choice.build(vectors, key_bytes)
         self._take(engine, self._keys.renumbered(keys, np.argsort(order).tolist(), metadata))
+
+    @property
+    def _choice(self) -> Choice:
+        return Choice(self.kind, self.width, self.least_recall, self.memory, self._gpu)
+
+    def _key_bytes(self, texts: Iterable[str] = ()) -> int:
+        """Of all keys with their metadata, and of new `texts`; 0 without a limit of memory."""
+        return 0 if self.memory is None else self._keys.bytes() + memory_of_keys(texts)
 
     def _refuse_if_read_only(self) -> None:
         if self._read_only:

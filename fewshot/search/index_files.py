@@ -17,21 +17,24 @@ import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from sys import getsizeof
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from fewshot.search.engines import Structure, effort_bounds, import_faiss
+from fewshot.search.choice import KEY_BYTES, memory_of
+from fewshot.search.engines import Structure, effort_bounds
 from fewshot.search.faiss_format import MOST_WIDTH, Layout, check_file
 from fewshot.search.key_table import Entry, read_entries, write_entries
+from fewshot.search.vector_file import read_vectors, write_vectors
 from finetune.errors import InputError
 from finetune.files.locks import LOCK_FILE, locked
 from finetune.files.reading import as_type, read_json
-from finetune.files.writing import replacing, write_json
+from finetune.files.writing import write_json
 
 FORMAT = 1
 ABOUT_FILE = "index.json"
-Kind = Literal["auto", "exact", "ivf", "hnsw"]
+Kind = Literal["auto", "exact", "ivf", "hnsw", "pq"]
 Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
 _SIZES_DIFFER = "the width or the number of vectors differs"
 _MADE_BY = "fewtune index"
@@ -50,6 +53,7 @@ class IndexHeader:
         recall: Measured when the engine was built.
         effort: Of a search; see `Approximate`.
         rows: Number of vectors in the FAISS file, with removed ones.
+        memory: Most bytes that searches may take, as for `Index`.
         built_at: Number of vectors when the engine was built.
         changed: Number of vectors added and removed since then.
     """
@@ -66,6 +70,7 @@ class IndexHeader:
     rows: Count
     built_at: Count
     changed: Count
+    memory: Annotated[int, Meta(ge=1, lt=1 << 53)] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,9 +117,10 @@ def write_folder(
         token = secrets.token_hex(8)
         vectors, keys = folder / f"vectors-{token}.faiss", folder / f"keys-{token}.sqlite"
         try:
-            _write_vectors(vectors, faiss_index)
+            digests = {vectors: write_vectors(vectors, faiss_index)}
             write_entries(keys, entries)
-            files = {path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in (vectors, keys)}
+            digests[keys] = _digest(keys)
+            files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256} for path, sha256 in digests.items()}
             current = {"made_by": _MADE_BY, "format": FORMAT, "token": token, "files": files}
             write_json(folder / ABOUT_FILE, current | asdict(header))
         finally:
@@ -136,6 +142,19 @@ def read_folder(folder: Path, memory_mapped: bool) -> tuple[IndexHeader, Any, li
             # A writer may have replaced the files while they were read.
             if _read_about(folder)["token"] == about["token"]:
                 raise
+
+
+def beyond_memory(folder: Path) -> bool:
+    """Whether vectors and keys of an index do not fit in the memory that it was made for. InputError as for reading."""
+    about, source = _read_about(folder), str(folder / ABOUT_FILE)
+    header, current = as_type(about, IndexHeader, source), as_type(about, CurrentFiles, source)
+    if header.memory is None or header.structure != "pq":
+        return False
+    texts = sum(record.bytes for name, record in current.files.items() if name.startswith("keys-"))
+    return (
+        memory_of("pq", header.rows, header.width) + (KEY_BYTES + getsizeof("")) * header.vectors + texts
+        > header.memory
+    )
 
 
 def _read_about(folder: Path) -> dict[str, Any]:
@@ -167,7 +186,7 @@ def _read_files(folder: Path, about: dict[str, Any], memory_mapped: bool) -> tup
     entries = read_entries(keys, layout.rows)
     if len(entries) != header.vectors:
         raise InputError(f"{source} does not match {keys.name} ({_SIZES_DIFFER}); the index is damaged")
-    return header, _read_vectors(vectors, memory_mapped), entries
+    return header, read_vectors(vectors, memory_mapped), entries
 
 
 def _mismatch(header: IndexHeader, layout: Layout) -> str | None:
@@ -179,7 +198,8 @@ def _mismatch(header: IndexHeader, layout: Layout) -> str | None:
     least, most = effort_bounds(layout.structure, layout.lists)
     if not least <= header.effort <= most:
         return f"the effort is {header.effort}"
-    if header.kind not in ("auto", header.structure):
+    # A small index of kind pq is exact.
+    if header.kind not in ("auto", header.structure) and (header.kind, header.structure) != ("pq", "exact"):
         return f"the kind is {header.kind}"
     if layout.structure != "exact" and header.built_at > layout.rows:
         return f"built_at is {header.built_at}"
@@ -194,40 +214,18 @@ def _check(path: Path, expected: FileRecord | None, by_digest: bool) -> None:
             raise InputError(f"{path} is not a file; the index is damaged")
         if expected is None or found.st_size != expected.bytes:
             raise InputError(f"{path} does not have its saved length; it is damaged")
-        if by_digest and _digest(path) != expected.sha256:
-            raise InputError(f"{path} does not have its saved checksum; it is damaged")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}; the index is not complete") from error
+    if by_digest and _digest(path) != expected.sha256:
+        raise InputError(f"{path} does not have its saved checksum; it is damaged")
 
 
-def _write_vectors(path: Path, faiss_index: Any) -> None:
-    """Write through a Python file: FAISS ignores errors on closing its own, which a full disk cuts short."""
-    faiss = import_faiss()
-    failed: list[BaseException] = []
-    with replacing(path) as temporary, temporary.open("wb") as file:
-
-        def write(block: bytes) -> None:
-            try:
-                file.write(block)
-            except BaseException as error:  # FAISS raises a RuntimeError instead, without the message
-                failed.append(error)
-                raise
-
-        try:
-            faiss.write_index(faiss_index, faiss.PyCallbackIOWriter(write))
-        except RuntimeError as error:
-            if failed:
-                raise failed[0] from None
-            raise InputError(f"{path} cannot be written: {_reason(error)}") from error
-
-
-def _read_vectors(path: Path, memory_mapped: bool) -> Any:
-    faiss = import_faiss()
+def _digest(path: Path) -> str:
     try:
-        # IO_FLAG_MMAP_IFC maps all three structures; IO_FLAG_MMAP maps inverted lists alone.
-        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if memory_mapped else 0)
-    except RuntimeError as error:
-        raise InputError(f"{path} cannot be read: {_reason(error)}") from error
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _refuse_other_folders(folder: Path) -> None:
@@ -259,16 +257,3 @@ def _refuse_paths_faiss_cannot_open(folder: Path) -> None:
         raise InputError(
             f"{str(folder)!r}: FAISS opens only paths that are valid UTF-8; choose another folder"
         ) from error
-
-
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}; the index is not complete") from error
-
-
-def _reason(error: RuntimeError) -> str:
-    """FAISS's message without the position in its source."""
-    return str(error).rsplit("failed: ", 1)[-1]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewshot.search.arguments import check_keys
+from fewshot.search.choice import memory_of_keys
 from fewshot.search.key_table import Entry
 from finetune.errors import InputError
 
@@ -29,6 +30,10 @@ class KeyRows:
 
     def entries(self) -> Iterator[Entry]:
         return (Entry(key, row, self.metadata.get(key)) for key, row in self.row_of.items())
+
+    def bytes(self) -> int:
+        """Memory that keys and metadata take."""
+        return memory_of_keys(key + self.metadata.get(key, "") for key in self.row_of)
 
     def rows(self, keys: Sequence[str]) -> list[int]:
         """InputError for a key that is not in the index."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ def embed_folder(
     embedder: Embedder,
     *,
     kind: str = "auto",
+    memory: int | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
     display: Display | None = None,
@@ -74,6 +76,7 @@ def embed_folder(
             s3://bucket/name.lance, is a Lance table.
         embedder: Makes the vectors.
         kind: As for `Index` or `LanceIndex`, for a new index.
+        memory: As for `Index`; an index that is there takes a new limit.
         batch_size, workers: As for `Embedder.embed`.
         display: Shows bars.
 
@@ -95,7 +98,9 @@ def embed_folder(
         display.say(note)
     pictures = {picture.key: picture for picture in collection.pictures()}
     about = about_collection(collection)
-    index = _opened(about, out, embedder, kind)
+    index = _opened(about, out, embedder, kind, memory)
+    if isinstance(index, Index):
+        index.check_memory([key + json.dumps(picture_metadata(key, "0" * 64)) for key in pictures])
     check = partial(check_source, out, about=about)
     texts = index.metadata_texts(index.keys)
     known = {key: str(parsed_metadata(text, key).get("sha256")) for key, text in texts.items()}
@@ -141,14 +146,20 @@ def embed_folder(
     )
 
 
-def _opened(about: Mapping[str, Any], out: str | Path, embedder: Embedder, kind: str) -> Index | LanceIndex:
+def _opened(
+    about: Mapping[str, Any], out: str | Path, embedder: Embedder, kind: str, memory: int | None
+) -> Index | LanceIndex:
     recorded = {"embedder": embedder.origin} | dict(about)
+    if is_table(out):
+        refuse_memory(out, memory)
     if is_table(out) and is_free_for_table(out):
         return LanceIndex.create(out, embedder.width, kind=kind, fingerprint=embedder.fingerprint, about=recorded)
     if not is_table(out) and is_free(Path(out)):
-        return Index(embedder.width, kind=kind, fingerprint=embedder.fingerprint, about=recorded)
+        return Index(embedder.width, kind=kind, fingerprint=embedder.fingerprint, about=recorded, memory=memory)
     index = Index.open(out, fingerprint=embedder.fingerprint)
     check_source(out, index.about, about)
+    if isinstance(index, Index) and memory is not None:
+        index.memory = memory
     return index
 
 
@@ -172,6 +183,12 @@ def check_source(out: str | Path, there: Mapping[str, Any], about: Mapping[str, 
     of, other = collection_of(there), collection_of(about)
     if of is not None and of != other:
         raise InputError(f"{out} is the index of {of}; choose another --out for {other}")
+
+
+def refuse_memory(table: str | Path, memory: int | None) -> None:
+    """InputError where a Lance table is given a limit of memory."""
+    if memory is not None:
+        raise InputError(f"{table} is a Lance table, which leaves its vectors on disk; leave out --memory")
 
 
 class _Pending:
@@ -245,7 +262,7 @@ def open_index(
     embedder: Embedder | None = None,
     *,
     version: int | None = None,
-    memory_mapped: bool = False,
+    memory_mapped: bool | None = None,
     device: str = "auto",
 ) -> tuple[Index | LanceIndex, Embedder]:
     """Open an index of pictures, with the embedder that made it.
@@ -254,7 +271,8 @@ def open_index(
         folder: Folder of the index, as `embed_folder` wrote it; or path or address of a Lance table.
         embedder: The embedder; None loads the one that the index names.
         version: Of a Lance table; None opens the newest.
-        memory_mapped: Read the vectors from disk, for an index larger than memory.
+        memory_mapped: Read the vectors from disk, for an index larger than memory; None: where the index was made for
+            less memory than its vectors take.
         device: "auto", "cpu" or "cuda".
 
     Returns:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fewshot.search.engines.library import (
     RECALL_AT,
@@ -91,17 +92,26 @@ class Approximate:
 
     def _tune(self, queries: Vectors, floor: float) -> None:
         """Double the effort until the recall reaches `floor`, or the effort its maximum."""
-        k = min(RECALL_AT, self.faiss_index.ntotal)
         if not len(queries):
             return
-        # A row as similar as the last true neighbour counts as found, so that ties do not lower the recall.
-        least = self._search_all(queries, k)[0][:, -1:] - ROUNDING
+        least = self._last_similarity(queries)
         while True:
-            found, _ = self._search(queries, k, self.effort)
-            self.recall = float((found >= least).mean())
+            self.recall = self._recall(queries, least)
             if self.recall >= floor or self.effort >= self._most_effort():
                 return
             self.effort = min(2 * self.effort, self._most_effort())
+
+    def _last_similarity(self, queries: Vectors) -> NDArray[np.float32]:
+        """(m, 1): of the last true neighbour. Rows as similar count as found, so that ties do not lower the recall."""
+        similarity: NDArray[np.float32] = self._search_all(queries, self._measured_at())[0][:, -1:] - ROUNDING
+        return similarity
+
+    def _recall(self, queries: Vectors, least: NDArray[np.float32]) -> float:
+        found, _ = self._search(queries, self._measured_at(), self.effort)
+        return float((found >= least).mean())
+
+    def _measured_at(self) -> int:
+        return min(RECALL_AT, int(self.faiss_index.ntotal))
 
     def _most_effort(self) -> int:
         return int(self.faiss_index.nlist) if self.structure == "ivf" else MOST_CANDIDATES

@@ -10,13 +10,14 @@ import numpy as np
 from fewshot.search.engines.approximate import MOST_CANDIDATES, Approximate
 from fewshot.search.engines.exact import Exact
 from fewshot.search.engines.library import Structure, Vectors
+from fewshot.search.engines.quantised import Quantised
 
 Engine = Exact | Approximate
 
 
 def effort_bounds(structure: Structure, lists: int) -> tuple[int, int]:
     """Least and largest effort of an engine; `lists`: number of inverted lists."""
-    return {"exact": (0, 0), "ivf": (1, lists), "hnsw": (1, MOST_CANDIDATES)}[structure]
+    return {"exact": (0, 0), "ivf": (1, lists), "hnsw": (1, MOST_CANDIDATES), "pq": (1, lists)}[structure]
 
 
 def build(structure: Structure, vectors: Vectors, *, floor: float, gpu: bool) -> Engine:
@@ -24,7 +25,9 @@ def build(structure: Structure, vectors: Vectors, *, floor: float, gpu: bool) ->
 
     floor: Of the recall of an approximate engine. gpu: Whether an exact one searches on a GPU.
     """
-    return Exact.of(vectors, gpu) if structure == "exact" else Approximate.of(structure, vectors, floor)
+    if structure == "exact":
+        return Exact.of(vectors, gpu)
+    return Quantised.of_vectors(vectors, floor) if structure == "pq" else Approximate.of(structure, vectors, floor)
 
 
 def restore(
@@ -42,4 +45,5 @@ def restore(
         if gone.any():
             raise ValueError("a vector has no key")
         return Exact(faiss_index, gpu)
-    return Approximate(structure, faiss_index, effort=effort, recall=recall, gone=np.flatnonzero(gone).tolist())
+    kind = Quantised if structure == "pq" else Approximate
+    return kind(structure, faiss_index, effort=effort, recall=recall, gone=np.flatnonzero(gone).tolist())

@@ -1,4 +1,4 @@
-"""Exact search: every vector is compared, on the CPU or on a GPU."""
+"""Exact search: every vector is compared, on the CPU by FAISS or a product of matrices, or on a GPU."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from fewshot.search.engines.device_gallery import DeviceGallery
 from fewshot.search.engines.library import Found, Structure, Vectors, import_faiss, reconstructed, search_flat
+from fewshot.search.engines.products import by_product, search_product
 
 
 class Exact:
@@ -61,6 +62,8 @@ class Exact:
     def search(self, queries: Vectors, k: int) -> Found:
         if self._mirror is not None:
             return self._mirror.search(self._memory(), queries, k)
+        if by_product(self.faiss_index.ntotal, len(queries)):
+            return search_product(self._memory(), queries, k)
         return search_flat(self.faiss_index, queries, k)
 
     def _memory(self) -> Vectors:

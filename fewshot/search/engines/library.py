@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from finetune.errors import InputError
 
-Structure = Literal["exact", "ivf", "hnsw"]
+Structure = Literal["exact", "ivf", "hnsw", "pq"]
 RECALL_AT = 10  # neighbours
 
 # Largest difference between equal similarities. Each engine sums a product of unit vectors in its own order, with an

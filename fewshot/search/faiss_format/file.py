@@ -1,11 +1,14 @@
 """The FAISS files that an index writes, checked from their bytes before FAISS opens them.
 
 FAISS trusts its files: it takes memory for any number that they state, follows any link, and maps any file that its
-on-disk lists name. Only the layouts of the three structures are accepted here, to the last byte:
+on-disk lists name. Only the layouts of the four structures are accepted here, to the last byte:
 
 exact   IxFI: header, vectors
 ivf     IwFl: header, numbers of lists and of probes, centres (IxFI), direct map (row -> list and place), lists (ilar)
 hnsw    IHNf: header, graph, vectors (IxFI)
+pq      IxRF: header; inverted lists (IwPf): header, numbers of lists and of probes, centres (IxFI), no direct map, how
+        codes are packed, centroids, lists of rows and of codes in blocks (ilbl); vectors (IxFI); candidates that are
+        ranked again for each neighbour
 
 A header is width, number of rows, two unused numbers, whether it is trained, and the metric.
 """
@@ -18,6 +21,7 @@ import numpy as np
 
 from fewshot.search.faiss_format.graph import graph_layout
 from fewshot.search.faiss_format.lists import lists_layout
+from fewshot.search.faiss_format.quantised import quantised_layout
 from fewshot.search.faiss_format.reading import Bytes, Layout, WrongError, check_lengths, header, vectors_of
 from finetune.errors import InputError
 
@@ -51,6 +55,8 @@ def _check(data: Bytes, values: bool) -> Layout:
         layout = lists_layout(data, values)
     elif code == "IHNf":
         layout = graph_layout(data, values)
+    elif code == "IxRF":
+        layout = quantised_layout(data, values)
     else:
         raise WrongError(f"its type {code!r} is not one that is written here")
     data.end()

@@ -23,7 +23,7 @@ def test_a_gpu_gives_the_same_answers_or_is_reported_missing() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+@pytest.mark.parametrize("kind", ["ivf", "hnsw", "pq"])
 def test_an_approximate_index_reaches_and_reports_its_recall(kind: str) -> None:
     index = Index(32, kind=kind, least_recall=0.97)
     vectors, queries = unit(4000, width=32), unit(300, seed=1, width=32)
@@ -37,7 +37,7 @@ def test_an_approximate_index_reaches_and_reports_its_recall(kind: str) -> None:
     assert f"{kind}, recall {index.recall:.3f}" in repr(index)
 
 
-@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+@pytest.mark.parametrize("kind", ["ivf", "hnsw", "pq"])
 def test_an_approximate_index_skips_removed_vectors_and_finds_k(kind: str) -> None:
     index, vectors = Index(WIDTH, kind=kind), unit(1000)
     index.add(named(1000), vectors)
@@ -49,7 +49,7 @@ def test_an_approximate_index_skips_removed_vectors_and_finds_k(kind: str) -> No
     assert all(sorted(keys) == sorted(left) for keys in index.search(vectors[:20], 9).keys)
 
 
-@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+@pytest.mark.parametrize("kind", ["ivf", "hnsw", "pq"])
 def test_an_approximate_index_grown_from_one_vector_keeps_its_recall(kind: str) -> None:
     index, vectors = Index(WIDTH, kind=kind), unit(2000)
     index.add(["key 0"], vectors[:1])
@@ -72,21 +72,23 @@ def test_equal_vectors_do_not_lower_the_recall() -> None:
     assert index.recall == 1
 
 
-def test_auto_is_exact_until_lists_are_much_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fewshot.search.index.AUTO_FROM", 3000)
-    centres = unit(40, width=64)
+@pytest.mark.slow
+def test_auto_is_exact_until_codes_are_much_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fewshot.search.choice.AUTO_FROM", 10_000)
+    monkeypatch.setattr("fewshot.search.choice.AUTO_SHARE", 0.9)
     random_numbers = np.random.default_rng(0)
-    near = centres.repeat(100, 0) + 0.05 * random_numbers.standard_normal((4000, 64), dtype=np.float32)
+    near = unit(1000, width=32).repeat(12, 0) + 0.05 * random_numbers.standard_normal((12_000, 32), dtype=np.float32)
     near /= np.linalg.norm(near, axis=1, keepdims=True)
-    gains, does_not = Index(64, device="cpu"), Index(64, device="cpu")
-    gains.add(named(2000), near[::2])
+    gains, does_not = Index(32, device="cpu"), Index(32, device="cpu")
+    gains.add(named(6000), near[::2])
     assert gains.structure == "exact"
-    gains.add(named(2000, first=2000), near[1::2])
-    assert (gains.kind, gains.structure) == ("auto", "ivf")
-    gains.remove(named(2500))
+    gains.add(named(6000, first=6000), near[1::2])
+    assert (gains.kind, gains.structure) == ("auto", "pq")
+    assert gains.recall >= 0.99
+    gains.remove(named(5000))
     gains.compact()
     assert gains.structure == "exact"
-    # Where vectors have no near neighbours, lists do not help.
-    does_not.add(named(4000), unit(4000, width=64))
+    # Where vectors have no near neighbours, codes do not help.
+    does_not.add(named(12_000), unit(12_000, width=32))
     assert does_not.structure == "exact"
     assert does_not.recall == 1

@@ -14,6 +14,7 @@ from fewshot.search.faiss_format import MOST_WIDTH, Layout, check_file
 from finetune.errors import InputError
 
 ROWS = 100
+ROW_IDS = np.arange(ROWS)
 HEADER = struct.Struct("<4siqqqBi")  # type, width, rows, two unused, trained, metric
 
 
@@ -74,6 +75,33 @@ def graph(**changes: Any) -> bytes:
     return b"".join((parts | changes).values())
 
 
+def quantised(**changes: Any) -> bytes:
+    """Codes in two lists, of 60 and 40 rows, of two numbers of 4 bits for each vector, and the vectors."""
+    blocks = [block(ROW_IDS[:60], 2), block(ROW_IDS[60:], 2)]
+    parts = {
+        "header": header(b"IxRF"),
+        "codes": header(b"IwPf"),
+        "numbers": struct.pack("<QQ", 2, 1),
+        "centres": flat(unit(2, seed=1) * np.float32(0.5)),
+        "map": b"\0" + counted([], "<i8"),
+        "residual": b"\1",
+        "size": struct.pack("<Q", 1),
+        "packing": struct.pack("<iQiQ", 32, 2, 0, 0),
+        "quantiser": struct.pack("<QQQ", WIDTH, 2, 4),
+        "centroids": counted(np.zeros(16 * WIDTH), "<f4"),
+        "code": b"ilbl",
+        "stated": struct.pack("<QQQQ", 2, (1 << 64) - 1, 32, 32),
+        "blocks": b"".join(blocks),
+        "vectors": flat(),
+        "factor": struct.pack("<f", 4),
+    }
+    return b"".join((parts | changes).values())
+
+
+def block(ids: Any, blocks: int) -> bytes:
+    return counted(ids, "<i8") + counted(np.zeros(32 * blocks), "u1")
+
+
 def checked(contents: bytes, folder: Path, values: bool = True) -> Layout:
     (folder / "file").write_bytes(contents)
     return check_file(folder / "file", values=values)
@@ -102,6 +130,9 @@ def test_files_made_by_hand_are_accepted(tmp_path: Path) -> None:
         (lists((ROWS,), probes=1), Layout("ivf", WIDTH, ROWS, 1)),
         (lists(stored=b"sprs" + counted([0, 60, 2, 40], "<u8")), Layout("ivf", WIDTH, ROWS, 3)),
         (graph(), Layout("hnsw", WIDTH, ROWS)),
+        (quantised(), Layout("pq", WIDTH, ROWS, 2)),
+        (quantised(factor=struct.pack("<f", 1024)), Layout("pq", WIDTH, ROWS, 2)),
+        (quantised(blocks=block(ROW_IDS[::-1], 4) + block([], 0)), Layout("pq", WIDTH, ROWS, 2)),
         (graph(ends_of_search=struct.pack("<5i", ROWS - 1, 1, 1, 1 << 16, 9)), Layout("hnsw", WIDTH, ROWS)),
         (graph(ends_of_search=struct.pack("<5i", ROWS - 1, 1, 1 << 16, 1, 9)), Layout("hnsw", WIDTH, ROWS)),
         (graph(shares=counted([0, 1], "<f8")), Layout("hnsw", WIDTH, ROWS)),
@@ -190,6 +221,56 @@ def test_files_made_by_hand_are_accepted(tmp_path: Path) -> None:
         (graph(ends_of_search=struct.pack("<5i", ROWS - 1, 1, (1 << 16) + 1, 16, 1)), "the effort of the graph"),
         (graph(ends_of_search=struct.pack("<5i", ROWS - 1, 1, 40, (1 << 16) + 1, 1)), "the effort of the graph"),
         (graph(vectors=flat(unit(ROWS - 1))), "the width or the number of vectors differs inside"),
+        (quantised(codes=header(b"IwPQ")), "the type 'IwPQ' inside is not one that is written here"),
+        (quantised(codes=header(b"IwPf", rows=ROWS - 1)), "the width or the number of vectors differs inside"),
+        (quantised(codes=header(b"IwPf", trained=0)), "it is not trained"),
+        (quantised(codes=header(b"IwPf", metric=1)), "the metric is not the inner product"),
+        (quantised(numbers=struct.pack("<QQ", 0, 1)), "it has 0 lists for 100 vectors"),
+        (quantised(numbers=struct.pack("<QQ", ROWS + 1, 1)), "it has 101 lists for 100 vectors"),
+        (quantised(numbers=struct.pack("<QQ", 2, 3)), "it probes 3 of 2 lists"),
+        (quantised(centres=flat(unit(2) * np.float32(np.nan))), "a vector does not have length 1"),
+        (quantised(map=b"\1" + counted(ROW_IDS, "<i8")), "its direct map is of another kind"),
+        (quantised(map=b"\0" + counted([1], "<i8")), "its direct map is of another kind"),
+        (quantised(residual=b"\0"), "its codes are not of residuals"),
+        (quantised(residual=b"\2"), "its codes are not of residuals"),
+        (quantised(size=struct.pack("<Q", 2)), "a code has 2 bytes"),
+        (quantised(packing=struct.pack("<iQiQ", 64, 2, 0, 0)), "its codes are packed in another way"),
+        (quantised(packing=struct.pack("<iQiQ", 32, 4, 0, 0)), "its codes are packed in another way"),
+        (quantised(packing=struct.pack("<iQiQ", 32, 2, 1, 0)), "it searches in another way"),
+        (quantised(packing=struct.pack("<iQiQ", 32, 2, 0, 1)), "it searches in another way"),
+        (quantised(quantiser=struct.pack("<QQQ", WIDTH + 1, 2, 4)), "its quantiser is of another width or number"),
+        (quantised(quantiser=struct.pack("<QQQ", WIDTH, 4, 4)), "its quantiser is of another width or number"),
+        (quantised(quantiser=struct.pack("<QQQ", WIDTH, 2, 8)), "its quantiser is of another width or number"),
+        (quantised(centroids=counted(np.zeros(16 * WIDTH - 1), "<f4")), "the number of centroids differs"),
+        (quantised(centroids=counted(np.full(16 * WIDTH, np.nan), "<f4")), "a centroid is not a mean of vectors"),
+        (quantised(centroids=counted(np.full(16 * WIDTH, -4.1), "<f4")), "a centroid is not a mean of vectors"),
+        (quantised(code=b"ilod"), "its lists are of type 'ilod', not held in the file"),
+        (
+            quantised(stated=struct.pack("<QQQQ", 3, (1 << 64) - 1, 32, 32)),
+            "the number of lists or their blocks differ",
+        ),
+        (quantised(stated=struct.pack("<QQQQ", 2, 1, 32, 32)), "the number of lists or their blocks differ"),
+        (
+            quantised(stated=struct.pack("<QQQQ", 2, (1 << 64) - 1, 64, 32)),
+            "the number of lists or their blocks differ",
+        ),
+        (
+            quantised(stated=struct.pack("<QQQQ", 2, (1 << 64) - 1, 32, 16)),
+            "the number of lists or their blocks differ",
+        ),
+        (quantised(blocks=block(ROW_IDS, 4) + block([1], 1)), "the lists do not hold every vector"),
+        (quantised(blocks=block(ROW_IDS[1:], 4) + block([], 0)), "the lists do not hold every vector"),
+        (quantised(blocks=block(ROW_IDS[:60], 2) + block(ROW_IDS[59:99], 2)), "the lists do not hold every vector"),
+        (quantised(blocks=block(ROW_IDS + 1, 4) + block([], 0)), "a list holds a row that is missing"),
+        (quantised(blocks=block(ROW_IDS - 1, 4) + block([], 0)), "a list holds a row that is missing"),
+        (quantised(blocks=block(ROW_IDS, 3) + block([], 0)), "the codes of a list are not those of its rows"),
+        (quantised(blocks=block(ROW_IDS, 4) + block([], 1)), "the codes of a list are not those of its rows"),
+        (quantised(vectors=flat(unit(ROWS - 1))), "the width or the number of vectors differs inside"),
+        (quantised(factor=struct.pack("<f", 0)), "it ranks 0.0 candidates for each neighbour"),
+        (quantised(factor=struct.pack("<f", 1025)), "it ranks 1025.0 candidates for each neighbour"),
+        (quantised(factor=struct.pack("<f", 1.5)), "it ranks 1.5 candidates for each neighbour"),
+        (quantised(factor=struct.pack("<f", np.nan)), "it ranks nan candidates for each neighbour"),
+        (quantised(factor=struct.pack("<f", np.inf)), "it ranks inf candidates for each neighbour"),
     ],
 )
 def test_a_number_out_of_bounds_is_refused(contents: bytes, message: str, tmp_path: Path) -> None:
@@ -203,6 +284,7 @@ def test_a_number_out_of_bounds_is_refused(contents: bytes, message: str, tmp_pa
         lambda vectors: lists(inside=vectors[:60].tobytes() + np.arange(60, dtype="<i8").tobytes()
                               + vectors[60:].tobytes() + np.arange(60, ROWS, dtype="<i8").tobytes()),
         lambda vectors: graph(vectors=flat(vectors)),
+        lambda vectors: quantised(vectors=flat(vectors)),
     ],
 )  # fmt: skip
 def test_lengths_are_1_within_a_thousandth(made: Any, tmp_path: Path) -> None:
@@ -219,7 +301,7 @@ def test_centres_may_be_short(tmp_path: Path) -> None:
         checked(lists(centres=flat(unit(3) * np.float32(length))), tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["exact", "ivf", "hnsw"])
+@pytest.mark.parametrize("kind", ["exact", "ivf", "hnsw", "pq"])
 def test_every_vector_of_a_large_file_is_checked(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fewshot.search.faiss_format.reading._AT_ONCE", 24)  # three vectors, or as many links
     filled(ROWS, kind).save(tmp_path)

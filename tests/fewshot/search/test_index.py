@@ -227,7 +227,7 @@ def test_invalid_searches_are_refused(options: dict[str, Any], message: str) -> 
     ("options", "message"),
     [
         ({"width": 0}, "width must be >= 1, not 0"),
-        ({"kind": "flat"}, "kind must be one of auto, exact, ivf, hnsw, not 'flat'"),
+        ({"kind": "flat"}, "kind must be one of auto, exact, ivf, hnsw, pq, not 'flat'"),
         ({"device": "tpu"}, "device must be one of auto, cpu, cuda, not 'tpu'"),
         ({"least_recall": 95}, "least_recall must be above 0"),
     ],

@@ -107,10 +107,15 @@ class ListsHistory(History):
     kind = "ivf"
 
 
+class QuantisedHistory(History):
+    kind = "pq"
+
+
 class GraphHistory(History):
     kind = "hnsw"
 
 
 SOME = settings(max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
 TestExact, TestLists, TestGraph = History.TestCase, ListsHistory.TestCase, GraphHistory.TestCase
-TestExact.settings = TestLists.settings = TestGraph.settings = SOME
+TestQuantised = QuantisedHistory.TestCase
+TestExact.settings = TestLists.settings = TestGraph.settings = TestQuantised.settings = SOME
