@@ -84,7 +84,9 @@ def embed(
 
     ray = _ray_engine(engine, address, device)
     if memory is not None and (shard is not None or ray is not None):
-        raise InputError("--memory goes with fewshot merge, which makes the index of parts")
+        raise InputError(
+            "--memory goes with fewshot merge, which makes an index of what --shard or --engine ray embedded"
+        )
     if shard is not None:
         _embed_shard(source, out, kind, shard, ray, model, weights, tolerance, batch_size, workers, device, as_json)
         return
