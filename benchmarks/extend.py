@@ -62,14 +62,14 @@ def main() -> None:
         os.environ["FEWTUNE_CACHE"] = f"{place}/cache"
         if "flowers" in args.parts and "flowers" not in results:
             save(results, flowers=flowers(data, Path(place) / "flowers"))
+        if "kills" in args.parts and results.get("kills", {}).get("tries", 0) < args.kills:
+            save(results, kills=kills(data, Path(place) / "kills", args.kills))
         if "sequences" in args.parts:
             done = results.get("sequences", {}).get("each", [])
             for number in range(len(done), args.sequences):
                 kind = ("photographs", "drawings")[number % 2]
-                done.append(sequence(data, Path(place) / "sequence", kind, number))
+                done.append(sequence(data, Path(place) / f"sequence-{number}", kind, number))
                 save(results, sequences=summary(done))
-        if "kills" in args.parts and results.get("kills", {}).get("killed", 0) < args.kills:
-            save(results, kills=kills(data, Path(place) / "kills", args.kills))
 
 
 def save(results: dict[str, Any], **part: Any) -> None:
@@ -209,7 +209,6 @@ def pool(data: Path, place: Path, kind: str, seed: int) -> dict[str, list[Path]]
 
 def sequence(data: Path, place: Path, kind: str, seed: int) -> dict[str, Any]:
     """Random changes of a run, each step compared with a fit from scratch."""
-    shutil.rmtree(place, ignore_errors=True)
     chosen = random.Random(seed)
     pictures = pool(data, place, kind, seed)
     probes = [path for paths in pictures.values() for path in paths]
@@ -234,6 +233,7 @@ def sequence(data: Path, place: Path, kind: str, seed: int) -> dict[str, Any]:
         equal = found["labels_equal"] and found["splits_equal"] and found["largest_difference"] <= TOLERANCE
         steps.append({"action": action, "largest_difference": found["largest_difference"], "equal": equal})
         states.append(probabilities(run, probes)[0])
+    shutil.rmtree(place)
     return {"kind": kind, "seed": seed, "steps": steps}
 
 
