@@ -1,6 +1,6 @@
 """A collection of 20,000 small pictures through Ray with 2 workers, beside one process.
 
-    FEWTUNE_DATA=FOLDER python benchmarks/ray_engine.py --work FOLDER
+    FEWTUNE_DATA=FOLDER python benchmarks/ray_engine.py
 
 Rows: pictures a second of one process and of Ray; peak memory of driver and workers at 5,000 and 20,000 pictures; a
 worker and the driver killed (SIGKILL) and the driver started again: pictures that are lost or there twice; the largest
@@ -17,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -40,7 +41,7 @@ EVERY = 0.2  # seconds between two looks at the processes
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for pictures and parts")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "fewtune-ray")
     parser.add_argument("--again", action="store_true", help="measure all rows again")
     parser.add_argument("--few", type=int, default=FEW)
     parser.add_argument("--many", type=int, default=MANY)

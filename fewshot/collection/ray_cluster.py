@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from finetune.terminal import reason_of
 OBJECT_STORE = 1 << 30
 # Most characters of the folder of a local cluster: Ray adds 60, and the name of a socket has at most 107.
 _LONGEST_FOLDER = 40
+# Seconds within which a cluster takes a connection.
+_ANSWERS_WITHIN = 10.0
 # Ray reports its use over the network, asks a Prometheus server about its workers, and prints messages about its own
 # processes, unless these are set.
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_USAGE_DISABLED": "1", "RAY_BACKEND_LOG_LEVEL": "fatal"}
@@ -42,8 +45,8 @@ def ray_cluster(address: str | None, workers: int | None) -> Iterator[Any]:
     Raises:
         InputError: If Ray is not installed, or no cluster answers at the address.
     """
-    address = address or os.environ.get("RAY_ADDRESS") or None
     ray = imported_ray(address)
+    address = _given(address)
     with ExitStack() as stack:
         stack.enter_context(_environment(_QUIET))
         stack.enter_context(_log_level("ray.data", logging.CRITICAL))  # errors are raised
@@ -54,7 +57,8 @@ def ray_cluster(address: str | None, workers: int | None) -> Iterator[Any]:
 
 
 def imported_ray(address: str | None) -> Any:
-    """The module `ray`, with `ray.data`. InputError where it is missing, and for an address of another form."""
+    """The module `ray`, with `ray.data`. InputError where it is missing, or nothing listens at the address."""
+    address = _given(address)
     if address is not None and "://" in address:
         raise InputError(
             f"--address {address}: give host:port, such as 10.0.0.1:6379, or auto, and start the command on a machine "
@@ -65,7 +69,14 @@ def imported_ray(address: str | None) -> Any:
         import ray.data
     except ImportError as error:
         raise InputError("--engine ray needs a package that is missing: pip install 'fewtune[ray]'") from error
+    if address is not None and not ray.is_initialized():
+        check_reachable(address)
     return ray
+
+
+def _given(address: str | None) -> str | None:
+    """The address of a running cluster; None for a local one."""
+    return address or os.environ.get("RAY_ADDRESS") or None
 
 
 @contextmanager
@@ -90,6 +101,17 @@ def _connected(ray: Any, address: str | None, workers: int | None) -> Iterator[N
                     raise FewtuneError(f"Ray cannot start here: {reason_of(error)}") from error
                 raise InputError(f"--address {address}: no Ray cluster answers there ({reason_of(error)})") from error
         yield
+
+
+def check_reachable(address: str) -> None:
+    """InputError where nothing listens at host:port. Ray itself tries for more than ten minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return  # such as "auto", for which Ray looks on this machine alone
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWERS_WITHIN).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"--address {address}: no Ray cluster answers there ({reason_of(error)})") from error
 
 
 def _memory() -> int:

@@ -55,7 +55,7 @@ class RayEngine:
     device: str = "auto"
 
     def check(self) -> None:
-        """InputError where Ray is not installed, before a job writes anything."""
+        """InputError where Ray is not installed or no cluster is at the address, before a job writes anything."""
         imported_ray(self.address)
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from fewshot.collection.merging import merge_parts
 from fewshot.collection.parts import part_files, read_part
-from fewshot.collection.ray_cluster import ray_cluster
+from fewshot.collection.ray_cluster import check_reachable, ray_cluster
 from fewshot.collection.ray_engine import RayEngine
 from fewshot.collection.shards import ShardUpdate, embed_shard
 from fewshot.embedding.embedder import Embedder
@@ -179,6 +179,16 @@ def test_ctrl_c_ends_the_command_with_one_line_and_all_processes(drawings: Path,
     while alive := [pid for pid in found if Path(f"/proc/{pid}").exists()]:
         assert time.monotonic() < deadline, [found[pid] for pid in alive]
         time.sleep(0.05)
+
+
+def test_an_address_where_nothing_listens_is_one_line_at_once() -> None:
+    with pytest.raises(InputError, match=r"^--address 127\.0\.0\.1:1: no Ray cluster answers there \(.*refused\)$"):
+        check_reachable("127.0.0.1:1")
+
+
+def test_an_address_of_another_kind_is_one_line() -> None:
+    with pytest.raises(InputError, match=r"^--address ray://127\.0\.0\.1:1: give host:port, such as"):
+        RayEngine("ray://127.0.0.1:1").check()
 
 
 def test_without_ray_one_line_names_the_extra(
