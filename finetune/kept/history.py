@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import torch
 from msgspec import Meta
 
-from finetune.classifier.classifier import WEIGHTS_FILE
+from finetune.classifier.classifier import WEIGHTS_FILE, load
 from finetune.classifier.run_folder import EARLIER, VERSIONED
 from finetune.errors import InputError
 from finetune.files.exchange import delete_whole, exchange, link_or_copy, settled, staged
@@ -127,7 +127,7 @@ def take_back(folder: Path) -> Change:
     """Undo the last change of a run, whose lock the caller has.
 
     Raises:
-        InputError: Where there is no change, or its earlier state is no longer kept.
+        InputError: Where there is no change, or its earlier state is damaged or no longer kept.
     """
     changes = read_changes(folder)
     if not changes:
@@ -144,6 +144,7 @@ def take_back(folder: Path) -> Change:
             now, head = read_tensors(folder / WEIGHTS_FILE), read_tensors(before / HEAD_FILE)
             backbone = {name: value for name, value in now.items() if not name.startswith(_HEAD)}
             write_tensors(stage / WEIGHTS_FILE, backbone | head)
+        load(stage, device="cpu")  # a damaged state must not replace the run
         exchange(folder, VERSIONED, gone=[f"{EARLIER}/{last.number}"], stage=stage)
     if not undoable(folder):
         delete_whole(folder / EARLIER)

@@ -24,10 +24,10 @@ def unknown(kept: KeptFeatures, listing: Listing, run: Path) -> Listing:
     Raises:
         InputError: For a file that has another content or label than the run's picture of the same name.
     """
-    places = {_place(kept.listing, sample): position for position, sample in enumerate(kept.listing.samples)}
+    places = {place: position for position, place in enumerate(_places(kept.listing))}
     new = []
-    for sample in listing.samples:
-        position = places.get(_place(listing, sample))
+    for sample, place in zip(listing.samples, _places(listing), strict=True):
+        position = places.get(place)
         if position is None:
             new.append(sample)
             continue
@@ -58,8 +58,8 @@ def with_pictures(kept: KeptFeatures, listing: Listing, outputs: Outputs) -> tup
         outputs: Activations of the new pictures, of the depths that `kept` has.
     """
     given = {sample.split for sample in kept.listing.samples}
-    named = {_place(listing, sample): sample for sample in listing.samples}
-    old = [place for place, sample in enumerate(kept.listing.samples) if _place(kept.listing, sample) not in named]
+    named = dict(zip(_places(listing), listing.samples, strict=True))
+    old = [position for position, place in enumerate(_places(kept.listing)) if place not in named]
     entries: list[tuple[Sample, Content, str | None, int]] = [
         (kept.listing.samples[place], kept.contents[place], kept.splits[place], place) for place in old
     ]
@@ -114,7 +114,7 @@ def find_pictures(kept: KeptFeatures, picture: str) -> set[int]:
     Copies of a picture, which have the same sha256, are found with it.
     """
     path = Path(picture)
-    places = [_place(kept.listing, sample) for sample in kept.listing.samples]
+    places = _places(kept.listing)
     asked = os.path.realpath(path)
     found = {
         position
@@ -127,9 +127,10 @@ def find_pictures(kept: KeptFeatures, picture: str) -> set[int]:
     return found | {position for position, content in enumerate(kept.contents) if content.sha256 in hashes}
 
 
-def _place(listing: Listing, sample: Sample) -> str:
-    """The absolute path of a picture, which may be gone."""
-    return os.path.normpath(os.path.join(os.path.realpath(listing.root), sample.path))
+def _places(listing: Listing) -> list[str]:
+    """The absolute paths of pictures, which may be gone."""
+    root = os.path.realpath(listing.root)
+    return [os.path.normpath(os.path.join(root, sample.path)) for sample in listing.samples]
 
 
 def _below(root: Path, place: str) -> str:
