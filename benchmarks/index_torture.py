@@ -1,6 +1,6 @@
 """An index changed, searched, saved and killed at random, and held against a plain model of what it must hold.
 
-    python benchmarks/index_torture.py [--kinds exact ivf hnsw lance] [--quick]
+    python benchmarks/index_torture.py [--kinds exact ivf hnsw pq lance] [--quick]
 
 OPERATIONS says how many each kind gets, drawn by a seed: add, remove, replace and merge of one to many keys, search,
 compact; and saves. A worker process does them on an index that it loads from the folder at its start; it journals,
@@ -42,7 +42,7 @@ from finetune.files.writing import write_json
 
 RESULT = Path(__file__).parent / "results" / "index_torture.json"
 WIDTH = 24
-OPERATIONS = {"exact": 100_000, "ivf": 20_000, "hnsw": 20_000, "lance": 100_000}
+OPERATIONS = {"exact": 100_000, "ivf": 20_000, "hnsw": 20_000, "pq": 20_000, "lance": 100_000}
 FULL = 1500  # keys; from there on more is removed than added
 SAVE_EVERY = 25  # operations
 SECONDS_TO_LIVE = (0.0, 10.0)  # of a worker, from its first operation on

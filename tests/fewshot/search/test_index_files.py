@@ -79,7 +79,7 @@ def resident():
     lines = Path("/proc/self/status").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) // 1024
 folder, kept = Path(sys.argv[1]), [Index(8).search(np.eye(8, dtype=np.float32))]
-for kind, mapped in (("exact", True), ("ivf", True), ("hnsw", True), ("exact", False)):
+for kind, mapped in (("exact", True), ("ivf", True), ("hnsw", True), ("pq", True), ("exact", False)):
     before = resident()
     kept.append(Index.load(folder / kind, memory_mapped=mapped))
     kept[-1].search(np.eye(1, 4096, dtype=np.float32))
