@@ -12,13 +12,12 @@ from fewshot.evaluation.threshold import Calibration
 from fewshot.recognition.unknowns import (
     CARRIED_PICTURES,
     PRIOR_PICTURES,
-    FittedTail,
-    Floats,
     Samples,
     UnknownScores,
-    invert_falling,
-    share_interval,
+    fitted_tail,
 )
+from finetune.open_set.score_values import Floats
+from finetune.open_set.shares import SkewedTail, invert_falling, share_interval
 
 # Largest share of unknown pictures that is accepted without a given rate: the limit for equal errors, and the rate if
 # equal errors are not known.
@@ -82,7 +81,7 @@ class KnownScores:
         weights: Shape (n,): number of independent pictures that each counts as.
     """
 
-    tail: FittedTail | Calibration
+    tail: SkewedTail | Calibration
     samples: Floats
     weights: Floats
 
@@ -120,9 +119,7 @@ def known_scores(calibration: Calibration | None, samples: Samples | None) -> Kn
     order = np.argsort(samples.similarity)
     scale = samples.independent / samples.weights.sum()
     similarity, weights = samples.similarity[order], samples.weights[order] * scale
-    tail: FittedTail | Calibration = calibration or FittedTail.of(
-        similarity, weights, samples.independent, skewness=0.0
-    )
+    tail: SkewedTail | Calibration = calibration or fitted_tail(similarity, weights, samples.independent, skewness=0.0)
     return KnownScores(tail, similarity, weights)
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv, stdtr
 
 from fewshot.evaluation.threshold import Calibration
-
-Floats = NDArray[np.float64]
+from finetune.open_set.score_values import Floats
+from finetune.open_set.shares import SkewedTail, invert_falling, share_interval, weight_above
 
 # Weights of prior knowledge. A calibration carried by the encoder comes from other pictures: it counts as PRIOR_CLASSES
 # enrolled classes in the estimate of the number of confusable classes, and as CARRIED_PICTURES pictures. The
@@ -29,7 +27,6 @@ DEVIATION_SHARE, PRIOR_SAMPLES, SKEWNESS, CORRELATION, RISE = 0.13, 4, 0.3, 0.15
 # Number of independent unknown pictures that an enrolled class counts as in an interval. Chosen so that the intervals
 # cover the rates of galleries of one size with different examples.
 PICTURES_OF_CLASS = 2
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,46 +88,20 @@ class CarriedTail:
         return np.asarray(-np.expm1(self.chances * np.log1p(-np.minimum(pairs, 1 - 1e-12))))
 
 
-@dataclass(frozen=True)
-class FittedTail:
-    """Share of pictures at or above a similarity, by a skewed t distribution fitted to samples.
-
-    Attributes:
-        location, deviation: Mean and standard deviation of the similarities.
-        independent: Number of independent samples; the uncertainty of mean and deviation widens the distribution.
-        skewness: Of the distribution.
-    """
-
-    location: float
-    deviation: float
-    independent: float
-    skewness: float = SKEWNESS
-
-    @classmethod
-    def of(cls, similarity: Floats, weights: Floats, independent: float, *, skewness: float = SKEWNESS) -> FittedTail:
-        """Fit to samples (n,) with weights (n,) that count as `independent` samples."""
-        mean = float(np.average(similarity, weights=weights))
-        variance = float(np.average((similarity - mean) ** 2, weights=weights))
-        prior = (DEVIATION_SHARE * max(1 - mean, 1e-3)) ** 2
-        freedom = PRIOR_SAMPLES + max(independent - 1, 0)
-        deviation = float(np.sqrt((PRIOR_SAMPLES * prior + independent * variance) / freedom))
-        return cls(mean, deviation, independent, skewness)
-
-    def at(self, similarity: NDArray[np.floating]) -> Floats:
-        """Share at or above, in the shape of `similarity`, falling from 1 to 0."""
-        spread = self.deviation * np.sqrt(1 + 1 / self.independent)
-        return self._beyond((np.asarray(similarity, np.float64) - self.location) / spread)
-
-    def _beyond(self, deviates: Floats) -> Floats:
-        """Share beyond standard deviates, by inverting the Cornish-Fisher expansion z + skewness (z² - 1) / 6."""
-        curve = self.skewness / 6
-        if curve > 0:
-            inside = np.maximum(1 + 4 * curve * (deviates + curve), 0)
-            deviates = (np.sqrt(inside) - 1) / (2 * curve)
-        return np.asarray(stdtr(PRIOR_SAMPLES + max(self.independent - 1, 0), -deviates))
+def fitted_tail(similarity: Floats, weights: Floats, independent: float, *, skewness: float = SKEWNESS) -> SkewedTail:
+    """Share of pictures at or above a similarity, by a distribution fitted to samples (n,) with weights (n,) that count
+    as `independent` samples."""
+    return SkewedTail.of(
+        similarity,
+        weights,
+        independent,
+        skewness=skewness,
+        prior_deviation=lambda mean: DEVIATION_SHARE * max(1 - mean, 1e-3),
+        prior_samples=PRIOR_SAMPLES,
+    )
 
 
-Tail = CarriedTail | FittedTail
+Tail = CarriedTail | SkewedTail
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,10 +128,10 @@ class UnknownScores:
         share = self.tail.at(wanted)
         if self.samples is not None:
             weights = self.samples.weights
-            above = _weight_above(self.samples.similarity, weights, wanted)
+            above = weight_above(self.samples.similarity, weights, wanted)
             share = (TAIL_CLASSES * share + above) / (TAIL_CLASSES + weights.sum())
         if len(self.background):
-            above = _weight_above(self.background, np.ones(len(self.background)), wanted)
+            above = weight_above(self.background, np.ones(len(self.background)), wanted)
             share = (PRIOR_PICTURES * share + above) / (PRIOR_PICTURES + len(self.background))
         return np.asarray(share, np.float64)
 
@@ -196,47 +167,21 @@ def estimate(
         tail: Tail = CarriedTail.of(calibration, classes, samples)
         return UnknownScores(tail, samples, known, CARRIED_PICTURES + independent)
     if samples is None:
-        return UnknownScores(FittedTail.of(known, np.ones(len(known)), len(known)), None, known, independent)
+        return UnknownScores(fitted_tail(known, np.ones(len(known)), len(known)), None, known, independent)
     # An example is compared with one class fewer than an unknown picture.
-    own = FittedTail.of(samples.similarity, samples.weights, samples.independent)
+    own = fitted_tail(samples.similarity, samples.weights, samples.independent)
     moved = replace(samples, similarity=samples.similarity + RISE * own.deviation * np.log(classes / samples.classes))
     return UnknownScores(_fitted(moved, known), moved, known, independent)
 
 
-def _fitted(samples: Samples, background: Floats) -> FittedTail:
+def _fitted(samples: Samples, background: Floats) -> SkewedTail:
     """The distribution fitted to samples and background together."""
     scale = samples.independent / samples.weights.sum()
-    return FittedTail.of(
+    return fitted_tail(
         np.concatenate([samples.similarity, background]),
         np.concatenate([samples.weights * scale, np.ones(len(background))]),
         samples.independent + len(background),
     )
-
-
-def _weight_above(values: Floats, weights: Floats, wanted: Floats) -> Floats:
-    """Sum of the weights of the `values` (n,) at or above each of `wanted`, in its shape."""
-    order = np.argsort(values)
-    above = np.concatenate([weights[order][::-1].cumsum()[::-1], [0.0]])
-    return np.asarray(above[np.searchsorted(values[order], wanted, side="left")])
-
-
-def invert_falling(
-    share: Callable[[Floats], NDArray[np.floating]], rate: float, low: float = -64.0, high: float = 64.0
-) -> float:
-    """The lowest number between `low` and `high` at which a falling function is at most `rate`, by bisection."""
-    for _ in range(60):  # until two adjacent floats are left
-        middle = (low + high) / 2
-        low, high = (low, middle) if float(share(np.array(middle))) <= rate else (middle, high)
-    return high
-
-
-def share_interval(share: float, independent: float) -> tuple[float, float]:
-    """95 % interval of a share measured on `independent` pictures, with Jeffreys' prior."""
-    tail = (1 - CONFIDENCE) / 2
-    a, b = share * independent + 0.5, (1 - share) * independent + 0.5
-    low = 0.0 if share <= 0 else float(betaincinv(a, b, tail))
-    high = 1.0 if share >= 1 else float(betaincinv(a, b, 1 - tail))
-    return low, high
 
 
 def _pair_share(calibration: Calibration, similarity: Floats) -> Floats:

@@ -11,12 +11,12 @@ from fewshot.recognition.operating_point import MOST_FALSE_ACCEPTS, KnownScores,
 from fewshot.recognition.unknowns import (
     CARRIED_PICTURES,
     PRIOR_PICTURES,
-    FittedTail,
     Samples,
     UnknownScores,
     estimate,
-    share_interval,
+    fitted_tail,
 )
+from finetune.open_set.shares import SkewedTail, share_interval
 
 CARRIED = pair_calibration(0.5)
 SIMILARITY = np.array([0.9, 0.5, 0.7, 0.7, 0.8, 0.95])
@@ -54,9 +54,9 @@ def test_classes_weigh_the_same_and_count_as_independent_pictures(calibration: C
     scale = SAMPLES.independent / 3
     assert known.weights[-1] == pytest.approx(scale)
     assert known.weights[0] == pytest.approx(scale / 3)
-    assert isinstance(known.tail, FittedTail) == (calibration is None)
+    assert isinstance(known.tail, SkewedTail) == (calibration is None)
     if calibration is None:
-        assert known.tail == FittedTail.of(known.samples, known.weights, SAMPLES.independent, skewness=0.0)
+        assert known.tail == fitted_tail(known.samples, known.weights, SAMPLES.independent, skewness=0.0)
 
 
 @pytest.mark.parametrize("calibration", [None, CARRIED])
@@ -67,7 +67,7 @@ def test_the_share_below_is_that_of_pictures_and_prior_by_weight(calibration: Ca
     total = prior + known.weights.sum()
     for at in (0.3, 0.5, 0.6, 0.7, 0.75, 0.95, 0.96):
         if calibration is None:
-            assert isinstance(known.tail, FittedTail)
+            assert isinstance(known.tail, SkewedTail)
             rejected = 1 - float(known.tail.at(np.array(at)))
         else:
             rejected = float(np.interp(at, calibration.thresholds, calibration.false_reject))

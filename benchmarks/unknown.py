@@ -1,0 +1,201 @@
+"""Pictures of none of the classes: which score finds them, and whether a threshold keeps to the rate asked for.
+
+    FEWTUNE_DATA=DATA python benchmarks/unknown.py [--backbones NAME ...] [--sets NAME ...] [--sizes 1 5 10 50]
+
+Of each set some classes are left out, and a head and every score learn from so many pictures of each other class.
+Known pictures are those of the learned classes that judge (benchmarks/draws.py). Unknown are those of the classes left
+out ("near"), and pictures of the other sets ("far"; alphabets are not far from each other). Measured are, for each
+score: AUROC, the share of unknown pictures accepted where 95 % of the known are, and OSCR. And for the threshold of the
+product, which is chosen on the training pictures alone: the share of unknown pictures really accepted beside the rate
+asked for, and the share of known ones refused; again with BACKGROUND pictures of the kind that is asked about.
+
+Scores: largest softmax, largest logit and energy of the head of `finetune fit`; Mahalanobis distance and relative
+Mahalanobis distance with Ledoit-Wolf shrinkage and cosine with the five nearest pictures, on the last three depths; and
+the score of the product. That score and the constants of its threshold were chosen on tf_mobilenetv3_small_100 and the
+sets of CHOSEN_ON. Rows of the other network and of the alphabets chose nothing: they are the result.
+
+A result that would show failure: a score that is worse than the largest softmax on any set, pictures accepted far from
+the rate asked for on average, or a set where nearly all known pictures are refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from machine import provenance, revision
+from torch import Tensor
+from unknown_scores import SCORES, peer_scores
+from unknown_sets import ALPHABETS, SETS, Pictures, pictures_of
+
+from finetune.files.reading import read_json
+from finetune.files.writing import write_json
+from finetune.open_set.evidence import Evidence, gather
+from finetune.open_set.metrics import auroc, fpr_at_tpr, oscr
+
+RESULT = Path(__file__).parent / "results" / "unknown.json"
+BACKBONES = ("tf_mobilenetv3_small_100", "tf_efficientnet_lite0")
+CHOSEN_ON = ("flowers", "textures", "steel-defects", "cats-dogs", "digits")
+SIZES = (1, 5, 10, 50)
+RATES = (0.01, 0.05, 0.1, 0.2)
+BACKGROUND = 40
+# Draws of classes that are left out: one class of few, or a tenth of many. Pairs of classes are drawn as often.
+TURNS = 5
+# Most known pictures that judge, and most of each far set.
+KNOWN, FAR = 300, 60
+
+
+@dataclass(frozen=True)
+class Draw:
+    """learned: rows that are learned from, with labels. asked: rows of known pictures, with labels. near: rows of
+    classes left out, and of pictures of theirs that may be given as background."""
+
+    learned: Tensor
+    labels: Tensor
+    asked: Tensor
+    truth: Tensor
+    near: Tensor
+    background: Tensor
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=BACKBONES)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
+    parser.add_argument("--sizes", nargs="+", type=int, choices=SIZES, default=SIZES)
+    parser.add_argument("--again", action="store_true", help="forget the rows of other revisions")
+    parser.add_argument("--result", type=Path, default=RESULT)
+    args = parser.parse_args()
+    result: dict[str, Any] = read_json(args.result) if args.result.exists() else {"rows": []}
+    if args.again:
+        result["rows"] = [row for row in result["rows"] if row["revision"] == revision()]
+    done = {key(row) for row in result["rows"]}
+    for backbone in args.backbones:
+        for name in args.sets:
+            for about in draws_of(name, backbone, args.sizes):
+                if key(about) not in done:
+                    result["rows"].append(about | measured(about) | {"revision": revision()})
+                    print(told(result["rows"][-1]), flush=True)
+            write_json(args.result, result | {"chosen_on": CHOSEN_ON, "rates": RATES} | provenance())
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("backbone", "set", "size", "classes", "turn"))
+
+
+def draws_of(name: str, backbone: str, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """What is drawn of a set: all classes but some, and pairs of classes."""
+    classes = int(pictures_of(name, backbone).labels.max()) + 1
+    for size in sizes:
+        if name in ALPHABETS and size > 10:  # a character has 20 drawings
+            continue
+        for kind in ("many", "two"):
+            for turn in range(TURNS if classes > 2 else kind == "two"):
+                yield {"backbone": backbone, "set": name, "size": size, "classes": kind, "turn": turn}
+
+
+def drawn(pictures: Pictures, size: int, kind: str, turn: int) -> Draw:
+    random = np.random.default_rng([turn, 7])
+    order = random.permutation(int(pictures.labels.max()) + 1)
+    left_out = max(1, len(order) // 10) if len(order) > 2 else 0
+    known = sorted(order[:2] if kind == "two" else order[left_out:])
+    unknown = list(order[2:][:left_out] if kind == "two" else order[:left_out])
+    learned, asked = [], []
+    for label in known:
+        rows = np.flatnonzero(((pictures.labels == int(label)) & ~pictures.judging).numpy())
+        learned += list(random.permutation(rows)[:size])
+        asked += list(np.flatnonzero(((pictures.labels == int(label)) & pictures.judging).numpy()))
+    names = {label: position for position, label in enumerate(known)}
+    asked = [asked[at] for at in np.linspace(0, len(asked) - 1, min(KNOWN, len(asked))).astype(int)]
+    of_unknown = torch.isin(pictures.labels, torch.tensor(unknown, dtype=torch.int64))
+
+    def renamed(rows: Sequence[int]) -> Tensor:
+        return torch.tensor([names[int(pictures.labels[row])] for row in rows])
+
+    free = (of_unknown & ~pictures.judging).nonzero()[:, 0]
+    return Draw(
+        torch.tensor(learned),
+        renamed(learned),
+        torch.tensor(asked),
+        renamed(asked),
+        (of_unknown & pictures.judging).nonzero()[:, 0],
+        free[torch.from_numpy(random.permutation(len(free)))][:BACKGROUND],
+    )
+
+
+def measured(about: dict[str, Any]) -> dict[str, Any]:
+    """Figures of every score, and of the thresholds of the product."""
+    name, backbone = about["set"], about["backbone"]
+    pictures = pictures_of(name, backbone)
+    draw = drawn(pictures, about["size"], about["classes"], about["turn"])
+    far = {other: _some(pictures_of(other, backbone)) for other in SETS if other != name and not _alike(name, other)}
+    asked = torch.cat([pictures.pooled[draw.asked], pictures.pooled[draw.near], *far.values()])
+    pooled, widths = pictures.pooled[draw.learned], pictures.widths
+    scores, answers = peer_scores(pooled, draw.labels, widths, asked)
+    evidence = gather(pooled, draw.labels, widths)
+    scores["product"] = evidence.likeness(asked).double().numpy()
+    correct = answers[: len(draw.asked)] == draw.truth.numpy()
+    n, m = len(draw.asked), len(draw.asked) + len(draw.near)
+    found: dict[str, Any] = {"accuracy": float(correct.mean()), "scores": {}}
+    for score in SCORES:
+        known, kinds = scores[score][:n], {"near": scores[score][n:m], "far": scores[score][m:]}
+        found["scores"][score] = {
+            kind: [auroc(known, unknown), fpr_at_tpr(known, unknown), oscr(known, correct, unknown)]
+            for kind, unknown in kinds.items()
+            if len(unknown)
+        }
+    found["threshold"] = kept_rates(evidence, scores["product"], n, m, correct)
+    if len(draw.background):
+        given = gather(pooled, draw.labels, widths, background=pictures.pooled[draw.background])
+        found["with_background"] = kept_rates(given, given.likeness(asked).double().numpy(), n, m, correct)
+    return found
+
+
+def kept_rates(evidence: Evidence, scores: np.ndarray, n: int, m: int, correct: np.ndarray) -> list[dict[str, Any]]:
+    """For each rate: the shares accepted of near and far unknown pictures, and those refused of the known ones."""
+    rows: list[dict[str, Any]] = []
+    unknown = evidence.unknown()
+    if unknown is None:
+        return rows
+    for rate in RATES:
+        threshold = unknown.threshold(rate)
+        row: dict[str, Any] = {"rate": rate, "refused": float((scores[:n] < threshold).mean())}
+        row["right"] = float((correct & (scores[:n] >= threshold)).mean())
+        for kind, part in (("near", scores[n:m]), ("far", scores[m:])):
+            if len(part):
+                row[kind] = float((part >= threshold).mean())
+        rows.append(row)
+    return rows
+
+
+def _some(pictures: Pictures) -> Tensor:
+    judging = pictures.pooled[pictures.judging]
+    return judging[np.linspace(0, len(judging) - 1, min(FAR, len(judging))).astype(int)]
+
+
+def _alike(one: str, other: str) -> bool:
+    return {one, other} <= set(ALPHABETS)
+
+
+def told(row: dict[str, Any]) -> str:
+    """A row in one line."""
+    parts = [row["backbone"], row["set"], row["classes"], str(row["size"]), str(row["turn"])]
+    for kind in ("near", "far"):
+        found = {score: values[kind][0] for score, values in row["scores"].items() if kind in values}
+        if found:
+            parts.append(f"{kind}: softmax {found['softmax']:.3f} product {found['product']:.3f}")
+    parts += [
+        f"{at['rate']:.0%}: " + " ".join(f"{kind} {at[kind]:.1%}" for kind in ("near", "far", "refused") if kind in at)
+        for at in row["threshold"]
+        if at["rate"] in (0.05, 0.2)
+    ]
+    return "; ".join(parts)
+
+
+if __name__ == "__main__":
+    main()
