@@ -35,8 +35,9 @@ from unknown_sets import ALPHABETS, SETS, Pictures, pictures_of
 
 from finetune.files.reading import read_json
 from finetune.files.writing import write_json
-from finetune.open_set.evidence import Evidence, gather
+from finetune.open_set.evidence import gather
 from finetune.open_set.metrics import auroc, fpr_at_tpr, oscr
+from finetune.open_set.unknown_model import UnknownModel
 
 RESULT = Path(__file__).parent / "results" / "unknown.json"
 BACKBONES = ("tf_mobilenetv3_small_100", "tf_efficientnet_lite0")
@@ -137,8 +138,8 @@ def measured(about: dict[str, Any]) -> dict[str, Any]:
     asked = torch.cat([pictures.pooled[draw.asked], pictures.pooled[draw.near], *far.values()])
     pooled, widths = pictures.pooled[draw.learned], pictures.widths
     scores, answers = peer_scores(pooled, draw.labels, widths, asked)
-    evidence = gather(pooled, draw.labels, widths)
-    scores["product"] = evidence.likeness(asked).double().numpy()
+    model = UnknownModel.of(gather(pooled, draw.labels, widths))
+    scores["product"] = model.likeness(asked).double().numpy()
     correct = answers[: len(draw.asked)] == draw.truth.numpy()
     n, m = len(draw.asked), len(draw.asked) + len(draw.near)
     found: dict[str, Any] = {"accuracy": float(correct.mean()), "scores": {}}
@@ -149,21 +150,18 @@ def measured(about: dict[str, Any]) -> dict[str, Any]:
             for kind, unknown in kinds.items()
             if len(unknown)
         }
-    found["threshold"] = kept_rates(evidence, scores["product"], n, m, correct)
+    found["threshold"] = kept_rates(model, scores["product"], n, m, correct)
     if len(draw.background):
-        given = gather(pooled, draw.labels, widths, background=pictures.pooled[draw.background])
-        found["with_background"] = kept_rates(given, given.likeness(asked).double().numpy(), n, m, correct)
+        given = model.with_background(model.likeness(pictures.pooled[draw.background]).double().numpy())
+        found["with_background"] = kept_rates(given, scores["product"], n, m, correct)
     return found
 
 
-def kept_rates(evidence: Evidence, scores: np.ndarray, n: int, m: int, correct: np.ndarray) -> list[dict[str, Any]]:
+def kept_rates(model: UnknownModel, scores: np.ndarray, n: int, m: int, correct: np.ndarray) -> list[dict[str, Any]]:
     """For each rate: the shares accepted of near and far unknown pictures, and those refused of the known ones."""
     rows: list[dict[str, Any]] = []
-    unknown = evidence.unknown()
-    if unknown is None:
-        return rows
     for rate in RATES:
-        threshold = unknown.threshold(rate)
+        threshold = model.threshold(rate)
         row: dict[str, Any] = {"rate": rate, "refused": float((scores[:n] < threshold).mean())}
         row["right"] = float((correct & (scores[:n] >= threshold)).mean())
         for kind, part in (("near", scores[n:m]), ("far", scores[m:])):

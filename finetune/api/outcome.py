@@ -46,6 +46,7 @@ from finetune.linear.head import Heads, nearest_mean
 from finetune.metrics import accuracy_of, measure_predictions, no_measurement
 from finetune.models.device import describe
 from finetune.models.pooled import PooledStages
+from finetune.open_set.unknown_metrics import learn_unknown
 from finetune.progress import Display
 from finetune.training.loop import TrainingResult
 
@@ -73,12 +74,19 @@ class Outcome:
 
 
 def measure(
-    classifier: Classifier, prepared: Prepared, heads: Heads | None, training: TrainingResult, display: Display
+    classifier: Classifier,
+    prepared: Prepared,
+    heads: Heads | None,
+    training: TrainingResult,
+    display: Display,
+    *,
+    backbone_was_trained: bool = False,
 ) -> Outcome:
     """Fit the temperature of the classifier, and measure it.
 
     heads: those of `prepared` where the classifier is `heads.kept`: its figures of validation pictures are then those
     of heads that were fitted without the picture. None where the classifier was trained by gradient.
+    backbone_was_trained: Whether the backbone below `heads` has learned from the training pictures.
     """
     rows, choice = prepared.rows, prepared.choice
     asked = {split: indices for split, indices in _measured(rows).items() if indices}
@@ -94,6 +102,10 @@ def measure(
     from_val = heads is not None and heads.learned_from_val
     learned = ("train", "val") if from_val else ("train",)
     val = _split_metrics(judged["val"], val_labels) if "val" in judged else None
+    unknown = None
+    if heads is not None:
+        known = _learned(rows, prepared.widths, learned, trained=backbone_was_trained)
+        classifier.unknown, unknown = learn_unknown(**known)
     metrics = RunMetrics(
         **_result(rows, judged),
         split=rows.measured,
@@ -117,6 +129,7 @@ def measure(
         left_out=rows.folder.left_out,
         notes=rows.folder.notes,
         unlabelled=_unlabelled(prepared),
+        unknown=unknown,
     )
     return Outcome(classifier, _with_training(metrics, training), judged, training, views)
 
@@ -125,6 +138,21 @@ def _measured(rows: FeatureTable) -> dict[str, list[int]]:
     """The pictures that a classifier is measured on, by split: of the training pictures some, evenly spread."""
     some = rows.indices("train")[:: max(1, -(-len(rows.folder.train) // MOST_OF_TRAIN))]
     return {"train": some} | {split: rows.indices(split) for split in SPLITS[1:]}
+
+
+def _learned(rows: FeatureTable, widths: Sequence[int], splits: Sequence[str], *, trained: bool) -> dict[str, Any]:
+    """The arguments of `learn_unknown`. splits: that the head has learned from. trained: whether the backbone has been
+    trained, so that validation pictures judge."""
+    indices = [index for split in (("train", "val") if trained else splits) for index in rows.indices(split)]
+    judging = torch.arange(len(indices)) >= len(rows.folder.train)
+    return {
+        "pooled": rows.pooled[indices],
+        "labels": rows.labels[indices],
+        "widths": widths,
+        "paths": [rows.listing.samples[index].path for index in indices],
+        "classes": rows.folder.classes,
+        "judging": judging if trained and bool(judging.any()) else None,
+    }
 
 
 def _result(rows: FeatureTable, judged: dict[str, Tensor]) -> dict[str, Any]:
@@ -263,6 +291,11 @@ def keep_features(folder: Path, outcome: Outcome, prepared: Prepared, display: D
         if config.test_time != "plain":
             every = [index for indices in _measured(rows).values() for index in indices]
             views = read_views(classifier, stages, rows, every, None, display)
+        classifier.unknown, unknown = learn_unknown(**_learned(rows, stages.widths, ("train",), trained=True))
+        classifier.unknown.write(folder)
+        assert classifier.run_metrics is not None
+        classifier.run_metrics = replace(classifier.run_metrics, unknown=unknown)
+        write_metrics(folder, classifier.run_metrics)
     size = KeptFeatures.of(rows, stages.depths, stages.widths, views).write(folder)
     display.say(
         f"features of the pictures kept for finetune extend and finetune forget: {size / 1e6:,.1f} MB "

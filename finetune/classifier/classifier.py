@@ -26,7 +26,7 @@ from finetune.data.loader import Pictures
 from finetune.data.table import Source
 from finetune.data.transforms import Preprocessing, evaluation_view
 from finetune.errors import InputError, UnreadablePicture
-from finetune.features.forward import run_frozen
+from finetune.features.forward import Outputs, run_frozen
 from finetune.files.exchange import settled
 from finetune.files.reading import parse_json, read_tensors
 from finetune.files.tensors import check_fits
@@ -34,6 +34,8 @@ from finetune.files.writing import write_json, write_tensors
 from finetune.models.backbone import Backbone, Network
 from finetune.models.device import open_engine
 from finetune.models.pooled import network_of
+from finetune.open_set.scored_network import ScoredNetwork
+from finetune.open_set.unknown_model import UNKNOWN_FILE, UnknownModel, read_unknown
 from finetune.progress import Display
 from finetune.random_state import restored_random_state
 
@@ -60,7 +62,10 @@ class Prediction:
         probability: Of the label, in [0, 1].
         top: The most probable classes with their probabilities, in falling order.
         path: The path of the picture as given; None for bytes, an array or a PIL image.
-        unsure: Whether the probability is below `min_probability`; the label is then a guess.
+        unsure: Whether the probability is below `min_probability`; the label is then a guess between the classes.
+        unknown: Whether the picture is like none of the classes, by `false_accept_rate`; the label then says nothing.
+        unknown_score: How unlike the classes the picture is, in standard deviations of pictures of the classes where
+            there are enough of them; larger is less like any. None without `false_accept_rate`.
 
     Example:
         >>> from finetune import load
@@ -74,6 +79,8 @@ class Prediction:
     top: tuple[tuple[str, float], ...]
     path: str | None = None
     unsure: bool = False
+    unknown: bool = False
+    unknown_score: float | None = None
 
 
 class Classifier:
@@ -113,6 +120,63 @@ class Classifier:
         self.run_metrics: RunMetrics | None = None
         # The run folder that it was saved in or loaded from; None for a run in memory.
         self.folder: Path | None = None
+        # What tells unknown pictures; read from the run folder when it is first asked for.
+        self._unknown: UnknownModel | None = None
+        self._scored: ScoredNetwork | None = None
+
+    @property
+    def unknown(self) -> UnknownModel | None:
+        """What tells pictures of none of the classes from others; None where it is not in memory.
+        `require_unknown` reads it from the run folder."""
+        return self._unknown
+
+    @unknown.setter
+    def unknown(self, model: UnknownModel | None) -> None:
+        self._unknown, self._scored = model, None
+
+    def require_unknown(self) -> UnknownModel:
+        """What tells pictures of none of the classes from others, read from the run folder once.
+
+        Raises:
+            InputError: If the run stores nothing about unknown pictures, or the file is damaged.
+        """
+        if self._unknown is None:
+            if self.folder is None:
+                raise InputError("this classifier stores nothing about unknown pictures; fit it with strategy head")
+            self.unknown = read_unknown(self.folder, len(self.classes))
+        assert self._unknown is not None
+        return self._unknown
+
+    def scored_network(self) -> ScoredNetwork:
+        """The network with unknown scores beside its logits. InputError as for `require_unknown`."""
+        model = self.require_unknown()
+        if self._scored is None:
+            source = UNKNOWN_FILE if self.folder is None else str(self.folder / UNKNOWN_FILE)
+            self._scored = ScoredNetwork(self.network, model.likeness, source).eval()
+        return self._scored
+
+    def learn_background(self, pictures: Sequence[Picture | StoredPicture], *, display: Display | None = None) -> int:
+        """Learn the threshold of unknown pictures from pictures of none of the classes too.
+
+        What the run has of its own still counts. The run folder is not changed.
+
+        Args:
+            pictures: Paths, bytes, arrays or PIL images. Such as come in use are best; ten or more outweigh the run's.
+            display: Shows progress.
+
+        Returns:
+            The number of readable pictures among them.
+
+        Raises:
+            InputError: If none can be read, or the run stores nothing about unknown pictures.
+        """
+        found = self._outputs(list(pictures), scored=True, display=display)
+        if not len(found.index):
+            reason = found.contents[0].reason if found.contents else "there is none"
+            raise InputError(f"no background picture can be read ({reason})")
+        model = self.require_unknown()
+        self._unknown = model.with_background(-found.values[..., -1].mean(1).double().numpy())
+        return len(found.index)
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -141,23 +205,41 @@ class Classifier:
         precision = "bfloat16" if str(self.fabric._precision.precision).startswith("bf16") else "float32"
         config, weights = json.dumps(self._saved()).encode(), save(self._tensors())
         metrics = None if self.run_metrics is None else self.run_metrics.to_dict()
-        return _unpickled, (config, weights, metrics, self.folder, device, precision)
+        unknown = None if self._unknown is None else save(*self._unknown.tensors())
+        return _unpickled, (config, weights, metrics, self.folder, device, precision, unknown)
 
     @overload
-    def predict(self, picture: Picture, *, top: int = 5, min_probability: float = 0.0) -> Prediction: ...
+    def predict(
+        self,
+        picture: Picture,
+        *,
+        top: int = 5,
+        min_probability: float = 0.0,
+        false_accept_rate: float | None = None,
+    ) -> Prediction: ...
     @overload
     def predict(
-        self, picture: list[Any] | tuple[Any, ...], *, top: int = 5, min_probability: float = 0.0
+        self,
+        picture: list[Any] | tuple[Any, ...],
+        *,
+        top: int = 5,
+        min_probability: float = 0.0,
+        false_accept_rate: float | None = None,
     ) -> list[Prediction | UnreadablePicture]: ...
     def predict(
-        self, picture: Picture | list[Any] | tuple[Any, ...], *, top: int = 5, min_probability: float = 0.0
+        self,
+        picture: Picture | list[Any] | tuple[Any, ...],
+        *,
+        top: int = 5,
+        min_probability: float = 0.0,
+        false_accept_rate: float | None = None,
     ) -> Prediction | list[Prediction | UnreadablePicture]:
         """Predict the class of one picture, or of each picture of a list.
 
         Args:
             picture: A path, bytes, an array (h, w) or (h, w, 3 or 4), or a PIL image; or a list or tuple of these.
             top: Number of classes in `Prediction.top`.
-            min_probability: As for `predict_all`.
+            min_probability, false_accept_rate: As for `predict_all`.
 
         Returns:
             The prediction; for a list, what `predict_all` returns.
@@ -165,9 +247,14 @@ class Classifier:
         Raises:
             UnreadablePicture: If the picture cannot be read. In a list, the error takes the place of the prediction.
         """
+        options: dict[str, Any] = {
+            "top": top,
+            "min_probability": min_probability,
+            "false_accept_rate": false_accept_rate,
+        }
         if isinstance(picture, (list, tuple)):
-            return self.predict_all(picture, top=top, min_probability=min_probability)
-        found = self.predict_all([picture], top=top, min_probability=min_probability)[0]
+            return self.predict_all(picture, **options)
+        found = self.predict_all([picture], **options)[0]
         if isinstance(found, UnreadablePicture):
             raise found
         return found
@@ -178,6 +265,7 @@ class Classifier:
         *,
         top: int = 5,
         min_probability: float = 0.0,
+        false_accept_rate: float | None = None,
         display: Display | None = None,
     ) -> list[Prediction | UnreadablePicture]:
         """Predict the class of each picture.
@@ -187,10 +275,17 @@ class Classifier:
             top: Number of classes in `Prediction.top`.
             min_probability: In [0, 1]; predictions below it are marked as unsure. `finetune predict --target-error`
                 chooses it for an error rate.
+            false_accept_rate: In (0, 1]: share of pictures of none of the classes that may be accepted; the others are
+                marked as unknown, and so are some pictures of the classes, the more the smaller the rate. The threshold
+                comes from classes that were held out in turn; unknown pictures that are more like a class than those
+                were are accepted more often. At 1, and for None, no picture is unknown.
             display: Shows progress.
 
         Returns:
             For each picture, in order, its prediction, or the error that says why it cannot be read.
+
+        Raises:
+            InputError: For a rate, where the run stores nothing about unknown pictures; and for options out of range.
         """
         if isinstance(pictures, (str, Path)):
             raise InputError(f"predict_all takes a list of pictures; for the one at {pictures} there is predict")
@@ -198,21 +293,39 @@ class Classifier:
             raise InputError(f"top must be at least 1, not {top}")
         if not 0 <= min_probability <= 1:
             raise InputError(f"min_probability must be between 0 and 1, not {min_probability}")
+        threshold = None if false_accept_rate is None else self.require_unknown().threshold(false_accept_rate)
         pictures = list(pictures)  # a data frame column is indexed by labels, not positions
-        log_probabilities, index, contents = self.log_probabilities(pictures, display=display)
+        found = self._outputs(pictures, scored=threshold is not None, display=display)
+        log_probabilities, contents = self._calibrated(found.values[..., : len(self.classes)]), found.contents
+        scores: list[float | None] = [None] * len(found.index)
+        if threshold is not None:
+            scores = found.values[..., -1].mean(1).tolist()
         names = [str(picture) if isinstance(picture, (str, Path, StoredPicture)) else None for picture in pictures]
         answers: list[Prediction | UnreadablePicture] = [
             UnreadablePicture(name or f"picture {position}", contents[position].reason or "")
             for position, name in enumerate(names)
         ]
         best = log_probabilities.exp().topk(min(top, len(self.classes)), dim=1)
-        for position, shares, labels in zip(index.tolist(), best.values.tolist(), best.indices.tolist(), strict=True):
+        rows = zip(found.index.tolist(), best.values.tolist(), best.indices.tolist(), scores, strict=True)
+        for position, shares, labels, score in rows:
             ranked = tuple((self.classes[label], share) for label, share in zip(labels, shares, strict=True))
-            answers[position] = Prediction(*ranked[0], ranked, names[position], ranked[0][1] < min_probability)
+            answers[position] = Prediction(
+                *ranked[0],
+                ranked,
+                names[position],
+                unsure=ranked[0][1] < min_probability,
+                unknown=score is not None and threshold is not None and -score < threshold,
+                unknown_score=score,
+            )
         return answers
 
     def predict_stream(
-        self, pictures: Iterable[Picture | StoredPicture], *, top: int = 5, min_probability: float = 0.0
+        self,
+        pictures: Iterable[Picture | StoredPicture],
+        *,
+        top: int = 5,
+        min_probability: float = 0.0,
+        false_accept_rate: float | None = None,
     ) -> Iterator[Prediction | UnreadablePicture]:
         """Predict the class of each picture of a stream, such as a collection that does not fit in memory.
 
@@ -220,7 +333,7 @@ class Classifier:
 
         Args:
             pictures: As for `predict_all`, or pictures of `finetune.data.collection`.
-            top, min_probability: As for `predict_all`.
+            top, min_probability, false_accept_rate: As for `predict_all`.
 
         Returns:
             For each picture, in order, its prediction, or the error that says why it cannot be read.
@@ -228,7 +341,9 @@ class Classifier:
         stream = iter(pictures)
         size = CPU_BLOCK if self.fabric.device.type == "cpu" else GPU_BLOCK
         while block := list(islice(stream, size)):
-            yield from self.predict_all(block, top=top, min_probability=min_probability)
+            yield from self.predict_all(
+                block, top=top, min_probability=min_probability, false_accept_rate=false_accept_rate
+            )
 
     def log_probabilities(
         self, pictures: Sequence[Picture | StoredPicture], *, display: Display | None = None
@@ -243,21 +358,49 @@ class Classifier:
             Log-probabilities (n, classes) of the n readable pictures, their positions (n,), and for every position its
             content hash, or the reason why it cannot be read.
         """
+        outputs = self._outputs(pictures, scored=False, display=display)
+        return self._calibrated(outputs.values), outputs.index, outputs.contents
+
+    def scored(
+        self, pictures: Sequence[Picture | StoredPicture], *, display: Display | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, dict[int, Content]]:
+        """Calibrated log-probabilities and unknown scores.
+
+        Args:
+            pictures, display: As for `log_probabilities`.
+
+        Returns:
+            What `log_probabilities` returns, with the unknown scores (n,) as second part.
+
+        Raises:
+            InputError: If the run stores nothing about unknown pictures.
+        """
+        found = self._outputs(pictures, scored=True, display=display)
+        known = self._calibrated(found.values[..., : len(self.classes)])
+        return known, found.values[..., -1].mean(1), found.index, found.contents
+
+    def _outputs(
+        self, pictures: Sequence[Picture | StoredPicture], *, scored: bool, display: Display | None
+    ) -> Outputs:
+        """Logits (n, views, classes) of the readable pictures, with the unknown score as last column for `scored`."""
+        network = self.scored_network() if scored else self.network
         with (display or Display()).bar("predicting", len(pictures)) as advance:
-            outputs = run_frozen(
+            return run_frozen(
                 self.fabric,
-                self.network,
+                network,
                 self.preprocessing,
                 self.pictures(pictures),
                 workers=self.config.workers,
                 test_time=self.config.test_time,
                 advance=advance,
             )
-        found = averaged(outputs.values).reshape(-1, len(self.classes))
+
+    def _calibrated(self, logits: Tensor) -> Tensor:
+        found = averaged(logits).reshape(-1, len(self.classes))
         if found.isnan().any():
             source = self.folder or "the classifier"
             raise InputError(f"{source} gives probabilities that are no numbers; its weights may be damaged")
-        return calibrated(found, self.temperature), outputs.index, outputs.contents
+        return calibrated(found, self.temperature)
 
     def pictures(self, sources: Sequence[Picture | StoredPicture]) -> Pictures:
         """`sources` in the view of predictions."""
@@ -293,9 +436,13 @@ class Classifier:
         return self.folder
 
     def save(self, folder: str | Path, record: dict[str, Any] | None = None) -> None:
-        """Write model.safetensors and config.json into `folder`; `record` is added to config.json."""
+        """Write model.safetensors, what tells unknown pictures, and config.json into `folder`; `record` is added to
+        config.json."""
         folder = Path(folder)
+        (folder / UNKNOWN_FILE).unlink(missing_ok=True)  # never beside the weights of another classifier
         write_tensors(folder / WEIGHTS_FILE, self._tensors())
+        if self._unknown is not None:
+            self._unknown.write(folder)
         write_json(folder / CONFIG_FILE, self._saved() | (record or {}))
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -417,7 +564,13 @@ def _check_size(network: Network, size: int, config_file: str) -> None:
 
 @restored_random_state()
 def _unpickled(
-    config: bytes, weights: bytes, metrics: dict[str, Any] | None, folder: Path | None, device: str, precision: str
+    config: bytes,
+    weights: bytes,
+    metrics: dict[str, Any] | None,
+    folder: Path | None,
+    device: str,
+    precision: str,
+    unknown: bytes | None = None,
 ) -> Classifier:
     """The classifier that `Classifier.__reduce__` pickled."""
     names = ("the configuration of the pickled classifier", "its weights")
@@ -425,6 +578,8 @@ def _unpickled(
     classifier = _restored(saved, from_bytes(weights), names, device, precision)
     classifier.run_metrics = None if metrics is None else RunMetrics.from_dict(metrics)
     classifier.folder = folder
+    if unknown is not None:
+        classifier.unknown = UnknownModel.from_bytes(unknown, len(classifier.classes), "the pickled classifier")
     return classifier
 
 

@@ -1,12 +1,13 @@
 """Export of a classifier as one file for other programs, ONNX or torch.export, checked against the run.
 
-The file maps pixels to probabilities: normalisation, network, temperature. With onnxruntime:
+The file maps pixels to probabilities and, where the run stores what tells unknown pictures, to unknown scores:
+normalisation, network, temperature, likeness to the classes. With onnxruntime:
 
     about = json.load(open("pets.onnx.json"))["preprocessing"]
     side, border = (about["size"], about["size"]), (1 - about["crop_pct"]) / 2
     picture = ImageOps.exif_transpose(Image.open("new.jpg")).convert("RGB")
     pixels = np.asarray(ImageOps.fit(picture, side, Image.Resampling.BICUBIC, bleed=border)).transpose(2, 0, 1)[None]
-    probabilities = onnxruntime.InferenceSession("pets.onnx").run(None, {"pixels": pixels})[0]
+    probabilities, score = onnxruntime.InferenceSession("pets.onnx").run(None, {"pixels": pixels})
 
 or with OpenVINO, in its full precision: `openvino.compile_model("pets.onnx", "CPU",
 {"INFERENCE_PRECISION_HINT": "f32"})(pixels)[0]`. Pillow resizes nearly as a run does; `finetune.load(run).pictures(
@@ -39,6 +40,8 @@ from finetune.features.forward import run_over
 from finetune.files.tables import read_csv
 from finetune.files.writing import as_json, replacing
 from finetune.models.onnx_graph import onnx_program
+from finetune.open_set.unknown_metrics import RATES
+from finetune.open_set.unknown_model import UNKNOWN_FILE, UnknownModel
 from finetune.openvino_module import openvino_module
 from finetune.options.suggestions import CHOICES, did_you_mean
 from finetune.progress import Display
@@ -51,8 +54,10 @@ OPSET = 18
 
 # Largest allowed difference of a probability. Another order of float32 sums makes about 1e-6.
 TOLERANCE = 1e-4
+# The same of an unknown score, whose unit is a standard deviation.
+SCORE_TOLERANCE = 1e-2
 
-INPUT, OUTPUT = "pixels", "probabilities"
+INPUT, OUTPUT, SCORE = "pixels", "probabilities", "unknown_score"
 
 POLICY = (
     "turned upright as EXIF says; transparency on white; the first frame",
@@ -77,6 +82,10 @@ def export(
     The graph takes uint8 pixels of the evaluation view, shape (n, 3, size, size) for any n, or (n, 10, 3, size, size)
     with ten-crop views, and returns probabilities (n, classes). The file is kept only if it gives the same labels as
     the classifier in float32 on the CPU, and the same probabilities to within `tolerance`.
+
+    Where the run stores what tells unknown pictures, a second output has unknown scores (n,), those of
+    `Prediction.unknown_score`, and the description lists thresholds under "unknown": for a rate of false accepts, a
+    picture is of none of the classes where its score is above the threshold. The scores are compared too.
 
     torch.load may run code in a .pt2 file: load only your own. An ONNX file holds no code.
 
@@ -109,6 +118,8 @@ def export(
     saved = read_run_config(run)
     file = _place(run, None if out is None else Path(out), format)
     classifier = load(run, device="cpu", precision="float32")
+    if (run / UNKNOWN_FILE).exists():
+        classifier.require_unknown()
     sources = _validation_pictures(run, saved) if pictures is None else list_unlabelled([Path(pictures)])
 
     about = _about(classifier, format)
@@ -129,22 +140,26 @@ def export(
 
 
 class Served(nn.Module):
-    """A classifier as one graph: uint8 (n, 3, size, size) to probabilities (n, classes)."""
+    """A classifier as one graph: uint8 (n, 3, size, size) to probabilities (n, classes), and to unknown scores (n,)
+    where the classifier has what tells unknown pictures."""
 
     def __init__(self, classifier: Classifier):
         super().__init__()
-        self.network = classifier.network
+        self._classes = len(classifier.classes)
+        self._scores = classifier.unknown is not None
+        self.network = classifier.scored_network() if self._scores else classifier.network
         self._preprocessing = classifier.preprocessing
         self._temperature = classifier.temperature
         self._test_time = classifier.config.test_time
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         views = pixels if self._test_time == "ten-crop" else pixels.unsqueeze(1)
         if self._test_time == "flip":
             views = torch.cat([views, views.flip(-1)], dim=1)
         logits = self.network(self._preprocessing.normalize(views.flatten(0, 1)))
         by_view = logits.unflatten(0, (-1, views.shape[1]))
-        return calibrated(averaged(by_view), self._temperature).exp()
+        probabilities = calibrated(averaged(by_view[..., : self._classes]), self._temperature).exp()
+        return (probabilities, by_view[..., -1].mean(1)) if self._scores else probabilities
 
 
 def _place(run: Path, out: Path | None, format: str) -> Path:
@@ -197,6 +212,7 @@ def _about(classifier: Classifier, format: str) -> dict[str, Any]:
         },
         "output": {"name": OUTPUT, "dtype": "float32", "shape": ["n", len(classifier.classes)]},
         "classes": list(classifier.classes),
+        **({} if classifier.unknown is None else {"unknown": _unknown(classifier.unknown)}),
         "preprocessing": {
             **asdict(preprocessing),
             "mean": list(preprocessing.mean),
@@ -208,6 +224,21 @@ def _about(classifier: Classifier, format: str) -> dict[str, Any]:
         "views": classifier.config.test_time,
         "temperature": classifier.temperature,
         "backbone": classifier.config.backbone,
+    }
+
+
+def _unknown(model: UnknownModel) -> dict[str, Any]:
+    """The output of unknown scores, and the thresholds for it."""
+    rows = []
+    for rate in RATES:
+        found = model.expected(rate)
+        row: dict[str, Any] = {"false_accept_rate": rate, "threshold": -found.threshold}
+        row |= {"expected": found.accepted[0], "interval": list(found.accepted[1:])}
+        rows.append(row | {"refused_of_the_classes": found.refused})
+    return {
+        "output": {"name": SCORE, "dtype": "float32", "shape": ["n"]},
+        "rule": f"a picture is of none of the classes where {SCORE} is above the threshold",
+        "thresholds": rows,
     }
 
 
@@ -231,7 +262,8 @@ def _exported(classifier: Classifier, about: dict[str, Any]) -> bytes:
 def _onnx(served: nn.Module, pixels: Tensor, facts: dict[str, str]) -> bytes:
     import onnx  # here, because it is slow to import
 
-    model = onnx_program(served, pixels, names=(INPUT, OUTPUT), opset=OPSET).model_proto
+    names = (INPUT, OUTPUT, SCORE) if "unknown" in facts else (INPUT, OUTPUT)
+    model = onnx_program(served, pixels, names=names, opset=OPSET).model_proto
     onnx.helper.set_model_props(model, facts)
     onnx.checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString()
@@ -249,7 +281,8 @@ def _pt2(served: nn.Module, pixels: Tensor, facts: dict[str, str]) -> bytes:
 
 
 class _ExportedModel:
-    """The exported file as a function: uint8 pixels to probabilities, from several threads at once."""
+    """The exported file as a function: uint8 pixels to probabilities and, beside them, unknown scores where it gives
+    these; from several threads at once."""
 
     def __init__(self, content: bytes, format: str):
         self._module: nn.Module | None = None
@@ -263,10 +296,16 @@ class _ExportedModel:
     def __call__(self, pixels: Tensor) -> Tensor:
         if self._module is not None:
             with torch.no_grad():
-                probabilities: Tensor = self._module(pixels)
-                return probabilities
+                outputs = self._module(pixels)
+            return _side_by_side([outputs] if isinstance(outputs, Tensor) else outputs)
         with self._lock:  # a request computes one batch at a time, on all cores
-            return torch.tensor(self._request.infer([pixels.contiguous().numpy()])[0])
+            found = self._request.infer([pixels.contiguous().numpy()])
+            return _side_by_side([torch.tensor(found[number]) for number in range(len(found))])
+
+
+def _side_by_side(outputs: Sequence[Tensor]) -> Tensor:
+    """Outputs (n, classes) and (n,) in one table."""
+    return torch.cat([output.flatten(1) if output.ndim > 1 else output[:, None] for output in outputs], 1)
 
 
 def _parity(
@@ -277,7 +316,11 @@ def _parity(
     display: Display,
 ) -> dict[str, Any]:
     """Compare the exported file with the classifier on `sources`. InputError where they do not agree."""
-    log_probabilities, index, contents = classifier.log_probabilities(sources, display=display)
+    scores: Tensor | None = None
+    if classifier.unknown is None:
+        log_probabilities, index, contents = classifier.log_probabilities(sources, display=display)
+    else:
+        log_probabilities, scores, index, contents = classifier.scored(sources, display=display)
     if not len(index):
         raise InputError(f"{sources[0]}: {contents[0].reason}; give --pictures FOLDER with pictures that can be read")
     wanted = log_probabilities.exp()
@@ -285,18 +328,28 @@ def _parity(
         seen = run_over(torch.device("cpu"), exported, classifier.pictures(sources), advance=advance)
     if not torch.equal(seen.index, index):
         raise InputError(f"{sources[0].parent}: pictures changed while the export was checked; start again")
+    given = seen.values[:, : wanted.shape[1]]
     # NaN counts as a difference.
-    differences = (seen.values - wanted).abs().amax(1).nan_to_num(nan=math.inf)
-    others = (seen.values.argmax(1) != wanted.argmax(1)).sum()
+    differences = (given - wanted).abs().amax(1).nan_to_num(nan=math.inf)
+    others = (given.argmax(1) != wanted.argmax(1)).sum()
     if others or differences.max() > tolerance:
         worst = sources[int(index[differences.argmax()])]
         raise InputError(
             f"the export does not agree with the run: of {len(index)} pictures {int(others)} get another label, and a "
             f"probability differs by {float(differences.max()):.2g} for {worst} (--tolerance {tolerance:g})"
         )
-    return {
+    found: dict[str, Any] = {
         "pictures": len(index),
         "labels_equal": True,
         "largest_difference": float(differences.max()),
         "tolerance": tolerance,
     }
+    if scores is None:
+        return found
+    apart = (seen.values[:, -1] - scores).abs().nan_to_num(nan=math.inf)
+    if apart.max() > SCORE_TOLERANCE:
+        worst = sources[int(index[apart.argmax()])]
+        raise InputError(
+            f"the export does not agree with the run: an unknown score differs by {float(apart.max()):.2g} for {worst}"
+        )
+    return found | {"largest_score_difference": float(apart.max()), "score_tolerance": SCORE_TOLERANCE}

@@ -9,7 +9,9 @@ from finetune.classifier.classifier import Prediction
 from finetune.errors import InputError, UnreadablePicture
 from finetune.files.tables import write_csv
 
-COLUMNS = ("path", "label", "probability", "unsure", "error")
+COLUMNS = ("path", "label", "probability", "unsure", "unknown", "error")
+# First columns of the tables of every version, by which a table is known.
+_FIRST = COLUMNS[:4]
 
 
 def check_table(path: Path) -> None:
@@ -19,17 +21,17 @@ def check_table(path: Path) -> None:
     if path.exists():
         with path.open("rb") as file:
             first = file.readline()
-        if not first.startswith(",".join(COLUMNS).encode()):
+        if not first.startswith(",".join(_FIRST).encode()):
             raise InputError(f"{path} (--csv) exists and is no table of predictions; choose another name")
 
 
 def write_table(path: Path, answers: Iterable[Prediction | UnreadablePicture], *, top: int) -> None:
     """Write predictions as a CSV table, one row per picture.
 
-    A row has the path, label, probability, whether the answer is unsure, the reason for an unreadable picture, and the
-    next classes. The file is complete or not written. A text that a spreadsheet would run as a formula, because it
-    begins with = + - @, a tab or a line break, gets a ' in front, and so does a text that begins with '; without the
-    first ' of such a cell, the text is the original one.
+    A row has the path, label, probability, whether the answer is unsure or unknown, the reason for an unreadable
+    picture, and the next classes. The file is complete or not written. A text that a spreadsheet would run as a
+    formula, because it begins with = + - @, a tab or a line break, gets a ' in front, and so does a text that begins
+    with '; without the first ' of such a cell, the text is the original one.
 
     Args:
         path: File to write.
@@ -51,9 +53,10 @@ def write_table(path: Path, answers: Iterable[Prediction | UnreadablePicture], *
 
 def _row(answer: Prediction | UnreadablePicture, width: int) -> list[str]:
     if isinstance(answer, UnreadablePicture):
-        row = [answer.source, "", "", "", answer.reason]
+        row = [answer.source, "", "", "", "", answer.reason]
     else:
-        row = [answer.path or "", answer.label, f"{answer.probability:.6f}", "yes" if answer.unsure else "no", ""]
+        flags = ["yes" if flag else "no" for flag in (answer.unsure, answer.unknown)]
+        row = [answer.path or "", answer.label, f"{answer.probability:.6f}", *flags, ""]
         for label, probability in answer.top[1:]:
             row += [label, f"{probability:.6f}"]
     return row + [""] * (width - len(row))

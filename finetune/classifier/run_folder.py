@@ -30,6 +30,7 @@ from finetune.files.folders import alone_in
 from finetune.files.reading import as_type, parse_json, read_json, read_tensors_and_metadata, read_tensors_header
 from finetune.files.tensors import check_tensor
 from finetune.files.writing import write_json, write_tensors
+from finetune.open_set.unknown_model import UNKNOWN_FILE
 
 PREDICTIONS_FILE = "predictions.csv"
 # Log-probabilities (n, classes) by split, in the order of predictions.csv.
@@ -59,6 +60,7 @@ RUN_FILES = (
     PICTURES_FILE,
     "features.safetensors",
     "changes.json",
+    UNKNOWN_FILE,
     "report.html",
     "evaluations",
     "tensorboard",

@@ -15,6 +15,7 @@ from finetune.errors import InputError
 from finetune.files.reading import as_type, read_json
 from finetune.files.writing import write_json
 from finetune.metrics import Accuracy, ClassMetrics, Count, Finite, Measurement, Share
+from finetune.open_set.unknown_metrics import UnknownMetrics
 from finetune.strategies import BASELINES, check_strategies
 
 METRICS_FILE = "metrics.json"
@@ -255,7 +256,8 @@ class RunMetrics:
     frozen_head_reads: depths that the classifier's head and the baseline head read. epochs: how many were trained.
     best_epoch: the one whose weights were kept, 0 for none. share_of_the_way: share of the trained weights in their
     mixture with those before training. lr: learning rate of the head. seconds: of the whole run. budget: None without
-    --minutes. unlabelled: None without --unlabelled.
+    --minutes. unlabelled: None without --unlabelled. unknown: None where the classifier has no features to tell unknown
+    pictures by.
     """
 
     accuracy: Share | None
@@ -291,6 +293,7 @@ class RunMetrics:
     left_out: tuple[Unreadable, ...] = ()
     notes: tuple[str, ...] = ()
     unlabelled: UnlabelledMetrics | None = None
+    unknown: UnknownMetrics | None = None
     seconds: Finite | None = None
     budget: BudgetMetrics | None = None
 

@@ -15,7 +15,7 @@ from finetune.data.collection.collection import TAR
 from finetune.errors import InputError
 from finetune.files.folders import check_writable
 
-UNSURE = "unsure"
+UNSURE, UNKNOWN = "unsure", "unknown"
 # Characters that some system does not allow in a file name, and those that could be read as an escape.
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]|^\.|^ |[. ]$|%(?=[0-9A-F]{2})')
 
@@ -31,7 +31,8 @@ def check_target(target: Path, sources: Collection[Path]) -> None:
 
 
 def sort_pictures(target: Path, answers: Sequence[Prediction], classes: Sequence[str], *, link: bool) -> int:
-    """Copy each picture to `target`/<class>/, unsure ones to `target`/unsure/.
+    """Copy each picture to `target`/<class>/, unknown ones to `target`/unknown/, and unsure ones to
+    `target`/unsure/.
 
     An existing file is never replaced: another picture of the same name gets a number, "a-2.jpg". A picture that an
     earlier call has copied is not copied again. Unsafe characters of a class name become %XX in the folder's name.
@@ -65,7 +66,8 @@ class PictureSorter:
 
     def __init__(self, target: Path, classes: Sequence[str], *, link: bool):
         self._folders = {label: target / safe_name(label) for label in classes}
-        self._unsure = target / _name_for_unsure(classes)
+        self._unsure = target / _free_name(UNSURE, classes)
+        self._unknown = target / _free_name(UNKNOWN, classes)
         self._link = link
         self._taken: set[Path] = set()
 
@@ -74,7 +76,9 @@ class PictureSorter:
 
     def put(self, answer: Prediction) -> None:
         """Copy or link the picture. InputError where that is not possible."""
-        folder, source = self._unsure if answer.unsure else self._folders[answer.label], Path(answer.path or "")
+        source, folder = Path(answer.path or ""), self._folders[answer.label]
+        if answer.unknown or answer.unsure:
+            folder = self._unknown if answer.unknown else self._unsure
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._taken.add(_put(source, folder, self._taken, link=self._link))
@@ -88,9 +92,9 @@ def safe_name(label: str) -> str:
     return _UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", label)
 
 
-def _name_for_unsure(classes: Sequence[str]) -> str:
-    """ "unsure", with as many leading underscores as make it differ from every class."""
-    name, known = UNSURE, {safe_name(label).casefold() for label in classes}
+def _free_name(name: str, classes: Sequence[str]) -> str:
+    """`name` with as many leading underscores as make it differ from every class."""
+    known = {safe_name(label).casefold() for label in classes}
     while name in known:
         name = f"_{name}"
     return name

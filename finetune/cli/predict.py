@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,6 +20,7 @@ from finetune.terminal import printable
 if TYPE_CHECKING:
     from finetune.classifier.classifier import Prediction
     from finetune.classifier.sorting import PictureSorter
+    from finetune.open_set.unknown_model import Expected
 
 # Pictures whose answers come all at once, under one progress bar.
 AT_ONCE = 1024
@@ -45,6 +46,21 @@ AT_ONCE = 1024
     "others keep to this limit with 95 % confidence, judged by the run's validation pictures.",
 )
 @click.option(
+    "--false-accept-rate",
+    type=click.FloatRange(0, 1, min_open=True),
+    show_default="1, no picture is refused",
+    help='Share of pictures of none of the classes that may be accepted. The others are answered "unknown", and so are '
+    "some pictures of the classes. The threshold comes from classes of the run that were held out in turn, and from "
+    "--background; unknown pictures that are more like a class than those were are accepted more often.",
+)
+@click.option(
+    "--background",
+    type=click.Path(path_type=Path, exists=True),
+    show_default="none",
+    help="Folder of pictures of none of the classes, such as come in use, for --false-accept-rate. From about ten on "
+    "they outweigh the held-out classes.",
+)
+@click.option(
     "--csv",
     "table",
     type=click.Path(path_type=Path),
@@ -56,8 +72,8 @@ AT_ONCE = 1024
     "--sort-into",
     type=click.Path(path_type=Path),
     show_default="none",
-    help='Copy each picture into a sub-folder of this folder that has the name of its class, or "unsure". No file is '
-    "replaced: a second picture of one name gets a number.",
+    help='Copy each picture into a sub-folder of this folder that has the name of its class, "unsure" or "unknown". No '
+    "file is replaced: a second picture of one name gets a number.",
 )
 @click.option("--link", is_flag=True, help="Make symbolic links instead of copies in --sort-into.")
 @on_device
@@ -68,6 +84,8 @@ def predict(
     top: int,
     min_probability: float | None,
     target_error: float | None,
+    false_accept_rate: float | None,
+    background: Path | None,
     table: Path | None,
     sort_into: Path | None,
     link: bool,
@@ -79,8 +97,9 @@ def predict(
     RUN is a folder that `finetune fit` wrote. Folders of pictures are searched with their sub-folders, a CSV file names
     pictures in its column `path`, and the members of a tar archive, or of a folder of them, are read without being
     extracted. Of more than a thousand pictures, answers are printed as they are found, and memory does not grow with
-    their number. --json prints one object per line; a picture answered "unsure" has "unsure": true there, and its label
-    is a guess. Unreadable files are named on stderr, and the exit code is then 2.
+    their number. --json prints one object per line; a picture answered "unsure" (between classes) or "unknown" (none of
+    them) has "unsure": true or "unknown": true there. Unreadable files are named on stderr, and the exit code is then
+    2.
     """
     import finetune
     from finetune.classifier.prediction_table import check_table, write_table
@@ -90,6 +109,8 @@ def predict(
 
     if min_probability is not None and target_error is not None:
         raise click.UsageError("--min-probability and --target-error both set the threshold; give one of them")
+    if background is not None and false_accept_rate is None:
+        raise click.UsageError("--background goes with --false-accept-rate")
     if link and sort_into is None:
         raise click.UsageError("--link goes with --sort-into")
     if table is not None:
@@ -101,16 +122,22 @@ def predict(
         chosen = rejection_for(rejections(*validation_answers(run)), target_error)
         min_probability = chosen.min_probability
         display.say(f"unsure below {chosen.min_probability:.2%}; {1 - chosen.coverage:.1%} of validation is")
+    if false_accept_rate is not None:
+        if background is not None:
+            count = classifier.learn_background(list(pictures_at([background])), display=display)
+            display.say(f"threshold of unknown pictures: {count:,} background pictures count too.")
+        display.say(_told(classifier.require_unknown().expected(false_accept_rate)))
     sorter = None if sort_into is None else PictureSorter(sort_into, classifier.classes, link=link)
     output = _Output(as_json, sorter, others=table is not None or sorter is not None)
     least = min_probability or 0.0
     stream = pictures_at(pictures)
     first = list(islice(stream, AT_ONCE + 1))
     answers: Iterable[Prediction | UnreadablePicture]
+    options: dict[str, Any] = {"top": top, "min_probability": least, "false_accept_rate": false_accept_rate}
     if len(first) <= AT_ONCE:
-        answers = classifier.predict_all(first, top=top, min_probability=least, display=display)
+        answers = classifier.predict_all(first, **options, display=display)
     else:
-        answers = classifier.predict_stream(chain(first, stream), top=top, min_probability=least)
+        answers = classifier.predict_stream(chain(first, stream), **options)
     answers = output.passing(answers)
     if table is not None:
         write_table(table, answers, top=min(top, len(classifier.classes)))
@@ -122,6 +149,15 @@ def predict(
         raise output.failed
     if output.unreadable:
         sys.exit(2)
+
+
+def _told(found: Expected) -> str:
+    """What a rate of false accepts leads to, in words."""
+    share, low, high = found.accepted
+    accepted = f"{share:.1%} ({low:.1%} to {high:.1%}) of the pictures of none of the classes are expected to pass"
+    if found.refused is None:
+        return f"unknown: {accepted}; how many pictures of the classes are refused is not known without two of a class."
+    return f"unknown: {accepted}, and {found.refused:.1%} of the pictures of the classes are refused."
 
 
 class _Output:
@@ -166,10 +202,14 @@ def _print(answer: Prediction | UnreadablePicture, as_json: bool) -> None:
             "label": answer.label,
             "probability": round(answer.probability, 6),
             "unsure": answer.unsure,
+            "unknown": answer.unknown,
             "top": top_classes,
         }
+        if answer.unknown_score is not None:
+            row["unknown_score"] = round(answer.unknown_score, 6)
         click.echo(json.dumps(row))
     else:
         shares = [f"{label} {share:.1%}" for label, share in answer.top]
-        first, others = ("unsure", shares) if answer.unsure else (shares[0], shares[1:])
+        word = "unknown" if answer.unknown else "unsure" if answer.unsure else None
+        first, others = (shares[0], shares[1:]) if word is None else (word, shares)
         click.echo(printable(f"{answer.path}: {first}" + (f"  ({', '.join(others)})" if others else "")))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,20 +18,20 @@ def onnx_program(
     network: nn.Module,
     batch: Tensor,
     *,
-    names: tuple[str, str] | None = None,
+    names: Sequence[str] | None = None,
     opset: int | None = None,
     optimize: bool = True,
 ) -> Any:
     """Export a network as torch's ONNXProgram, weights included, for batches of the size of `batch`.
 
-    names: Of input and output, for batches of any size. optimize: Simplify the graph, which adds a fifth to the time,
-    and which runtimes do by themselves.
+    names: Of the input and of each output, for batches of any size. optimize: Simplify the graph, which adds a fifth to
+    the time, and which runtimes do by themselves.
     """
     options: dict[str, Any] = {}
     if names is not None:
         options = {
             "input_names": [names[0]],
-            "output_names": [names[1]],
+            "output_names": list(names[1:]),
             "dynamic_shapes": ({0: torch.export.Dim("n", min=1)},),
         }
     options |= {"dynamo": True, "verbose": False, "opset_version": opset, "optimize": optimize}

@@ -3,59 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from finetune.open_set.held_out import HeldOut, held_out_scores
-from finetune.open_set.likeness import Fitted, Likeness, fit_likeness
-from finetune.open_set.unknown_scores import UnknownScores, estimate
+from finetune.open_set.likeness import Fitted, fit_likeness
+
+# Most pictures that are used, but two of each class: more change little, and take long.
+MOST_PICTURES = 1000
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """A likeness and the scores that its threshold is chosen by.
+    """A likeness and the scores that its threshold is chosen by. Places are among the pictures given to `gather`.
 
     Attributes:
         known: Pictures of the classes, each held out itself.
         held_out: Pictures whose class was held out.
-        background: Scores (m,) of pictures given as unknown.
     """
 
     known: Fitted
     held_out: HeldOut
-    background: Tensor
-
-    @property
-    def likeness(self) -> Likeness:
-        return self.known.likeness
-
-    def unknown(self) -> UnknownScores | None:
-        """The distribution of the scores of unknown pictures; None where nothing is known about them."""
-        return estimate(
-            self.held_out.scores.double().numpy(),
-            self.held_out.of_class.numpy(),
-            self.background.double().numpy(),
-            self.known.known.double().numpy(),
-            self.held_out.more_classes,
-        )
 
 
-def gather(
-    pooled: Tensor,
-    labels: Tensor,
-    widths: Sequence[int],
-    judging: Tensor | None = None,
-    background: Tensor | None = None,
-) -> Evidence:
+def gather(pooled: Tensor, labels: Tensor, widths: Sequence[int], judging: Tensor | None = None) -> Evidence:
     """Fit the likeness, and hold out pictures and classes in turn.
 
-    Args:
-        pooled, labels, widths, judging: As for `fit_likeness`.
-        background: Pooled activations (m, sum of widths) of pictures of none of the classes.
+    Arguments are those of `fit_likeness`. Of many pictures some are used, the same share of every class.
     """
+    some = _some(labels if judging is None else labels + int(labels.max() + 1) * judging, MOST_PICTURES)
+    pooled, labels = pooled[some], labels[some]
+    judging = None if judging is None else judging[some]
     fitted = fit_likeness(pooled, labels, widths, judging)
     held_out = held_out_scores(pooled, labels, widths, judging, fitted.likeness)
-    scores = torch.empty(0) if background is None else fitted.likeness(background)
-    return Evidence(fitted, held_out, scores)
+    return Evidence(
+        replace(fitted, places=some[fitted.places]),
+        replace(held_out, places=some[held_out.places]),
+    )
+
+
+def _some(groups: Tensor, most: int) -> Tensor:
+    """Places of about `most` pictures, or of all, ascending: the same share of every group and at least two of it."""
+    chosen = []
+    for group in groups.unique():
+        rows = (groups == group).nonzero()[:, 0]
+        count = min(len(rows), max(2, round(most * len(rows) / len(groups))))
+        chosen.append(rows[torch.linspace(0, len(rows) - 1, count).round().long()])
+    return torch.cat(chosen).sort().values

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from finetune.open_set.likeness import Likeness, fit_likeness
 
-# Most turns, each with as many classes held out, and most pictures that a score is fitted on in a turn.
-MOST_TURNS, MOST_PICTURES = 10, 1200
+# Most turns, each with as many classes held out; of more than MANY pictures, whose turns take long, FEW_TURNS.
+MOST_TURNS, MANY, FEW_TURNS = 10, 1500, 4
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,12 @@ def held_out_scores(
 ) -> HeldOut:
     """Score the pictures of each class by a likeness that was fitted on the other classes.
 
-    Many classes are held out in MOST_TURNS groups. Arguments are those of `fit_likeness`; where there are judging
+    Many classes are held out in groups. Arguments are those of `fit_likeness`; where there are judging
     pictures, those of the held-out classes are scored, and otherwise all. likeness: the score of all classes.
     """
     classes = int(labels.max()) + 1
-    turns = min(classes, MOST_TURNS)
+    turns = min(classes, MOST_TURNS if len(labels) <= MANY else FEW_TURNS)
     group = torch.arange(classes) % turns
-    some = _some(labels, MOST_PICTURES)
     scores, places = [], []
     for turn in range(turns):
         out = (group == turn)[labels]
@@ -50,7 +49,7 @@ def held_out_scores(
         left = (group != turn).nonzero()[:, 0]
         if not len(left) or not len(asked):
             continue
-        kept = (some & ~out).nonzero()[:, 0]
+        kept = (~out).nonzero()[:, 0]
         renamed = torch.searchsorted(left, labels[kept])
         fitted = fit_likeness(
             pooled[kept],
@@ -64,13 +63,3 @@ def held_out_scores(
     found = torch.cat(places) if places else torch.empty(0, dtype=torch.int64)
     more = classes / max(1, classes - -(-classes // turns))
     return HeldOut(torch.cat(scores) if scores else torch.empty(0), labels[found], found, more)
-
-
-def _some(labels: Tensor, most: int) -> Tensor:
-    """Which pictures are fitted on, (n,) bool: at most about `most`, the same share of every class and at least two."""
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
-        rows = (labels == label).nonzero()[:, 0]
-        count = min(len(rows), max(2, round(most * len(rows) / len(labels))))
-        chosen[rows[torch.linspace(0, len(rows) - 1, count).round().long()]] = True
-    return chosen

@@ -33,6 +33,7 @@ from finetune.report.figures import (
 )
 from finetune.report.page import render
 from finetune.report.results import RunResults, read_results
+from finetune.report.unknown import oscr_chart, unknown_album
 from finetune.strategies import NOT_MEASURED
 
 REPORT_FILE = "report.html"
@@ -112,6 +113,9 @@ def _values(results: RunResults, classifier: Classifier | None) -> dict[str, Any
         "unlabelled": None if run is None else run.unlabelled,
         "changes": results.changes,
         "to_label": _to_label(run),
+        "unknown": None if run is None else run.unknown,
+        "oscr_chart": None if run is None else oscr_chart(run.unknown),
+        "unknown_album": None if run is None else unknown_album(run.unknown, results.pictures),
         "calibration": None if run is None else run.calibration,
         "splits": {split: SPLITS[split] for split in splits},
         "totals": {split: sum(n for (of, _), n in results.per_split.items() if of == split) for split in splits},

@@ -114,7 +114,8 @@ def solve_again(
     hooks = None if heads.kept.width == backbone.width else stages.hooks
     network = Network(backbone, heads.kept.as_layer(), hooks)
     classifier = Classifier(network, rows.folder.classes, old.preprocessing, config, old.fabric)
-    outcome = measure(classifier, prepared, heads, TrainingResult(), display)
+    trained = metrics.kept != "head"
+    outcome = measure(classifier, prepared, heads, TrainingResult(), display, backbone_was_trained=trained)
     outcome = replace(outcome, metrics=_of_the_run(outcome.metrics, metrics))
     classifier.run_metrics = outcome.metrics
     return Solved(outcome, rows, KeptFeatures.of(rows, kept.depths, kept.widths, outcome.views), new)
