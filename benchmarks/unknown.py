@@ -106,13 +106,14 @@ def drawn(pictures: Pictures, size: int, kind: str, turn: int) -> Draw:
     left_out = max(1, len(order) // 10) if len(order) > 2 else 0
     known = sorted(order[:2] if kind == "two" else order[left_out:])
     unknown = list(order[2:][:left_out] if kind == "two" else order[:left_out])
-    learned, asked = [], []
+    learned: list[int] = []
+    asked: list[int] = []
     for label in known:
         rows = np.flatnonzero(((pictures.labels == int(label)) & ~pictures.judging).numpy())
-        learned += list(random.permutation(rows)[:size])
+        learned += random.permutation(rows)[:size].tolist()
         asked += list(np.flatnonzero(((pictures.labels == int(label)) & pictures.judging).numpy()))
     names = {label: position for position, label in enumerate(known)}
-    asked = [asked[at] for at in np.linspace(0, len(asked) - 1, min(KNOWN, len(asked))).astype(int)]
+    asked = [int(asked[at]) for at in np.linspace(0, len(asked) - 1, min(KNOWN, len(asked))).astype(int)]
     of_unknown = torch.isin(pictures.labels, torch.tensor(unknown, dtype=torch.int64))
 
     def renamed(rows: Sequence[int]) -> Tensor:

@@ -1,6 +1,6 @@
 """Export of a classifier as one file for other programs, ONNX or torch.export, checked against the run.
 
-The file maps pixels to probabilities and, where the run stores what tells unknown pictures, to unknown scores:
+The file maps pixels to probabilities and, in ONNX where the run stores what tells unknown pictures, unknown scores:
 normalisation, network, temperature, likeness to the classes. With onnxruntime:
 
     about = json.load(open("pets.onnx.json"))["preprocessing"]
@@ -83,7 +83,7 @@ def export(
     with ten-crop views, and returns probabilities (n, classes). The file is kept only if it gives the same labels as
     the classifier in float32 on the CPU, and the same probabilities to within `tolerance`.
 
-    Where the run stores what tells unknown pictures, a second output has unknown scores (n,), those of
+    Where the run stores what tells unknown pictures, a second output of the ONNX file has unknown scores (n,), those of
     `Prediction.unknown_score`, and the description lists thresholds under "unknown": for a rate of false accepts, a
     picture is of none of the classes where its score is above the threshold. The scores are compared too.
 
@@ -118,7 +118,7 @@ def export(
     saved = read_run_config(run)
     file = _place(run, None if out is None else Path(out), format)
     classifier = load(run, device="cpu", precision="float32")
-    if (run / UNKNOWN_FILE).exists():
+    if format == "onnx" and (run / UNKNOWN_FILE).exists():
         classifier.require_unknown()
     sources = _validation_pictures(run, saved) if pictures is None else list_unlabelled([Path(pictures)])
 

@@ -152,8 +152,6 @@ def test_the_export_gives_the_same_scores_and_lists_thresholds(place: Path, tmp_
         found = answers(classifier, paths, false_accept_rate=row["false_accept_rate"])
         assert [score > row["threshold"] for score in scores] == [answer.unknown for answer in found]
         assert scores == pytest.approx([answer.unknown_score for answer in found], abs=1e-3)
-    about = finetune.export(place / "run", tmp_path / "out.pt2", format="torch-export")
-    assert about["parity"]["largest_score_difference"] < 1e-3
 
 
 def test_an_older_run_says_what_to_do_and_exports_without_scores(
@@ -282,3 +280,20 @@ def test_the_report_shows_the_curve_and_the_nearest_pictures(place: Path) -> Non
     assert shares == sorted(shares, reverse=True)
     for each in (*figures["nearly_refused"], *figures["nearly_accepted"]):
         assert (place / "photos" / each["path"]).exists()
+
+
+def test_an_extended_run_tells_unknown_pictures_of_its_new_classes(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "run", tmp_path / "run")
+    draw(tmp_path / "more" / "stripes", (0, 0, 0), 8, 70)
+    for number, path in enumerate(sorted((place / "other").iterdir())[:8]):
+        shutil.copy(path, tmp_path / "more" / "stripes" / f"{number:02d}.png")
+    paths = sorted((place / "other").iterdir())
+    before = (tmp_path / "run" / UNKNOWN_FILE).read_bytes()
+    classifier = finetune.extend(tmp_path / "run", tmp_path / "more", device="cpu")
+    stored = finetune.load(tmp_path / "run", device="cpu")
+    assert stored.require_unknown().likeness.means.shape[0] == 5
+    found = answers(stored, paths, false_accept_rate=0.3)
+    assert found == answers(classifier, paths, false_accept_rate=0.3)
+    assert sum(answer.unknown for answer in found) < 12, "most were of no class before"
+    finetune.undo(tmp_path / "run")
+    assert (tmp_path / "run" / UNKNOWN_FILE).read_bytes() == before
