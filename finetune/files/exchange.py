@@ -137,9 +137,9 @@ def _carry_through(folder: Path, journal: Path, plan: _Plan) -> None:
 
 def delete_whole(path: Path) -> None:
     """Delete a file or a folder, in one step where it is a folder: half of one is never left under its name."""
+    gone = path.with_name(f"{path.name}-gone" if path.name.startswith(".") else f".{path.name}-gone")
+    shutil.rmtree(gone, ignore_errors=True)  # of a process that was killed while deleting it
     if path.is_dir() and not path.is_symlink():
-        gone = path.with_name(f"{path.name}-gone" if path.name.startswith(".") else f".{path.name}-gone")
-        shutil.rmtree(gone, ignore_errors=True)
         path.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
     else:

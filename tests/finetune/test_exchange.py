@@ -85,6 +85,7 @@ def test_whenever_it_is_killed_all_files_are_old_or_all_are_new(
         # What the killed process wrote beside the run is deleted by the next change.
         now = {name: text for name, text in content(folder).items() if not name.startswith(".")}
         assert now in (OLD, NEW | (EARLIER if kept_in else {})), moment
+        assert now == OLD or not (folder / ".kept-gone").exists(), moment
         found.add(now == OLD)
         exchanged(folder, None)
         if not killed:
