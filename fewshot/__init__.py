@@ -8,6 +8,7 @@ TYPE_CHECKING = False  # as in typing, whose import would delay the handling of 
 if TYPE_CHECKING:
     from typing import Any
 
+    from fewshot.app.serve import make_app
     from fewshot.cli.demo import run_demo
     from fewshot.cli.info import info
     from fewshot.collection.merging import merge_parts
@@ -61,6 +62,7 @@ __all__ = [
     "embed_shard",
     "embed_with_ray",
     "info",
+    "make_app",
     "merge_parts",
     "open_index",
     "open_set",
@@ -97,6 +99,7 @@ _ROOMS = {
     "embed_shard": "collection.shards",
     "embed_with_ray": "collection.ray_index",
     "info": "cli.info",
+    "make_app": "app.serve",
     "merge_parts": "collection.merging",
     "open_index": "search.picture_index",
     "open_set": "finetune.open_set.metrics",

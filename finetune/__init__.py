@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from finetune.api.fit import fit
     from finetune.api.inspect import Inspection, inspect_folder
     from finetune.api.preview import find_rate, probe_folder
+    from finetune.app.serve import make_app
     from finetune.classifier.classifier import Classifier, Prediction, load
     from finetune.classifier.explain import HeatMap, heat_maps
     from finetune.classifier.export import export
@@ -63,6 +64,7 @@ __all__ = [
     "history",
     "inspect_folder",
     "load",
+    "make_app",
     "probe_folder",
     "run_demo",
     "sort_pictures",
@@ -102,6 +104,7 @@ _ROOMS = {
     "history": "api.changes.undo",
     "inspect_folder": "api.inspect",
     "load": "classifier.classifier",
+    "make_app": "app.serve",
     "probe_folder": "api.preview",
     "run_demo": "api.demo",
     "sort_pictures": "classifier.sorting",

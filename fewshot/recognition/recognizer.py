@@ -214,8 +214,12 @@ class Recognizer:
         false_accept_rate: float | None = None,
         threshold: float | None = None,
         nearest: bool = False,
+        alone: bool = False,
     ) -> list[Recognition | UnreadablePicture]:
         """Recognise pictures, or all pictures below a folder. The options are those of `recognize`.
+
+        alone: Run the encoder on one picture at a time. Its answer is then bit for bit the same, whatever the other
+        pictures are; in batches, its last digits depend on the size of the batch.
 
         Returns:
             For each picture, in order, the answer or the error that says why it cannot be read.
@@ -223,10 +227,12 @@ class Recognizer:
         accepted_from = self._accepted_from(false_accept_rate, threshold, nearest)
         if isinstance(pictures, (str, Path)) and Path(pictures).is_dir():
             pictures = list_unlabelled([Path(pictures)])
-        found = self.embedder.embed_all(pictures, display=display)
+        found = self.embedder.embed_all(pictures, batch_size=1 if alone else None, display=display)
         readable = np.array([number not in found.unreadable for number in range(len(found.vectors))], bool)
-        likeness = self.gallery.likeness(found.vectors[readable])
-        shown = zip(likeness.similarity, likeness.score, strict=True)
+        vectors = found.vectors[readable]
+        parts = [vectors[at : at + 1] for at in range(len(vectors))] if alone else [vectors]
+        compared = [self.gallery.likeness(part) for part in parts]
+        shown = [pair for likeness in compared for pair in zip(likeness.similarity, likeness.score, strict=True)]
         known = iter([self._answer(similarity, score, accepted_from) for similarity, score in shown])
         return [
             next(known) if good else UnreadablePicture(_name(pictures, number), found.unreadable[number])

@@ -266,6 +266,7 @@ class Classifier:
         top: int = 5,
         min_probability: float = 0.0,
         false_accept_rate: float | None = None,
+        alone: bool = False,
         display: Display | None = None,
     ) -> list[Prediction | UnreadablePicture]:
         """Predict the class of each picture.
@@ -279,6 +280,8 @@ class Classifier:
                 marked as unknown, and so are some pictures of the classes, the more the smaller the rate. The threshold
                 comes from classes that were held out in turn; unknown pictures that are more like a class than those
                 were are accepted more often. At 1, and for None, no picture is unknown.
+            alone: Run the network on one picture at a time. Its answer is then bit for bit the same, whatever the other
+                pictures are; in batches, its last digits depend on the size of the batch. Slower for small networks.
             display: Shows progress.
 
         Returns:
@@ -295,7 +298,7 @@ class Classifier:
             raise InputError(f"min_probability must be between 0 and 1, not {min_probability}")
         threshold = None if false_accept_rate is None else self.require_unknown().threshold(false_accept_rate)
         pictures = list(pictures)  # a data frame column is indexed by labels, not positions
-        found = self._outputs(pictures, scored=threshold is not None, display=display)
+        found = self._outputs(pictures, scored=threshold is not None, alone=alone, display=display)
         log_probabilities, contents = self._calibrated(found.values[..., : len(self.classes)]), found.contents
         scores: list[float | None] = [None] * len(found.index)
         if threshold is not None:
@@ -346,19 +349,20 @@ class Classifier:
             )
 
     def log_probabilities(
-        self, pictures: Sequence[Picture | StoredPicture], *, display: Display | None = None
+        self, pictures: Sequence[Picture | StoredPicture], *, alone: bool = False, display: Display | None = None
     ) -> tuple[Tensor, Tensor, dict[int, Content]]:
         """Calibrated log-probabilities, averaged over the views of a picture where there are several.
 
         Args:
             pictures: Paths, bytes, arrays or PIL images.
+            alone: As for `predict_all`.
             display: Shows progress.
 
         Returns:
             Log-probabilities (n, classes) of the n readable pictures, their positions (n,), and for every position its
             content hash, or the reason why it cannot be read.
         """
-        outputs = self._outputs(pictures, scored=False, display=display)
+        outputs = self._outputs(pictures, scored=False, alone=alone, display=display)
         return self._calibrated(outputs.values), outputs.index, outputs.contents
 
     def scored(
@@ -380,7 +384,12 @@ class Classifier:
         return known, found.values[..., -1].mean(1), found.index, found.contents
 
     def _outputs(
-        self, pictures: Sequence[Picture | StoredPicture], *, scored: bool, display: Display | None
+        self,
+        pictures: Sequence[Picture | StoredPicture],
+        *,
+        scored: bool,
+        alone: bool = False,
+        display: Display | None,
     ) -> Outputs:
         """Logits (n, views, classes) of the readable pictures, with the unknown score as last column for `scored`."""
         network = self.scored_network() if scored else self.network
@@ -391,6 +400,7 @@ class Classifier:
                 self.preprocessing,
                 self.pictures(pictures),
                 workers=self.config.workers,
+                batch_size=1 if alone else None,
                 test_time=self.config.test_time,
                 advance=advance,
             )

@@ -59,6 +59,7 @@ def run_frozen(
     pictures: Pictures | Sequence[Batch],
     *,
     workers: int | None = None,
+    batch_size: int | None = None,
     test_time: str = "plain",
     advance: Advance | None = None,
 ) -> Outputs:
@@ -70,6 +71,7 @@ def run_frozen(
         preprocessing: Normalisation of the pictures.
         pictures: Pictures to read, or batches that are in memory.
         workers: Number of processes beside a GPU, or of threads on a CPU, that read pictures. None for one per core.
+        batch_size: As for `run_over`.
         test_time: "flip" adds the mirror image as a second view. With "ten-crop" the pictures already have ten views.
         advance: Called with the number of pictures that are done.
     """
@@ -77,7 +79,7 @@ def run_frozen(
     network.eval()
     try:
         over_views = _OverViews(fabric, network, preprocessing, test_time)
-        return run_over(fabric.device, over_views, pictures, workers=workers, advance=advance)
+        return run_over(fabric.device, over_views, pictures, batch_size=batch_size, workers=workers, advance=advance)
     finally:
         network.train(was_training)
 

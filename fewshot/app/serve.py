@@ -1,0 +1,66 @@
+"""A recogniser over HTTP: `make_app`, for `fewshot serve` and for mounting in other apps."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from finetune.app.library import check_installed
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from fewshot.recognition.recognizer import Recognizer
+
+
+def make_app(
+    recognizer: Recognizer,
+    *,
+    token: str | None = None,
+    hosts: Collection[str] | None = None,
+    most_megabytes: float = 32,
+    most_pictures: int = 64,
+    most_waiting: int = 256,
+    window: float = 0.002,
+) -> FastAPI:
+    """An ASGI app that recognises pictures: `POST /predict`, `GET /metadata`, `GET /healthz`, `GET /openapi.json`.
+
+    Pictures of requests that arrive together are answered together. Each goes through the encoder alone, so that its
+    answer does not depend on the others. The app can be run by any ASGI server, or mounted in another app.
+
+    Args:
+        recognizer: With one enrolled class or more. It must not be changed meanwhile.
+        token: Wanted in the header `Authorization: Bearer TOKEN` of every request but `GET /healthz`.
+        hosts: Names that requests may call the service by, beside IP addresses. None for any.
+        most_megabytes: Largest body of a request, in MB.
+        most_pictures: Most pictures in a request.
+        most_waiting: Most pictures in the queue; more are refused with status 503 and `Retry-After`.
+        window: Seconds that a picture waits for others, unless many wait already.
+
+    Returns:
+        The app.
+
+    Raises:
+        InputError: If the extra `app` is not installed, or nothing is enrolled.
+
+    Example:
+        >>> from fastapi.testclient import TestClient
+        >>> from fewshot import Embedder, Recognizer, make_app
+        >>> recognizer = Recognizer(Embedder.load("omniglot", device="cpu")).enrol("stop", "signs/class00/00.png")
+        >>> client = TestClient(make_app(recognizer))
+        >>> answer = client.post("/predict", content=Path("sign.png").read_bytes())
+        >>> answer.json()["predictions"][0]["nearest"]
+        'stop'
+    """
+    check_installed()
+    from fewshot.app.gallery_service import GalleryService, add_paths
+    from finetune.app.service import new_app
+    from finetune.app.uploads import MEGABYTE, Bounds
+
+    recognizer.expect()  # InputError where nothing is enrolled
+    size = int(most_megabytes * MEGABYTE)
+    bounds = Bounds(request=size, pictures=most_pictures, held=max(8 * size, Bounds.held))
+    service = GalleryService(recognizer, bounds=bounds, most_waiting=most_waiting, window=window)
+    app = new_app(service, title="fewshot serve", about="Classes of pictures, or unknown.", token=token, hosts=hosts)
+    add_paths(app, service)
+    return app

@@ -1,0 +1,56 @@
+"""Commands that answer over HTTP: serve."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from finetune.app.options import at_place, most_megabytes, place_of, waiting
+from finetune.app.options import serve as run_service
+from finetune.options.command_line import existing, on_device
+from finetune.options.help_text import HelpfulCommand
+from finetune.terminal import printable
+
+
+@click.command(cls=HelpfulCommand)
+@click.argument("run", type=existing)
+@at_place(8000)
+@most_megabytes
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(1),
+    show_default="that of the run",
+    help="Most pixels of a picture. Decoding takes up to 16 bytes for each, on every core.",
+)
+@waiting
+@on_device
+def serve(
+    run: Path,
+    host: str,
+    port: int,
+    token_file: Path | None,
+    allowed: tuple[str, ...],
+    most_megabytes: float,
+    max_pixels: int | None,
+    queue: int,
+    device: str,
+) -> None:
+    """Answer pictures over HTTP.
+
+    RUN is a folder that `finetune fit` wrote. POST /predict takes a picture as its body, or several as
+    multipart/form-data; GET /metadata, /healthz and /openapi.json describe the service. Only programs of this machine
+    can reach it, unless --host says otherwise. It stops at Ctrl-C, when the requests that have begun are answered.
+    """
+    import finetune
+
+    place = place_of(host, port, token_file, allowed)
+    classifier = finetune.load(run, device=device)
+    if max_pixels is not None:
+        classifier.config = replace(classifier.config, max_pixels=max_pixels)
+    app = finetune.make_app(
+        classifier, token=place.token, hosts=place.hosts, most_megabytes=most_megabytes, most_waiting=queue
+    )
+    app.state.service.warm_up()
+    run_service(app, place, lambda address: click.echo(printable(f"{run}: POST pictures to {address}/predict")))
