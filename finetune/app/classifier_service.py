@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -9,13 +10,15 @@ from fastapi import FastAPI, Query, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from finetune.app.refusals import Refused
 from finetune.app.service import BODY, REFUSALS, Service, predictions
 from finetune.app.uploads import MEGABYTE, Bounds
 from finetune.classifier.classifier import Classifier, Prediction
-from finetune.errors import UnreadablePicture
+from finetune.errors import InputError, UnreadablePicture
+from finetune.terminal import in_one_line
 
-# Most classes in an answer.
-MOST_CLASSES = 100
+# Most classes in an answer; digits of a rate that count.
+MOST_CLASSES, RATE_DIGITS = 100, 4
 
 
 class ClassShare(BaseModel):
@@ -32,6 +35,7 @@ class PictureAnswer(BaseModel):
     label: str | None = None
     probability: float | None = None
     unsure: bool | None = None
+    unknown: bool | None = None
     top: list[ClassShare] | None = None
     error: str | None = None
 
@@ -50,8 +54,28 @@ class ClassifierService(Service[Prediction]):
         self.classifier = classifier
 
     def predict(self, pictures: Sequence[bytes]) -> list[Prediction | UnreadablePicture]:
-        """The predictions, each as if its picture were the only one."""
-        return self.classifier.predict_all(pictures, top=MOST_CLASSES, alone=True)
+        """The predictions, each as if its picture were the only one. They carry unknown scores where the run can."""
+        rate = None if self._why_not_unknown() else 1.0
+        return self.classifier.predict_all(pictures, top=MOST_CLASSES, false_accept_rate=rate, alone=True)
+
+    async def most_unknown(self, rate: float | None) -> float:
+        """The unknown score above which a picture is unknown, for a rate of false accepts; none is for None.
+
+        Raises:
+            Refused: Where the run stores nothing about unknown pictures.
+        """
+        if rate is None:
+            return math.inf
+        if why := self._why_not_unknown():
+            raise Refused(422, f"false_accept_rate: {why}")
+        return -await self.batches.run(lambda: self.classifier.require_unknown().threshold(round(rate, RATE_DIGITS)))
+
+    def _why_not_unknown(self) -> str | None:
+        try:
+            self.classifier.require_unknown()
+        except InputError as error:
+            return in_one_line(str(error))
+        return None
 
     def metadata(self) -> dict[str, Any]:
         """What a client may know of the classifier, as JSON values."""
@@ -65,6 +89,7 @@ class ClassifierService(Service[Prediction]):
             "accuracy": None if metrics is None else metrics.accuracy,
             "interval": None if metrics is None or metrics.interval is None else list(metrics.interval),
             "measured_on": None if metrics is None or metrics.accuracy is None else [metrics.n, metrics.split],
+            "tells_unknown": self._why_not_unknown() is None,
             "device": classifier.fabric.device.type,
             "most_megabytes": bounds.request / MEGABYTE,
             "most_pictures": bounds.pictures,
@@ -88,9 +113,18 @@ def add_paths(app: FastAPI, service: ClassifierService) -> None:
         min_probability: Annotated[
             float, Query(ge=0, le=1, description="Less probable answers are marked as unsure.")
         ] = 0.0,
+        false_accept_rate: Annotated[
+            float | None,
+            Query(
+                ge=10**-RATE_DIGITS,
+                le=1,
+                description="Share of pictures of none of the classes that may be accepted; others are marked unknown.",
+            ),
+        ] = None,
     ) -> Response:
+        most = await service.most_unknown(false_accept_rate)
         answers = await service.answers(request)
-        rows = [{"name": upload.name} | row(answer, top, min_probability) for upload, answer in answers]
+        rows = [{"name": upload.name} | row(answer, top, min_probability, most) for upload, answer in answers]
         return predictions(rows)
 
     @app.get("/metadata", summary="Classes, backbone, accuracy and bounds", responses={401: REFUSALS[401]})
@@ -98,7 +132,9 @@ def add_paths(app: FastAPI, service: ClassifierService) -> None:
         return service.metadata()
 
 
-def row(answer: Prediction | UnreadablePicture, top: int, min_probability: float) -> dict[str, Any]:
+def row(
+    answer: Prediction | UnreadablePicture, top: int, min_probability: float, most_unknown: float
+) -> dict[str, Any]:
     """An answer as JSON values, with the names of `finetune predict --json`."""
     if isinstance(answer, UnreadablePicture):
         return {"error": answer.reason}
@@ -106,5 +142,6 @@ def row(answer: Prediction | UnreadablePicture, top: int, min_probability: float
         "label": answer.label,
         "probability": round(answer.probability, 6),
         "unsure": answer.probability < min_probability,
+        "unknown": answer.unknown_score is not None and answer.unknown_score > most_unknown,
         "top": [{"label": label, "probability": round(share, 6)} for label, share in answer.top[:top]],
     }

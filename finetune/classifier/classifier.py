@@ -301,7 +301,7 @@ class Classifier:
         found = self._outputs(pictures, scored=threshold is not None, alone=alone, display=display)
         log_probabilities, contents = self._calibrated(found.values[..., : len(self.classes)]), found.contents
         scores: list[float | None] = [None] * len(found.index)
-        if threshold is not None:
+        if threshold is not None and len(found.index):
             scores = found.values[..., -1].mean(1).tolist()
         names = [str(picture) if isinstance(picture, (str, Path, StoredPicture)) else None for picture in pictures]
         answers: list[Prediction | UnreadablePicture] = [

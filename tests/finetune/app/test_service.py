@@ -52,7 +52,8 @@ def client(app: FastAPI) -> Iterator[httpx.Client]:
 def expected(classifier: finetune.Classifier, picture: bytes) -> dict[str, Any]:
     found = classifier.predict(picture)
     shares = [{"label": label, "probability": pytest.approx(share, abs=1e-5)} for label, share in found.top]
-    return {"label": found.label, "probability": shares[0]["probability"], "unsure": False, "top": shares}
+    answer = {"label": found.label, "probability": shares[0]["probability"], "top": shares}
+    return answer | {"unsure": False, "unknown": False}
 
 
 def test_pictures_get_the_answers_of_the_classifier(
@@ -132,6 +133,21 @@ def test_what_cannot_be_answered_is_refused_with_the_reason(
     assert "\n" not in answer.json()["detail"]
     assert client.post("/predict", content=pictures[0]).status_code == 200
     assert capfd.readouterr().err == ""
+
+
+def test_pictures_of_no_class_are_unknown_by_the_rate(
+    client: httpx.Client, classifier: finetune.Classifier, pictures: list[bytes]
+) -> None:
+    shown = [*pictures, b"P6 2 2 255\n" + bytes(12), b"P6 1 1 255\n\xff\xff\xff"]
+    known = classifier.predict_all(shown, false_accept_rate=0.3)
+    found = []
+    for start in range(0, len(shown), 8):
+        parts = [("picture", ("a", each)) for each in shown[start : start + 8]]
+        found += client.post("/predict", files=parts, params={"false_accept_rate": 0.3}).json()["predictions"]
+    expected = [each.unknown for each in known if isinstance(each, finetune.Prediction)]
+    assert [each["unknown"] for each in found] == expected
+    assert set(expected) == {True, False}
+    assert client.get("/metadata").json()["tells_unknown"] is True
 
 
 def test_a_request_from_its_own_page_is_answered(client: httpx.Client, pictures: list[bytes]) -> None:

@@ -297,3 +297,11 @@ def test_an_extended_run_tells_unknown_pictures_of_its_new_classes(place: Path, 
     assert sum(answer.unknown for answer in found) < 12, "most were of no class before"
     finetune.undo(tmp_path / "run")
     assert (tmp_path / "run" / UNKNOWN_FILE).read_bytes() == before
+
+
+def test_a_picture_that_cannot_be_read_has_no_score_and_is_named(place: Path, run: Callable[..., Answer]) -> None:
+    bad = place / "bad.png"
+    bad.write_text("no picture")
+    answer = run("predict", place / "run", bad, "--false-accept-rate", "0.1", "--device", "cpu")
+    assert answer.code == 2
+    assert answer.err.endswith(f"finetune: {bad}: not a picture\n")
