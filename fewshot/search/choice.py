@@ -116,8 +116,8 @@ class Choice:
             order = np.random.default_rng(0).permutation(n)
             floor = max(self.least_recall, AUTO_RECALL) if self.kind == "auto" else self.least_recall
             engine = build(structure, vectors[order], floor=floor, gpu=self.gpu)
-            slow = isinstance(engine, Approximate) and engine.share_compared() > AUTO_SHARE
-            if not (self.kind == "auto" and slow and self.fits("exact", n, key_bytes)):
+            slow = self.kind == "auto" and isinstance(engine, Approximate) and engine.share_compared() > AUTO_SHARE
+            if not (slow and self.fits("exact", n, key_bytes)):
                 return engine, order
         return Exact.of(vectors, self.gpu), np.arange(n)
 

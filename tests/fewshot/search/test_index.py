@@ -40,6 +40,7 @@ def test_a_search_returns_at_most_the_size_of_the_index(kind: str) -> None:
 def test_an_empty_index_returns_no_neighbours(kind: str) -> None:
     index = Index(WIDTH, kind=kind)
     assert list(index.search(unit(2))) == [[], []]
+    index.compact()
     assert index.keys == ()
     assert index.vectors([]).shape == (0, WIDTH)
     assert list(filled(3, kind).search(unit(0))) == []
