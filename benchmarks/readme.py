@@ -1,4 +1,4 @@
-"""Put the tables that benchmarks/results/*.json hold into README.md and the model card, between their markers.
+"""Put the tables of benchmarks/results/*.json into README.md, docs/unknown.md and the model card, between markers.
 
 python benchmarks/readme.py
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 import few_pictures as few
 import programs
+import unknown_tables as unknown
 from regret import HEADINGS, backbones, cells, summary
 from regret import rows as regret_rows
 
@@ -52,6 +53,12 @@ def main() -> None:
     if (RESULTS / "omniglot.json").exists():
         result = read_json(RESULTS / "omniglot.json")
         write_text(card, put(card.read_text(encoding="utf-8"), "card", shipped(result)))
+
+    if (RESULTS / "unknown.json").exists():
+        result, page = read_json(RESULTS / "unknown.json"), ROOT / "docs" / "unknown.md"
+        text = put(page.read_text(encoding="utf-8"), "scores", markdown(*unknown.score_rows(result)))
+        text = put(text, "rates", markdown(*unknown.rate_rows(result)))
+        write_text(page, put(text, "summary", unknown.summary(result)))
 
 
 def put(text: str, name: str, table: str) -> str:

@@ -21,6 +21,7 @@ the rate asked for on average, or a set where nearly all known pictures are refu
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,7 +156,8 @@ def measured(about: dict[str, Any]) -> dict[str, Any]:
     if len(draw.background):
         given = model.with_background(model.likeness(pictures.pooled[draw.background]).double().numpy())
         found["with_background"] = kept_rates(given, scores["product"], n, m, correct)
-    return found
+    rounded: dict[str, Any] = json.loads(json.dumps(found), parse_float=lambda digits: round(float(digits), 4))
+    return rounded
 
 
 def kept_rates(model: UnknownModel, scores: np.ndarray, n: int, m: int, correct: np.ndarray) -> list[dict[str, Any]]:

@@ -1,0 +1,100 @@
+"""The tables of docs/unknown.md, of the rows of benchmarks/results/unknown.json that chose nothing."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+NAMES = {
+    "softmax": "largest softmax",
+    "logit": "largest logit",
+    "energy": "energy",
+    "mahalanobis": "Mahalanobis",
+    "relative mahalanobis": "relative Mahalanobis",
+    "nearest": "five nearest pictures",
+    "product": "`finetune predict`",
+}
+CLASSES = {"many": "all but some", "two": "two"}
+
+
+def judging(result: Row) -> list[Row]:
+    """Rows of networks and sets that neither the score nor a constant was chosen on."""
+    chosen = set(result["chosen_on"])
+    return [row for row in result["rows"] if row["set"] not in chosen or row["backbone"] != "tf_mobilenetv3_small_100"]
+
+
+def score_rows(result: Row) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """AUROC of every score, near and far: mean over the sets, and the set with the least."""
+    rows = [row for row in judging(result) if row["classes"] == "many"]
+    sizes = sorted({row["size"] for row in rows})
+    table = []
+    for score, name in NAMES.items():
+        cells = []
+        for kind in ("near", "far"):
+            for size in sizes:
+                means = by_set(
+                    [row for row in rows if row["size"] == size],
+                    lambda row, kind=kind, score=score: row["scores"][score].get(kind, [None])[0],
+                )
+                cells.append(f"{statistics.mean(means.values()):.3f} ({min(means.values()):.2f})")
+        table.append((name, *cells))
+    return ("score", *(f"{kind}, {size}" for kind in ("near", "far") for size in sizes)), table
+
+
+def rate_rows(result: Row) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """What the thresholds let pass beside the rate asked for, and what they refuse of the classes."""
+    table = []
+    for classes, called in CLASSES.items():
+        for size in (5, 10, 50):
+            rows = [row for row in judging(result) if (row["classes"], row["size"]) == (classes, size)]
+            for place, rate in enumerate(result["rates"]):
+                if rate not in (0.05, 0.1, 0.2):
+                    continue
+                cells = []
+                for how in ("threshold", "with_background"):
+                    for kind in ("near", "far", "refused"):
+                        means = by_set(
+                            rows,
+                            lambda row, how=how, kind=kind, place=place: (row.get(how) or [{}] * 9)[place].get(kind),
+                        )
+                        cells.append(shares(means))
+                table.append((called, str(size), f"{rate:.0%}", *cells))
+    headings = ("classes", "pictures a class", "asked", "near accepted", "far accepted", "classes refused")
+    given = ("near, with background", "far, with background", "refused, with background")
+    return (*headings, *given), table
+
+
+def summary(result: Row) -> str:
+    """How far the accepted share is from the rate asked for, over sets, sizes and rates of 5 to 20 %."""
+    apart: list[float] = []
+    for size in (5, 10, 50):
+        rows = [row for row in judging(result) if (row["classes"], row["size"]) == ("many", size)]
+        for place, rate in enumerate(result["rates"]):
+            if rate >= 0.05:
+                means = by_set(rows, lambda row, place=place: row["threshold"][place].get("near"))
+                apart += [100 * (value - rate) for value in means.values()]
+    mean, spread = statistics.mean(apart), statistics.stdev(apart)
+    return (
+        f"Over sets, 5 to 50 pictures a class and rates of 5 to 20 %, the share of near unknown pictures that passes "
+        f"differs from the rate asked for by {mean:+.1f} points on average, with a standard deviation of {spread:.1f}: "
+        f"from {min(apart):+.0f} to {max(apart):+.0f} points."
+    )
+
+
+def by_set(rows: Sequence[Row], value: Callable[[Row], float | None]) -> dict[tuple[str, str], float]:
+    """Means over the draws of each set and network."""
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in rows:
+        number = value(row)
+        if number is not None:
+            found[row["set"], row["backbone"]].append(number)
+    return {key: statistics.mean(values) for key, values in found.items()}
+
+
+def shares(means: Mapping[Any, float]) -> str:
+    """The mean over sets, with the least and the most."""
+    values = list(means.values())
+    return f"{statistics.mean(values):.0%} ({min(values):.0%} to {max(values):.0%})"
