@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -35,10 +35,7 @@ def score_rows(result: Row) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         cells = []
         for kind in ("near", "far"):
             for size in sizes:
-                means = by_set(
-                    [row for row in rows if row["size"] == size],
-                    lambda row, kind=kind, score=score: row["scores"][score].get(kind, [None])[0],
-                )
+                means = by_set([row for row in rows if row["size"] == size], "scores", score, kind, 0)
                 cells.append(f"{statistics.mean(means.values()):.3f} ({min(means.values()):.2f})")
         table.append((name, *cells))
     return ("score", *(f"{kind}, {size}" for kind in ("near", "far") for size in sizes)), table
@@ -56,10 +53,7 @@ def rate_rows(result: Row) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
                 cells = []
                 for how in ("threshold", "with_background"):
                     for kind in ("near", "far", "refused"):
-                        means = by_set(
-                            rows,
-                            lambda row, how=how, kind=kind, place=place: (row.get(how) or [{}] * 9)[place].get(kind),
-                        )
+                        means = by_set(rows, how, place, kind)
                         cells.append(shares(means))
                 table.append((called, str(size), f"{rate:.0%}", *cells))
     headings = ("classes", "pictures a class", "asked", "near accepted", "far accepted", "classes refused")
@@ -74,7 +68,7 @@ def summary(result: Row) -> str:
         rows = [row for row in judging(result) if (row["classes"], row["size"]) == ("many", size)]
         for place, rate in enumerate(result["rates"]):
             if rate >= 0.05:
-                means = by_set(rows, lambda row, place=place: row["threshold"][place].get("near"))
+                means = by_set(rows, "threshold", place, "near")
                 apart += [100 * (value - rate) for value in means.values()]
     mean, spread = statistics.mean(apart), statistics.stdev(apart)
     return (
@@ -84,13 +78,15 @@ def summary(result: Row) -> str:
     )
 
 
-def by_set(rows: Sequence[Row], value: Callable[[Row], float | None]) -> dict[tuple[str, str], float]:
-    """Means over the draws of each set and network."""
+def by_set(rows: Sequence[Row], *path: str | int) -> dict[tuple[str, str], float]:
+    """Means over the draws of each set and network of the number at a path; rows without it are left out."""
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in rows:
-        number = value(row)
-        if number is not None:
-            found[row["set"], row["backbone"]].append(number)
+        value: Any = row
+        for key in path:
+            value = value.get(key) if isinstance(value, Mapping) else value[key] if value else None
+        if value is not None:
+            found[row["set"], row["backbone"]].append(value)
     return {key: statistics.mean(values) for key, values in found.items()}
 
 

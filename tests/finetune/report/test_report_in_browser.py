@@ -25,7 +25,26 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(made_run(tmp_path_factory.mktemp("few"), ["cats", "dogs"], 60, certainty=1.5))
+    shown = [{"path": f"test/cats/{number:05d}.jpg", "label": "cats", "likeness": -number} for number in range(8)]
+    unknown = {
+        "known": 60,
+        "unknown": 60,
+        "accuracy": 0.9,
+        "auroc": 0.8,
+        "fpr95": 0.5,
+        "oscr": 0.75,
+        "curve": [[0, 0], [0.2, 0.5], [1, 0.9]],
+        "rates": [
+            {"rate": 0.05, "accepted": [0.05, 0.01, 0.2], "refused": 0.4},
+            {"rate": 0.2, "accepted": [0.2, 0.1, 0.4]},
+        ],
+        "shown_at": 0.05,
+        "nearly_refused": shown,
+        "nearly_accepted": [*shown, {"path": "test/<b>gone.jpg", "label": "<i>", "likeness": 0.5}],
+        "trained": True,
+    }
+    place = tmp_path_factory.mktemp("few")
+    return write_report(made_run(place, ["cats", "dogs"], 60, certainty=1.5, unknown=unknown))
 
 
 def assert_fits_and_shows(opened: Opened, *, more_than: int = -1) -> None:
@@ -48,6 +67,8 @@ def test_the_page_of_two_classes_is_complete_accessible_and_fits(
 ) -> None:
     opened = Opened(browser, few, width=width, scheme=scheme)
     assert_fits_and_shows(opened, more_than=30)
+    assert opened.page.locator("#unknown .pictures img").count() == 16
+    assert opened.page.locator("#unknown").get_by_text("file is gone").count() == 1
     assert opened.violations() == []
     assert opened.requests == []
     assert opened.complaints == []
