@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from finetune.data.loader import cores
@@ -45,10 +46,10 @@ def ray_cluster(address: str | None, workers: int | None) -> Iterator[Any]:
     Raises:
         InputError: If Ray is not installed, or no cluster answers at the address.
     """
-    ray = imported_ray(address)
-    address = _given(address)
     with ExitStack() as stack:
-        stack.enter_context(_environment(_QUIET))
+        ray = imported_ray(address)
+        stack.enter_context(_environment(_QUIET | _token_mode(address)))
+        address = _given(address)
         stack.enter_context(_log_level("ray.data", logging.CRITICAL))  # errors are raised
         if not ray.is_initialized():
             stack.enter_context(_log_level("ray", logging.ERROR))
@@ -65,8 +66,9 @@ def imported_ray(address: str | None) -> Any:
             "of the cluster"
         )
     try:
-        import ray
-        import ray.data
+        with _environment(_token_mode(address)):  # Ray reads it when it is imported
+            import ray
+            import ray.data
     except ImportError as error:
         raise InputError("--engine ray needs a package that is missing: pip install 'fewtune[ray]'") from error
     if address is not None and not ray.is_initialized():
@@ -99,8 +101,19 @@ def _connected(ray: Any, address: str | None, workers: int | None) -> Iterator[N
             except (OSError, RuntimeError, ValueError) as error:
                 if address is None:
                     raise FewtuneError(f"Ray cannot start here: {reason_of(error)}") from error
-                raise InputError(f"--address {address}: no Ray cluster answers there ({reason_of(error)})") from error
+                raise InputError(
+                    f"--address {address}: no Ray cluster of this version of Ray answers there, or it wants a token, "
+                    "which Ray reads from RAY_AUTH_TOKEN or ~/.ray/auth_token"
+                ) from error
         yield
+
+
+def _token_mode(address: str | None) -> dict[str, str]:
+    """With a token at hand, Ray shows it to a running cluster only if it is told to. Others ignore it."""
+    if _given(address) is None:
+        return {}
+    at_hand = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    return {"RAY_AUTH_MODE": "token"} if at_hand or Path("~/.ray/auth_token").expanduser().is_file() else {}
 
 
 def check_reachable(address: str) -> None:

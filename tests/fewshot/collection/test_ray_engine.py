@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -184,6 +185,28 @@ def test_ctrl_c_ends_the_command_with_one_line_and_all_processes(drawings: Path,
 def test_an_address_where_nothing_listens_is_one_line_at_once() -> None:
     with pytest.raises(InputError, match=r"^--address 127\.0\.0\.1:1: no Ray cluster answers there \(.*refused\)$"):
         check_reachable("127.0.0.1:1")
+
+
+@needs_ray
+@pytest.mark.parametrize("address", ["auto", None])
+def test_a_token_at_hand_is_shown_to_a_running_cluster(address: str | None, tmp_path: Path) -> None:
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("0" * 64)
+    asks = (
+        "import os\nfrom fewshot.collection.ray_cluster import imported_ray\n"
+        f"imported_ray({address!r}); assert 'RAY_AUTH_MODE' not in os.environ\n"
+        "from ray._private.authentication.authentication_token_setup import *\n"
+        "print(get_authentication_mode() == AuthenticationMode.TOKEN)"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    answer = subprocess.run(
+        [sys.executable, "-c", asks],
+        env=environment | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stdout.strip() == str(address is not None)
 
 
 def test_an_address_of_another_kind_is_one_line() -> None:
