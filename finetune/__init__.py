@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from finetune.api.inspect import Inspection, inspect_folder
     from finetune.api.preview import find_rate, probe_folder
     from finetune.app.serve import make_app
+    from finetune.classifier.answers.sorting import sort_pictures
+    from finetune.classifier.answers.table import write_table
     from finetune.classifier.classifier import Classifier, Prediction, load
     from finetune.classifier.explain import HeatMap, heat_maps
     from finetune.classifier.export import export
-    from finetune.classifier.prediction_table import write_table
-    from finetune.classifier.sorting import sort_pictures
     from finetune.config import Config
     from finetune.data.split_record import forget_splits
     from finetune.errors import FewtuneError, InputError, TrainingDiverged, UnreadablePicture
@@ -107,11 +107,11 @@ _ROOMS = {
     "make_app": "app.serve",
     "probe_folder": "api.preview",
     "run_demo": "api.demo",
-    "sort_pictures": "classifier.sorting",
+    "sort_pictures": "classifier.answers.sorting",
     "undo": "api.changes.undo",
     "write_comparison": "report.backbones",
     "write_report": "report.report",
-    "write_table": "classifier.prediction_table",
+    "write_table": "classifier.answers.table",
 }
 
 

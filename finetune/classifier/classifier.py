@@ -3,45 +3,34 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
-import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save
-from torch import Tensor
 
-from finetune.classifier.run_config import CONFIG_FILE, FORMAT, RunConfig, read_run_config
+from finetune.classifier.answers.prediction import Prediction, ranked
+from finetune.classifier.calibrated_network import CalibratedNetwork
+from finetune.classifier.run_config import CONFIG_FILE, RunConfig
 from finetune.classifier.run_metrics import METRICS_FILE, RunMetrics, read_run_metrics
-from finetune.classifier.temperature import calibrated
+from finetune.classifier.stored import WEIGHTS_FILE, description, read_finished, restored, state_of, tensors_of
 from finetune.config import Config
 from finetune.data.collection.stored import StoredPicture
-from finetune.data.images import Content, Picture
-from finetune.data.loader import Pictures
+from finetune.data.images import Picture
 from finetune.data.table import Source
-from finetune.data.transforms import Preprocessing, evaluation_view
+from finetune.data.transforms import Preprocessing
 from finetune.errors import InputError, UnreadablePicture
-from finetune.features.forward import Outputs, run_frozen
-from finetune.files.exchange import settled
 from finetune.files.reading import parse_json, read_tensors
-from finetune.files.tensors import check_fits
 from finetune.files.writing import write_json, write_tensors
-from finetune.models.backbone import Backbone, Network
-from finetune.models.device import open_engine
-from finetune.models.pooled import network_of
-from finetune.open_set.scored_network import ScoredNetwork
-from finetune.open_set.unknown_model import UNKNOWN_FILE, UnknownModel, read_unknown
+from finetune.models.backbone import Network
+from finetune.open_set.unknown_model import UNKNOWN_FILE, UnknownModel
 from finetune.progress import Display
 from finetune.random_state import restored_random_state
 
-WEIGHTS_FILE = "model.safetensors"
-# Folder inside the run folder that keeps a run which is being replaced, until the new one is saved.
-REPLACED = ".replaced"
+__all__ = ["Classifier", "Prediction", "load"]
 
 # Pictures that `predict_stream` reads at once. A GPU starts processes that decode for every block.
 CPU_BLOCK, GPU_BLOCK = 1024, 8192
@@ -53,37 +42,7 @@ _MOST_CHANGES = 5
 _NAMED = 3
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """The prediction for one picture.
-
-    Attributes:
-        label: The most probable class.
-        probability: Of the label, in [0, 1].
-        top: The most probable classes with their probabilities, in falling order.
-        path: The path of the picture as given; None for bytes, an array or a PIL image.
-        unsure: Whether the probability is below `min_probability`; the label is then a guess between the classes.
-        unknown: Whether the picture is like none of the classes, by `false_accept_rate`; the label then says nothing.
-        unknown_score: How unlike the classes the picture is, in standard deviations of pictures of the classes where
-            there are enough of them; larger is less like any. None without `false_accept_rate`.
-
-    Example:
-        >>> from finetune import load
-        >>> prediction = load("runs/photos", device="cpu").predict("new.png")
-        >>> prediction.label, prediction.unsure
-        ('cat', False)
-    """
-
-    label: str
-    probability: float
-    top: tuple[tuple[str, float], ...]
-    path: str | None = None
-    unsure: bool = False
-    unknown: bool = False
-    unknown_score: float | None = None
-
-
-class Classifier:
+class Classifier(CalibratedNetwork):
     """A trained network with its class names and its preprocessing.
 
     Args:
@@ -110,73 +69,9 @@ class Classifier:
         fabric: Fabric,
         temperature: float = 1.0,
     ):
-        self.network = network.to(fabric.device).eval()
-        self.classes = tuple(classes)
-        self.preprocessing = preprocessing
-        self.config = config
-        self.fabric = fabric
-        self.temperature = temperature
+        super().__init__(network, classes, preprocessing, config, fabric, temperature)
         # Figures of its run; None for a classifier without a run.
         self.run_metrics: RunMetrics | None = None
-        # The run folder that it was saved in or loaded from; None for a run in memory.
-        self.folder: Path | None = None
-        # What tells unknown pictures; read from the run folder when it is first asked for.
-        self._unknown: UnknownModel | None = None
-        self._scored: ScoredNetwork | None = None
-
-    @property
-    def unknown(self) -> UnknownModel | None:
-        """What tells pictures of none of the classes from others; None where it is not in memory.
-        `require_unknown` reads it from the run folder."""
-        return self._unknown
-
-    @unknown.setter
-    def unknown(self, model: UnknownModel | None) -> None:
-        self._unknown, self._scored = model, None
-
-    def require_unknown(self) -> UnknownModel:
-        """What tells pictures of none of the classes from others, read from the run folder once.
-
-        Raises:
-            InputError: If the run stores nothing about unknown pictures, or the file is damaged.
-        """
-        if self._unknown is None:
-            if self.folder is None:
-                raise InputError("this classifier stores nothing about unknown pictures; fit it with strategy head")
-            self.unknown = read_unknown(self.folder, len(self.classes))
-        assert self._unknown is not None
-        return self._unknown
-
-    def scored_network(self) -> ScoredNetwork:
-        """The network with unknown scores beside its logits. InputError as for `require_unknown`."""
-        model = self.require_unknown()
-        if self._scored is None:
-            source = UNKNOWN_FILE if self.folder is None else str(self.folder / UNKNOWN_FILE)
-            self._scored = ScoredNetwork(self.network, model.likeness, source).eval()
-        return self._scored
-
-    def learn_background(self, pictures: Sequence[Picture | StoredPicture], *, display: Display | None = None) -> int:
-        """Learn the threshold of unknown pictures from pictures of none of the classes too.
-
-        What the run has of its own still counts. The run folder is not changed.
-
-        Args:
-            pictures: Paths, bytes, arrays or PIL images. Such as come in use are best; ten or more outweigh the run's.
-            display: Shows progress.
-
-        Returns:
-            The number of readable pictures among them.
-
-        Raises:
-            InputError: If none can be read, or the run stores nothing about unknown pictures.
-        """
-        found = self._outputs(list(pictures), scored=True, display=display)
-        if not len(found.index):
-            reason = found.contents[0].reason if found.contents else "there is none"
-            raise InputError(f"no background picture can be read ({reason})")
-        model = self.require_unknown()
-        self._unknown = model.with_background(-found.values[..., -1].mean(1).double().numpy())
-        return len(found.index)
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -203,7 +98,7 @@ class Classifier:
         # shared folder, as those of one training do. The project itself loads no pickled file.
         device = "cpu" if self.fabric.device.type == "cpu" else "auto"
         precision = "bfloat16" if str(self.fabric._precision.precision).startswith("bf16") else "float32"
-        config, weights = json.dumps(self._saved()).encode(), save(self._tensors())
+        config, weights = json.dumps(description(self)).encode(), save(tensors_of(self.network))
         metrics = None if self.run_metrics is None else self.run_metrics.to_dict()
         unknown = None if self._unknown is None else save(*self._unknown.tensors())
         return _unpickled, (config, weights, metrics, self.folder, device, precision, unknown)
@@ -308,15 +203,13 @@ class Classifier:
             UnreadablePicture(name or f"picture {position}", contents[position].reason or "")
             for position, name in enumerate(names)
         ]
-        best = log_probabilities.exp().topk(min(top, len(self.classes)), dim=1)
-        rows = zip(found.index.tolist(), best.values.tolist(), best.indices.tolist(), scores, strict=True)
-        for position, shares, labels, score in rows:
-            ranked = tuple((self.classes[label], share) for label, share in zip(labels, shares, strict=True))
+        rows = zip(found.index.tolist(), ranked(log_probabilities, self.classes, top), scores, strict=True)
+        for position, best, score in rows:
             answers[position] = Prediction(
-                *ranked[0],
-                ranked,
+                *best[0],
+                best,
                 names[position],
-                unsure=ranked[0][1] < min_probability,
+                unsure=best[0][1] < min_probability,
                 unknown=score is not None and threshold is not None and -score < threshold,
                 unknown_score=score,
             )
@@ -347,75 +240,6 @@ class Classifier:
             yield from self.predict_all(
                 block, top=top, min_probability=min_probability, false_accept_rate=false_accept_rate
             )
-
-    def log_probabilities(
-        self, pictures: Sequence[Picture | StoredPicture], *, alone: bool = False, display: Display | None = None
-    ) -> tuple[Tensor, Tensor, dict[int, Content]]:
-        """Calibrated log-probabilities, averaged over the views of a picture where there are several.
-
-        Args:
-            pictures: Paths, bytes, arrays or PIL images.
-            alone: As for `predict_all`.
-            display: Shows progress.
-
-        Returns:
-            Log-probabilities (n, classes) of the n readable pictures, their positions (n,), and for every position its
-            content hash, or the reason why it cannot be read.
-        """
-        outputs = self._outputs(pictures, scored=False, alone=alone, display=display)
-        return self._calibrated(outputs.values), outputs.index, outputs.contents
-
-    def scored(
-        self, pictures: Sequence[Picture | StoredPicture], *, display: Display | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, dict[int, Content]]:
-        """Calibrated log-probabilities and unknown scores.
-
-        Args:
-            pictures, display: As for `log_probabilities`.
-
-        Returns:
-            What `log_probabilities` returns, with the unknown scores (n,) as second part.
-
-        Raises:
-            InputError: If the run stores nothing about unknown pictures.
-        """
-        found = self._outputs(pictures, scored=True, display=display)
-        known = self._calibrated(found.values[..., : len(self.classes)])
-        return known, found.values[..., -1].mean(1), found.index, found.contents
-
-    def _outputs(
-        self,
-        pictures: Sequence[Picture | StoredPicture],
-        *,
-        scored: bool,
-        alone: bool = False,
-        display: Display | None,
-    ) -> Outputs:
-        """Logits (n, views, classes) of the readable pictures, with the unknown score as last column for `scored`."""
-        network = self.scored_network() if scored else self.network
-        with (display or Display()).bar("predicting", len(pictures)) as advance:
-            return run_frozen(
-                self.fabric,
-                network,
-                self.preprocessing,
-                self.pictures(pictures),
-                workers=self.config.workers,
-                batch_size=1 if alone else None,
-                test_time=self.config.test_time,
-                advance=advance,
-            )
-
-    def _calibrated(self, logits: Tensor) -> Tensor:
-        found = averaged(logits).reshape(-1, len(self.classes))
-        if found.isnan().any():
-            source = self.folder or "the classifier"
-            raise InputError(f"{source} gives probabilities that are no numbers; its weights may be damaged")
-        return calibrated(found, self.temperature)
-
-    def pictures(self, sources: Sequence[Picture | StoredPicture]) -> Pictures:
-        """`sources` in the view of predictions."""
-        view = evaluation_view(self.preprocessing, self.config.test_time)
-        return Pictures(sources, view, self.preprocessing.shortest_side, self.config.max_pixels)
 
     def extend(self, pictures: Source, *, out: str | Path | None = None, display: Display | None = None) -> Classifier:
         """The classifier with more pictures or classes, added to its run as by `finetune.extend`."""
@@ -450,28 +274,10 @@ class Classifier:
         config.json."""
         folder = Path(folder)
         (folder / UNKNOWN_FILE).unlink(missing_ok=True)  # never beside the weights of another classifier
-        write_tensors(folder / WEIGHTS_FILE, self._tensors())
+        write_tensors(folder / WEIGHTS_FILE, tensors_of(self.network))
         if self._unknown is not None:
             self._unknown.write(folder)
-        write_json(folder / CONFIG_FILE, self._saved() | (record or {}))
-
-    def _tensors(self) -> dict[str, Tensor]:
-        """The content of model.safetensors."""
-        return {
-            name.replace("backbone.model.", "backbone.", 1): value.detach().cpu().contiguous()
-            for name, value in self.network.state_dict().items()
-        }
-
-    def _saved(self) -> dict[str, Any]:
-        """The part of config.json that describes the classifier."""
-        return {
-            "format": FORMAT,
-            "config": self.config.to_dict(),
-            "classes": list(self.classes),
-            "preprocessing": asdict(self.preprocessing),
-            "temperature": self.temperature,
-            "highest_stage": self.network.backbone.highest,
-        }
+        write_json(folder / CONFIG_FILE, description(self) | (record or {}))
 
 
 @restored_random_state()
@@ -496,80 +302,26 @@ def load(folder: str | Path, *, device: str = "auto", precision: str | None = No
     """
     folder = Path(folder)
     for _ in range(_MOST_CHANGES):
-        before = _state_of(folder)
+        before = state_of(folder)
         try:
             classifier = _read(folder, device, precision)
         except InputError:
-            if _state_of(folder) == before:
+            if state_of(folder) == before:
                 raise
             continue
-        if _state_of(folder) == before:
+        if state_of(folder) == before:
             return classifier
     return _read(folder, device, precision)
 
 
-def _state_of(folder: Path) -> tuple[int, ...]:
-    """Another value for each state of a run, which another process may exchange while its files are read."""
-    try:
-        status = (settled(folder) / CONFIG_FILE).stat()
-    except OSError:
-        return ()
-    return status.st_ino, status.st_mtime_ns, status.st_size
-
-
 def _read(folder: Path, device: str, precision: str | None) -> Classifier:
-    saved = read_run_config(folder)
-    if saved.classes is None:
-        replaced = folder / REPLACED
-        older = f", or use the run that it is to replace: {replaced}" if (replaced / WEIGHTS_FILE).exists() else ""
-        raise InputError(
-            f"{folder} holds a run that has not finished; continue it with: finetune fit … --resume{older}"
-        )
+    saved = read_finished(folder)
     names = str(folder / CONFIG_FILE), str(folder / WEIGHTS_FILE)
-    classifier = _restored(saved, read_tensors(folder / WEIGHTS_FILE), names, device, precision)
+    classifier = Classifier(*restored(saved, read_tensors(folder / WEIGHTS_FILE), names, device, precision))
     if (folder / METRICS_FILE).exists():
         classifier.run_metrics = read_run_metrics(folder)
     classifier.folder = folder
     return classifier
-
-
-def _restored(
-    saved: RunConfig, tensors: Mapping[str, Tensor], names: tuple[str, str], device: str, precision: str | None
-) -> Classifier:
-    """The classifier that its two files describe. names: of the files, for errors."""
-    config_file, weights_file = names
-    if saved.classes is None or saved.preprocessing is None:
-        raise InputError(f"{config_file} may be damaged: classes or preprocessing is missing")
-    try:
-        config = Config.from_dict(saved.config)
-        backbone = Backbone(config.backbone, image_size=config.image_size)
-        if saved.highest_stage is not None:
-            backbone.drop_above(saved.highest_stage)
-    except InputError as error:
-        raise InputError(f"{config_file} may be damaged: {error}") from error
-    tensors = {name.replace("backbone.", "backbone.model.", 1): value for name, value in tensors.items()}
-    misfit = f"{weights_file} does not fit {config_file}"
-    try:
-        network = network_of(backbone, tensors, len(saved.classes))
-    except InputError as error:
-        raise InputError(f"{misfit}: {error}") from error
-    check_fits(tensors, network.state_dict(), misfit)
-    network.load_state_dict(tensors)
-    if saved.preprocessing.size != backbone.preprocessing.size:
-        _check_size(network.eval(), saved.preprocessing.size, config_file)
-    fabric = open_engine(device, precision or config.precision)
-    return Classifier(network, saved.classes, saved.preprocessing, config, fabric, saved.temperature)
-
-
-def _check_size(network: Network, size: int, config_file: str) -> None:
-    """InputError where the network does not take pictures of this size."""
-    try:
-        with torch.inference_mode():
-            network(torch.zeros(1, 3, size, size))
-    # Models raise different errors for a size that they do not take.
-    except (RuntimeError, ValueError, AssertionError) as error:
-        what = f"preprocessing.size: {network.backbone.name} takes no pictures of {size} pixels"
-        raise InputError(f"{config_file} may be damaged: {what}") from error
 
 
 @restored_random_state()
@@ -585,14 +337,9 @@ def _unpickled(
     """The classifier that `Classifier.__reduce__` pickled."""
     names = ("the configuration of the pickled classifier", "its weights")
     saved = RunConfig.from_dict(parse_json(config, names[0]), names[0])
-    classifier = _restored(saved, from_bytes(weights), names, device, precision)
+    classifier = Classifier(*restored(saved, from_bytes(weights), names, device, precision))
     classifier.run_metrics = None if metrics is None else RunMetrics.from_dict(metrics)
     classifier.folder = folder
     if unknown is not None:
         classifier.unknown = UnknownModel.from_bytes(unknown, len(classifier.classes), "the pickled classifier")
     return classifier
-
-
-def averaged(logits: Tensor) -> Tensor:
-    """Log of the probabilities averaged over views: (n, views, classes) to (n, classes)."""
-    return logits.log_softmax(-1).logsumexp(1) - math.log(max(1, logits.shape[1]))

@@ -29,7 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune.classifier.classifier import Classifier, averaged, load
+from finetune.classifier.calibrated_network import averaged
+from finetune.classifier.classifier import Classifier, load
 from finetune.classifier.run_config import RunConfig, read_run_config
 from finetune.classifier.run_folder import PICTURES_FILE
 from finetune.classifier.temperature import calibrated

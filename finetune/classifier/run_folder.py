@@ -14,10 +14,10 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
-from finetune.classifier.classifier import REPLACED, WEIGHTS_FILE
 from finetune.classifier.run_config import CONFIG_FILE, FORMAT, read_run_config
 from finetune.classifier.run_metrics import METRICS_FILE
 from finetune.classifier.run_state import STATE, check_same_options, continues_run, has_finished, remove_state
+from finetune.classifier.stored import REPLACED, WEIGHTS_FILE
 from finetune.config import Config
 from finetune.data.folder import Listing, Sample
 from finetune.data.images import Content

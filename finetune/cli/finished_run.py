@@ -152,7 +152,7 @@ def report(run: Path, as_json: bool) -> None:
     opens offline.
     """
     import finetune
-    from finetune.classifier.classifier import WEIGHTS_FILE
+    from finetune.classifier.stored import WEIGHTS_FILE
     from finetune.report.report import write_report
 
     # The folder of an evaluation holds no classifier.

@@ -18,8 +18,8 @@ from finetune.options.help_text import HelpfulCommand
 from finetune.terminal import printable
 
 if TYPE_CHECKING:
-    from finetune.classifier.classifier import Prediction
-    from finetune.classifier.sorting import PictureSorter
+    from finetune.classifier.answers.prediction import Prediction
+    from finetune.classifier.answers.sorting import PictureSorter
     from finetune.open_set.unknown_model import Expected
 
 # Pictures whose answers come all at once, under one progress bar.
@@ -102,9 +102,9 @@ def predict(
     2.
     """
     import finetune
-    from finetune.classifier.prediction_table import check_table, write_table
+    from finetune.classifier.answers.sorting import PictureSorter, check_target
+    from finetune.classifier.answers.table import check_table, write_table
     from finetune.classifier.rejection import rejection_for, rejections, validation_answers
-    from finetune.classifier.sorting import PictureSorter, check_target
     from finetune.data.collection.collection import pictures_at
 
     if min_probability is not None and target_error is not None:

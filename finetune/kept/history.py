@@ -10,8 +10,9 @@ from typing import Annotated, Literal
 import torch
 from msgspec import Meta
 
-from finetune.classifier.classifier import WEIGHTS_FILE, load
+from finetune.classifier.classifier import load
 from finetune.classifier.run_folder import EARLIER, VERSIONED
+from finetune.classifier.stored import WEIGHTS_FILE
 from finetune.errors import InputError
 from finetune.files.exchange import delete_whole, exchange, link_or_copy, settled, staged
 from finetune.files.reading import as_type, read_json, read_tensors

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from finetune.classifier.classifier import Classifier, averaged
+from finetune.classifier.calibrated_network import averaged
+from finetune.classifier.classifier import Classifier
 from finetune.errors import InputError
 from finetune.features.forward import run_frozen
 from finetune.features.table import FeatureTable

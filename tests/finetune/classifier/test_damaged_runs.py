@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from finetune import Config, InputError, load
-from finetune.classifier.classifier import WEIGHTS_FILE, Classifier
+from finetune.classifier.classifier import Classifier
 from finetune.classifier.run_config import CONFIG_FILE
+from finetune.classifier.stored import WEIGHTS_FILE
 from finetune.data.transforms import Preprocessing
 from finetune.files.reading import as_type, read_json, read_tensors
 from finetune.files.writing import write_tensors

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.classifier.classifier import Prediction
-from finetune.classifier.prediction_table import check_table, write_table
+from finetune.classifier.answers.prediction import Prediction
+from finetune.classifier.answers.table import check_table, write_table
 from finetune.errors import InputError, UnreadablePicture
 
 ANSWERS = [

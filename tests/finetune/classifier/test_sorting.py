@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.classifier.classifier import Prediction
-from finetune.classifier.sorting import check_target, safe_name, sort_pictures
+from finetune.classifier.answers.prediction import Prediction
+from finetune.classifier.answers.sorting import check_target, safe_name, sort_pictures
 from finetune.errors import InputError
 
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
-from finetune.classifier.classifier import Prediction
+from finetune.classifier.answers.prediction import Prediction
 from finetune.data.collection.collection import TAR
 from finetune.errors import InputError
 from finetune.files.folders import check_writable

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from finetune.classifier.classifier import Prediction
+from finetune.classifier.answers.prediction import Prediction
 from finetune.errors import InputError, UnreadablePicture
 from finetune.files.tables import write_csv
 

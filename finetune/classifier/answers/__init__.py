@@ -1,0 +1,1 @@
+"""The answers of a classifier: predictions, their table, pictures sorted by them."""

@@ -1,0 +1,185 @@
+"""A network with its classes: calibrated log-probabilities and unknown scores of pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from finetune.classifier.temperature import calibrated
+from finetune.config import Config
+from finetune.data.collection.stored import StoredPicture
+from finetune.data.images import Content, Picture
+from finetune.data.loader import Pictures
+from finetune.data.transforms import Preprocessing, evaluation_view
+from finetune.errors import InputError
+from finetune.features.forward import Outputs, run_frozen
+from finetune.models.backbone import Network
+from finetune.open_set.scored_network import ScoredNetwork
+from finetune.open_set.unknown_model import UNKNOWN_FILE, UnknownModel, read_unknown
+from finetune.progress import Display
+
+
+class CalibratedNetwork:
+    """A network with the names of its classes, its preprocessing, its temperature and what tells unknown pictures.
+
+    Args:
+        network: Backbone and head.
+        classes: Names of the classes, in the order of the head's outputs.
+        preprocessing: What the backbone expects of its pictures.
+        config: Options of the run.
+        fabric: Device and precision.
+        temperature: Divides the log-probabilities (see `finetune.classifier.temperature`); 1 changes nothing.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        classes: Sequence[str],
+        preprocessing: Preprocessing,
+        config: Config,
+        fabric: Fabric,
+        temperature: float = 1.0,
+    ):
+        self.network = network.to(fabric.device).eval()
+        self.classes = tuple(classes)
+        self.preprocessing = preprocessing
+        self.config = config
+        self.fabric = fabric
+        self.temperature = temperature
+        # The run folder that it was saved in or loaded from; None for a run in memory.
+        self.folder: Path | None = None
+        # What tells unknown pictures; read from the run folder when it is first asked for.
+        self._unknown: UnknownModel | None = None
+        self._scored: ScoredNetwork | None = None
+
+    @property
+    def unknown(self) -> UnknownModel | None:
+        """What tells pictures of none of the classes from others; None where it is not in memory.
+        `require_unknown` reads it from the run folder."""
+        return self._unknown
+
+    @unknown.setter
+    def unknown(self, model: UnknownModel | None) -> None:
+        self._unknown, self._scored = model, None
+
+    def require_unknown(self) -> UnknownModel:
+        """What tells pictures of none of the classes from others, read from the run folder once.
+
+        Raises:
+            InputError: If the run stores nothing about unknown pictures, or the file is damaged.
+        """
+        if self._unknown is None:
+            if self.folder is None:
+                raise InputError("this classifier stores nothing about unknown pictures; fit it with strategy head")
+            self.unknown = read_unknown(self.folder, len(self.classes))
+        assert self._unknown is not None
+        return self._unknown
+
+    def scored_network(self) -> ScoredNetwork:
+        """The network with unknown scores beside its logits. InputError as for `require_unknown`."""
+        model = self.require_unknown()
+        if self._scored is None:
+            source = UNKNOWN_FILE if self.folder is None else str(self.folder / UNKNOWN_FILE)
+            self._scored = ScoredNetwork(self.network, model.likeness, source).eval()
+        return self._scored
+
+    def learn_background(self, pictures: Sequence[Picture | StoredPicture], *, display: Display | None = None) -> int:
+        """Learn the threshold of unknown pictures from pictures of none of the classes too.
+
+        What the run has of its own still counts. The run folder is not changed.
+
+        Args:
+            pictures: Paths, bytes, arrays or PIL images. Such as come in use are best; ten or more outweigh the run's.
+            display: Shows progress.
+
+        Returns:
+            The number of readable pictures among them.
+
+        Raises:
+            InputError: If none can be read, or the run stores nothing about unknown pictures.
+        """
+        found = self._outputs(list(pictures), scored=True, display=display)
+        if not len(found.index):
+            reason = found.contents[0].reason if found.contents else "there is none"
+            raise InputError(f"no background picture can be read ({reason})")
+        model = self.require_unknown()
+        self._unknown = model.with_background(-found.values[..., -1].mean(1).double().numpy())
+        return len(found.index)
+
+    def log_probabilities(
+        self, pictures: Sequence[Picture | StoredPicture], *, alone: bool = False, display: Display | None = None
+    ) -> tuple[Tensor, Tensor, dict[int, Content]]:
+        """Calibrated log-probabilities, averaged over the views of a picture where there are several.
+
+        Args:
+            pictures: Paths, bytes, arrays or PIL images.
+            alone: As for `predict_all`.
+            display: Shows progress.
+
+        Returns:
+            Log-probabilities (n, classes) of the n readable pictures, their positions (n,), and for every position its
+            content hash, or the reason why it cannot be read.
+        """
+        outputs = self._outputs(pictures, scored=False, alone=alone, display=display)
+        return self._calibrated(outputs.values), outputs.index, outputs.contents
+
+    def scored(
+        self, pictures: Sequence[Picture | StoredPicture], *, display: Display | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, dict[int, Content]]:
+        """Calibrated log-probabilities and unknown scores.
+
+        Args:
+            pictures, display: As for `log_probabilities`.
+
+        Returns:
+            What `log_probabilities` returns, with the unknown scores (n,) as second part.
+
+        Raises:
+            InputError: If the run stores nothing about unknown pictures.
+        """
+        found = self._outputs(pictures, scored=True, display=display)
+        known = self._calibrated(found.values[..., : len(self.classes)])
+        return known, found.values[..., -1].mean(1), found.index, found.contents
+
+    def _outputs(
+        self,
+        pictures: Sequence[Picture | StoredPicture],
+        *,
+        scored: bool,
+        alone: bool = False,
+        display: Display | None,
+    ) -> Outputs:
+        """Logits (n, views, classes) of the readable pictures, with the unknown score as last column for `scored`."""
+        network = self.scored_network() if scored else self.network
+        with (display or Display()).bar("predicting", len(pictures)) as advance:
+            return run_frozen(
+                self.fabric,
+                network,
+                self.preprocessing,
+                self.pictures(pictures),
+                workers=self.config.workers,
+                batch_size=1 if alone else None,
+                test_time=self.config.test_time,
+                advance=advance,
+            )
+
+    def _calibrated(self, logits: Tensor) -> Tensor:
+        found = averaged(logits).reshape(-1, len(self.classes))
+        if found.isnan().any():
+            source = self.folder or "the classifier"
+            raise InputError(f"{source} gives probabilities that are no numbers; its weights may be damaged")
+        return calibrated(found, self.temperature)
+
+    def pictures(self, sources: Sequence[Picture | StoredPicture]) -> Pictures:
+        """`sources` in the view of predictions."""
+        view = evaluation_view(self.preprocessing, self.config.test_time)
+        return Pictures(sources, view, self.preprocessing.shortest_side, self.config.max_pixels)
+
+
+def averaged(logits: Tensor) -> Tensor:
+    """Log of the probabilities averaged over views: (n, views, classes) to (n, classes)."""
+    return logits.log_softmax(-1).logsumexp(1) - math.log(max(1, logits.shape[1]))
