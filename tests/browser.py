@@ -23,14 +23,18 @@ FLAGS = (
 )
 
 
+# A camera that shows a pattern, which no page has to ask for.
+CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+
+
 @contextmanager
-def chromium() -> Iterator[Browser]:
+def chromium(*flags: str) -> Iterator[Browser]:
     """Chromium without a window; the test is skipped where none is installed."""
     found = next((path for path in map(shutil.which, NAMES) if path), None)
     if found is None:
         pytest.skip(f"no browser is installed: none of {', '.join(NAMES)} is on the path")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=list(FLAGS))
+        browser = playwright.chromium.launch(executable_path=found, args=[*FLAGS, *flags])
         try:
             yield browser
         finally:
@@ -38,17 +42,18 @@ def chromium() -> Iterator[Browser]:
 
 
 class Opened:
-    """A page opened from a file. requests: addresses that it asked for beside its own; complaints: of its console."""
+    """A page at a file or an address. requests: what it asked for beside its own; complaints: of its console."""
 
-    def __init__(self, browser: Browser, path: Path, *, width: int, scheme: str = "light"):
+    def __init__(self, browser: Browser, path: Path | str, *, width: int, scheme: str = "light"):
         self.requests: list[str] = []
         self.complaints: list[str] = []
+        own = path if isinstance(path, str) else path.as_uri()
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
         self.page: Page = context.new_page()
-        self.page.on("request", lambda request: self._asked(request.url, path))
+        self.page.on("request", lambda request: self._asked(request.url, own))
         self.page.on("console", lambda line: self._said(line.type, line.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.goto(path.as_uri())
+        self.page.goto(own)
 
     def overflow(self) -> int:
         """Pixels by which the page is wider than its window."""
@@ -75,8 +80,8 @@ class Opened:
     def close(self) -> None:
         self.page.context.close()
 
-    def _asked(self, url: str, path: Path) -> None:
-        if not url.startswith(("data:", path.as_uri())):
+    def _asked(self, url: str, own: str) -> None:
+        if not url.startswith(("data:", own)):
             self.requests.append(url)
 
     def _said(self, kind: str, text: str) -> None:

@@ -60,7 +60,7 @@ class GalleryService(Service[Recognition]):
 
     async def threshold(self, rate: float | None = None) -> float | None:
         """The smallest similarity that is accepted, for a rate of false accepts; None where none is known."""
-        found = await self.batches.run(lambda: self.recognizer.expect(rate))
+        found = await self.batches.thread.run(lambda: self.recognizer.expect(rate))
         return None if found is None else found.value
 
     async def metadata(self) -> dict[str, Any]:

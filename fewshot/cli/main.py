@@ -10,7 +10,7 @@ import click
 
 from fewshot.cli.pictures import embed, info, merge, search, verify
 from fewshot.cli.recognizer import calibrate, enrol, forget, recognize
-from fewshot.cli.serve import serve
+from fewshot.cli.serve import serve, try_gallery
 from fewshot.training.config import SiameseConfig
 from finetune.entry.signals import stopped_exit_code
 from finetune.errors import InputError
@@ -279,6 +279,7 @@ def report(run: str, out: Path | None, data: Path | None, seed: int, device: str
 for command in (
     enrol,
     recognize,
+    try_gallery,
     serve,
     calibrate,
     forget,

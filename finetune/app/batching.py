@@ -20,6 +20,28 @@ Answer = TypeVar("Answer")
 Result = TypeVar("Result")
 
 
+class OneThread:
+    """Runs jobs one after the other, in a thread of its own. most_waiting: Most jobs that wait or run."""
+
+    def __init__(self, most_waiting: int = MOST_WAITING):
+        self._most_waiting, self._waiting = most_waiting, 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pictures")
+
+    async def run(self, job: Callable[[], Result]) -> Result:
+        """The result of `job`. `Refused` with status 503 where too many jobs wait."""
+        if self._waiting >= self._most_waiting:
+            raise busy(1, f"{self._waiting} requests are waiting, which is all that may")
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, job)
+        finally:
+            self._waiting -= 1
+
+    def close(self) -> None:
+        """End the thread when its job is done."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
 @dataclass(frozen=True, eq=False)
 class _Waiting(Generic[Answer]):
     picture: bytes
@@ -47,7 +69,7 @@ class Batches(Generic[Answer]):
         self._answer = answer
         self._at_once, self._most_waiting, self._window = at_once, most_waiting, window
         self._waiting: deque[_Waiting[Answer]] = deque()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pictures")
+        self.thread = OneThread(most_waiting)
         self._work: asyncio.Task[None] | None = None
         self._seconds = 0.05  # for a picture
 
@@ -75,14 +97,6 @@ class Batches(Generic[Answer]):
             for future in futures:
                 future.cancel()
 
-    async def run(self, job: Callable[[], Result]) -> Result:
-        """The result of `job`, in the thread that answers pictures."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, job)
-
-    def close(self) -> None:
-        """End the thread when its call is done."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
     async def _work_off(self) -> None:
         """Answer until nothing waits."""
         loop = asyncio.get_running_loop()
@@ -94,7 +108,7 @@ class Batches(Generic[Answer]):
                 continue
             started = loop.time()
             try:
-                answers = await self.run(lambda batch=batch: self._answer([each.picture for each in batch]))  # type: ignore[misc]
+                answers = await self.thread.run(lambda batch=batch: self._answer([each.picture for each in batch]))  # type: ignore[misc]
                 for each, answer in zip(batch, answers, strict=True):
                     if not each.answer.done():
                         each.answer.set_result(answer)

@@ -68,7 +68,9 @@ class ClassifierService(Service[Prediction]):
             return math.inf
         if why := self._why_not_unknown():
             raise Refused(422, f"false_accept_rate: {why}")
-        return -await self.batches.run(lambda: self.classifier.require_unknown().threshold(round(rate, RATE_DIGITS)))
+        return -await self.batches.thread.run(
+            lambda: self.classifier.require_unknown().threshold(round(rate, RATE_DIGITS))
+        )
 
     def _why_not_unknown(self) -> str | None:
         try:

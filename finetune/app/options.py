@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from finetune.app.library import check_installed
+from finetune.terminal import printable
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -98,6 +97,29 @@ def waiting(command: Command) -> Command:
     )(command)
 
 
+def browser(command: Command) -> Command:
+    """The option --browser/--no-browser."""
+    return click.option(
+        "--browser/--no-browser", default=True, show_default=True, help="Open the page in the browser of this machine."
+    )(command)
+
+
+def opener(name: str, browser: bool) -> Callable[[str], None]:
+    """What says where the page is, and opens it. name: Of the run or gallery."""
+
+    def ready(address: str) -> None:
+        page = address.replace("//0.0.0.0:", f"//{LOOPBACK}:").replace("//[::]:", "//[::1]:")
+        click.echo(printable(f"{name}: open {page}/ in a browser; Ctrl-C ends it"))
+        if browser:
+            import webbrowser
+            from threading import Thread
+
+            # Browsers of a terminal end only when they are closed.
+            Thread(target=webbrowser.open, args=(f"{page}/",), daemon=True).start()
+
+    return ready
+
+
 def place_of(host: str, port: int, token_file: Path | None, allowed: tuple[str, ...]) -> Place:
     """What the options say.
 
@@ -105,6 +127,8 @@ def place_of(host: str, port: int, token_file: Path | None, allowed: tuple[str, 
         InputError: If the extra `app` is not installed, or the token cannot be used.
     """
     check_installed()
+    import socket
+
     from finetune.app.access import read_token
 
     hosts = {"localhost", host, socket.gethostname(), socket.getfqdn() if _is_open(host) else "localhost"}
@@ -124,6 +148,8 @@ def serve(app: FastAPI, place: Place, ready: Callable[[str], None]) -> None:
 
 def _is_open(host: str) -> bool:
     """Whether other machines may reach an address to listen on."""
+    import ipaddress
+
     try:
         return not ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -51,7 +51,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, *, host: str, port: int, ready: Callable[[str], None]):
         self._listening = _listening(host, port)
-        self._ready, self._stop = ready, app.state.service.uploads.stop
+        self._ready, self._stop = ready, app.state.stop
         self.stopped_by: int | None = None
         config = uvicorn.Config(
             app,

@@ -26,7 +26,8 @@ def make_app(
     """An ASGI app that answers pictures: `POST /predict`, `GET /metadata`, `GET /healthz`, `GET /openapi.json`.
 
     Pictures of requests that arrive together are answered together. Each goes through the network alone, so that its
-    answer does not depend on the others. The app can be run by any ASGI server, or mounted in another app.
+    answer does not depend on the others. The app can be run by any ASGI server, or mounted in another app. One picture
+    is answered before this returns, because the first answer takes longer.
 
     Args:
         classifier: Its run may change on the disk meanwhile; the app keeps what was loaded.
@@ -59,6 +60,8 @@ def make_app(
     size = int(most_megabytes * MEGABYTE)
     bounds = Bounds(request=size, pictures=most_pictures, held=max(8 * size, Bounds.held))
     service = ClassifierService(classifier, bounds=bounds, most_waiting=most_waiting, window=window)
-    app = new_app(service, title="finetune serve", about="Classes of pictures.", token=token, hosts=hosts)
+    service.warm_up()
+    thread, uploads = service.batches.thread, service.uploads
+    app = new_app(thread, uploads, title="finetune serve", about="Classes of pictures.", token=token, hosts=hosts)
     add_paths(app, service)
     return app

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from finetune.app.access import Access
-from finetune.app.batching import Answer, Batches
+from finetune.app.batching import Answer, Batches, OneThread
 from finetune.app.refusals import ClientGone, Refused
 from finetune.app.uploads import Bounds, Upload, Uploads
 from finetune.errors import FewtuneError, UnreadablePicture
@@ -97,7 +97,8 @@ class Service(Generic[Answer]):
 
 
 def new_app(
-    service: Service[Any],
+    thread: OneThread,
+    uploads: Uploads,
     *,
     title: str,
     about: str,
@@ -107,6 +108,7 @@ def new_app(
 ) -> FastAPI:
     """An app with `GET /healthz` and errors as one sentence of JSON, to which paths are added.
 
+    The end of the app closes `thread`; before, a server calls `app.state.stop`, which hurries `uploads`.
     It has no pages of documentation: FastAPI's load their scripts from elsewhere. /openapi.json describes all paths.
     """
 
@@ -115,7 +117,7 @@ def new_app(
         try:
             yield
         finally:
-            service.batches.close()
+            thread.close()
 
     app = FastAPI(
         title=title,
@@ -127,7 +129,7 @@ def new_app(
         # Nothing is reported anywhere, whatever the environment says. Older releases ignore the argument.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    app.state.service = service
+    app.state.stop = uploads.stop
     app.add_middleware(Access, token=token, hosts=hosts, public={HEALTH}, in_browser=in_browser)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(ClientGone, _nothing)

@@ -1,4 +1,4 @@
-"""Commands that answer over HTTP: serve."""
+"""Commands that answer over HTTP: serve, for programs, and try, for people."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from finetune.app.options import at_place, most_megabytes, place_of, waiting
+from finetune.app.options import at_place, browser, most_megabytes, opener, place_of, waiting
 from finetune.app.options import serve as run_service
 from finetune.options.command_line import existing, on_device
 from finetune.options.help_text import HelpfulCommand
@@ -52,5 +52,35 @@ def serve(
     app = finetune.make_app(
         classifier, token=place.token, hosts=place.hosts, most_megabytes=most_megabytes, most_waiting=queue
     )
-    app.state.service.warm_up()
     run_service(app, place, lambda address: click.echo(printable(f"{run}: POST pictures to {address}/predict")))
+
+
+@click.command("try", cls=HelpfulCommand)
+@click.argument("run", type=existing)
+@at_place(8001)
+@browser
+@most_megabytes
+@on_device
+def try_run(
+    run: Path,
+    host: str,
+    port: int,
+    token_file: Path | None,
+    allowed: tuple[str, ...],
+    browser: bool,
+    most_megabytes: float,
+    device: str,
+) -> None:
+    """Try a run on a page in the browser.
+
+    RUN is a folder that `finetune fit` wrote. The page takes pictures from files and from the camera. It shows the
+    classes with their probabilities, a heat map and the nearest training pictures. A wrong answer can be corrected: the
+    picture is copied into RUN and added to it, as by `finetune extend`, and this can be undone. The page can be reached
+    from this machine alone, unless --host says otherwise. Ctrl-C ends it.
+    """
+    place = place_of(host, port, token_file, allowed)
+    from finetune.app.page.page import page_app
+    from finetune.app.page.tried_run import TriedRun
+
+    app = page_app(TriedRun(run, device), token=place.token, hosts=place.hosts, most_megabytes=most_megabytes)
+    run_service(app, place, opener(str(run), browser))

@@ -46,7 +46,7 @@ def test_pictures_that_wait_are_answered_together_and_in_order() -> None:
 
     assert asyncio.run(asked()) == [[1], *([number, 0] for number in range(6))]
     assert lengths.calls == [1, 8, 4]
-    batches.close()
+    batches.thread.close()
 
 
 def test_a_full_queue_refuses_and_says_when_to_try_again() -> None:
@@ -69,7 +69,7 @@ def test_a_full_queue_refuses_and_says_when_to_try_again() -> None:
         return [*await waiting, *await third]
 
     assert asyncio.run(asked()) == [0, 1, 2]
-    batches.close()
+    batches.thread.close()
 
 
 def test_pictures_of_a_caller_that_is_gone_are_not_answered() -> None:
@@ -90,7 +90,7 @@ def test_pictures_of_a_caller_that_is_gone_are_not_answered() -> None:
 
     asyncio.run(asked())
     assert lengths.calls == [1, 1]
-    batches.close()
+    batches.thread.close()
 
 
 def test_an_error_reaches_those_who_asked_and_later_pictures_are_answered() -> None:
@@ -105,4 +105,4 @@ def test_an_error_reaches_those_who_asked_and_later_pictures_are_answered() -> N
 
     asyncio.run(asked())
     asyncio.run(asked())  # in another event loop
-    batches.close()
+    batches.thread.close()

@@ -162,9 +162,9 @@ def test_clients_that_vanish_leave_nothing_behind(app: FastAPI, client: httpx.Cl
         for _ in range(4):
             with connection(client) as opened:
                 opened.sendall(sent)
-    service = app.state.service
+    uploads = app.state.stop.__self__
     deadline = time.monotonic() + WAIT
-    while service.uploads._held or service.batches._waiting or service.uploads._reading:
+    while uploads._held or uploads._reading:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert client.post("/predict", content=pictures[0]).status_code == 200
@@ -189,7 +189,7 @@ def test_the_app_can_be_mounted_in_another(classifier: finetune.Classifier, pict
     host = FastAPI()
     inner = finetune.make_app(classifier, token=TOKEN)
     host.mount("/pictures", inner)
-    host.state.service = inner.state.service
+    host.state.stop = inner.state.stop
     with serving(host) as asked:
         assert asked.get("/pictures/healthz").status_code == 200
         assert asked.get("/pictures/metadata").status_code == 401

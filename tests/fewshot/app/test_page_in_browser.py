@@ -1,0 +1,102 @@
+"""The page of `fewshot try` in a real browser: a gallery that begins with a picture of the camera."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from browser import CAMERA, Opened, chromium
+from made_pictures import encoded
+from made_recognizer import drawn
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+from served import WAIT, serving
+
+import fewshot
+from fewshot.app.tried_gallery import TriedGallery
+from finetune.app.page.page import page_app
+
+pytestmark = pytest.mark.slow
+
+OWN = {"X-Fewtune-Page": "1"}
+
+
+def file_of(number: int, drawer: int = 0) -> bytes:
+    return encoded(Image.fromarray(drawn(number, drawer)), "PNG")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium(*CAMERA) as opened:
+        yield opened
+
+
+@pytest.fixture
+def gallery(tmp_path: Path) -> Path:
+    return tmp_path / "gallery"
+
+
+@pytest.fixture
+def client(gallery: Path) -> Iterator[httpx.Client]:
+    with serving(page_app(TriedGallery(gallery, "cpu"), token=None, hosts=None, most_megabytes=1)) as opened:
+        yield opened
+
+
+def done(page: Page, *, said: str) -> None:
+    expect(page.locator("#status")).to_contain_text(said, timeout=WAIT * 1000)
+    expect(page.locator("#camera")).to_be_enabled(timeout=WAIT * 1000)
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_a_gallery_is_made_of_pictures_of_the_camera_and_of_files(
+    browser: Browser, client: httpx.Client, gallery: Path, width: int
+) -> None:
+    opened = Opened(browser, f"{client.base_url}/", width=width)
+    page, card = opened.page, opened.page.locator("article").first
+    page.get_by_role("button", name="Use the camera").click()
+    page.get_by_role("button", name="Take a picture").click(timeout=WAIT * 1000)
+    done(page, said="camera 1: nothing is enrolled")
+    card.get_by_label("Enrol it as").fill("pattern")
+    card.get_by_role("button", name="Enrol").click()
+    done(page, said="enrolled as pattern, which has 1 example")
+    page.set_input_files("#files", {"name": "sign.png", "mimeType": "image/png", "buffer": file_of(0)})
+    done(page, said="sign.png: unknown")
+    card.get_by_label("Enrol it as").fill("sign")
+    card.get_by_role("button", name="Enrol").click()
+    done(page, said="enrolled as sign, which has 1 example")
+    assert fewshot.Recognizer.load(gallery).labels == ("pattern", "sign")
+    page.set_input_files("#files", {"name": "other.png", "mimeType": "image/png", "buffer": file_of(0, 1)})
+    done(page, said="other.png: sign")
+    assert "threshold of 0." in card.locator(".sentence").inner_text()
+    assert card.locator(".bars.marked li").count() == 2
+    assert opened.violations() == []
+    assert opened.overflow() <= 0
+    for _ in range(2):
+        page.get_by_role("button", name="Undo the last addition").click()
+        done(page, said="the last addition is undone")
+    assert card.locator(".verdict").inner_text() == "nothing is enrolled"
+    assert not (gallery / "gallery.safetensors").exists()
+    assert (opened.requests, opened.complaints) == ([], [])
+    opened.close()
+
+
+def test_undo_brings_back_the_gallery_byte_for_byte_unless_another_program_changed_it(
+    client: httpx.Client, gallery: Path
+) -> None:
+    def add(label: str, number: int) -> httpx.Response:
+        return client.post("/add", params={"label": label}, content=file_of(number), headers=OWN)
+
+    file = gallery / "gallery.safetensors"
+    assert add("zero", 0).json()["classes"] == ["zero"]
+    before = file.read_bytes()
+    assert add("one", 1).json()["undoable"] == 2
+    assert client.post("/undo", headers=OWN).json()["classes"] == ["zero"]
+    assert file.read_bytes() == before
+    assert "already enrolled as 'zero'" in add("one", 0).json()["detail"]
+    assert add("zero", 0).json() == {"said": "zero has this picture already", "classes": ["zero"], "undoable": 1}
+    with fewshot.change_gallery(gallery, None, device="cpu") as recognizer:
+        recognizer.enrol("two", file_of(2))
+    assert "changed by another program" in client.post("/undo", headers=OWN).json()["detail"]
+    assert fewshot.Recognizer.load(gallery).labels == ("zero", "two")
