@@ -44,6 +44,8 @@ PICTURES_HEADER = ("path", "split", "label", "sha256", "learned")
 
 # Earlier states of a run that was extended, a folder each.
 EARLIER = "earlier"
+# Pictures that the page of `finetune try` has added.
+ADDED = "added"
 
 # Bytes of the header of kept activations, which lists the pictures: the bound of safetensors itself.
 _MOST_HEADER_BYTES = 100_000_000
@@ -65,13 +67,13 @@ RUN_FILES = (
     "evaluations",
     "tensorboard",
     "wandb",
+    ADDED,
     EARLIER,
     STATE,
 )
 # What `extend` and `forget` exchange: all but what the training left.
-VERSIONED = tuple(
-    name for name in RUN_FILES if name not in (HISTORY_FILE, "history.jsonl", "tensorboard", "wandb", EARLIER, STATE)
-)
+_UNCHANGED = (HISTORY_FILE, "history.jsonl", "tensorboard", "wandb", ADDED, EARLIER, STATE)
+VERSIONED = tuple(name for name in RUN_FILES if name not in _UNCHANGED)
 
 
 @dataclass(frozen=True)

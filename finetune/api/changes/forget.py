@@ -10,6 +10,7 @@ from finetune.api.changes.run import changing
 from finetune.api.changes.solved import solve_again
 from finetune.classifier.classifier import Classifier
 from finetune.errors import InputError
+from finetune.kept.added import delete_forgotten
 from finetune.kept.union import find_pictures, without
 from finetune.options.suggestions import did_you_mean
 from finetune.progress import Display
@@ -84,6 +85,8 @@ def forget(
             raise InputError(f"{job.path} would have fewer than two classes left; it is unchanged")
         solved = solve_again(old, without(kept, gone), frozenset(), display, max_bad=1.0)
         classifier, change = job.replace(solved, "forget", removed=len(gone), for_good=for_good)
+        if for_good:
+            delete_forgotten(job.path)
     where = f"{classifier.folder} has {change.pictures:,} pictures"
     display.say(f"{change.sentence} in {change.seconds:.1f} s; {where}.")
     if out is None and not for_good:

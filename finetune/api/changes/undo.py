@@ -6,6 +6,7 @@ from pathlib import Path
 
 from finetune.api.changes.run import locked_run
 from finetune.classifier.classifier import Classifier, load
+from finetune.kept.added import delete_forgotten
 from finetune.kept.history import Change, drop_earlier, read_changes, take_back
 from finetune.progress import Display
 
@@ -78,4 +79,5 @@ def drop_history(run: str | Path) -> int:
     """
     run = Path(run)
     with locked_run(run):
+        delete_forgotten(run)
         return drop_earlier(run)

@@ -14,16 +14,13 @@ from finetune.classifier.classifier import Classifier, Prediction, load
 from finetune.classifier.explain import HeatMap, heat_maps
 from finetune.data.images import read_image
 from finetune.errors import InputError, UnreadablePicture
-from finetune.files.writing import replacing
+from finetune.kept.added import keep_picture
 from finetune.kept.features import keeps_features, read_features
 from finetune.kept.history import read_changes
 from finetune.report.page import thumbnail
 
-# Folder inside the run folder for the pictures that the page adds.
-ADDED = "added"
 SIDE = 320
 _BARS = 5
-_ENDINGS = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"GI": ".gif", b"RI": ".webp", b"BM": ".bmp", b"II": ".tif"}
 _NEVER = "0"
 _UNSURE = (("0.5", "50 %"), ("0.7", "70 %"), ("0.9", "90 %"), (_NEVER, "never"))
 _UNKNOWN = ((_NEVER, "all of them"), ("0.2", "20 %"), ("0.1", "10 %"), ("0.05", "5 %"), ("0.01", "1 %"))
@@ -94,9 +91,7 @@ class TriedRun:
         digest = hashlib.sha256(picture).hexdigest()
         read_image(picture, at_least=SIDE, max_pixels=self._classifier.config.max_pixels)  # before it is kept
         self._check_new(digest)
-        path = self._run / ADDED / f"{digest[:16]}{_ENDINGS.get(picture[:2], '.img')}"
-        with replacing(path) as temporary:
-            temporary.write_bytes(picture)
+        path = keep_picture(self._run, picture)
         try:
             # To learn from: pictures that are chosen because the answer was wrong would make a wrong test.
             classifier = extend(self._run, [(str(path), label, "train")], device=self._device)

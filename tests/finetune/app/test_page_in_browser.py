@@ -15,9 +15,11 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from served import WAIT, serving, small_run
 
+import finetune
 from finetune.app.page.page import page_app
-from finetune.app.page.tried_run import ADDED, TriedRun
+from finetune.app.page.tried_run import TriedRun
 from finetune.classifier.classifier import load
+from finetune.classifier.run_folder import ADDED
 
 pytestmark = pytest.mark.slow
 
@@ -183,8 +185,6 @@ def test_a_picture_that_the_run_has_is_not_added_again(client: httpx.Client, run
 
 
 def test_a_change_of_another_program_is_not_undone(client: httpx.Client, run: Path) -> None:
-    import finetune
-
     assert client.post("/undo", headers=OWN).status_code == 422
     assert client.post("/add", params={"label": "green"}, content=green(7), headers=OWN).json()["undoable"] == 1
     finetune.forget(run, pictures=["blue/00.png"], device="cpu")
@@ -193,3 +193,17 @@ def test_a_change_of_another_program_is_not_undone(client: httpx.Client, run: Pa
     assert len(finetune.history(run)) == 2
     finetune.undo(run, device="cpu")
     finetune.undo(run, device="cpu")
+
+
+def test_what_is_forgotten_for_good_leaves_no_copy_in_the_run(tmp_path: Path) -> None:
+    run = small_run(tmp_path)
+    tried = TriedRun(run, "cpu")
+    for number, label in enumerate(("green", "green", "yellow")):
+        tried.add(green(number), label)
+    assert len(list((run / ADDED).iterdir())) == 3
+    finetune.forget(run, classes=["yellow"], device="cpu")
+    assert len(list((run / ADDED).iterdir())) == 3  # undo can bring it back
+    finetune.drop_history(run)
+    assert len(list((run / ADDED).iterdir())) == 2
+    finetune.forget(run, classes=["green"], for_good=True, device="cpu")
+    assert list((run / ADDED).iterdir()) == []
