@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test quick check format
+.PHONY: install demo test quick check format docs tutorials
 
 install: .venv/.installed
 
@@ -29,6 +29,17 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The documentation, offline, in build/docs; a warning is an error. `make tutorials` runs the tutorials first.
+docs: install .venv/.docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+
+tutorials: install .venv/.docs
+	OMP_NUM_THREADS=1 FEWTUNE_TUTORIALS=1 $(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+
+.venv/.docs: pyproject.toml
+	$(BIN)/python -m pip install --quiet --group docs
+	touch $@
 
 format: install
 	$(BIN)/ruff format .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import os
 import platform
@@ -24,12 +25,13 @@ PACKAGES = (
 
 
 def provenance() -> dict[str, Any]:
-    """Machine, versions, revision and command, as JSON values."""
+    """Machine, versions, revision, date and command, as JSON values."""
     return {
         "command": " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
         "machine": {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "system": platform.platform(terse=True)},
         "versions": {"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
         "revision": revision(),
+        "date": datetime.date.today().isoformat(),
     }
 
 

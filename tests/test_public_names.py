@@ -1,4 +1,4 @@
-"""Every exported name is documented, listed in docs/api.md, and has an example that runs."""
+"""Every exported name is documented, listed in docs/reference/api.md, and has an example that runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import fewshot
 import finetune
 
 EXPORTED = [(package, name) for package in (finetune, fewshot) for name in package.__all__]
-LISTED = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+LISTED = (Path(__file__).parents[1] / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 each = pytest.mark.parametrize(("package", "name"), EXPORTED, ids=[f"{p.__name__}.{n}" for p, n in EXPORTED])
@@ -60,7 +60,7 @@ def test_an_exported_name_is_documented_and_listed(package: ModuleType, name: st
     documentation = inspect.getdoc(thing)
     assert documentation
     assert ">>> " in documentation, "no example"
-    assert re.search(rf"^\| `{name}[`(]", LISTED, re.MULTILINE), "not listed in docs/api.md"
+    assert re.search(rf"^\| `{name}[`(]", LISTED, re.MULTILINE), "not listed in docs/reference/api.md"
     if inspect.isfunction(thing):
         assert "Args:" in documentation
         assert "Returns:" in documentation or inspect.signature(thing).return_annotation in (None, "None")

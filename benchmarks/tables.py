@@ -1,6 +1,6 @@
-"""Put the tables of benchmarks/results/*.json into README.md, docs/unknown.md and the model card, between markers.
+"""Put the tables of benchmarks/results/*.json into docs/numbers/*.md, docs/unknown.md and the model card.
 
-python benchmarks/readme.py
+python benchmarks/tables.py
 """
 
 from __future__ import annotations
@@ -26,39 +26,75 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    tables = (
-        ("demo", "demo", demo),
-        ("cats_dogs", "cats_dogs", cats_dogs),
-        ("head_speed", "head_speed", head_speed),
-        ("lake", "omniglot", lake),
-        ("omniglot", "omniglot", omniglot),
-        ("finetune_speed", "finetune_speed", finetune_speed),
-        ("first_minutes", "first_minutes", first_minutes),
-        ("transfer", "transfer", transfer),
-        ("few_pictures", "few_pictures", few_pictures),
-        ("programs", "programs", whole_programs),
-        ("recognizer", "recognizer", recognizer),
-        ("families", "families", families),
-        ("search", "search", search),
-        ("embedding_speed", "embedding_speed", embedding_speed),
-    )
-    for name, result, table in tables:
-        path = RESULTS / f"{result}.json"
-        if path.exists() and (shown := table(read_json(path))):
-            text = put(text, name, shown)
-    write_text(readme, text)
+    for path, text in pages().items():
+        write_text(path, text)
+
+
+def pages() -> dict[Path, str]:
+    """Every page that holds tables, with the tables of the results as they are now."""
+    # Marker -> the result file, and what makes the table of it.
+    tables = {
+        "demo": ("demo", demo),
+        "cats_dogs": ("cats_dogs", cats_dogs),
+        "head_speed": ("head_speed", head_speed),
+        "lake": ("omniglot", lake),
+        "omniglot": ("omniglot", omniglot),
+        "finetune_speed": ("finetune_speed", finetune_speed),
+        "first_minutes": ("first_minutes", first_minutes),
+        "transfer": ("transfer", transfer),
+        "few_pictures": ("few_pictures", few_pictures),
+        "programs": ("programs", whole_programs),
+        "recognizer": ("recognizer", recognizer),
+        "families": ("families", families),
+        "search": ("search", search),
+        "embedding_speed": ("embedding_speed", embedding_speed),
+    }
+    shown = {}
+    for name, (file, table) in tables.items():
+        path = RESULTS / f"{file}.json"
+        if path.exists() and (text := table(result := read_json(path))):
+            shown[name] = f"{text}\n\n{measured(result)}"
+    found = {}
+    for path in sorted((ROOT / "docs" / "numbers").glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        for name, table_text in shown.items():
+            text = put(text, name, table_text)
+        found[path] = text
     card = ROOT / "fewshot" / "embedding" / "weights" / "README.md"
     if (RESULTS / "omniglot.json").exists():
         result = read_json(RESULTS / "omniglot.json")
-        write_text(card, put(card.read_text(encoding="utf-8"), "card", shipped(result)))
-
+        found[card] = put(card.read_text(encoding="utf-8"), "card", shipped(result))
     if (RESULTS / "unknown.json").exists():
         result, page = read_json(RESULTS / "unknown.json"), ROOT / "docs" / "unknown.md"
         text = put(page.read_text(encoding="utf-8"), "scores", markdown(*unknown.score_rows(result)))
         text = put(text, "rates", markdown(*unknown.rate_rows(result)))
-        write_text(page, put(text, "summary", unknown.summary(result)))
+        found[page] = put(text, "summary", unknown.summary(result))
+    return found
+
+
+def measured(result: dict[str, Any]) -> str:
+    """The last command of a measurement, and the machine that it ran on."""
+    origin = provenance_of(result)
+    machine, versions = origin["machine"], origin.get("versions", {})
+    when = f", {origin['date']}" if "date" in origin else ""
+    torch = f"; torch {versions['torch']}" if "torch" in versions else ""
+    revision = f"; revision {origin['revision']}" if origin.get("revision") else ""
+    where = f"{machine['cpu']}, {machine['cores']} cores{torch}{revision}{when}"
+    return f"Last measured by `{repeatable(origin['command'])}` on {where}."
+
+
+def provenance_of(value: Any) -> dict[str, Any]:
+    """The first part of a result that names its command and machine; {} where none does."""
+    if isinstance(value, dict):
+        if "command" in value and "machine" in value:
+            return value
+        return next((found for each in value.values() if (found := provenance_of(each))), {})
+    return {}
+
+
+def repeatable(command: str) -> str:
+    """The command without places of the machine that it ran on."""
+    return re.sub(r"(?:/tmp|\.\.)/\S+", "FOLDER", command)
 
 
 def put(text: str, name: str, table: str) -> str:
