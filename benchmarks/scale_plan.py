@@ -24,8 +24,8 @@ from typing import Any
 
 import msgspec
 from machine import provenance
-from readme import markdown, put
 from scale_model import Plan, Rates, Site, duration, size
+from tables import markdown, put
 
 from finetune.files.reading import read_json
 from finetune.files.writing import write_json, write_text
