@@ -39,7 +39,7 @@ def checked_vectors(vectors: ArrayLike, width: int, keys: Sequence[str] | None =
         raise InputError(f"{len(given)} vectors for {len(keys)} keys; give one for each")
     with np.errstate(over="ignore"):  # an overflow is refused below
         checked = np.ascontiguousarray(given, np.float32)
-        squared = np.einsum("ij,ij->i", checked, checked)
+        squared = np.vecdot(checked, checked)
     good = np.abs(squared - 1) <= SQUARED_WITHIN
     if not good.all():
         at = int(np.argmin(good))

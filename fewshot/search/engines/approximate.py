@@ -22,6 +22,7 @@ from fewshot.search.engines.library import (
 MEASURED_ON = 500  # vectors, or a fifth of them
 MOST_CANDIDATES = 4096
 
+_CONFIDENCE = 1.645  # standard errors: one-sided, 95 %
 _LEAST_EFFORT: dict[Structure, int] = {"ivf": 1, "hnsw": 16}  # lists probed; candidates kept in a graph's search
 _LINKS, _BUILD_EFFORT = 32, 80  # of a graph: links of a vector, and candidates examined for them
 # Vectors of a list: FAISS warns below the first number, and k-means gains little beyond the second.
@@ -32,8 +33,9 @@ class Approximate:
     """Inverted lists ("ivf") or a graph ("hnsw"): compares some of the vectors.
 
     The effort (lists probed, candidates kept) is raised until the recall, measured on some of the index's own vectors,
-    reaches a floor. Rows are 0 to n - 1 in the order of adding. A removed row stays in FAISS and is skipped. If a
-    search finds fewer than k rows, all vectors are compared.
+    is above a floor by its standard error and more, so that queries which tuned nothing find as many. Rows are 0 to
+    n - 1 in the order of adding. A removed row stays in FAISS and is skipped. If a search finds fewer than k rows, all
+    vectors are compared.
     """
 
     def __init__(self, structure: Structure, index: Any, *, effort: int, recall: float, gone: Sequence[int] = ()):
@@ -95,10 +97,7 @@ class Approximate:
         if not len(queries):
             return
         least = self._last_similarity(queries)
-        while True:
-            self.recall = self._recall(queries, least)
-            if self.recall >= floor or self.effort >= self._most_effort():
-                return
+        while not self._reaches(floor, queries, least) and self.effort < self._most_effort():
             self.effort = min(2 * self.effort, self._most_effort())
 
     def _last_similarity(self, queries: Vectors) -> NDArray[np.float32]:
@@ -106,9 +105,12 @@ class Approximate:
         similarity: NDArray[np.float32] = self._search_all(queries, self._measured_at())[0][:, -1:] - ROUNDING
         return similarity
 
-    def _recall(self, queries: Vectors, least: NDArray[np.float32]) -> float:
+    def _reaches(self, floor: float, queries: Vectors, least: NDArray[np.float32]) -> bool:
+        """Measure the recall, and tell whether it is at least `floor` with 95 % confidence."""
         found, _ = self._search(queries, self._measured_at(), self.effort)
-        return float((found >= least).mean())
+        shares = (found >= least).mean(1)
+        self.recall = float(shares.mean())
+        return self.recall - _CONFIDENCE * float(shares.std()) / np.sqrt(len(shares)) >= floor
 
     def _measured_at(self) -> int:
         return min(RECALL_AT, int(self.faiss_index.ntotal))

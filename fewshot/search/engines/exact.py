@@ -11,6 +11,7 @@ import torch
 
 from fewshot.search.engines.device_gallery import DeviceGallery
 from fewshot.search.engines.library import Found, Structure, Vectors, import_faiss, reconstructed, search_flat
+from fewshot.search.engines.pages import use_large_pages
 from fewshot.search.engines.products import by_product, search_product
 
 
@@ -24,6 +25,8 @@ class Exact:
 
     def __init__(self, flat: Any, gpu: bool = False):
         self.faiss_index = flat
+        self._searched: Vectors | None = None  # the vectors, as the first search after a change found them
+        self._large_pages = 0  # bytes that were put there
         self._mirror = DeviceMirror(torch.device("cuda")) if gpu else None
 
     @classmethod
@@ -62,9 +65,20 @@ class Exact:
     def search(self, queries: Vectors, k: int) -> Found:
         if self._mirror is not None:
             return self._mirror.search(self._memory(), queries, k)
-        if by_product(self.faiss_index.ntotal, len(queries)):
-            return search_product(self._memory(), queries, k)
+        vectors = self._searched
+        if vectors is None:
+            vectors = self._searched = self._ready()
+        if by_product(len(queries), vectors.shape[1]):
+            return search_product(vectors, queries, k)
         return search_flat(self.faiss_index, queries, k)
+
+    def _ready(self) -> Vectors:
+        """The vectors, in large pages, unless they are in a file. Few new ones wait for more, as a call costs time."""
+        vectors = self._memory()
+        if self.faiss_index.codes.is_owned and vectors.nbytes > self._large_pages * 9 // 8:
+            use_large_pages(vectors)
+            self._large_pages = vectors.nbytes
+        return vectors
 
     def _memory(self) -> Vectors:
         """The vectors (n, d) in FAISS's own memory; valid until their number changes."""
@@ -76,6 +90,7 @@ class Exact:
         return memory
 
     def _changed(self) -> None:
+        self._searched = None
         if self._mirror is not None:
             self._mirror.forget()
 

@@ -58,18 +58,15 @@ class Quantised(Approximate):
         most = min(MOST_FACTOR, self.faiss_index.ntotal)
         least = self._last_similarity(queries)
         self.faiss_index.k_factor = min(_FIRST_FACTOR, most)
-        self.recall = self._recall(queries, least)
-        while self.recall < floor and (self.effort < self._most_effort() or self.factor < most):
+        while not self._reaches(floor, queries, least) and (self.effort < self._most_effort() or self.factor < most):
             if self.effort < self._most_effort():
                 self.effort = min(2 * self.effort, self._most_effort())
             else:
                 self.faiss_index.k_factor = min(2 * self.factor, most)
-            self.recall = self._recall(queries, least)
         while self.factor > 1:
             factor, recall = self.factor, self.recall
             self.faiss_index.k_factor = factor // 2
-            self.recall = self._recall(queries, least)
-            if self.recall < floor:
+            if not self._reaches(floor, queries, least):
                 self.faiss_index.k_factor, self.recall = factor, recall
                 return
 

@@ -103,3 +103,31 @@ def test_products_find_what_a_comparison_finds(n: int, m: int, monkeypatch: pyte
     expected = nearest(gallery, queries, k)
     np.testing.assert_allclose(similarity, expected[0], atol=1e-6)
     assert disagreements((similarity, rows), expected) <= m // 50
+
+
+def test_products_in_blocks_of_queries_and_of_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fewshot.search.engines import products
+
+    monkeypatch.setattr(products, "_AT_ONCE", 1 << 10)
+    monkeypatch.setattr(products, "_LEAST_ROWS", 1 << 8)
+    gallery, queries = unit(1000, width=4), unit(7, seed=1, width=4)  # 4 blocks by 2
+    similarity, rows = products.search_product(gallery, queries, 10)
+    expected = np.argsort(-(queries @ gallery.T), axis=1)[:, :10]
+    assert (rows == expected).all()
+    np.testing.assert_allclose(similarity, np.take_along_axis(queries @ gallery.T, expected, 1), atol=1e-6)
+
+
+def test_faiss_compares_one_query_alone_and_multiplies_many() -> None:
+    from fewshot.search.engines.products import by_product
+
+    assert [by_product(queries, 256) for queries in (1, 2, 100, 499, 500)] == [False, True, True, True, False]
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="large pages are Linux's")
+def test_vectors_stay_as_they_are_in_large_pages() -> None:
+    from fewshot.search.engines.pages import use_large_pages
+
+    vectors = unit(30_000, width=64)[1:]  # begins within a page
+    before = vectors.copy()
+    use_large_pages(vectors)
+    assert (vectors == before).all()
