@@ -79,9 +79,11 @@ def main() -> None:
     parser.add_argument("--opened", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.row:
-        print(json.dumps(row(*args.row, args.queries, args.data, args.cache)))
+        kind, n, engine = args.row
+        print(json.dumps(row(kind, int(n), engine, args.queries, args.data, args.cache)))
     elif args.opened:
-        print(json.dumps(opened(*args.opened, args.data, args.cache)))
+        kind, engine, saved = args.opened
+        print(json.dumps(opened(kind, engine, saved, args.data, args.cache)))
     else:
         make_rows(args)
 
@@ -120,10 +122,10 @@ def in_process(args: argparse.Namespace, *task: str) -> dict[str, Any]:
     return found
 
 
-def row(kind: str, n: str, engine: str, purpose: str, data: Path, cache: Path) -> dict[str, Any]:
+def row(kind: str, n: int, engine: str, purpose: str, data: Path, cache: Path) -> dict[str, Any]:
     """All figures of an engine."""
     one_thread()
-    vectors = gallery(kind, int(n), data, cache)
+    vectors = gallery(kind, n, data, cache)
     asked, choosing = (queries(kind, name, data, cache) for name in (purpose, "rule"))
     flat = import_faiss().IndexFlatIP(vectors.shape[1])
     flat.add(vectors)

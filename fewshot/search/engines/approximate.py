@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,7 @@ class Approximate:
         found, _ = self._search(queries, self._measured_at(), self.effort)
         shares = (found >= least).mean(1)
         self.recall = float(shares.mean())
-        return self.recall - _CONFIDENCE * float(shares.std()) / np.sqrt(len(shares)) >= floor
+        return self.recall - _CONFIDENCE * float(shares.std()) / sqrt(len(shares)) >= floor
 
     def _measured_at(self) -> int:
         return min(RECALL_AT, int(self.faiss_index.ntotal))
