@@ -46,7 +46,7 @@ def pages() -> dict[Path, str]:
         "programs": ("programs", whole_programs),
         "recognizer": ("recognizer", recognizer),
         "families": ("families", families),
-        "search": ("search", search),
+        "search": ("index_table", search),
         "embedding_speed": ("embedding_speed", embedding_speed),
     }
     shown = {}
@@ -315,25 +315,25 @@ def recognizer(result: dict[str, Any]) -> str:
 
 
 def search(result: dict[str, Any]) -> str:
+    """Every engine on every gallery, as queries that set nothing find it."""
     rows = []
-    for device in ("cpu", "cuda"):
-        for row in result.get(f"exact_{device}", ()):
-            rate = row["queries_per_second"]
-            against = [
-                f"{rate['index'] / rate[name]:.2g}" if name in rate else "too slow"
-                for name in ("faiss", "torch", "sklearn", "bound")
-            ]
-            rows.append((f"{row['vectors']:,}", f"{row['queries_at_once']:,}", f"{rate['index']:,.0f}", *against))
+    for row in result.get("report", {}).values():
+        rates = [f"{rate:,.0f}" for rate in row["queries_per_second"].values()]
+        name = row["engine"] + (f" (now {row['structure']})" if row["engine"] == "auto" else "")
+        figures = (f"{row['recall']:.4f}", *(f"{row[key]:,.0f}" for key in ("build_seconds", "memory_mb", "disk_mb")))
+        rows.append((f"{row['vectors']:,} {row['kind']}", name, *rates, *figures))
     headings = (
         "vectors",
-        "queries at once",
-        "queries/s",
-        "over raw FAISS",
-        "over torch",
-        "over scikit-learn",
-        "over matmul",
+        "engine",
+        "queries/s, 1 at once",
+        "100 at once",
+        "1,000 at once",
+        "recall",
+        "seconds to build",
+        "MB of memory",
+        "MB of disk",
     )
-    return markdown(headings, rows)
+    return markdown(headings, rows) if rows else ""
 
 
 def embedding_speed(result: dict[str, Any]) -> str:
