@@ -19,6 +19,7 @@ from fewshot.search.engines.library import (
     reconstructed,
     search_flat,
 )
+from fewshot.search.engines.pages import LargePages
 
 MEASURED_ON = 500  # vectors, or a fifth of them
 MOST_CANDIDATES = 4096
@@ -45,6 +46,8 @@ class Approximate:
         self.effort = effort
         self.recall = recall
         self.removed = 0
+        self._pages = LargePages()
+        self._pages_wait = True  # until the next search
         self._gone = np.zeros(0, np.uint8)  # one bit a row; rows beyond its end are not removed
         self.remove(gone)
 
@@ -66,6 +69,7 @@ class Approximate:
 
     def add(self, vectors: Vectors) -> None:
         self.faiss_index.add(vectors)
+        self._pages_wait = True
 
     def remove(self, rows: Sequence[int]) -> list[tuple[int, int]]:
         """Mark rows as removed. No row moves, so the result is empty."""
@@ -83,6 +87,9 @@ class Approximate:
         return reconstructed(self.faiss_index, rows)
 
     def search(self, queries: Vectors, k: int) -> Found:
+        if self._pages_wait and (flat := self._flat()) is not None:
+            self._pages.of(flat)
+        self._pages_wait = False
         similarity, rows = self._search(queries, k, self.effort)
         short = rows[:, -1] < 0
         if short.any():
@@ -130,10 +137,14 @@ class Approximate:
         return similarity, rows
 
     def _search_all(self, queries: Vectors, k: int) -> Found:
-        faiss = import_faiss()
-        if self.structure == "ivf":
+        flat = self._flat()
+        if flat is None:
             return self._search(queries, k, self.faiss_index.nlist)
-        return search_flat(faiss.downcast_index(self.faiss_index.storage), queries, k, self._selector())
+        return search_flat(flat, queries, k, self._selector())
+
+    def _flat(self) -> Any:
+        """The IndexFlat that holds the vectors; None of inverted lists, which hold them themselves."""
+        return None if self.structure == "ivf" else import_faiss().downcast_index(self.faiss_index.storage)
 
     def _selector(self) -> Any:
         """FAISS's filter for removed rows; None without any, which is faster."""

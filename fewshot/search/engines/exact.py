@@ -10,8 +10,16 @@ import numpy as np
 import torch
 
 from fewshot.search.engines.device_gallery import DeviceGallery
-from fewshot.search.engines.library import Found, Structure, Vectors, import_faiss, reconstructed, search_flat
-from fewshot.search.engines.pages import use_large_pages
+from fewshot.search.engines.library import (
+    Found,
+    Structure,
+    Vectors,
+    flat_vectors,
+    import_faiss,
+    reconstructed,
+    search_flat,
+)
+from fewshot.search.engines.pages import LargePages
 from fewshot.search.engines.products import by_product, search_product
 
 
@@ -26,7 +34,7 @@ class Exact:
     def __init__(self, flat: Any, gpu: bool = False):
         self.faiss_index = flat
         self._searched: Vectors | None = None  # the vectors, as the first search after a change found them
-        self._large_pages = 0  # bytes that were put there
+        self._pages = LargePages()
         self._mirror = DeviceMirror(torch.device("cuda")) if gpu else None
 
     @classmethod
@@ -67,27 +75,14 @@ class Exact:
             return self._mirror.search(self._memory(), queries, k)
         vectors = self._searched
         if vectors is None:
-            vectors = self._searched = self._ready()
+            vectors = self._searched = self._pages.of(self.faiss_index)
         if by_product(len(queries), vectors.shape[1]):
             return search_product(vectors, queries, k)
         return search_flat(self.faiss_index, queries, k)
 
-    def _ready(self) -> Vectors:
-        """The vectors, in large pages, unless they are in a file. Few new ones wait for more, as a call costs time."""
-        vectors = self._memory()
-        if self.faiss_index.codes.is_owned and vectors.nbytes > self._large_pages * 9 // 8:
-            use_large_pages(vectors)
-            self._large_pages = vectors.nbytes
-        return vectors
-
     def _memory(self) -> Vectors:
         """The vectors (n, d) in FAISS's own memory; valid until their number changes."""
-        faiss = import_faiss()
-        n, width = self.faiss_index.ntotal, self.faiss_index.d
-        if not n:
-            return np.empty((0, width), np.float32)
-        memory: Vectors = faiss.rev_swig_ptr(self.faiss_index.get_xb(), n * width).reshape(n, width)
-        return memory
+        return flat_vectors(self.faiss_index)
 
     def _changed(self) -> None:
         self._searched = None

@@ -48,6 +48,15 @@ def search_flat(flat: Any, queries: Vectors, k: int, selector: Any = None) -> Fo
     return similarity, rows
 
 
+def flat_vectors(flat: Any) -> Vectors:
+    """The vectors (n, d) of an IndexFlat in FAISS's own memory; valid until their number changes."""
+    n, width = flat.ntotal, flat.d
+    if not n:
+        return np.empty((0, width), np.float32)
+    memory: Vectors = import_faiss().rev_swig_ptr(flat.get_xb(), n * width).reshape(n, width)
+    return memory
+
+
 def reconstructed(index: Any, rows: Sequence[int]) -> Vectors:
     """Vectors (len(rows), d) of a FAISS index, bit for bit as they were added."""
     if not len(rows):

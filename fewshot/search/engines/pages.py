@@ -10,8 +10,25 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from fewshot.search.engines.library import Vectors, flat_vectors
+
 _COLLAPSE = 25  # MADV_COLLAPSE of Linux 6.1: replace the small pages of a range by large ones, at once
 _LEAST_BYTES = 4 << 20  # two large pages
+
+
+class LargePages:
+    """Puts the vectors of an IndexFlat into large pages, if they are in memory and not in a mapped file."""
+
+    def __init__(self) -> None:
+        self._bytes = 0  # that are there
+
+    def of(self, flat: Any) -> Vectors:
+        """The vectors (n, d), valid until their number changes. Few new ones wait for more: a call costs time."""
+        vectors = flat_vectors(flat)
+        if flat.codes.is_owned and vectors.nbytes > self._bytes * 9 // 8:
+            use_large_pages(vectors)
+            self._bytes = vectors.nbytes
+        return vectors
 
 
 def use_large_pages(memory: NDArray[Any]) -> None:

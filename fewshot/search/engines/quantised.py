@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fewshot.search.engines.approximate import MEASURED_ON, Approximate
-from fewshot.search.engines.library import RECALL_AT, Found, Vectors, import_faiss, reconstructed, search_flat
+from fewshot.search.engines.library import RECALL_AT, Found, Vectors, import_faiss, reconstructed
 
 QUANTISED_FROM = 64  # vectors; 16 centroids of a part of a vector cannot be learned from fewer
 MOST_FACTOR = 1024  # candidates for each neighbour
@@ -63,12 +63,14 @@ class Quantised(Approximate):
                 self.effort = min(2 * self.effort, self._most_effort())
             else:
                 self.faiss_index.k_factor = min(2 * self.factor, most)
-        while self.factor > 1:
-            factor, recall = self.factor, self.recall
-            self.faiss_index.k_factor = factor // 2
-            if not self._reaches(floor, queries, least):
-                self.faiss_index.k_factor, self.recall = factor, recall
-                return
+        # Halve; where that is too few, take off a quarter. Ranking costs most, so steps of 2 would be coarse.
+        for step in (2, 4 / 3):
+            while self.factor > 1:
+                factor, recall = self.factor, self.recall
+                self.faiss_index.k_factor = int(factor / step)
+                if not self._reaches(floor, queries, least):
+                    self.faiss_index.k_factor, self.recall = factor, recall
+                    break
 
     def _most_effort(self) -> int:
         return int(self._codes().nlist)
@@ -82,9 +84,6 @@ class Quantised(Approximate):
         parameters = faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=probing)
         similarity, rows = self.faiss_index.search(queries, k, params=parameters)
         return similarity, rows
-
-    def _search_all(self, queries: Vectors, k: int) -> Found:
-        return search_flat(self._flat(), queries, k, self._selector())
 
     def _codes(self) -> Any:
         return import_faiss().downcast_index(self.faiss_index.base_index)

@@ -6,6 +6,7 @@ import torch
 from exact_neighbours import nearest
 from made_index import WIDTH, assert_exact, filled, named, unit
 
+from fewshot.search.engines import Approximate
 from fewshot.search.index import Index
 from finetune.errors import InputError
 
@@ -92,3 +93,26 @@ def test_auto_is_exact_until_codes_are_much_faster(monkeypatch: pytest.MonkeyPat
     does_not.add(named(12_000), unit(12_000, width=32))
     assert does_not.structure == "exact"
     assert does_not.recall == 1
+
+
+def test_a_measured_recall_counts_less_its_uncertainty() -> None:
+    """Without it, about half of the tunings would promise a recall that other queries do not reach."""
+    engine = Approximate.of("ivf", unit(2000), 0.5)
+    engine.effort = 8
+    queries = unit(100, seed=1)
+    least = engine._last_similarity(queries)
+    engine._reaches(0, queries, least)
+    assert 0.2 < engine.recall < 0.98
+    assert not engine._reaches(engine.recall - 0.005, queries, least)
+    assert engine._reaches(engine.recall - 0.15, queries, least)
+
+
+def test_vectors_in_large_pages_grow_and_shrink() -> None:
+    vectors = unit(40_000, width=64)  # 10 MB
+    exact = Index(64, kind="exact", device="cpu")
+    exact.add(named(100), vectors[:100])
+    exact.search(vectors[:1], 1)
+    exact.add(named(39_900, first=100), vectors[100:])
+    assert exact.search(vectors[-1:], 1)[0][0].key == named(1, first=39_999)[0]
+    exact.remove(named(39_999))
+    assert exact.search(vectors[:2], 5).keys.tolist() == [named(1, first=39_999)] * 2
