@@ -93,17 +93,26 @@ def make_rows(args: argparse.Namespace) -> None:
         for kind in args.kinds:
             make_gallery(kind, n, args.data, args.cache)
             for engine in args.only:
-                table: dict[str, Any] = read_json(RESULT) if RESULT.exists() else {}
-                made = table.setdefault(args.queries, {})
                 name = f"{kind} {n} {engine}"
-                if name in made or not available(engine):
+                if name in rows_of(read(), args.queries) or not available(engine):
                     continue
                 found = in_process(args, "--row", kind, str(n), engine)
-                made[name] = {"kind": kind, "vectors": n, "engine": engine, **found}
+                table = read()  # again: another process may have made rows meanwhile
+                rows_of(table, args.queries)[name] = {"kind": kind, "vectors": n, "engine": engine, **found}
                 # Paths of a machine are no part of a result.
                 about = provenance() | {"command": "python benchmarks/index_table.py --data DATA --cache FOLDER"}
                 write_json(RESULT, table | about | {"threads": 1, "faiss": import_faiss().__version__})
                 print(name, json.dumps(found), flush=True)
+
+
+def read() -> dict[str, Any]:
+    table: dict[str, Any] = read_json(RESULT) if RESULT.exists() else {}
+    return table
+
+
+def rows_of(table: dict[str, Any], purpose: str) -> dict[str, Any]:
+    rows: dict[str, Any] = table.setdefault(purpose, {})
+    return rows
 
 
 def available(engine: str) -> bool:
