@@ -33,6 +33,7 @@ exclude_patterns = [
     "**/sg_execution_times.rst",
 ]
 default_role = "code"
+smartquotes = False  # `--out` in a text is no dash
 myst_heading_anchors = 3
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"

@@ -6,6 +6,7 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -116,6 +117,7 @@ def test_the_page_of_files_has_the_format_versions_of_the_code() -> None:
     assert shown == versions
 
 
+@pytest.mark.slow
 def test_the_page_of_files_names_every_file_of_a_run() -> None:
     from finetune.classifier.run_folder import RUN_FILES
 
@@ -123,11 +125,37 @@ def test_the_page_of_files_names_every_file_of_a_run() -> None:
     assert [name for name in RUN_FILES if f"`{name}`" not in text and f"`{name}/`" not in text] == []
 
 
-def test_error_messages_are_collected_with_names_in_place_of_values() -> None:
-    spec = importlib.util.spec_from_file_location("generate_errors", DOCS / "generate" / "errors.py")
+def generator(name: str) -> ModuleType:
+    """A file of docs/generate."""
+    spec = importlib.util.spec_from_file_location(f"generate_{name}", DOCS / "generate" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_the_pages_of_commands_have_every_option_with_its_default(tmp_path: Path) -> None:
+    from finetune.cli.main import cli
+
+    generator("commands").write_command_pages(tmp_path)
+    index = (tmp_path / "index.md").read_text(encoding="utf-8")
+    for name in ("finetune fit", "finetune cache list", "fewshot recognize"):
+        assert f"[`{name}`]({name.replace(' ', '-')}.md)" in index
+    page = (tmp_path / "finetune-fit.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(--[\w-]+)`.* \| ([^|]*) \|$", page, re.MULTILINE))
+    options = [
+        each for each in cli.commands["fit"].params if each.param_type_name == "option" and "--help" not in each.opts
+    ]
+    assert sorted(rows) == sorted(option.opts[0] for option in options)
+    assert rows["--out"] == "required"
+    assert rows["--strategy"] == "auto"
+    assert rows["--batch-size"] == "32"
+    assert rows["--resume"] == "off"
+    assert "    " not in page  # an indented line would be shown as code
+
+
+def test_error_messages_are_collected_with_names_in_place_of_values() -> None:
+    module = generator("errors")
     source = 'raise InputError(f"{path} holds no {self.kind}: give --out " "another folder")\nValueError("not ours")'
     assert module.messages(source) == [("PATH holds no KIND: give --out another folder", "InputError")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
@@ -53,26 +54,32 @@ def command_page(words: tuple[str, ...], command: click.Command) -> list[str]:
     called = " ".join(words)
     context = click.Context(command, info_name=called)
     usage = " ".join([called, *command.collect_usage_pieces(context)])
-    lines = [f"# `{called}`", "", *(command.help or "").replace("\b", "").splitlines()]
+    lines = [f"# `{called}`", "", *inspect.cleandoc(command.help or "").splitlines()]
     lines += ["", "```", usage, "```", ""]
     sections: dict[str, list[str]] = {}
     for option in command.get_params(context):
-        if not isinstance(option, click.Option) or option.hidden:
+        if not isinstance(option, click.Option) or option.hidden or "--help" in option.opts:
             continue
         names, _ = option.get_help_record(context) or ("", "")
         extra = option.get_help_extra(context)
         limits = f" Range: {extra['range']}." if extra.get("range") else ""
         default = "required" if extra.get("required") else str(extra.get("default", ""))
         default = re.sub(r"^\((.*)\)$", r"\1", default, flags=re.DOTALL)
-        row = f"| {code(names)} | {cell((option.help or '') + limits)} | {cell(default)} |"
+        if not default and option.is_flag:
+            default = "off"
+        row = f"| {named(names)} | {cell((option.help or '') + limits)} | {cell(default)} |"
         sections.setdefault(getattr(option, "section", "Options"), []).append(row)
     for heading, rows in sections.items():
         lines += [f"## {heading}", "", "| option | what it does | default |", "|---|---|---|", *rows, ""]
     return lines
 
 
-def code(text: str) -> str:
-    return "`` " + text.replace("|", "\\|") + " ``"
+def named(text: str) -> str:
+    """The names of an option as code, and its values, such as [auto|head], as text that can be broken."""
+    names = re.findall(r"--?[a-z][\w-]*", text.split("[")[0])
+    values = re.sub(r"(--?[a-z][\w-]*|[ ,/])+", "", text, count=1).strip("[]")
+    values = re.sub(r"(FLOAT|INTEGER) RANGE", r"\1", values).replace("|", " \\| ")
+    return f"{' '.join(f'`{name}`' for name in names)} {values}".strip()
 
 
 def cell(text: str) -> str:

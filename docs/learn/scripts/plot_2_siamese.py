@@ -33,9 +33,9 @@ random = np.random.default_rng(0)
 def draw(strokes):
     """One drawing (28, 28) of a character, ink 1: its points, moved and turned a little."""
     moved = strokes + random.normal(0, 0.035, strokes.shape)
-    angle, scale = random.normal(0, 0.12), random.normal(1, 0.08)
+    angle, scale = random.normal(0, 0.2), random.normal(1, 0.1)
     turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    moved = moved @ turn + random.normal(0, 0.05, 2)
+    moved = moved @ turn + random.normal(0, 0.1, 2)
     image = Image.new("L", (4 * SIDE, 4 * SIDE))
     t = np.linspace(0, 1, 12)[:, None]
     for a, b, c in moved:
@@ -191,6 +191,9 @@ def by_product(pictures):
 
 
 accuracy["fewshot train"] = one_shot(by_product, test, episodes=10)
+for name, value in accuracy.items():
+    print(f"{name:14} {value:.1%}")
+
 figure, axis = plt.subplots(figsize=(7, 3))
 axis.barh(list(accuracy), list(accuracy.values()))
 for position, value in enumerate(accuracy.values()):
