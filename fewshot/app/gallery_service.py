@@ -50,8 +50,8 @@ class Predictions(BaseModel):
 class GalleryService(Service[Recognition]):
     """Answers pictures with a recogniser."""
 
-    def __init__(self, recognizer: Recognizer, *, bounds: Bounds, most_waiting: int, window: float):
-        super().__init__(self.recognize, bounds=bounds, most_waiting=most_waiting, window=window)
+    def __init__(self, recognizer: Recognizer, bounds: Bounds):
+        super().__init__(self.recognize, bounds)
         self.recognizer = recognizer
 
     def recognize(self, pictures: Sequence[bytes]) -> list[Recognition | UnreadablePicture]:

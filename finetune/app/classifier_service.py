@@ -49,8 +49,8 @@ class Predictions(BaseModel):
 class ClassifierService(Service[Prediction]):
     """Answers pictures with a classifier. classifier: May be replaced by another one between two calls."""
 
-    def __init__(self, classifier: Classifier, *, bounds: Bounds, most_waiting: int, window: float):
-        super().__init__(self.predict, bounds=bounds, most_waiting=most_waiting, window=window)
+    def __init__(self, classifier: Classifier, bounds: Bounds):
+        super().__init__(self.predict, bounds)
         self.classifier = classifier
 
     def predict(self, pictures: Sequence[bytes]) -> list[Prediction | UnreadablePicture]:

@@ -21,6 +21,7 @@ def make_app(
     most_megabytes: float = 32,
     most_pictures: int = 64,
     most_waiting: int = 256,
+    most_together: int = 32,
     window: float = 0.002,
 ) -> FastAPI:
     """An ASGI app that answers pictures: `POST /predict`, `GET /metadata`, `GET /healthz`, `GET /openapi.json`.
@@ -36,13 +37,14 @@ def make_app(
         most_megabytes: Largest body of a request, in MB.
         most_pictures: Most pictures in a request.
         most_waiting: Most pictures in the queue; more are refused with status 503 and `Retry-After`.
+        most_together: Most pictures that are answered together.
         window: Seconds that a picture waits for others, unless many wait already.
 
     Returns:
         The app.
 
     Raises:
-        InputError: If the extra `app` is not installed.
+        InputError: If the extra `app` is not installed, or a bound takes nothing.
 
     Example:
         >>> from fastapi.testclient import TestClient
@@ -55,11 +57,16 @@ def make_app(
     check_installed()
     from finetune.app.classifier_service import ClassifierService, add_paths
     from finetune.app.service import new_app
-    from finetune.app.uploads import MEGABYTE, Bounds
+    from finetune.app.uploads import Bounds
 
-    size = int(most_megabytes * MEGABYTE)
-    bounds = Bounds(request=size, pictures=most_pictures, held=max(8 * size, Bounds.held))
-    service = ClassifierService(classifier, bounds=bounds, most_waiting=most_waiting, window=window)
+    bounds = Bounds.of(
+        most_megabytes=most_megabytes,
+        most_pictures=most_pictures,
+        most_waiting=most_waiting,
+        most_together=most_together,
+        window=window,
+    )
+    service = ClassifierService(classifier, bounds)
     service.warm_up()
     thread, uploads = service.batches.thread, service.uploads
     app = new_app(thread, uploads, title="finetune serve", about="Classes of pictures.", token=token, hosts=hosts)

@@ -55,19 +55,11 @@ class Service(Generic[Answer]):
     Args:
         answer: From the contents of pictures to an answer for each, or the error of an unreadable one.
         bounds: What is taken.
-        most_waiting: Most pictures in the queue.
     """
 
-    def __init__(
-        self,
-        answer: Callable[[Sequence[bytes]], Sequence[Answer | UnreadablePicture]],
-        *,
-        bounds: Bounds,
-        most_waiting: int,
-        window: float,
-    ):
+    def __init__(self, answer: Callable[[Sequence[bytes]], Sequence[Answer | UnreadablePicture]], bounds: Bounds):
         self._answer = answer
-        self.batches = Batches(answer, most_waiting=max(most_waiting, bounds.pictures), window=window)
+        self.batches = Batches(answer, at_once=bounds.together, most_waiting=bounds.waiting, window=bounds.window)
         self.uploads = Uploads(bounds)
 
     def warm_up(self) -> None:

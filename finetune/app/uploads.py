@@ -12,6 +12,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from finetune.app.refusals import ClientGone, Refused, busy
+from finetune.errors import InputError
 
 MEGABYTE = 10**6
 # Seconds that a body may still take when the service stops.
@@ -25,14 +26,35 @@ class Bounds:
     Attributes:
         request: Most bytes in the body of a request.
         pictures: Most pictures in a request.
+        waiting: Most pictures in the queue, or those of one request where these are more.
+        together: Most pictures that are answered in one call.
+        window: Seconds in which a call waits for more pictures.
         held: Most bytes of all requests together, until they are answered.
         seconds: In which a body must arrive.
     """
 
     request: int = 32 * MEGABYTE
     pictures: int = 64
+    waiting: int = 256
+    together: int = 32
+    window: float = 0.002
     held: int = 256 * MEGABYTE
     seconds: float = 30.0
+
+    @classmethod
+    def of(
+        cls, *, most_megabytes: float, most_pictures: int, most_waiting: int, most_together: int, window: float
+    ) -> Bounds:
+        """The bounds that a user gives. InputError for one that takes nothing."""
+        given = {"most_pictures": most_pictures, "most_waiting": most_waiting, "most_together": most_together}
+        for name, number in given.items():
+            if number < 1:
+                raise InputError(f"{name} must be at least 1, not {number}")
+        if not most_megabytes > 0 or not 0 <= window <= 1:
+            raise InputError("most_megabytes must be above 0, and window between 0 and 1 second")
+        size = max(1, int(most_megabytes * MEGABYTE))
+        waiting = max(most_waiting, most_pictures)
+        return cls(size, most_pictures, waiting, most_together, window, held=max(8 * size, cls.held))
 
 
 @dataclass(frozen=True)

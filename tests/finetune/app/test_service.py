@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -185,6 +186,15 @@ def test_a_token_is_wanted_of_every_request_but_for_health(
         assert asked.get("/metadata", auth=("anybody", TOKEN)).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "bounds",
+    [{"most_megabytes": 0}, {"most_pictures": 0}, {"most_waiting": 0}, {"most_together": 0}, {"window": -1.0}],
+)
+def test_a_service_that_could_take_nothing_is_refused(classifier: finetune.Classifier, bounds: dict[str, Any]) -> None:
+    with pytest.raises(finetune.InputError, match=next(iter(bounds))):
+        finetune.make_app(classifier, **bounds)
+
+
 def test_the_app_can_be_mounted_in_another(classifier: finetune.Classifier, pictures: list[bytes]) -> None:
     host = FastAPI()
     inner = finetune.make_app(classifier, token=TOKEN)
@@ -233,6 +243,9 @@ def test_what_the_command_cannot_use_is_one_line(
     monkeypatch.setenv("FEWTUNE_TOKEN", "short")
     refused(call("serve", run), "FEWTUNE_TOKEN must hold a token")
     monkeypatch.delenv("FEWTUNE_TOKEN")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "uvicorn", None)
+        refused(call("serve", run), "pip install 'fewtune[app]'")
     refused(call("serve", tmp_path, "--device", "cpu"), "is not a run folder")
     refused(call("serve", run, "--device", "cpu", "--port", client.base_url.port), "--port 0 takes a free port")
 
