@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,6 +12,10 @@ from numpy.typing import ArrayLike
 from fewshot.search.engines import Vectors
 from fewshot.search.faiss_format import SQUARED_WITHIN
 from finetune.errors import InputError
+
+if TYPE_CHECKING:
+    from fewshot.search.index import Index
+    from fewshot.search.table.lance_index import LanceIndex
 
 Metadata = Mapping[str, Any]  # JSON values
 
@@ -27,6 +31,35 @@ def check_keys(keys: Sequence[str]) -> None:
         if key in seen:
             raise InputError(f"key {key!r} is given twice")
         seen.add(key)
+
+
+def check_new_keys(keys: Sequence[str], index: Index) -> None:
+    """As `check_keys`; InputError also for a key that is in the index."""
+    check_keys(keys)
+    for key in keys:
+        if key in index:
+            raise InputError(f"key {key!r} is in the index already; use replace for another vector")
+
+
+def check_search(k: int, at_least: float | None) -> None:
+    """InputError for a number of neighbours below 1, or a similarity that is not a number."""
+    if k < 1:
+        raise InputError(f"k must be >= 1, not {k}")
+    if at_least is not None and not -np.inf <= at_least <= np.inf:
+        raise InputError(f"at_least must be a similarity, not {at_least}")
+
+
+def check_mergeable(index: Index, other: Index | LanceIndex) -> None:
+    """InputError unless both have vectors of one embedder, and no key is in both."""
+    if other.width != index.width:
+        raise InputError(f"widths differ: {other.width} and {index.width}")
+    if other.fingerprint != index.fingerprint:
+        raise InputError(
+            f"the vectors are of different embedders, {other.fingerprint} and {index.fingerprint}: embed again"
+        )
+    for key in other.keys:
+        if key in index:
+            raise InputError(f"key {key!r} is in both indexes; remove it from one of them")
 
 
 def checked_vectors(vectors: ArrayLike, width: int, keys: Sequence[str] | None = None) -> Vectors:

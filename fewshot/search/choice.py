@@ -20,6 +20,7 @@ from fewshot.search.engines import (
     build,
     code_bytes,
 )
+from fewshot.search.faiss_format import MOST_WIDTH
 from finetune.errors import InputError
 
 # "auto" tries codes from this number of vectors on. It keeps exact search if the codes would cost more than AUTO_SHARE
@@ -50,8 +51,11 @@ def memory_of_keys(texts: Iterable[str]) -> int:
     return sum(getsizeof(text) + KEY_BYTES for text in texts)
 
 
-def check_limits(least_recall: float, memory: int | None) -> None:
-    """InputError for a floor of the recall or a memory that makes no sense."""
+def check_limits(width: int, least_recall: float, memory: int | None) -> None:
+    """InputError for a width, a floor of the recall or a memory that makes no sense."""
+    if not 1 <= width <= MOST_WIDTH:
+        bound = ">= 1" if width < 1 else f"<= {MOST_WIDTH}"
+        raise InputError(f"width must be {bound}, not {width}")
     if not 0 < least_recall <= 1:
         raise InputError(f"least_recall must be above 0 and at most 1, not {least_recall}")
     if memory is not None and memory < 1:

@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshot.search.arguments import Metadata, as_json, check_keys, checked_vectors, parsed_metadata
+from fewshot.search.arguments import (
+    Metadata,
+    as_json,
+    check_mergeable,
+    check_new_keys,
+    check_search,
+    checked_vectors,
+    parsed_metadata,
+)
 from fewshot.search.choice import Choice, check_limits, memory_of_keys
 from fewshot.search.engines import Engine, Exact, Structure, Vectors, build, on_gpu, restore
-from fewshot.search.faiss_format import MOST_WIDTH
 from fewshot.search.index_files import IndexHeader, Kind, beyond_memory, read_folder, write_folder
 from fewshot.search.key_rows import KeyRows
 from fewshot.search.key_table import Entry
@@ -64,9 +71,7 @@ class Index:
         least_recall: float = 0.95,
         memory: int | None = None,
     ):
-        if not 1 <= width <= MOST_WIDTH:
-            bound = ">= 1" if width < 1 else f"<= {MOST_WIDTH}"
-            raise InputError(f"width must be {bound}, not {width}")
+        check_limits(width, least_recall, memory)
         if kind not in get_args(Kind):
             raise InputError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
         self.width = width
@@ -75,7 +80,6 @@ class Index:
         self.about = dict(about or {})
         self.least_recall = least_recall
         self.memory = memory
-        check_limits(least_recall, memory)
         self._gpu = on_gpu(device)
         self._read_only = False
         empty = np.empty((0, width), np.float32)
@@ -128,10 +132,7 @@ class Index:
             InputError: For other keys, vectors or metadata.
         """
         self._refuse_if_read_only()
-        check_keys(keys)
-        for key in keys:
-            if key in self:
-                raise InputError(f"key {key!r} is in the index already; use replace for another vector")
+        check_new_keys(keys, self)
         self._add(keys, checked_vectors(vectors, self.width, keys), as_json(keys, metadata))
 
     def _add(self, keys: Sequence[str], vectors: Vectors, metadata: Mapping[str, str]) -> None:
@@ -176,15 +177,7 @@ class Index:
     def merge(self, other: Index | LanceIndex) -> None:
         """Add all vectors of `other`. InputError if widths or fingerprints differ, or a key is in both."""
         self._refuse_if_read_only()
-        if other.width != self.width:
-            raise InputError(f"widths differ: {other.width} and {self.width}")
-        if other.fingerprint != self.fingerprint:
-            raise InputError(
-                f"the vectors are of different embedders, {other.fingerprint} and {self.fingerprint}: embed again"
-            )
-        for key in other.keys:
-            if key in self:
-                raise InputError(f"key {key!r} is in both indexes; remove it from one of them")
+        check_mergeable(self, other)
         texts = {key: text for key, text in other.metadata_texts(other.keys).items() if text}
         self._add(other.keys, other.vectors(other.keys), texts)
 
@@ -229,10 +222,7 @@ class Index:
         Raises:
             InputError: For k below 1 and other vectors.
         """
-        if k < 1:
-            raise InputError(f"k must be >= 1, not {k}")
-        if at_least is not None and not -np.inf <= at_least <= np.inf:
-            raise InputError(f"at_least must be a similarity, not {at_least}")
+        check_search(k, at_least)
         queries = checked_vectors(vectors, self.width)
         k = min(k, len(self))
         if not k or not len(queries):
@@ -255,21 +245,7 @@ class Index:
         Raises:
             InputError: If the folder holds something else, or cannot be written.
         """
-        header = IndexHeader(
-            width=self.width,
-            vectors=len(self),
-            kind=self.kind,
-            structure=self.structure,
-            fingerprint=self.fingerprint,
-            about=self.about,
-            recall=self.recall,
-            least_recall=self.least_recall,
-            effort=self._engine.effort,
-            rows=self._engine.faiss_index.ntotal,
-            built_at=self._built_at,
-            changed=self._changed,
-            memory=self.memory,
-        )
+        header = IndexHeader.of(self, self._engine, self._built_at, self._changed)
         write_folder(Path(folder), header, self._engine.faiss_index, self._keys.entries(), check)
 
     @classmethod
@@ -327,12 +303,7 @@ class Index:
         """
         if memory_mapped is None:
             memory_mapped = beyond_memory(Path(folder))
-        header, faiss_index, entries = read_folder(Path(folder), memory_mapped)
-        if fingerprint is not None and fingerprint != header.fingerprint:
-            raise InputError(
-                f"{folder} holds vectors of embedder {header.fingerprint}, not of {fingerprint}: embed again, or "
-                "open it with its own embedder"
-            )
+        header, faiss_index, entries = read_folder(Path(folder), memory_mapped, fingerprint)
         index = cls(
             header.width,
             kind=header.kind,

@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from sys import getsizeof
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta
 
 from fewshot.search.choice import KEY_BYTES, memory_of
-from fewshot.search.engines import Structure, effort_bounds
+from fewshot.search.engines import Engine, Structure, effort_bounds
 from fewshot.search.faiss_format import MOST_WIDTH, Layout, check_file
 from fewshot.search.key_table import Entry, read_entries, write_entries
 from fewshot.search.vector_file import read_vectors, write_vectors
@@ -31,6 +31,9 @@ from finetune.errors import InputError
 from finetune.files.locks import LOCK_FILE, locked
 from finetune.files.reading import as_type, read_json
 from finetune.files.writing import write_json
+
+if TYPE_CHECKING:
+    from fewshot.search.index import Index
 
 FORMAT = 1
 ABOUT_FILE = "index.json"
@@ -71,6 +74,24 @@ class IndexHeader:
     built_at: Count
     changed: Count
     memory: Annotated[int, Meta(ge=1, lt=1 << 53)] | None = None
+
+    @classmethod
+    def of(cls, index: Index, engine: Engine, built_at: int, changed: int) -> IndexHeader:
+        return cls(
+            width=index.width,
+            vectors=len(index),
+            kind=index.kind,
+            structure=engine.structure,
+            fingerprint=index.fingerprint,
+            about=index.about,
+            recall=engine.recall,
+            least_recall=index.least_recall,
+            effort=engine.effort,
+            rows=engine.faiss_index.ntotal,
+            built_at=built_at,
+            changed=changed,
+            memory=index.memory,
+        )
 
 
 @dataclass(frozen=True)
@@ -127,8 +148,11 @@ def write_folder(
             _delete_old_files(folder)
 
 
-def read_folder(folder: Path, memory_mapped: bool) -> tuple[IndexHeader, Any, list[Entry]]:
-    """Read an index: its header, the FAISS index, the entries.
+def read_folder(
+    folder: Path, memory_mapped: bool, fingerprint: str | None = None
+) -> tuple[IndexHeader, Any, list[Entry]]:
+    """Read an index: its header, the FAISS index, the entries. InputError if it is of another embedder than the
+    fingerprint's.
 
     memory_mapped: Leave the vectors in their file; neither their checksum nor their lengths are then verified, as that
     reads the whole file. InputError, naming the file, if there is no index, or it is damaged or of a newer format.
@@ -137,11 +161,18 @@ def read_folder(folder: Path, memory_mapped: bool) -> tuple[IndexHeader, Any, li
     while True:
         about = _read_about(folder)
         try:
-            return _read_files(folder, about, memory_mapped)
+            header, faiss_index, entries = _read_files(folder, about, memory_mapped)
+            break
         except InputError:
             # A writer may have replaced the files while they were read.
             if _read_about(folder)["token"] == about["token"]:
                 raise
+    if fingerprint is not None and fingerprint != header.fingerprint:
+        raise InputError(
+            f"{folder} holds vectors of embedder {header.fingerprint}, not of {fingerprint}: embed again, or open it "
+            "with its own embedder"
+        )
+    return header, faiss_index, entries
 
 
 def beyond_memory(folder: Path) -> bool:
