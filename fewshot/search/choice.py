@@ -23,10 +23,11 @@ from fewshot.search.engines import (
 from fewshot.search.faiss_format import MOST_WIDTH
 from finetune.errors import InputError
 
-# "auto" tries codes from this number of vectors on. It keeps exact search if the codes would cost more than AUTO_SHARE
-# of one in a batch of queries; for a single query they cost far less. Codes must find AUTO_RECALL of the neighbours,
-# since they take the place of exact search. For 100,000 drawings and 100,000 photographs, the estimated shares are 1/7
-# and 1/5, and both are 7 times as fast as exact search in batches, and more than 100 times for one query.
+# "auto" tries codes from this number of vectors on: below, exact search answers one query in a few milliseconds, which
+# no approximation is worth. It keeps exact search if the codes would cost more than AUTO_SHARE of one in a batch of
+# queries; for a single query they cost far less. Codes must find AUTO_RECALL of the neighbours, since they take the
+# place of exact search. For 100,000 drawings, codes are 7 to 8 times as fast as exact search in batches and more than
+# 100 times for one query; for 30,000, 5 to 6 and 60 times ("rule" in the results of benchmarks/index_table.py).
 AUTO_FROM = 100_000
 AUTO_SHARE = 1 / 4
 AUTO_RECALL = 0.99
