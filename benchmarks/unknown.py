@@ -14,6 +14,10 @@ Mahalanobis distance with Ledoit-Wolf shrinkage and cosine with the five nearest
 the score of the product. That score and the constants of its threshold were chosen on tf_mobilenetv3_small_100 and the
 sets of CHOSEN_ON. Rows of the other network and of the alphabets chose nothing: they are the result.
 
+With --shifts, known pictures alone are asked about, once as they are and then as from another source (grey,
+recompressed, smaller, blurred, brighter): the share refused, also with BACKGROUND pictures of a class left out, with as
+many of another set, and after ADDED pictures of each class from that source are learned from too.
+
 A result that would show failure: a score that is worse than the largest softmax on any set, pictures accepted far from
 the rate asked for on average, or a set where nearly all known pictures are refused.
 """
@@ -32,7 +36,7 @@ import torch
 from machine import provenance, revision
 from torch import Tensor
 from unknown_scores import SCORES, peer_scores
-from unknown_sets import ALPHABETS, SETS, Pictures, pictures_of
+from unknown_sets import ALPHABETS, SETS, SHIFTS, Pictures, pictures_of
 
 from finetune.files.reading import read_json
 from finetune.files.writing import write_json
@@ -48,6 +52,10 @@ RATES = (0.01, 0.05, 0.1, 0.2)
 BACKGROUND = 40
 # Draws of classes that are left out: one class of few, or a tenth of many. Pairs of classes are drawn as often.
 TURNS = 5
+# Known pictures from another source: sets, pictures a class, and how many from there are learned from.
+SHIFTED, SHIFTED_SIZES, ADDED = ("flowers", "steel-defects"), (10, 50), 5
+# The set that background pictures of another kind come from, and the one that unknown pictures are then asked of.
+OTHER, FAR_SET = "textures", "cats-dogs"
 # Most known pictures that judge, and most of each far set.
 KNOWN, FAR = 300, 60
 
@@ -71,11 +79,15 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
     parser.add_argument("--sizes", nargs="+", type=int, choices=SIZES, default=SIZES)
     parser.add_argument("--again", action="store_true", help="forget the rows of other revisions")
+    parser.add_argument("--shifts", action="store_true", help="known pictures from another source, and nothing else")
     parser.add_argument("--result", type=Path, default=RESULT)
     args = parser.parse_args()
     result: dict[str, Any] = read_json(args.result) if args.result.exists() else {"rows": []}
     if args.again:
         result["rows"] = [row for row in result["rows"] if row["revision"] == revision()]
+    if args.shifts:
+        write_json(args.result, result | {"shifts": shifts(result.get("shifts", []))})
+        return
     done = {key(row) for row in result["rows"]}
     for backbone in args.backbones:
         for name in args.sets:
@@ -172,6 +184,66 @@ def kept_rates(model: UnknownModel, scores: np.ndarray, n: int, m: int, correct:
                 row[kind] = float((part >= threshold).mean())
         rows.append(row)
     return rows
+
+
+def shifts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Known pictures from another source, for each set, number of pictures a class and draw; those in `rows` stay."""
+    done = {key(row) for row in rows}
+    for name in SHIFTED:
+        for size in SHIFTED_SIZES:
+            for turn in range(TURNS):
+                about = {"backbone": BACKBONES[0], "set": name, "size": size, "classes": "many", "turn": turn}
+                if key(about) not in done:
+                    rows.append(about | {"refused": shifted(about)} | {"revision": revision()})
+                    print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def shifted(about: dict[str, Any]) -> dict[str, Any]:
+    """By source: accuracy, and for each way to choose a threshold and each rate the share of known pictures refused."""
+    name, backbone = about["set"], about["backbone"]
+    pictures = pictures_of(name, backbone)
+    draw = drawn(pictures, about["size"], about["classes"], about["turn"])
+    learned, widths = pictures.pooled[draw.learned], pictures.widths
+    model = UnknownModel.of(gather(learned, draw.labels, widths))
+    other, far = (pictures_of(each, backbone) for each in (OTHER, FAR_SET))
+    some = other.pooled[np.linspace(0, len(other.pooled) - 1, BACKGROUND).astype(int)]
+    models = {
+        "threshold": model,
+        "with_background": _given(model, pictures.pooled[draw.background]),
+        "with_other_background": _given(model, some),
+    }
+    found: dict[str, Any] = {"unknown accepted": {}}
+    for way, each in models.items():
+        near, strangers = pictures.pooled[draw.near], far.pooled[far.judging]
+        shares = [1 - _refused(each, asked)[RATES.index(0.05)] for asked in (near, strangers)]
+        found["unknown accepted"][way] = [round(share, 4) for share in shares]
+    for shift in SHIFTS:
+        source = pictures_of(name, backbone, shift)
+        asked = source.pooled[draw.asked]
+        _, answers = peer_scores(learned, draw.labels, widths, asked)
+        added = _evenly(draw.labels, ADDED)
+        more = torch.cat([learned, source.pooled[draw.learned[added]]])
+        known = UnknownModel.of(gather(more, torch.cat([draw.labels, draw.labels[added]]), widths))
+        found[shift] = {"accuracy": round(float((answers == draw.truth.numpy()).mean()), 4)}
+        for way, each in (models | {"with_added": known}).items():
+            found[shift][way] = [round(share, 4) for share in _refused(each, asked)]
+    return found
+
+
+def _given(model: UnknownModel, background: Tensor) -> UnknownModel:
+    return model.with_background(model.likeness(background).double().numpy())
+
+
+def _refused(model: UnknownModel, asked: Tensor) -> list[float]:
+    """The share of pictures that is refused, for each rate."""
+    scores = model.likeness(asked).double().numpy()
+    return [float((scores < model.threshold(rate)).mean()) for rate in RATES]
+
+
+def _evenly(labels: Tensor, count: int) -> Tensor:
+    """Places of the first `count` of each class."""
+    return torch.cat([(labels == label).nonzero()[:count, 0] for label in labels.unique()])
 
 
 def _some(pictures: Pictures) -> Tensor:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from draws import judges
+from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 
 from finetune.config import Config
@@ -32,6 +33,15 @@ ALPHABETS = {"Greek": "background", "Sanskrit": "background", "Tengwar": "evalua
 SETS = (*PHOTOGRAPHS, "digits", *ALPHABETS)
 # Most pictures of a class that are read.
 MOST = 120
+# The same pictures from another source. Blur: about one pixel and a half of what the network reads.
+SHIFTS: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "as they are": lambda picture: picture,
+    "grey": lambda picture: picture.convert("L").convert("RGB"),
+    "JPEG quality 30": lambda picture: picture,
+    "half the size": lambda picture: picture.resize((max(1, picture.width // 2), max(1, picture.height // 2))),
+    "slightly blurred": lambda picture: picture.filter(ImageFilter.GaussianBlur(min(picture.size) / 150)),
+    "brighter": lambda picture: ImageEnhance.Brightness(picture).enhance(1.4),
+}
 
 
 @dataclass(frozen=True)
@@ -45,16 +55,23 @@ class Pictures:
 
 
 @cache
-def pictures_of(name: str, backbone: str) -> Pictures:
-    """The pictures of a set, through the cache of activations."""
+def pictures_of(name: str, backbone: str, shift: str = "") -> Pictures:
+    """The pictures of a set, through the cache of activations. shift: one of SHIFTS, from another source."""
     with folder_of(name) as folder:
         listing = _some(list_folder(folder, to_train=False))
-        weights = str(Path(os.environ["FEWTUNE_DATA"]) / "weights" / f"{backbone}.safetensors")
-        config = Config(backbone=backbone, weights=weights, device="cpu")
-        network = Backbone(backbone).eval()
-        load_pretrained(network, weights, Display())
-        stages = PooledStages(network)
-        outputs = read_pictures(open_engine("cpu", "float32"), stages, listing, config, Display())
+        if not shift:
+            return _read(listing, backbone)
+        with tempfile.TemporaryDirectory() as place:
+            return _read(_shifted(listing, shift, Path(place)), backbone)
+
+
+def _read(listing: Listing, backbone: str) -> Pictures:
+    weights = str(Path(os.environ["FEWTUNE_DATA"]) / "weights" / f"{backbone}.safetensors")
+    config = Config(backbone=backbone, weights=weights, device="cpu")
+    network = Backbone(backbone).eval()
+    load_pretrained(network, weights, Display())
+    stages = PooledStages(network)
+    outputs = read_pictures(open_engine("cpu", "float32"), stages, listing, config, Display())
     readable = [listing.samples[position] for position in outputs.index.tolist()]
     names = sorted({sample.label for sample in readable})
     return Pictures(
@@ -63,6 +80,21 @@ def pictures_of(name: str, backbone: str) -> Pictures:
         torch.tensor([judges(sample, 0) for sample in readable]),
         stages.widths,
     )
+
+
+def _shifted(listing: Listing, shift: str, place: Path) -> Listing:
+    """The same listing with its pictures changed, in another folder under the same names."""
+    for sample in listing.samples:
+        target = place / sample.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(listing.root / sample.path) as picture:
+            changed = SHIFTS[shift](picture.convert("RGB"))
+        if shift == "JPEG quality 30":
+            changed.save(target, "JPEG", quality=30)
+        else:
+            changed.save(target, "PNG", compress_level=1)  # the name may say otherwise
+    samples = tuple(replace(sample, size=(place / sample.path).stat().st_size) for sample in listing.samples)
+    return replace(listing, root=place, samples=samples)
 
 
 @contextmanager
