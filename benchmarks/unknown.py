@@ -213,6 +213,7 @@ def shifted(about: dict[str, Any]) -> dict[str, Any]:
         "with_background": _given(model, pictures.pooled[draw.background]),
         "with_other_background": _given(model, some),
     }
+    added, labels = _not_learned(pictures, draw)
     found: dict[str, Any] = {"unknown accepted": {}}
     for way, each in models.items():
         near, strangers = pictures.pooled[draw.near], far.pooled[far.judging]
@@ -222,9 +223,8 @@ def shifted(about: dict[str, Any]) -> dict[str, Any]:
         source = pictures_of(name, backbone, shift)
         asked = source.pooled[draw.asked]
         _, answers = peer_scores(learned, draw.labels, widths, asked)
-        added = _evenly(draw.labels, ADDED)
-        more = torch.cat([learned, source.pooled[draw.learned[added]]])
-        known = UnknownModel.of(gather(more, torch.cat([draw.labels, draw.labels[added]]), widths))
+        more = torch.cat([learned, source.pooled[added]])
+        known = UnknownModel.of(gather(more, torch.cat([draw.labels, labels]), widths))
         found[shift] = {"accuracy": round(float((answers == draw.truth.numpy()).mean()), 4)}
         for way, each in (models | {"with_added": known}).items():
             found[shift][way] = [round(share, 4) for share in _refused(each, asked)]
@@ -241,9 +241,13 @@ def _refused(model: UnknownModel, asked: Tensor) -> list[float]:
     return [float((scores < model.threshold(rate)).mean()) for rate in RATES]
 
 
-def _evenly(labels: Tensor, count: int) -> Tensor:
-    """Places of the first `count` of each class."""
-    return torch.cat([(labels == label).nonzero()[:count, 0] for label in labels.unique()])
+def _not_learned(pictures: Pictures, draw: Draw) -> tuple[Tensor, Tensor]:
+    """Rows of ADDED more pictures of each learned class that do not judge, and their labels."""
+    free = ~pictures.judging
+    free[draw.learned] = False
+    of = dict(zip(pictures.labels[draw.learned].tolist(), draw.labels.tolist(), strict=True))
+    rows = torch.cat([(free & (pictures.labels == label)).nonzero()[:ADDED, 0] for label in of])
+    return rows, torch.tensor([of[label] for label in pictures.labels[rows].tolist()])
 
 
 def _some(pictures: Pictures) -> Tensor:
