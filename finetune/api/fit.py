@@ -13,7 +13,7 @@ from torch import Tensor
 from finetune.api.backbones import BackboneChoice, choose_backbone
 from finetune.api.budget import Budget, seconds_after
 from finetune.api.fit_options import FitOptions
-from finetune.api.outcome import Outcome, keep_features, measure, write_run
+from finetune.api.outcome import Outcome, learn_features, measure, write_run
 from finetune.api.prepare import Prepared, prepare
 from finetune.classifier.classifier import Classifier, load
 from finetune.classifier.run_folder import RunFolder
@@ -255,9 +255,10 @@ class _Job:
             metrics = outcome.metrics
             if metrics.accuracy is not None:
                 log.result({f"{metrics.split}_accuracy": metrics.accuracy, "best_epoch": metrics.best_epoch})
+        if not outcome.training.interrupted:
+            learn_features(None if run is None else run.path, outcome, prepared, self.display)
         if run is not None:
             if not outcome.training.interrupted:
-                keep_features(run.path, outcome, prepared, self.display)
                 run.finish()
             elif self.budget is not None:
                 self.budget.record()

@@ -35,18 +35,17 @@ from finetune.classifier.run_metrics import (
 )
 from finetune.classifier.temperature import calibrated, calibration_summary, fit_temperature
 from finetune.errors import InputError
-from finetune.features.extraction import read_pictures
 from finetune.features.table import MOST_OF_TRAIN, SPLITS, FeatureTable
 from finetune.files.reading import as_type
 from finetune.files.tables import write_csv
 from finetune.files.writing import write_tensors
 from finetune.kept.features import FEATURES_FILE, KeptFeatures
+from finetune.kept.unknown import learned_unknown, read_trained, showing_unknown
 from finetune.kept.views import Views, read_views
 from finetune.linear.head import Heads, nearest_mean
 from finetune.metrics import accuracy_of, measure_predictions, no_measurement
 from finetune.models.device import describe
 from finetune.models.pooled import PooledStages
-from finetune.open_set.unknown_metrics import learn_unknown
 from finetune.progress import Display
 from finetune.training.loop import TrainingResult
 
@@ -102,10 +101,6 @@ def measure(
     from_val = heads is not None and heads.learned_from_val
     learned = ("train", "val") if from_val else ("train",)
     val = _split_metrics(judged["val"], val_labels) if "val" in judged else None
-    unknown = None
-    if heads is not None:
-        known = _learned(rows, prepared.widths, learned, trained=backbone_was_trained)
-        classifier.unknown, unknown = learn_unknown(**known)
     metrics = RunMetrics(
         **_result(rows, judged),
         split=rows.measured,
@@ -129,8 +124,9 @@ def measure(
         left_out=rows.folder.left_out,
         notes=rows.folder.notes,
         unlabelled=_unlabelled(prepared),
-        unknown=unknown,
     )
+    if heads is not None:
+        metrics = learned_unknown(classifier, metrics, rows, prepared.widths, learned, trained=backbone_was_trained)
     return Outcome(classifier, _with_training(metrics, training), judged, training, views)
 
 
@@ -138,21 +134,6 @@ def _measured(rows: FeatureTable) -> dict[str, list[int]]:
     """The pictures that a classifier is measured on, by split: of the training pictures some, evenly spread."""
     some = rows.indices("train")[:: max(1, -(-len(rows.folder.train) // MOST_OF_TRAIN))]
     return {"train": some} | {split: rows.indices(split) for split in SPLITS[1:]}
-
-
-def _learned(rows: FeatureTable, widths: Sequence[int], splits: Sequence[str], *, trained: bool) -> dict[str, Any]:
-    """The arguments of `learn_unknown`. splits: that the head has learned from. trained: whether the backbone has been
-    trained, so that validation pictures judge."""
-    indices = [index for split in (("train", "val") if trained else splits) for index in rows.indices(split)]
-    judging = torch.arange(len(indices)) >= len(rows.folder.train)
-    return {
-        "pooled": rows.pooled[indices],
-        "labels": rows.labels[indices],
-        "widths": widths,
-        "paths": [rows.listing.samples[index].path for index in indices],
-        "classes": rows.folder.classes,
-        "judging": judging if trained and bool(judging.any()) else None,
-    }
 
 
 def _result(rows: FeatureTable, judged: dict[str, Tensor]) -> dict[str, Any]:
@@ -273,29 +254,34 @@ def _picture_rows(rows: FeatureTable, learned: Sequence[str]) -> list[tuple[str,
     ]
 
 
-def keep_features(folder: Path, outcome: Outcome, prepared: Prepared, display: Display) -> None:
-    """Keep the features that `extend` and `forget` solve the head on, where the run's options say so.
+def learn_features(folder: Path | None, outcome: Outcome, prepared: Prepared, display: Display) -> None:
+    """Learn to tell unknown pictures where the backbone was trained, and keep the features that `extend` and `forget`
+    solve the head on where the run's options say so.
 
     The activations of a frozen backbone are those that the head learned from. Those of a trained one are read now, in
-    one pass over the pictures; a run that has little time, or was interrupted, does without.
+    one pass: of all pictures where they are kept, and otherwise of those that show unknown ones. A run that has little
+    time, or was interrupted, does without. folder: None for a run in memory, which keeps none.
     """
     classifier, rows, stages = outcome.classifier, prepared.rows, prepared.stages
-    config, views = classifier.config, outcome.views
-    (folder / FEATURES_FILE).unlink(missing_ok=True)
-    if not config.keep_features or (outcome.metrics.kept != "head" and config.minutes is not None):
+    config, views, trained = classifier.config, outcome.views, outcome.metrics.kept != "head"
+    keeps = folder is not None and config.keep_features
+    if folder is not None:
+        (folder / FEATURES_FILE).unlink(missing_ok=True)
+    if trained and config.minutes is not None:
         return
-    if outcome.metrics.kept != "head":
+    if trained:
         stages = PooledStages(classifier.network.backbone)
-        outputs = read_pictures(classifier.fabric, stages, rows.listing, config, display)
-        rows = rows.with_activations(outputs, stages.backbone.width)
-        if config.test_time != "plain":
-            every = [index for indices in _measured(rows).values() for index in indices]
-            views = read_views(classifier, stages, rows, every, None, display)
-        classifier.unknown, unknown = learn_unknown(**_learned(rows, stages.widths, ("train",), trained=True))
-        classifier.unknown.write(folder)
+        rows = read_trained(classifier, stages, rows, None if keeps else showing_unknown(rows), display)
         assert classifier.run_metrics is not None
-        classifier.run_metrics = replace(classifier.run_metrics, unknown=unknown)
-        write_metrics(folder, classifier.run_metrics)
+        classifier.run_metrics = learned_unknown(classifier, classifier.run_metrics, rows, stages.widths, trained=True)
+        if folder is not None:
+            classifier.require_unknown().write(folder)
+            write_metrics(folder, classifier.run_metrics)
+    if folder is None or not keeps:
+        return
+    if trained and config.test_time != "plain":
+        every = [index for indices in _measured(rows).values() for index in indices]
+        views = read_views(classifier, stages, rows, every, None, display)
     size = KeptFeatures.of(rows, stages.depths, stages.widths, views).write(folder)
     display.say(
         f"features of the pictures kept for finetune extend and finetune forget: {size / 1e6:,.1f} MB "

@@ -74,7 +74,10 @@ class CalibratedNetwork:
         """
         if self._unknown is None:
             if self.folder is None:
-                raise InputError("this classifier stores nothing about unknown pictures; fit it with strategy head")
+                raise InputError(
+                    "this classifier stores nothing about unknown pictures: its backbone was trained with minutes or "
+                    "interrupted; fit it again, without minutes"
+                )
             self.unknown = read_unknown(self.folder, len(self.classes))
         assert self._unknown is not None
         return self._unknown

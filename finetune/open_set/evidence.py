@@ -33,7 +33,7 @@ def gather(pooled: Tensor, labels: Tensor, widths: Sequence[int], judging: Tenso
 
     Arguments are those of `fit_likeness`. Of many pictures some are used, the same share of every class.
     """
-    some = _some(labels if judging is None else labels + int(labels.max() + 1) * judging, MOST_PICTURES)
+    some = used_pictures(labels, judging)
     pooled, labels = pooled[some], labels[some]
     judging = None if judging is None else judging[some]
     fitted = fit_likeness(pooled, labels, widths, judging)
@@ -42,6 +42,11 @@ def gather(pooled: Tensor, labels: Tensor, widths: Sequence[int], judging: Tenso
         replace(fitted, places=some[fitted.places]),
         replace(held_out, places=some[held_out.places]),
     )
+
+
+def used_pictures(labels: Tensor, judging: Tensor | None = None) -> Tensor:
+    """Places of the pictures that `gather` uses, ascending."""
+    return _some(labels if judging is None else labels + int(labels.max() + 1) * judging, MOST_PICTURES)
 
 
 def _some(groups: Tensor, most: int) -> Tensor:

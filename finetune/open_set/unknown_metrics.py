@@ -76,6 +76,7 @@ def learn_unknown(
     paths: Sequence[str],
     classes: Sequence[str],
     judging: Tensor | None = None,
+    trained: bool = False,
 ) -> tuple[UnknownModel, UnknownMetrics]:
     """Learn to tell pictures of the classes from others, and measure it on held-out pictures.
 
@@ -86,11 +87,12 @@ def learn_unknown(
         paths: Of the pictures.
         classes: Names of the classes.
         judging: Shape (n,), bool: pictures that a trained backbone has not learned from. None where the backbone has
-            learned from no picture.
+            learned from no picture, or from all.
+        trained: Whether the backbone has learned from pictures of the classes.
     """
     evidence = gather(pooled, labels, widths, judging)
     model = UnknownModel.of(evidence)
-    return model, _measured(evidence, model, labels, paths, classes, trained=judging is not None)
+    return model, _measured(evidence, model, labels, paths, classes, trained=trained)
 
 
 def _measured(

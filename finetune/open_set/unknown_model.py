@@ -178,6 +178,6 @@ def read_unknown(folder: Path, classes: int) -> UnknownModel:
     if not path.exists():
         raise InputError(
             f"{folder} has no {UNKNOWN_FILE}, by which unknown pictures are refused: it is of an older version, or its "
-            "trained backbone keeps no features; run finetune fit again, without --no-keep-features and --minutes"
+            "backbone was trained with --minutes or interrupted; run finetune fit again, without --minutes"
         )
     return UnknownModel.from_tensors(*read_tensors_and_metadata(path), classes, str(path))

@@ -264,9 +264,18 @@ def test_a_trained_network_learns_from_its_own_features(place: Path, tmp_path: P
     assert len(model.known) == classifier.metrics["pictures"]["val"]
     found = answers(stored, sorted((place / "new").iterdir()), false_accept_rate=0.9)
     assert found == answers(classifier, sorted((place / "new").iterdir()), false_accept_rate=0.9)
-    without = finetune.fit(place / "photos", tmp_path / "without", keep_features=False, **options)
-    with pytest.raises(InputError, match="without --no-keep-features"):
-        without.predict(place / "new" / "00.png", false_accept_rate=0.1)
+
+
+def test_a_training_that_was_interrupted_says_why_it_tells_no_unknown_pictures(place: Path, tmp_path: Path) -> None:
+    def interrupt(_: finetune.EpochResult) -> None:
+        raise KeyboardInterrupt
+
+    options = {"strategy": "full", "epochs": 3, "keep": "trained", **OPTIONS}
+    classifier = finetune.fit(place / "photos", tmp_path / "run", on_epoch=interrupt, **options)
+    assert (classifier.metrics["kept"], classifier.metrics["interrupted"]) == ("full", True)
+    for found in (finetune.load(tmp_path / "run", device="cpu"), classifier):
+        with pytest.raises(InputError, match="or interrupted; run finetune fit again, without --minutes"):
+            found.predict(place / "new" / "00.png", false_accept_rate=0.1)
 
 
 def test_the_report_shows_the_curve_and_the_nearest_pictures(place: Path) -> None:

@@ -24,6 +24,7 @@ from finetune.files.reading import read_tensors
 from finetune.files.writing import write_tensors
 from finetune.kept.features import FEATURES_FILE, read_features
 from finetune.kept.history import MOST_STATES, undoable
+from finetune.open_set.unknown_model import UNKNOWN_FILE
 from finetune.progress import Display
 
 SMALL: dict[str, Any] = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0}
@@ -89,6 +90,19 @@ def assert_same(one: Classifier, other: Classifier, asked: list[Path]) -> None:
     for name in ("accuracy", "n", "split", "confusion", "pictures", "notes", "learned_from", "head_reads"):
         assert before[name] == after[name], name
     assert before["loss"] == pytest.approx(after["loss"], abs=1e-5)
+    if before["kept"] == "head":
+        assert_same_thresholds(one, other)
+
+
+def assert_same_thresholds(one: Classifier, other: Classifier) -> None:
+    """Both refuse the same pictures as unknown, learned from as many, and say the same of it."""
+    rates = (0.01, 0.05, 0.2, 0.5, 0.9)
+    ours, theirs = one.require_unknown(), other.require_unknown()
+    for rate in rates:
+        assert ours.threshold(rate) == pytest.approx(theirs.threshold(rate), abs=1e-5), rate
+    assert (len(ours.known), len(ours.held_out)) == (len(theirs.known), len(theirs.held_out))
+    assert one.metrics["unknown"]["trained"] == other.metrics["unknown"]["trained"]
+    assert one.metrics["unknown"]["oscr"] == pytest.approx(other.metrics["unknown"]["oscr"], abs=1e-3)
 
 
 def files(run: Path) -> dict[str, str]:
@@ -206,6 +220,46 @@ def test_a_trained_backbone_stays_and_its_head_is_solved(pictures: Path, tmp_pat
     assert retraining is not None
     assert "new held-out pictures" in retraining
     assert retraining in (run / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_trained_backbone_learns_of_unknown_pictures_whether_features_are_kept_or_not(
+    pictures: Path, tmp_path: Path
+) -> None:
+    options = {"strategy": "full", "epochs": 1, "keep": "trained", "lr": 0.01, **SMALL}
+    kept = finetune.fit(pictures, tmp_path / "kept", **options)
+    assert kept.metrics["unknown"]["trained"]
+    for name in ("without", None):
+        run = None if name is None else tmp_path / name
+        found = finetune.fit(pictures, run, keep_features=False, **options)
+        assert_same_thresholds(found, kept)
+        if run is not None:
+            assert not (run / FEATURES_FILE).exists()
+            assert_same_thresholds(finetune.load(run, device="cpu"), kept)
+            assert 'id="unknown"' in (run / "report.html").read_text()
+    # What a fit reads of all its pictures is what a change has of them.
+    new = of_a_new_class(tmp_path / "new", pictures)
+    extended = [finetune.extend(tmp_path / name, new, device="cpu") for name in ("kept", "without")]
+    assert_same_thresholds(*extended)
+    assert extended[0].require_unknown().threshold(0.2) != kept.require_unknown().threshold(0.2)
+    before = (tmp_path / "kept" / UNKNOWN_FILE).read_bytes()
+    forgotten = finetune.forget(tmp_path / "kept", pictures=[new], device="cpu")
+    assert_same_thresholds(forgotten, kept)
+    finetune.undo(tmp_path / "kept", device="cpu")
+    assert (tmp_path / "kept" / UNKNOWN_FILE).read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_trained_backbone_without_validation_pictures_is_still_said_to_be_trained(
+    pictures: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    finetune.fit(pictures, run, strategy="full", epochs=1, keep="trained", lr=0.01, val_fraction=0.1, **SMALL)
+    kept = read_features(run, ("a", "b"))
+    judging = [each.path for each, split in zip(kept.listing.samples, kept.splits, strict=True) if split == "val"]
+    found = finetune.forget(run, pictures=judging, device="cpu")
+    assert found.metrics["unknown"]["trained"]
+    assert found.require_unknown().threshold(0.2) < 1e6
 
 
 @pytest.mark.slow
