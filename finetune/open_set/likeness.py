@@ -14,7 +14,6 @@ from finetune.models.depth_head import unit_depths
 # Depths that are read: the features and the outputs of the two stages before them. Chosen with the parts of the score
 # on five sets and tf_mobilenetv3_small_100, see benchmarks/unknown.py.
 DEPTHS = 3
-_INPUT = Input("last 3 depths", (1.0,) * DEPTHS)
 
 # Fewer classes or held-out pictures cannot show how the two parts of the score compare: the cosine is then used alone.
 LEAST_CLASSES, LEAST_KNOWN = 3, 10
@@ -140,7 +139,8 @@ def fit_likeness(
     with_ridge = classes >= LEAST_CLASSES and len(places) >= LEAST_KNOWN if like is None else like.has_ridge
     outputs = torch.zeros(len(y), 1)
     if with_ridge:
-        ridge = fit_ridge_head(Rows.labelled(x, y, classes), widths, inputs=(_INPUT,))
+        depths = Input("last depths", (1.0,) * len(read))  # a network may have fewer than DEPTHS
+        ridge = fit_ridge_head(Rows.labelled(x, y, classes), widths, inputs=(depths,))
         assert ridge.unit_weight is not None
         likeness.weight.copy_(ridge.unit_weight)
         likeness.bias.copy_(ridge.bias)

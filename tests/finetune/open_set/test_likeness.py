@@ -31,6 +31,16 @@ def test_pictures_of_the_classes_are_more_like_them_than_others() -> None:
     assert bool(fitted.correct.all())
 
 
+@pytest.mark.parametrize("depths", [1, 2])
+def test_a_network_may_have_fewer_depths(depths: int) -> None:
+    x, y = pictures(6, 8)
+    fitted = fit_likeness(x[:, -sum(WIDTHS[-depths:]) :], y, WIDTHS[-depths:])
+    assert fitted.likeness.has_ridge
+    assert fitted.likeness.weight.shape == (6, sum(WIDTHS[-depths:]))
+    far = 3 * torch.randn(200, sum(WIDTHS), generator=torch.Generator().manual_seed(9))
+    assert float(fitted.likeness(far).mean()) < float(fitted.known.min())
+
+
 def test_a_held_out_picture_is_compared_with_its_class_without_it() -> None:
     x, y = pictures(2, 3)  # too few for the ridge classifier: the score is the cosine
     fitted = fit_likeness(x, y, WIDTHS)
