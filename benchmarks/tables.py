@@ -68,6 +68,7 @@ def pages() -> dict[Path, str]:
         result, page = read_json(RESULTS / "unknown.json"), ROOT / "docs" / "unknown.md"
         text = put(page.read_text(encoding="utf-8"), "scores", markdown(*unknown.score_rows(result)))
         text = put(text, "rates", markdown(*unknown.rate_rows(result)))
+        text = put(text, "shifts", markdown(*unknown.shift_rows(result)))
         found[page] = put(text, "summary", unknown.summary(result))
     return found
 

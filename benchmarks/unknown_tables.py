@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -59,6 +59,31 @@ def rate_rows(result: Row) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     headings = ("classes", "pictures a class", "asked", "near accepted", "far accepted", "classes refused")
     given = ("near, with background", "far, with background", "refused, with background")
     return (*headings, *given), table
+
+
+def shift_rows(result: Row) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Pictures of the classes that are refused at 5 % and at 20 %, by where they come from: means over draws."""
+    ways = ("threshold", "with_background", "with_other_background", "with_added")
+    table = []
+    for name, size in dict.fromkeys((row["set"], row["size"]) for row in result["shifts"]):
+        rows = [row["refused"] for row in result["shifts"] if (row["set"], row["size"]) == (name, size)]
+        for source in [each for each in rows[0] if each != "unknown accepted"]:
+            if (name, source) == ("steel-defects", "grey"):
+                continue  # they are grey
+            cells = [
+                " / ".join(
+                    f"{statistics.mean(row[source][way][result['rates'].index(rate)] for row in rows):.0%}"
+                    for rate in (0.05, 0.2)
+                )
+                for way in ways
+            ]
+            table.append((name, str(size), source, mean_of(row[source]["accuracy"] for row in rows), *cells))
+    headings = ("set", "pictures a class", "the pictures", "accuracy", "refused at 5 % / 20 %")
+    return (*headings, "background of the left-out class", "background of another set", "5 more a class learned"), table
+
+
+def mean_of(values: Iterable[float]) -> str:
+    return f"{statistics.mean(values):.0%}"
 
 
 def summary(result: Row) -> str:

@@ -10,6 +10,7 @@ from made_run import made_run
 from playwright.sync_api import Browser
 
 import finetune
+from finetune.kept.history import Change, write_changes
 from finetune.report.report import write_report
 
 pytestmark = pytest.mark.slow
@@ -44,7 +45,12 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "trained": True,
     }
     place = tmp_path_factory.mktemp("few")
-    return write_report(made_run(place, ["cats", "dogs"], 60, certainty=1.5, unknown=unknown))
+    run = made_run(place, ["cats", "dogs"], 60, certainty=1.5, unknown=unknown)
+    when = {"when": "2026-11-29T06:54:34Z", "seconds": 1.25, "accuracy": 0.951, "split": "test", "n": 12_345}
+    added = Change(number=1, kind="extend", added=12_345, classes_added=12, pictures=98_765, **when)
+    fewer = Change(number=2, kind="forget", removed=1, pictures=98_764, retraining="None is held out.", **when)
+    write_changes(run, (added, fewer))
+    return write_report(run)
 
 
 def assert_fits_and_shows(opened: Opened, *, more_than: int = -1) -> None:
@@ -69,6 +75,9 @@ def test_the_page_of_two_classes_is_complete_accessible_and_fits(
     assert_fits_and_shows(opened, more_than=30)
     assert opened.page.locator("#unknown .pictures img").count() == 16
     assert opened.page.locator("#unknown").get_by_text("file is gone").count() == 1
+    changes = opened.page.locator("#changes .scroll")
+    assert "12,345 pictures and 12 classes added\n2026-11-29 06:54 UTC, 1.2\N{NO-BREAK SPACE}s" in changes.inner_text()
+    assert changes.evaluate("box => box.scrollWidth <= box.clientWidth"), "every column shows without scrolling"
     assert opened.violations() == []
     assert opened.requests == []
     assert opened.complaints == []
