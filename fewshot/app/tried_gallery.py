@@ -44,10 +44,11 @@ class TriedGallery:
 
     def wording(self) -> Wording:
         """The words of the page."""
-        embedder = self._recognizer.embedder
+        embedder, count = self._recognizer.embedder, len(self._recognizer.labels)
+        classes = "1 class" if count == 1 else f"{count} classes"
         return Wording(
             title=self._gallery.resolve().name,
-            about=f"{len(self._recognizer.labels)} classes, encoder {embedder.source or embedder.spec.network}",
+            about=f"{classes}, encoder {embedder.source or embedder.spec.network}",
             bars="Similarities",
             question="Enrol it as",
             add="Enrol",

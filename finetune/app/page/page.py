@@ -133,7 +133,11 @@ def page_app(tried: Tried, *, token: str | None, hosts: Collection[str] | None, 
     app.add_exception_handler(InputError, _impossible)
 
     async def state() -> dict[str, Any]:
-        return await thread.run(lambda: {"classes": list(tried.classes()), "undoable": tried.undoable()})
+        def now() -> dict[str, Any]:
+            about = printable(tried.wording().about)
+            return {"classes": list(tried.classes()), "undoable": tried.undoable(), "about": about}
+
+        return await thread.run(now)
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:

@@ -67,6 +67,7 @@ def test_a_gallery_is_made_of_pictures_of_the_camera_and_of_files(
     card.get_by_role("button", name="Enrol").click()
     done(page, said="enrolled as sign, which has 1 example")
     assert fewshot.Recognizer.load(gallery).labels == ("pattern", "sign")
+    assert page.locator("#about").inner_text().startswith("2 classes, ")
     page.set_input_files("#files", {"name": "other.png", "mimeType": "image/png", "buffer": file_of(0, 1)})
     done(page, said="other.png: sign")
     assert "threshold of 0." in card.locator(".sentence").inner_text()
@@ -95,7 +96,12 @@ def test_undo_brings_back_the_gallery_byte_for_byte_unless_another_program_chang
     assert client.post("/undo", headers=OWN).json()["classes"] == ["zero"]
     assert file.read_bytes() == before
     assert "already enrolled as 'zero'" in add("one", 0).json()["detail"]
-    assert add("zero", 0).json() == {"said": "zero has this picture already", "classes": ["zero"], "undoable": 1}
+    assert add("zero", 0).json() == {
+        "said": "zero has this picture already",
+        "classes": ["zero"],
+        "undoable": 1,
+        "about": "1 class, encoder omniglot",
+    }
     with fewshot.change_gallery(gallery, None, device="cpu") as recognizer:
         recognizer.enrol("two", file_of(2))
     assert "changed by another program" in client.post("/undo", headers=OWN).json()["detail"]

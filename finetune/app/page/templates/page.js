@@ -110,6 +110,7 @@ async function again() {
 function changed(found) {
   byId("classes").replaceChildren(...found.classes.map((name) => Object.assign(document.createElement("option"), { value: name })));
   undo.hidden = !found.undoable;
+  byId("about").textContent = found.about;
 }
 
 async function add(article, input) {
