@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fastapi import FastAPI
 from served import WAIT, command, connection, serving, small_run
 
 import finetune
+from finetune.app import running
 from finetune.cli.main import main
 
 pytestmark = pytest.mark.slow
@@ -169,6 +171,42 @@ def test_clients_that_vanish_leave_nothing_behind(app: FastAPI, client: httpx.Cl
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert client.post("/predict", content=pictures[0]).status_code == 200
+
+
+def test_slow_clients_are_told_or_closed_and_cost_nothing_lasting(
+    classifier: finetune.Classifier, pictures: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "_HEADERS", 0.3)
+    app = finetune.make_app(classifier)
+    uploads = app.state.stop.__self__
+    uploads.bounds = replace(uploads.bounds, seconds=0.3)
+    with serving(app) as asked:
+        for sent in (b"", b"POST /predict HTT"):
+            with connection(asked) as opened:
+                opened.sendall(sent)
+                assert opened.recv(1000) == b""
+        with connection(asked) as opened:
+            opened.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf")
+            answer = opened.recv(1000)
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b"did not arrive within 0.3 seconds" in answer
+        assert asked.post("/predict", content=pictures[0]).status_code == 200
+        assert uploads._held == 0
+
+
+def test_more_pictures_than_may_wait_are_refused_with_a_time_and_the_others_answered(
+    classifier: finetune.Classifier, pictures: list[bytes]
+) -> None:
+    app = finetune.make_app(classifier, most_pictures=2, most_waiting=2, most_together=1)
+    with serving(app) as asked, ThreadPoolExecutor(24) as pool:
+        answers = list(pool.map(lambda picture: asked.post("/predict", content=picture), pictures[:20] * 6))
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert refused
+    assert all(int(answer.headers["Retry-After"]) >= 1 for answer in refused)
+    assert "try again" in refused[0].json()["detail"]
+    served = [answer.json()["predictions"][0]["label"] for answer in answers if answer.status_code == 200]
+    assert len(served) + len(refused) == len(answers)
+    assert set(served) == {"blue"}
 
 
 def test_a_token_is_wanted_of_every_request_but_for_health(
