@@ -61,7 +61,12 @@ ROOMS = {
         ("tests/finetune/data/test_near_duplicates.py", "tests/finetune/data/test_splits_near_duplicates.py"),
     ),
     "head": Room(
-        ("finetune/linear/head.py", "finetune/linear/ridge.py", "finetune/models/depth_head.py"),
+        (
+            "finetune/linear/head.py",
+            "finetune/linear/ridge.py",
+            "finetune/linear/ridge_path.py",
+            "finetune/models/depth_head.py",
+        ),
         (
             "tests/finetune/linear/test_ridge_by_hand.py",
             "tests/finetune/linear/test_head.py",

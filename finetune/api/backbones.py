@@ -20,7 +20,6 @@ from finetune.features.speed import measure_speed
 from finetune.features.table import FeatureTable
 from finetune.linear.comparison import BackboneComparison, BackboneFigures, best_for_its_cost, reason_for
 from finetune.linear.probe import held_out_errors
-from finetune.linear.threads import one_thread_if_small
 from finetune.metrics import accuracy_of
 from finetune.models.backbone import Backbone
 from finetune.models.candidates import Candidate, candidates
@@ -29,6 +28,7 @@ from finetune.models.pooled import PooledStages
 from finetune.models.pretrained import WITHOUT_A_NETWORK, load_pretrained
 from finetune.progress import Display
 from finetune.random_state import restored_random_state
+from finetune.threads import one_thread_if_small
 
 # Most pictures that networks are compared on; the rest is read by the chosen network alone.
 SAMPLE = 2000

@@ -27,11 +27,11 @@ from finetune.files.reading import as_type
 from finetune.linear.choice import StrategyChoice, choose, expected_gain
 from finetune.linear.head import solve_heads
 from finetune.linear.probe import MOST, probe_curve
-from finetune.linear.threads import one_thread
 from finetune.metrics import Count, Finite
 from finetune.models.pooled import PooledStages
 from finetune.progress import Display, TimeLimit, in_words
 from finetune.strategies import FEW, HEAD, SCRATCH, STRATEGIES
+from finetune.threads import one_thread
 from finetune.training.budget import Deadline, TrainingCosts, training_costs
 from finetune.training.plan import TrainingTask
 

@@ -29,7 +29,6 @@ from finetune.features.table import SPLITS, FeatureTable
 from finetune.features.unlabelled import UnlabelledPictures, list_some
 from finetune.linear.head import solve_heads
 from finetune.linear.label_errors import checkable_rows, find_label_errors
-from finetune.linear.threads import one_thread_if_small
 from finetune.models.backbone import Backbone
 from finetune.models.candidates import load_weights
 from finetune.models.device import open_engine
@@ -38,6 +37,7 @@ from finetune.models.pooled import PooledStages
 from finetune.models.pretrained import WITHOUT_A_NETWORK
 from finetune.progress import Display
 from finetune.random_state import restored_random_state
+from finetune.threads import one_thread_if_small
 
 # Longer side over shorter side beyond which the centre crop cuts off most of a picture.
 ODD_ASPECT = 3.0

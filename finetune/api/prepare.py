@@ -27,13 +27,13 @@ from finetune.kept.views import Views
 from finetune.linear.choice import StrategyChoice, choose, head_unless_training_pays
 from finetune.linear.head import Heads, solve_heads
 from finetune.linear.probe import MOST, ProbeCurve, probe_curve
-from finetune.linear.threads import one_thread, one_thread_if_small
 from finetune.models.backbone import Backbone, Network
 from finetune.models.candidates import load_weights
 from finetune.models.device import open_engine
 from finetune.models.pooled import PooledStages
 from finetune.progress import Display
 from finetune.strategies import HEAD, STRATEGIES, Strategy
+from finetune.threads import one_thread, one_thread_if_small
 from finetune.training.inputs import TrainingData
 from finetune.training.plan import Plan, TrainingTask, plan_for
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finetune.linear.logistic import principal_axes
+from finetune.linear.ridge_path import RidgePath
 from finetune.models.depth_head import unit_depths
 
 
@@ -73,6 +74,10 @@ _SCALES = tuple(float(value) for value in np.geomspace(0.2, 30, 24))
 _SCALE_WITHOUT_EVIDENCE = 1.5
 # Most pictures that a factor is fitted on.
 _MOST_TO_SCALE = 2000
+
+# Scores of all strengths together, 8 bytes each, that are kept for the average; more are computed twice. Shares of
+# strengths that are then left out.
+_MOST_SCORES, _NEGLIGIBLE = 32_000_000, 1e-9
 
 
 @dataclass(frozen=True)
@@ -199,39 +204,42 @@ def _averaged(kept: list[tuple[float, _Member]], scale: float, held_out: Tensor,
 
 @dataclass(frozen=True)
 class _Evidence:
-    """Held-out pictures: their places among the rows and judged pictures, targets and counts.
+    """Held-out pictures, or as many of them as factors are fitted on: their places among the rows and judged pictures,
+    targets and counts.
 
-    strength: how many nats a nat of mean loss counts in the logarithm of a weight.
+    pictures: Number of all held-out pictures. strength: how many nats a nat of mean loss counts in the logarithm of a
+    weight.
     """
 
     places: Tensor
     targets: Tensor
     counts: Tensor
+    pictures: int
     strength: float
 
     @classmethod
     def of(cls, rows: Rows, judged: Rows | None, stand_for: int) -> _Evidence:
         """stand_for: how many pictures the rows are a sample of."""
-        places = rows.rated.nonzero()[:, 0]
-        targets, counts = rows.targets, rows.counts
-        if judged is not None:
-            places = torch.cat([places, len(rows.targets) + torch.arange(len(judged.targets))])
-            targets, counts = torch.cat([targets, judged.targets]), torch.cat([counts, judged.counts])
-        strength = EVIDENCE * len(places) * stand_for / max(1, len(rows.targets))
-        return cls(places, targets[places], counts[places], strength)
+        n, judged = len(rows.targets), rows.at(torch.empty(0, dtype=torch.int64)) if judged is None else judged
+        places = torch.cat([rows.rated.nonzero()[:, 0], n + torch.arange(len(judged.targets))])
+        pictures = len(places)
+        places = places[:: max(1, -(-pictures // _MOST_TO_SCALE))]
+        own, others = places[places < n], places[places >= n] - n
+        targets = torch.cat([rows.targets[own], judged.targets[others]])
+        counts = torch.cat([rows.counts[own], judged.counts[others]])
+        return cls(places, targets, counts, pictures, EVIDENCE * pictures * stand_for / max(1, n))
 
     def fitted(self, scores: Tensor) -> tuple[float, float]:
         """Mean loss in nats of scores at the factor with the least, and the factor."""
-        if not len(self.places):
+        if not self.pictures:
             return 0.0, _SCALE_WITHOUT_EVIDENCE
-        step = -(-len(self.places) // _MOST_TO_SCALE)
-        some, counts = scores[self.places[::step]].float(), self.counts[::step].float()
+        some, counts = scores[self.places].float(), self.counts.float()
         # As if one label more were wrong: without a mistake, the factor would have no bound.
-        smooth = 1 / (len(self.places) + 2)
-        targets = ((1 - smooth) * self.targets[::step] + smooth / scores.shape[1]).float()
+        smooth = 1 / (self.pictures + 2)
+        targets = ((1 - smooth) * self.targets + smooth / scores.shape[1]).float()
         losses = [float(counts @ -(targets * (factor * some).log_softmax(1)).sum(1)) for factor in _SCALES]
         best = int(np.argmin(losses))
-        return losses[best] / float(counts.sum()), _SCALES[best]
+        return losses[best] / float(self.counts.sum()), _SCALES[best]
 
 
 @dataclass(frozen=True)
@@ -270,32 +278,38 @@ class _Member:
         else:
             vectors, values = principal_axes(scaled)
         wanted = (rows.targets - centre) * root
-        along = vectors.T @ wanted
-        asked = None if judged is None else (_read(judged.pooled, read, kind.unit) - mean) / scale @ scaled.T
+        asked = None if judged is None else (_read(judged.pooled, read, kind.unit) - mean) / scale
+        # The products of few pictures with the rows serve all strengths; those of many would take more than weights.
+        products = None if asked is None or len(asked) > asked.shape[1] else asked @ scaled.T
+        path = RidgePath(
+            rows.targets,
+            rows.counts,
+            root,
+            centre,
+            scaled,
+            vectors,
+            values,
+            wanted,
+            vectors.T @ wanted,
+            asked,
+            products,
+        )
+        strengths = [strength for strength in STRENGTHS if evidence.pictures or strength >= WEAKEST_FROM_ONE]
+        together = len(strengths) * path.scores <= _MOST_SCORES
         losses, found = [], []
-        for strength in STRENGTHS:
-            if not len(evidence.places) and strength < WEAKEST_FROM_ONE:
-                continue
-            shrunk = values / (values + strength)
-            hat = vectors.square() @ shrunk + counts[:, 0] / counts.sum()
-            residual = (wanted - vectors @ (shrunk[:, None] * along)) / root
-            scores = rows.targets - residual / (1 - hat).clamp_min(1e-9)[:, None]
-            # Weights of the rows in the dual: scaled.T @ dual is the solution.
-            dual = vectors @ (along / (values + strength)[:, None])
-            if asked is not None:
-                scores = torch.cat([scores, asked @ dual + centre])
-            size = (scores - scores.mean(1, keepdim=True)).square().mean().sqrt().clamp_min(1e-12)
-            scores, dual = scores / size, dual / size
-            losses.append(evidence.fitted(scores)[0])
-            found.append((scores, dual, centre / size))
+        for strength in strengths:
+            solution = path.at(strength)
+            losses.append(evidence.fitted(solution.scores)[0])
+            found.append(solution if together else None)
         least = min(losses)
         likelihoods = np.exp(-evidence.strength * (np.array(losses) - least))
-        shares = [float(share) for share in likelihoods / likelihoods.sum()]
         total = least - np.log(likelihoods.mean()) / max(evidence.strength, 1e-9)
-        scores, dual, middle = (
-            torch.stack([share * item[place] for share, item in zip(shares, found, strict=True)]).sum(0)
-            for place in range(3)
-        )
+        scores, dual, middle = torch.zeros(()), torch.zeros(()), torch.zeros(())
+        for strength, share, known in zip(strengths, likelihoods / likelihoods.sum(), found, strict=True):
+            if together or share > _NEGLIGIBLE:
+                solution = path.at(strength) if known is None else known
+                scores = solution.scores.mul_(share).add_(scores)
+                dual, middle = share * solution.dual + dual, share * solution.centre + middle
         weight = (scaled.T @ dual / scale[:, None]).T
         return cls(kind, prior, depths, weight, (middle - mean @ weight.T)[0], scores, float(total))
 

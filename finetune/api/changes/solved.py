@@ -26,13 +26,13 @@ from finetune.kept.features import KeptFeatures
 from finetune.kept.history import Change, write_changes
 from finetune.kept.union import without
 from finetune.linear.choice import StrategyChoice
-from finetune.linear.threads import one_thread_if_small
 from finetune.metrics import accuracy_of
 from finetune.models.backbone import Network
 from finetune.models.pooled import PooledStages
 from finetune.progress import Display
 from finetune.report.report import write_report
 from finetune.strategies import STRATEGIES
+from finetune.threads import one_thread_if_small
 from finetune.training.loop import TrainingResult
 
 

@@ -116,3 +116,15 @@ def test_many_pictures_are_solved_with_the_inputs_that_lead_on_some_of_them(monk
     asked = rows_of(500, 7, distance=0.6).pooled
     same = (logits(few, asked).argmax(1) == logits(whole, asked).argmax(1)).float().mean()
     assert same > 0.97
+
+
+def test_many_scores_and_many_judged_pictures_take_other_ways_to_the_same_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, judged = rows_of(40, 0), rows_of(60, 1)  # more judged pictures than any input has columns
+    few = replace(judged, **{name: getattr(judged, name)[:5] for name in ("pooled", "targets", "counts", "rated")})
+    for asked in (judged, few):
+        kept = fit_ridge_head(rows, WIDTHS, asked)
+        with monkeypatch.context() as patch:
+            patch.setattr("finetune.linear.ridge._MOST_SCORES", 0)
+            computed_twice = fit_ridge_head(rows, WIDTHS, asked)
+        for name in ("weight", "unit_weight", "bias", "held_out"):
+            torch.testing.assert_close(getattr(computed_twice, name), getattr(kept, name), rtol=1e-5, atol=1e-6)
