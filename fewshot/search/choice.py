@@ -26,8 +26,9 @@ from finetune.errors import InputError
 # "auto" tries codes from this number of vectors on: below, exact search answers one query in a few milliseconds, which
 # no approximation is worth. It keeps exact search if the codes would cost more than AUTO_SHARE of one in a batch of
 # queries; for a single query they cost far less. Codes must find AUTO_RECALL of the neighbours, since they take the
-# place of exact search. For 100,000 drawings, codes are 7 to 8 times as fast as exact search in batches and more than
-# 100 times for one query; for 30,000, 5 to 6 and 60 times ("rule" in the results of benchmarks/index_table.py).
+# place of exact search. For 100,000 drawings and photographs, codes are 7 to 8 times as fast as exact in batches,
+# and 113 and 62 times for one query; for 30,000, they are 3 to 6, and 61 and 34 times as fast ("rule" in the results of
+# benchmarks/index_table.py).
 AUTO_FROM = 100_000
 AUTO_SHARE = 1 / 4
 AUTO_RECALL = 0.99

@@ -18,8 +18,8 @@ _LIST_AT_LEAST, _LIST_LEARNS_FROM = 39, 64  # vectors, as for inverted lists wit
 _FIRST_FACTOR = 64
 
 # Cost in a batch of queries, of scanning a code and of ranking a candidate by its exact vector, which is anywhere in
-# memory. Unit: comparing one vector in an exact search, which is a product of matrices. Measured on 10,000 to 100,000
-# drawings (256 numbers) and 30,000 photographs (1,024): ranking costs 44 to 61; see "rule" in the results of
+# memory. Unit: comparing one vector in an exact search, which is a product of matrices. Estimated shares are 1 to 1.5
+# times those measured on 10,000 to 100,000 drawings (256 numbers) and photographs (1,024): "rule" in the results of
 # benchmarks/index_table.py.
 _SCAN_COST, _RANK_COST = 0.65, 55
 
