@@ -15,6 +15,7 @@ import argparse
 import importlib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "faults.json"
+_SCRATCH = re.compile(r"/\S*/fewtune-faults-[^/\s]*/")  # folders of this machine
 CAMPAIGNS = {
     "kills": "kills:Kills",
     "disk": "disk:Disk",
@@ -129,7 +131,7 @@ def _add(part: dict[str, Any], campaign: str, number: int, outcomes: list[Any], 
         for key, value in outcome.figures.items():
             group[key] = max(group.get(key, value), value)
         if outcome.failure:
-            failure = {"number": number, "group": outcome.group, "what": outcome.failure[:300]}
+            failure = {"number": number, "group": outcome.group, "what": _SCRATCH.sub("", outcome.failure)[:300]}
             if len(found["failures"]) < 200:
                 found["failures"].append(failure)
     found["next"], found["of"] = number + 1, total
