@@ -186,7 +186,19 @@ camera.addEventListener("click", async () => {
   shot.focus();
 });
 let shots = 0;
+const FIRST_FRAME_WITHIN = 10000; // milliseconds
+
+// The button can be reached before the camera has sent a picture.
+async function firstFrame() {
+  if (video.readyState >= HTMLMediaElement.HAVE_CURRENT_DATA) return;
+  await new Promise((done) => {
+    video.addEventListener("loadeddata", done, { once: true });
+    setTimeout(done, FIRST_FRAME_WITHIN);
+  });
+}
+
 shot.addEventListener("click", async () => {
+  await firstFrame();
   const canvas = Object.assign(document.createElement("canvas"), { width: video.videoWidth, height: video.videoHeight });
   if (!canvas.width) {
     say("the camera shows nothing yet", true);
