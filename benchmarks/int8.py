@@ -39,6 +39,7 @@ from draws import BACKBONE, DATASETS, FAST_BACKBONE, link
 from machine import provenance, revision
 from torch import Tensor
 
+from finetune.computing.openvino_module import no_reports, openvino_module
 from finetune.config import MAX_PIXELS
 from finetune.data.folder import list_folder
 from finetune.data.loader import Pictures
@@ -52,7 +53,6 @@ from finetune.models.backbone import Backbone
 from finetune.models.device import open_engine
 from finetune.models.pooled import PooledStages
 from finetune.models.pretrained import load_pretrained
-from finetune.openvino_module import no_reports, openvino_module
 from finetune.progress import Display
 
 RESULT = Path(__file__).parent / "results" / "int8.json"

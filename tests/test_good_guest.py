@@ -28,8 +28,8 @@ from fewshot.training.config import SiameseConfig
 from fewshot.training.train import train_folder
 from finetune.api.inspect import inspect_folder
 from finetune.api.preview import find_rate, probe_folder
+from finetune.computing.openvino_module import openvino_module
 from finetune.models.device import open_engine, reproducible_numerics
-from finetune.openvino_module import openvino_module
 
 openvino_module()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewshot.embedding.distortions import VIEWS, Distortion
 from fewshot.embedding.framing import FramedPictures, render
-from finetune.device_stream import sent
+from finetune.computing.device_stream import sent
 
 _BEND_POINTS = 4  # displacements are drawn at 4 x 4 points and interpolated
 

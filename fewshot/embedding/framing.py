@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetune.device_stream import sent
+from finetune.computing.device_stream import sent
 
 # Margin around a drawing, as a share of half its longer side: a slightly turned or moved drawing stays inside.
 MARGIN = 0.15

@@ -26,8 +26,8 @@ from fewshot.training.losses import Contrastive, Siamese
 from fewshot.training.step_clock import StepClock
 from fewshot.training.step_numbers import THREADS, Layout, StepNumbers, drawn_ahead
 from fewshot.training.training_data import SiameseData
+from finetune.computing.device_stream import copied_ahead, sent
 from finetune.data.transforms import view_seed
-from finetune.device_stream import copied_ahead, sent
 from finetune.errors import TrainingDiverged
 from finetune.models.device import open_engine
 from finetune.progress import Advance, Display

@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from finetune.api.prepare import every_class
+from finetune.computing.threads import one_thread_if_small
 from finetune.config import AUTO, DEFAULT_BACKBONE, Config
 from finetune.data.folder import Listing
 from finetune.data.table import Source, list_pictures
@@ -28,7 +29,6 @@ from finetune.models.pooled import PooledStages
 from finetune.models.pretrained import WITHOUT_A_NETWORK, load_pretrained
 from finetune.progress import Display
 from finetune.random_state import restored_random_state
-from finetune.threads import one_thread_if_small
 
 # Most pictures that networks are compared on; the rest is read by the chosen network alone.
 SAMPLE = 2000

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from finetune.classifier.run_folder import RunFolder
 from finetune.classifier.run_metrics import BudgetMetrics
+from finetune.computing.threads import one_thread
 from finetune.config import BEST, Config
 from finetune.data.folder import Listing
 from finetune.data.loader import cores
@@ -31,7 +32,6 @@ from finetune.metrics import Count, Finite
 from finetune.models.pooled import PooledStages
 from finetune.progress import Display, TimeLimit, in_words
 from finetune.strategies import FEW, HEAD, SCRATCH, STRATEGIES
-from finetune.threads import one_thread
 from finetune.training.budget import Deadline, TrainingCosts, training_costs
 from finetune.training.plan import TrainingTask
 

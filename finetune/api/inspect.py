@@ -14,6 +14,7 @@ import numpy as np
 
 from finetune.api.unlabelled import IN_INSPECTION, learn_unlabelled, read_unlabelled
 from finetune.classifier.run_metrics import UnlabelledMetrics
+from finetune.computing.threads import one_thread_if_small
 from finetune.config import AUTO, Config
 from finetune.data.folder import Listing
 from finetune.data.images import Content, Header, read_header
@@ -37,7 +38,6 @@ from finetune.models.pooled import PooledStages
 from finetune.models.pretrained import WITHOUT_A_NETWORK
 from finetune.progress import Display
 from finetune.random_state import restored_random_state
-from finetune.threads import one_thread_if_small
 
 # Longer side over shorter side beyond which the centre crop cuts off most of a picture.
 ODD_ASPECT = 3.0

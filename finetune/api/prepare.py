@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from finetune.api.budget import Budget, told_while_reading
 from finetune.api.unlabelled import LearnedUnlabelled, learn_unlabelled, read_unlabelled
 from finetune.classifier.run_folder import RunFolder
+from finetune.computing.threads import one_thread, one_thread_if_small
 from finetune.config import BEST, Config
 from finetune.data.folder import Listing
 from finetune.data.loader import Pictures
@@ -33,7 +34,6 @@ from finetune.models.device import open_engine
 from finetune.models.pooled import PooledStages
 from finetune.progress import Display
 from finetune.strategies import HEAD, STRATEGIES, Strategy
-from finetune.threads import one_thread, one_thread_if_small
 from finetune.training.inputs import TrainingData
 from finetune.training.plan import Plan, TrainingTask, plan_for
 

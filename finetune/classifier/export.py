@@ -34,6 +34,7 @@ from finetune.classifier.classifier import Classifier, load
 from finetune.classifier.run_config import RunConfig, read_run_config
 from finetune.classifier.run_folder import PICTURES_FILE
 from finetune.classifier.temperature import calibrated
+from finetune.computing.openvino_module import openvino_module
 from finetune.data.folder import list_unlabelled
 from finetune.data.transforms import LONGEST
 from finetune.errors import InputError
@@ -43,7 +44,6 @@ from finetune.files.writing import as_json, replacing
 from finetune.models.onnx_graph import onnx_program
 from finetune.open_set.unknown_metrics import RATES
 from finetune.open_set.unknown_model import UNKNOWN_FILE, UnknownModel
-from finetune.openvino_module import openvino_module
 from finetune.options.suggestions import CHOICES, did_you_mean
 from finetune.progress import Display
 from finetune.terminal import reason_of

@@ -17,11 +17,11 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from finetune.computing.openvino_module import openvino_module
 from finetune.data.loader import Pictures, check_unchanged, cores
 from finetune.data.transforms import Normalized
 from finetune.models.device import reproducible_numerics
 from finetune.models.onnx_graph import onnx_program
-from finetune.openvino_module import openvino_module
 from finetune.progress import Display
 from finetune.terminal import reason_of
 

@@ -13,10 +13,10 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from finetune.computing.device_stream import copied_ahead, fetched_behind
 from finetune.data.images import Content
 from finetune.data.loader import Batch, Item, Pictures, cores, in_order, worker_count
 from finetune.data.transforms import Normalized, Preprocessing
-from finetune.device_stream import copied_ahead, fetched_behind
 from finetune.features.acceleration import CPU_BATCH, GPU_BATCH, AcceleratedModel, Examples, Forward, plain
 from finetune.models.device import open_engine, reproducible_numerics
 from finetune.progress import Advance, Display

@@ -10,10 +10,10 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from finetune.computing.device_stream import copied_ahead
 from finetune.config import Config
 from finetune.data.loader import Shuffle, check_unchanged
 from finetune.data.transforms import Normalized, view_seed
-from finetune.device_stream import copied_ahead
 from finetune.errors import InputError
 from finetune.features.acceleration import CPU_BATCH, Examples, plain
 from finetune.features.cache import ActivationCache, Activations

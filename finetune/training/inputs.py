@@ -12,10 +12,10 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from finetune.computing.device_stream import copied_ahead
 from finetune.config import Config
 from finetune.data.loader import Batch, Pictures, Shuffle, check_unchanged, decoded, worker_count
 from finetune.data.transforms import Preprocessing
-from finetune.device_stream import copied_ahead
 from finetune.errors import InputError
 from finetune.features.forward import in_memory, run_frozen
 

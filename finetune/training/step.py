@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from finetune.computing.device_stream import sent
 from finetune.config import Config
-from finetune.device_stream import sent
 from finetune.errors import TrainingDiverged
 from finetune.models.backbone import Network
 from finetune.models.device import engine_to_train

@@ -16,6 +16,7 @@ from finetune.api.unlabelled import read_unlabelled
 from finetune.classifier.classifier import Classifier
 from finetune.classifier.run_folder import HISTORY_FILE
 from finetune.classifier.run_metrics import RunMetrics
+from finetune.computing.threads import one_thread_if_small
 from finetune.data.folder import check_listing
 from finetune.data.near_duplicates import connected
 from finetune.data.splits import Unreadable
@@ -32,7 +33,6 @@ from finetune.models.pooled import PooledStages
 from finetune.progress import Display
 from finetune.report.report import write_report
 from finetune.strategies import STRATEGIES
-from finetune.threads import one_thread_if_small
 from finetune.training.loop import TrainingResult
 
 

@@ -21,12 +21,12 @@ import finetune
 from finetune.classifier.classifier import Classifier
 from finetune.classifier.export import export
 from finetune.cli.main import main
+from finetune.computing.openvino_module import openvino_module
 from finetune.errors import InputError
 from finetune.files.reading import read_json
 from finetune.models.backbone import Backbone, Network
 from finetune.models.device import open_engine
 from finetune.models.pooled import PooledStages
-from finetune.openvino_module import openvino_module
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ def listen(event, args):
     if event in ("socket.getaddrinfo", "socket.connect", "subprocess.Popen", "os.fork"):
         print(event, args, flush=True)
 sys.addaudithook(listen)
-from finetune.openvino_module import openvino_module
+from finetune.computing.openvino_module import openvino_module
 assert openvino_module() is openvino_module()
 for thread in threading.enumerate():
     if thread is not threading.current_thread():

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from finetune.computing.device_stream import copied_ahead, fetched_behind, sent
 from finetune.config import MAX_PIXELS
 from finetune.data.loader import Pictures
 from finetune.data.transforms import Preprocessing, evaluation_view
-from finetune.device_stream import copied_ahead, fetched_behind, sent
 from finetune.features import acceleration, forward
 from finetune.features.acceleration import compiling_pays
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from finetune.threads import SMALL, one_thread_if_small
+from finetune.computing.threads import SMALL, one_thread_if_small
 
 
 @pytest.mark.parametrize(("numbers", "threads"), [(SMALL - 1, 1), (SMALL, 3)])

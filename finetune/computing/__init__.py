@@ -1,0 +1,1 @@
+"""How this process computes: threads, copies to a device, OpenVINO without its report of use."""
