@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from fewshot.search.table.lance_index import LanceIndex
 
 Metadata = Mapping[str, Any]  # JSON values
+
+
+class Mergeable(Protocol):
+    """What decides whether the vectors of two indexes can be mixed."""
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str | None: ...
 
 
 def check_keys(keys: Sequence[str]) -> None:
@@ -49,14 +59,19 @@ def check_search(k: int, at_least: float | None) -> None:
         raise InputError(f"at_least must be a similarity, not {at_least}")
 
 
-def check_mergeable(index: Index, other: Index | LanceIndex) -> None:
-    """InputError unless both have vectors of one embedder, and no key is in both."""
+def check_same_vectors(index: Mergeable, other: Mergeable) -> None:
+    """InputError unless both have vectors of one embedder."""
     if other.width != index.width:
         raise InputError(f"widths differ: {other.width} and {index.width}")
     if other.fingerprint != index.fingerprint:
         raise InputError(
             f"the vectors are of different embedders, {other.fingerprint} and {index.fingerprint}: embed again"
         )
+
+
+def check_mergeable(index: Index, other: Index | LanceIndex) -> None:
+    """InputError unless both have vectors of one embedder, and no key is in both."""
+    check_same_vectors(index, other)
     for key in other.keys:
         if key in index:
             raise InputError(f"key {key!r} is in both indexes; remove it from one of them")

@@ -10,7 +10,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshot.search.arguments import Metadata, as_json, check_keys, checked_vectors, parsed_metadata
+from fewshot.search.arguments import (
+    Metadata,
+    as_json,
+    check_keys,
+    check_same_vectors,
+    check_search,
+    checked_vectors,
+    parsed_metadata,
+)
 from fewshot.search.neighbours import Neighbours
 from fewshot.search.table.header import TableHeader, TableStructure, read_header
 from fewshot.search.table.library import import_lance, lance_errors
@@ -223,10 +231,7 @@ class LanceIndex:
         Raises:
             InputError: For k below 1, other vectors, and a condition that is wrong.
         """
-        if k < 1:
-            raise InputError(f"k must be >= 1, not {k}")
-        if at_least is not None and not -np.inf <= at_least <= np.inf:
-            raise InputError(f"at_least must be a similarity, not {at_least}")
+        check_search(k, at_least)
         queries, dataset, n = checked_vectors(vectors, self.width), self._table, len(self)
         if where is not None:
             check_condition(dataset, where)
@@ -290,12 +295,7 @@ class LanceIndex:
         """Add all vectors of an `Index` or `LanceIndex`. InputError if widths or fingerprints differ, or a key is in
         both."""
         self._refuse_if_read_only()
-        if other.width != self.width:
-            raise InputError(f"widths differ: {other.width} and {self.width}")
-        if other.fingerprint != self.fingerprint:
-            raise InputError(
-                f"the vectors are of different embedders, {other.fingerprint} and {self.fingerprint}: embed again"
-            )
+        check_same_vectors(self, other)
         keys = other.keys
         if keys:
             texts = {key: text for key, text in other.metadata_texts(keys).items() if text}
