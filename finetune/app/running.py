@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -15,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from finetune.entry.signals import TWICE_SECONDS
 from finetune.errors import InputError
 
 # Seconds in which the headers of a request must arrive, and a connection may wait for its next request.
@@ -53,6 +55,7 @@ class Server(uvicorn.Server):
         self._listening = _listening(host, port)
         self._ready, self._stop = ready, app.state.stop
         self.stopped_by: int | None = None
+        self._first = 0.0  # time of the first signal
         config = uvicorn.Config(
             app,
             http=_Protocol,
@@ -72,8 +75,17 @@ class Server(uvicorn.Server):
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until the end."""
-        with self._listening:
-            super().run(sockets=[self._listening])
+        log = logging.getLogger("uvicorn.error")
+        log.addFilter(self._is_news)
+        try:
+            with self._listening:
+                super().run(sockets=[self._listening])
+        finally:
+            log.removeFilter(self._is_news)
+
+    def _is_news(self, _: logging.LogRecord) -> bool:
+        """A second signal cancels what is under way, and uvicorn would log each with a traceback."""
+        return not self.force_exit
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -84,7 +96,11 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.force_exit = self.should_exit  # a second signal waits for nothing
+        now = time.monotonic()
+        # A second signal waits for no request.
+        self.force_exit = self.should_exit and now - self._first > TWICE_SECONDS
+        if not self.should_exit:
+            self._first = now
         self.should_exit = True
         self.stopped_by = self.stopped_by or sig
 

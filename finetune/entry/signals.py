@@ -19,7 +19,7 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 _DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
 
 # `timeout` and supervisors signal a process twice, itself and its group. Later than this, a signal is a second one.
-_TWICE_SECONDS = 0.5
+TWICE_SECONDS = 0.5
 # An exception in the middle of an import may be lost or become another one, so it waits until the import ends.
 _LONGEST_WAIT, _WAIT = 5.0, 0.02
 
@@ -99,7 +99,7 @@ class StopSignals:
         if self.received is None:
             self.received, self._first = number, now
         elif not delayed:
-            if now - self._first > _TWICE_SECONDS:
+            if now - self._first > TWICE_SECONDS:
                 self._end()
             return
         importer = _importer(frame)

@@ -20,6 +20,7 @@ from served import WAIT, command, connection, serving, small_run
 import finetune
 from finetune.app import running
 from finetune.cli.main import main
+from finetune.entry.signals import TWICE_SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -258,8 +259,9 @@ def test_a_signal_ends_the_command_when_what_it_has_begun_is_done(
         with connection(asked) as opened:
             opened.sendall(f"{head}Content-Length: {len(pictures[0])}\r\n\r\n".encode() + pictures[0][:100])
             time.sleep(0.3)
-            process.send_signal(getattr(signal, number))
-            time.sleep(0.2)
+            for _ in range(2):  # supervisors signal a process twice, itself and its group
+                process.send_signal(getattr(signal, number))
+                time.sleep(0.1)
             opened.sendall(pictures[0][100:])
             answer = opened.recv(10_000)
         _, said = process.communicate(timeout=WAIT)
@@ -269,6 +271,21 @@ def test_a_signal_ends_the_command_when_what_it_has_begun_is_done(
     assert said.startswith(warned)
     assert said.endswith("finetune: stopped\n")
     assert said.count("\n") == (1 if number == "SIGTERM" else 2)
+
+
+def test_a_later_second_signal_waits_for_no_request(run: Path) -> None:
+    with (
+        command("finetune", "serve", run, "--port", 0, "--device", "cpu") as (process, address),
+        httpx.Client(base_url=address) as asked,
+        connection(asked) as opened,
+    ):
+        opened.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n")
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        time.sleep(2 * TWICE_SECONDS)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=WAIT)
+    assert (process.returncode, said) == (130, "finetune: stopped\n")
 
 
 def test_what_the_command_cannot_use_is_one_line(
