@@ -15,6 +15,7 @@ from finetune.terminal import in_one_line
 _SOURCE = re.compile(r",? ?/\S+\.rs:\d+(?::\d+)?|LanceError\(\w+\): |Invalid user input: |External error: ")
 # What Lance and pyarrow raise for files, conditions and arguments.
 _KNOWN = (OSError, ValueError, RuntimeError, NotImplementedError)
+_CONFLICT_OF_MERGE = "Too many concurrent writers"  # an OSError where Lance commits a merge itself
 _used_by: int | None = None  # the process that uses Lance
 
 
@@ -52,7 +53,7 @@ def lance_errors(doing: str) -> Iterator[None]:
 
 def is_conflict(error: BaseException) -> bool:
     """Whether another process has changed the table meanwhile, so that the change must be made again."""
-    return type(error).__name__ == "CommitConflictError"
+    return type(error).__name__ == "CommitConflictError" or _CONFLICT_OF_MERGE in str(error)
 
 
 def reason_of_lance(error: BaseException) -> str:

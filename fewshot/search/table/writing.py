@@ -16,13 +16,13 @@ _ROWS_AT_ONCE = 8192
 
 
 def commit(dataset: Any, change: Callable[[Any], Any], place: str) -> Any:
-    """Commit the transaction that `change` makes of a table; again on the newest version where another process has
-    committed one meanwhile that this one cannot follow. Returns the table after it."""
-    lance = import_lance()
+    """Make a change of a table; again on the newest version where another process has committed one meanwhile that this
+    one cannot follow. Returns the table after it."""
+    import_lance()
     with lance_errors(f"{place} cannot be written"):
         for _ in range(_ATTEMPTS):
             try:
-                return lance.LanceDataset.commit(dataset, change(dataset))
+                return change(dataset)
             except Exception as error:
                 if not is_conflict(error):
                     raise
@@ -42,7 +42,7 @@ def add_columns(dataset: Any, texts: Mapping[str, str]) -> None:
 def insertion(
     dataset: Any, keys: Sequence[str], vectors: Callable[[slice], Vectors], texts: Mapping[str, str], if_there: str
 ) -> Any:
-    """A transaction that adds rows, written a block at a time.
+    """Add rows, written a block at a time. Returns the table after it.
 
     vectors: Gives those of a part of the keys.
     if_there: What is wrong with a key that is in the table.
@@ -66,32 +66,32 @@ def insertion(
             failed.append(error)
             raise
 
-    reader = pa.RecordBatchReader.from_batches(schema, blocks())
+    # Lance compares the inserted keys of two writers only where it commits the change itself and does not look them up
+    # in the index of the keys: otherwise both writers of one new key succeed, and the table holds it twice.
+    merge = dataset.merge_insert(KEY).when_matched_fail().when_not_matched_insert_all()
     try:
-        plan, _ = (
-            dataset.merge_insert(KEY).when_matched_fail().when_not_matched_insert_all().execute_uncommitted(reader)
-        )
+        merge.use_index(False).conflict_retries(0).execute(pa.RecordBatchReader.from_batches(schema, blocks()))
     except Exception:
         if failed:
             raise failed[0] from None
         raise
-    return plan
+    return dataset
 
 
 def removal(dataset: Any, keys: Sequence[str]) -> Any:
-    """A transaction that removes rows. InputError for a key that is not in the table."""
+    """Remove rows; returns the table after it. InputError for a key that is not in the table."""
     gone = rows(dataset.schema, keys, None, None, None)
     plan, counts = dataset.merge_insert(KEY).when_matched_delete().execute_uncommitted(gone)
     if counts["num_deleted_rows"] != len(keys):
         refuse_missing(dataset, keys)
-    return plan
+    return import_lance().LanceDataset.commit(dataset, plan)
 
 
 def replacement(dataset: Any, keys: Sequence[str], vectors: Vectors, texts: Mapping[str, str] | None) -> Any:
-    """A transaction that replaces vectors, and metadata unless `texts` is None. InputError as for `removal`."""
+    """Replace vectors, and metadata unless `texts` is None; returns the table after it. InputError as for `removal`."""
     add_columns(dataset, texts or {})
     new = rows(dataset.schema, keys, vectors, texts, None)
     plan, counts = dataset.merge_insert(KEY).when_matched_update_all().execute_uncommitted(new)
     if counts["num_updated_rows"] != len(keys):
         refuse_missing(dataset, keys)
-    return plan
+    return import_lance().LanceDataset.commit(dataset, plan)

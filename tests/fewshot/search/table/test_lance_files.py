@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -166,25 +165,3 @@ def test_a_dataloader_forks_while_a_table_is_open(place: Path) -> None:
     loaded = DataLoader(list(range(8)), batch_size=2, num_workers=2)
     assert sorted(int(number) for batch in loaded for number in batch) == list(range(8))
     assert len(table.search(unit(1), k=3)[0]) == 3
-
-
-def _add(place: Path, name: str) -> None:
-    table = LanceIndex.open(place)
-    for number in range(5):
-        table.add([f"{name} {number}"], unit(1, seed=number))
-    with suppress(InputError):  # one of the two processes is refused
-        table.add(["of both"], unit(1))
-
-
-@pytest.mark.slow
-def test_two_processes_that_change_a_table_lose_nothing(place: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_add, args=(place, name)) for name in ("one", "other")]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join(120)
-        assert writer.exitcode == 0
-    added = {f"{name} {number}" for name in ("one", "other") for number in range(5)}
-    keys = LanceIndex.open(place).keys
-    assert sorted(keys) == sorted([*named(20)[1:], *added, "of both"])
