@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from fewshot.cli.pictures import embed, info, merge, search, verify
+from fewshot.cli.collection import embed, merge
+from fewshot.cli.pictures import info, search, verify
 from fewshot.cli.recognizer import calibrate, enrol, forget, recognize
 from fewshot.cli.serve import serve, try_gallery
 from fewshot.training.config import SiameseConfig
