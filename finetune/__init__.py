@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from finetune.classifier.classifier import Classifier, Prediction, load
     from finetune.classifier.explain import HeatMap, heat_maps
     from finetune.classifier.export import export
+    from finetune.classifier.published.push import push_to_hub
     from finetune.config import Config
     from finetune.data.split_record import forget_splits
     from finetune.errors import FewtuneError, InputError, TrainingDiverged, UnreadablePicture
@@ -66,6 +67,7 @@ __all__ = [
     "load",
     "make_app",
     "probe_folder",
+    "push_to_hub",
     "run_demo",
     "sort_pictures",
     "undo",
@@ -106,6 +108,7 @@ _ROOMS = {
     "load": "classifier.classifier",
     "make_app": "app.serve",
     "probe_folder": "api.preview",
+    "push_to_hub": "classifier.published.push",
     "run_demo": "api.demo",
     "sort_pictures": "classifier.answers.sorting",
     "undo": "api.changes.undo",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from finetune.classifier.classifier import load
+from finetune.classifier.published.fetched import run_at
 from finetune.classifier.run_config import CONFIG_FILE, read_run_config
 from finetune.classifier.run_folder import (
     PICTURES_FILE,
@@ -38,6 +39,7 @@ from finetune.files.folders import check_free, check_writable
 from finetune.files.reading import read_json
 from finetune.files.tables import read_csv, write_csv
 from finetune.files.writing import write_tensors
+from finetune.hub.address import is_address
 from finetune.metrics import measure_predictions
 from finetune.progress import Display
 from finetune.report.report import write_report
@@ -61,7 +63,7 @@ def evaluate(
     that it was chosen on, unless there are no others. Identical pictures under two labels are left out.
 
     Args:
-        run: A run folder.
+        run: A run folder, or an address such as hf://user/name.
         folder: One sub-folder of pictures for each class, or the same below train/, val/ and test/; or a table, as
             `fit` takes it.
         split: Which of train, val and test to measure on, where there are such; by default test, else val, else all.
@@ -83,23 +85,26 @@ def evaluate(
         True
     """
     started = time.monotonic()
-    display = display or Display()
+    given, display = run, display or Display()
     listing = list_pictures(folder, to_train=False)
+    run = run_at(given, display)
     if out is not None:
-        _check_out(Path(out), Path(run), listing.root if listing.table is None else None)
+        _check_out(Path(out), run, listing.root if listing.table is None else None)
     classifier = load(run, device=device)
     samples = _wanted(listing, split)
     unknown = sorted({sample.label for sample in samples} - set(classifier.classes))
     if unknown:
         raise InputError(
-            f"{listing.name} has a class that {run} does not know: {unknown[0]!r}; "
+            f"{listing.name} has a class that {given} does not know: {unknown[0]!r}; "
             f"it knows {', '.join(classifier.classes)}"
         )
     found, index, contents = classifier.log_probabilities(
         [listing.root / sample.path for sample in samples], display=display
     )
 
-    used = _used_by_content(Path(run))
+    used = _used_by_content(run)
+    if not used and is_address(given):
+        display.say(f"{given} has no hashes of its pictures: those that it was trained on are not left out")
     served = [used.get(contents[position].sha256) for position in index.tolist()]
     doubtful = contradictory_labels(samples, {row: contents[row].sha256 for row in index.tolist()})
     certain = torch.tensor([row not in doubtful for row in index.tolist()], dtype=torch.bool)
@@ -114,7 +119,7 @@ def evaluate(
     )
     if not fair.any():
         why = "every readable picture in it was trained on" if served else "none of its pictures can be read"
-        raise InputError(f"{listing.name} cannot measure {run}: {why}")
+        raise InputError(f"{listing.name} cannot measure {given}: {why}")
     counts = Counter(name for name in served if name)
     metrics = EvaluationMetrics(
         **vars(measure_predictions(found[fair], labels[fair], classifier.classes)),
@@ -130,11 +135,11 @@ def evaluate(
     if out is None:
         return metrics.to_dict()
     source = EvaluationSource(
-        run=str(Path(run).resolve()),
+        run=str(given if is_address(given) else run.resolve()),
         folder=str(listing.root.resolve()),
         asked=split,
         table=listing.table,
-        config=read_json(Path(run) / CONFIG_FILE),
+        config=read_json(run / CONFIG_FILE),
     )
     judged = [samples[position] for position in index[fair].tolist()]
     _write(Path(out), replace(metrics, evaluated=source), judged, found[fair], classifier.classes)

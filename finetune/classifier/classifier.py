@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, overload
@@ -14,6 +15,7 @@ from safetensors.torch import save
 
 from finetune.classifier.answers.prediction import Prediction, ranked
 from finetune.classifier.calibrated_network import CalibratedNetwork
+from finetune.classifier.published.fetched import check_local, run_at
 from finetune.classifier.run_config import CONFIG_FILE, RunConfig
 from finetune.classifier.run_metrics import METRICS_FILE, RunMetrics, read_run_metrics
 from finetune.classifier.stored import WEIGHTS_FILE, description, read_finished, restored, state_of, tensors_of
@@ -25,8 +27,9 @@ from finetune.data.transforms import Preprocessing
 from finetune.errors import InputError, UnreadablePicture
 from finetune.files.reading import parse_json, read_tensors
 from finetune.files.writing import write_json, write_tensors
+from finetune.hub.address import is_address, parse_address
 from finetune.models.backbone import Network
-from finetune.open_set.unknown_model import UNKNOWN_FILE, UnknownModel
+from finetune.open_set.unknown_model import UNKNOWN_FILE, UnknownModel, read_unknown
 from finetune.progress import Display
 from finetune.random_state import restored_random_state
 
@@ -72,6 +75,8 @@ class Classifier(CalibratedNetwork):
         super().__init__(network, classes, preprocessing, config, fabric, temperature)
         # Figures of its run; None for a classifier without a run.
         self.run_metrics: RunMetrics | None = None
+        # The commit on the hub that it was loaded from; it has no run folder then, because nothing there is changed.
+        self.address: str | None = None
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -89,8 +94,8 @@ class Classifier(CalibratedNetwork):
             found = self.run_metrics
             parts.append(f"strategy {found.kept or found.strategy}")
             parts.append(f"accuracy {found.accuracy:.1%} on {found.n} {found.split} pictures")
-        if self.folder is not None:
-            parts.append(f"folder {self.folder}")
+        if self.address is not None or self.folder is not None:
+            parts.append(f"folder {self.folder}" if self.address is None else f"from {self.address}")
         return f"<Classifier: {'; '.join(parts)}>"
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
@@ -264,7 +269,25 @@ class Classifier(CalibratedNetwork):
             run, classes=classes, pictures=pictures, out=out, for_good=for_good, device=device, display=display
         )
 
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        private: bool = False,
+        licence: str | None = None,
+        include: Collection[str] = (),
+        display: Display | None = None,
+    ) -> str:
+        """Push its run to the Hugging Face hub, as by `finetune.push_to_hub`; the address of the commit."""
+        import finetune
+
+        return finetune.push_to_hub(
+            self._run(), repository, private=private, licence=licence, include=include, display=display
+        )
+
     def _run(self) -> Path:
+        if self.address is not None:
+            check_local(self.address)
         if self.folder is None:
             raise InputError("this classifier has no run folder: give fit an out folder, or load one")
         return self.folder
@@ -281,25 +304,32 @@ class Classifier(CalibratedNetwork):
 
 
 @restored_random_state()
-def load(folder: str | Path, *, device: str = "auto", precision: str | None = None) -> Classifier:
+def load(
+    folder: str | Path, *, device: str = "auto", precision: str | None = None, display: Display | None = None
+) -> Classifier:
     """Load the classifier of a run.
 
     Args:
-        folder: A run folder.
+        folder: A run folder; or an address of the Hugging Face hub, hf://user/name or hf://user/name@revision, whose
+            files are fetched into the cache of the hub.
         device: One of auto, cpu, cuda.
         precision: One of auto, float32, bfloat16; by default that of the run.
+        display: Shows what is downloaded, on stderr by default.
 
     Returns:
         The classifier.
 
     Raises:
-        InputError: If `folder` holds no finished run, or its files are damaged or do not belong together.
+        InputError: If `folder` holds no finished run, its files are damaged or do not belong together, or the hub
+            cannot be reached and the cache does not have them.
 
     Example:
         >>> from finetune import load
         >>> load("runs/photos", device="cpu").classes
         ('cat', 'dog')
     """
+    if is_address(folder):
+        return _at_address(folder, run_at(folder, display), device, precision)
     folder = Path(folder)
     for _ in range(_MOST_CHANGES):
         before = state_of(folder)
@@ -312,6 +342,15 @@ def load(folder: str | Path, *, device: str = "auto", precision: str | None = No
         if state_of(folder) == before:
             return classifier
     return _read(folder, device, precision)
+
+
+def _at_address(address: str | Path, fetched: Path, device: str, precision: str | None) -> Classifier:
+    classifier = _read(fetched, device, precision)
+    if (fetched / UNKNOWN_FILE).exists():
+        classifier.unknown = read_unknown(fetched, len(classifier.classes))
+    # The cache names the folder by the commit.
+    classifier.address, classifier.folder = str(replace(parse_address(address), revision=fetched.name)), None
+    return classifier
 
 
 def _read(folder: Path, device: str, precision: str | None) -> Classifier:

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from finetune.classifier.calibrated_network import averaged
 from finetune.classifier.classifier import Classifier, load
+from finetune.classifier.published.fetched import run_at
 from finetune.classifier.run_config import RunConfig, read_run_config
 from finetune.classifier.run_folder import PICTURES_FILE
 from finetune.classifier.temperature import calibrated
@@ -41,6 +42,7 @@ from finetune.errors import InputError
 from finetune.features.forward import run_over
 from finetune.files.tables import read_csv
 from finetune.files.writing import as_json, replacing
+from finetune.hub.address import is_address, parse_address
 from finetune.models.onnx_graph import onnx_program
 from finetune.open_set.unknown_metrics import RATES
 from finetune.open_set.unknown_model import UNKNOWN_FILE, UnknownModel
@@ -91,8 +93,9 @@ def export(
     torch.load may run code in a .pt2 file: load only your own. An ONNX file holds no code.
 
     Args:
-        run: A run folder; it is not changed.
-        out: File to write; by default beside the run, with its name. An older export there is replaced.
+        run: A run folder, which is not changed, or an address such as hf://user/name.
+        out: File to write; by default beside the run, with its name; for an address, in the working folder. An older
+            export there is replaced.
         format: "onnx", or "torch-export" for torch.export.load.
         tolerance: Largest allowed difference of a probability.
         pictures: Picture or folder of pictures to check the file on; by default the validation pictures of the run, or
@@ -110,18 +113,21 @@ def export(
         >>> export("runs/photos", "photos.onnx")["classes"]
         ['cat', 'dog']
     """
-    run, display = Path(run), display or Display()
+    given, display = run, display or Display()
     if format not in ENDINGS:
         meant = did_you_mean(str(format), ENDINGS, CHOICES)
         raise InputError(f"--format must be one of {', '.join(ENDINGS)}, not {format!r}{meant}")
     if not (tolerance > 0 and math.isfinite(tolerance)):
         raise InputError(f"--tolerance must be a number over 0, not {tolerance}")
+    run = run_at(given, display)
     saved = read_run_config(run)
+    if out is None and is_address(given):
+        out = parse_address(given).name + ENDINGS[format]
     file = _place(run, None if out is None else Path(out), format)
     classifier = load(run, device="cpu", precision="float32")
     if format == "onnx" and (run / UNKNOWN_FILE).exists():
         classifier.require_unknown()
-    sources = _validation_pictures(run, saved) if pictures is None else list_unlabelled([Path(pictures)])
+    sources = _validation_pictures(run, saved, str(given)) if pictures is None else list_unlabelled([Path(pictures)])
 
     about = _about(classifier, format)
     content = _exported(classifier, about)
@@ -180,13 +186,13 @@ def _beside(file: Path) -> Path:
     return file.with_name(file.name + ".json")
 
 
-def _validation_pictures(run: Path, saved: RunConfig) -> list[Path]:
-    """The validation pictures of the run, or its training pictures where it has none of those. InputError, which names
-    --pictures, where one is missing."""
+def _validation_pictures(run: Path, saved: RunConfig, name: str) -> list[Path]:
+    """The validation pictures of the run, or its training pictures where it has none of those. InputError, which calls
+    the run `name` and names --pictures, where one is missing."""
     instead = "give --pictures FOLDER with pictures to check the export on"
     table = run / PICTURES_FILE
     if saved.folder is None or not table.exists():
-        raise InputError(f"{run} does not name its validation pictures; {instead}")
+        raise InputError(f"{name} does not name its validation pictures; {instead}")
     try:
         rows = read_csv(table, ("path", "split"))
     except InputError as error:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from finetune.errors import InputError
-from finetune.options.command_line import as_json, display_for, existing, on_device, print_json
+from finetune.options.command_line import as_json, display_for, existing, local_run, on_device, print_json
 from finetune.options.help_text import HelpfulCommand
 from finetune.terminal import printable
 
@@ -23,7 +23,7 @@ _out = click.option(
 
 
 @click.command(cls=HelpfulCommand)
-@click.argument("run", type=existing)
+@click.argument("run", type=local_run)
 @click.argument("pictures", type=existing, metavar="FOLDER_OR_TABLE")
 @_out
 @on_device
@@ -43,7 +43,7 @@ def extend(run: Path, pictures: Path, out: Path | None, device: str, as_json: bo
 
 
 @click.command(cls=HelpfulCommand)
-@click.argument("run", type=existing)
+@click.argument("run", type=local_run)
 @click.option(
     "--class",
     "classes",
@@ -96,7 +96,7 @@ def forget(
 
 
 @click.command(cls=HelpfulCommand)
-@click.argument("run", type=existing)
+@click.argument("run", type=local_run)
 @as_json
 def undo(run: Path, as_json: bool) -> None:
     """Take back the last extend or forget of a run.
@@ -111,7 +111,7 @@ def undo(run: Path, as_json: bool) -> None:
 
 
 @click.command(cls=HelpfulCommand)
-@click.argument("run", type=existing)
+@click.argument("run", type=local_run)
 @click.option(
     "--drop",
     is_flag=True,

@@ -16,9 +16,11 @@ from rich.console import Console
 from finetune.errors import InputError
 from finetune.options.command_line import (
     ChoiceOption,
+    any_run,
     as_json,
     display_for,
     existing,
+    local_run,
     on_device,
     print_json,
 )
@@ -28,7 +30,7 @@ from finetune.terminal import in_markup, printable
 
 
 @click.command()
-@click.argument("run", type=existing)
+@click.argument("run", type=any_run)
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PICTURES_OR_FOLDERS...")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write one PNG per picture to.")
 @click.option(
@@ -39,11 +41,13 @@ from finetune.terminal import in_markup, printable
 )
 @on_device
 @as_json
-def explain(run: Path, pictures: tuple[Path, ...], out: Path, label: str | None, device: str, as_json: bool) -> None:
+def explain(
+    run: Path | str, pictures: tuple[Path, ...], out: Path, label: str | None, device: str, as_json: bool
+) -> None:
     """Draw heat maps of the regions that decided each prediction.
 
-    RUN is a folder that `finetune fit` wrote, with a convolutional backbone; the method is Grad-CAM. Unreadable files
-    are named on stderr, and the exit code is then 2.
+    RUN is a folder that `finetune fit` wrote, or an address such as hf://user/name, with a convolutional backbone; the
+    method is Grad-CAM. Unreadable files are named on stderr, and the exit code is then 2.
     """
     import finetune
     from finetune.classifier.explain import BATCH, heat_maps
@@ -100,7 +104,7 @@ def _free_name(stem: str, taken: set[str]) -> str:
 
 
 @click.command()
-@click.argument("run", type=existing)
+@click.argument("run", type=any_run)
 @click.option(
     "--format",
     type=ChoiceOption(["onnx", "torch-export"]),
@@ -111,7 +115,7 @@ def _free_name(stem: str, taken: set[str]) -> str:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    show_default="beside RUN, with its name",
+    show_default="beside RUN, with its name; of an address, in this folder",
     help="File to write, with the ending .onnx or .pt2.",
 )
 @click.option(
@@ -128,12 +132,15 @@ def _free_name(stem: str, taken: set[str]) -> str:
     help="Picture or folder of pictures to check the file on.",
 )
 @as_json
-def export(run: Path, format: str, out: Path | None, tolerance: float, pictures: Path | None, as_json: bool) -> None:
+def export(
+    run: Path | str, format: str, out: Path | None, tolerance: float, pictures: Path | None, as_json: bool
+) -> None:
     """Export a classifier as one file for other programs.
 
-    RUN is a folder that `finetune fit` wrote. The file maps pixels to probabilities; a JSON file of the same name
-    describes its input and its classes. The export is checked: every validation picture must get the same label, and
-    probabilities within --tolerance. Otherwise no file is left, and the exit code is 2.
+    RUN is a folder that `finetune fit` wrote, or an address such as hf://user/name. The file maps pixels to
+    probabilities; a JSON file of the same name describes its input and its classes. The export is checked: every
+    validation picture must get the same label, and probabilities within --tolerance. Otherwise no file is left, and the
+    exit code is 2.
     """
     from finetune.classifier.export import export as export_run
 
@@ -143,7 +150,7 @@ def export(run: Path, format: str, out: Path | None, tolerance: float, pictures:
 
 
 @click.command()
-@click.argument("run", type=existing)
+@click.argument("run", type=local_run)
 @as_json
 def report(run: Path, as_json: bool) -> None:
     """Write the report of a run again.
@@ -165,7 +172,7 @@ def report(run: Path, as_json: bool) -> None:
 
 
 @click.command(cls=HelpfulCommand)
-@click.argument("run", type=existing)
+@click.argument("run", type=any_run)
 @click.argument("folder", type=existing)
 @click.option(
     "--split",
@@ -176,22 +183,23 @@ def report(run: Path, as_json: bool) -> None:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    show_default="RUN/evaluations/NAME-OF-FOLDER",
+    show_default="RUN/evaluations/NAME-OF-FOLDER; of an address, none",
     help="Folder to write metrics, predictions and report.html to.",
 )
 @on_device
 @as_json
-def evaluate(run: Path, folder: Path, split: str | None, out: Path | None, device: str, as_json: bool) -> None:
+def evaluate(run: Path | str, folder: Path, split: str | None, out: Path | None, device: str, as_json: bool) -> None:
     """Measure a classifier on other labelled pictures.
 
-    RUN is a folder that `finetune fit` wrote. FOLDER has one sub-folder of pictures per class, named as in training,
-    or is a CSV table path,label[,split]. Pictures that the run was trained on are recognised by their content and left
-    out.
+    RUN is a folder that `finetune fit` wrote, or an address such as hf://user/name. FOLDER has one sub-folder of
+    pictures per class, named as in training, or is a CSV table path,label[,split]. Pictures that the run was trained on
+    are recognised by their content and left out.
     """
     import finetune
     from finetune.api.evaluate import place_for
 
-    out = out or place_for(run, folder)
+    if out is None and isinstance(run, Path):
+        out = place_for(run, folder)
     result = finetune.evaluate(run, folder, split=split, out=out, device=device, display=display_for(as_json))
     if as_json:
         print_json(result)

@@ -15,6 +15,7 @@ from finetune.cli.finished_run import _print_result, evaluate, explain, export, 
 from finetune.cli.inspect import inspect
 from finetune.cli.predict import predict
 from finetune.cli.preview import lr_find, probe
+from finetune.cli.push import push
 from finetune.cli.serve import serve, try_run
 from finetune.config import Config
 from finetune.entry.signals import stopped_exit_code
@@ -114,7 +115,7 @@ def demo(out: Path, seed: int, as_json: bool) -> None:
 # In the order of use.
 for command in (
     *(inspect, fit, evaluate, predict, try_run, serve, extend, forget, undo, history),
-    *(explain, export, report, probe, lr_find, cache, demo),
+    *(push, explain, export, report, probe, lr_find, cache, demo),
 ):
     cli.add_command(command)
 

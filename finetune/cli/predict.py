@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from finetune.errors import UnreadablePicture
-from finetune.options.command_line import as_json, display_for, existing, on_device
+from finetune.options.command_line import any_run, as_json, display_for, on_device
 from finetune.options.help_text import HelpfulCommand
 from finetune.terminal import printable
 
@@ -27,7 +27,7 @@ AT_ONCE = 1024
 
 
 @click.command(cls=HelpfulCommand)
-@click.argument("run", type=existing)
+@click.argument("run", type=any_run)
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PICTURES_OR_FOLDERS...")
 @click.option(
     "--top", type=click.IntRange(min=1), default=3, show_default=True, help="Number of classes shown for each picture."
@@ -79,7 +79,7 @@ AT_ONCE = 1024
 @on_device
 @as_json
 def predict(
-    run: Path,
+    run: Path | str,
     pictures: tuple[Path, ...],
     top: int,
     min_probability: float | None,
@@ -94,16 +94,17 @@ def predict(
 ) -> None:
     """Predict the class of each picture.
 
-    RUN is a folder that `finetune fit` wrote. Folders of pictures are searched with their sub-folders, a CSV file names
-    pictures in its column `path`, and the members of a tar archive, or of a folder of them, are read without being
-    extracted. Of more than a thousand pictures, answers are printed as they are found, and memory does not grow with
-    their number. --json prints one object per line; a picture answered "unsure" (between classes) or "unknown" (none of
-    them) has "unsure": true or "unknown": true there. Unreadable files are named on stderr, and the exit code is then
-    2.
+    RUN is a folder that `finetune fit` wrote, or an address such as hf://user/name. Folders of pictures are searched
+    with their sub-folders, a CSV file names pictures in its column `path`, and the members of a tar archive, or of a
+    folder of them, are read without being extracted. Of more than a thousand pictures, answers are printed as they are
+    found, and memory does not grow with their number. --json prints one object per line; a picture answered "unsure"
+    (between classes) or "unknown" (none of them) has "unsure": true or "unknown": true there. Unreadable files are
+    named on stderr, and the exit code is then 2.
     """
     import finetune
     from finetune.classifier.answers.sorting import PictureSorter, check_target
     from finetune.classifier.answers.table import check_table, write_table
+    from finetune.classifier.published.fetched import run_at
     from finetune.classifier.rejection import rejection_for, rejections, validation_answers
     from finetune.data.collection.collection import pictures_at
 
@@ -119,7 +120,7 @@ def predict(
         check_target(sort_into, pictures)
     classifier, display = finetune.load(run, device=device), display_for(as_json)
     if target_error is not None:
-        chosen = rejection_for(rejections(*validation_answers(run)), target_error)
+        chosen = rejection_for(rejections(*validation_answers(run_at(classifier.address or run))), target_error)
         min_probability = chosen.min_probability
         display.say(f"unsure below {chosen.min_probability:.2%}; {1 - chosen.coverage:.1%} of validation is")
     if false_accept_rate is not None:

@@ -9,13 +9,13 @@ import click
 
 from finetune.app.options import at_place, browser, most_megabytes, opener, place_of, waiting
 from finetune.app.options import serve as run_service
-from finetune.options.command_line import existing, on_device
+from finetune.options.command_line import any_run, on_device
 from finetune.options.help_text import HelpfulCommand
 from finetune.terminal import printable
 
 
 @click.command(cls=HelpfulCommand)
-@click.argument("run", type=existing)
+@click.argument("run", type=any_run)
 @at_place(8000)
 @most_megabytes
 @click.option(
@@ -27,7 +27,7 @@ from finetune.terminal import printable
 @waiting
 @on_device
 def serve(
-    run: Path,
+    run: Path | str,
     host: str,
     port: int,
     token_file: Path | None,
@@ -39,9 +39,10 @@ def serve(
 ) -> None:
     """Answer pictures over HTTP.
 
-    RUN is a folder that `finetune fit` wrote. POST /predict takes a picture as its body, or several as
-    multipart/form-data; GET /metadata, /healthz and /openapi.json describe the service. Only programs of this machine
-    can reach it, unless --host says otherwise. It stops at Ctrl-C, when the requests that have begun are answered.
+    RUN is a folder that `finetune fit` wrote, or an address such as hf://user/name. POST /predict takes a picture as
+    its body, or several as multipart/form-data; GET /metadata, /healthz and /openapi.json describe the service. Only
+    programs of this machine can reach it, unless --host says otherwise. It stops at Ctrl-C, when the requests that have
+    begun are answered.
     """
     import finetune
 
@@ -56,13 +57,13 @@ def serve(
 
 
 @click.command("try", cls=HelpfulCommand)
-@click.argument("run", type=existing)
+@click.argument("run", type=any_run)
 @at_place(8001)
 @browser
 @most_megabytes
 @on_device
 def try_run(
-    run: Path,
+    run: Path | str,
     host: str,
     port: int,
     token_file: Path | None,
@@ -73,10 +74,11 @@ def try_run(
 ) -> None:
     """Try a run on a page in the browser.
 
-    RUN is a folder that `finetune fit` wrote. The page takes pictures from files and from the camera. It shows the
-    classes with their probabilities, a heat map and the nearest training pictures. A wrong answer can be corrected: the
-    picture is copied into RUN and added to it, as by `finetune extend`, and this can be undone. The page can be reached
-    from this machine alone, unless --host says otherwise. Ctrl-C ends it.
+    RUN is a folder that `finetune fit` wrote, or an address such as hf://user/name. The page takes pictures from files
+    and from the camera. It shows the classes with their probabilities, a heat map and the nearest training pictures. A
+    wrong answer can be corrected: the picture is copied into RUN and added to it, as by `finetune extend`, and this can
+    be undone; a run at an address is not changed. The page can be reached from this machine alone, unless --host says
+    otherwise. Ctrl-C ends it.
     """
     place = place_of(host, port, token_file, allowed)
     from finetune.app.page.page import page_app

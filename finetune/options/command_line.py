@@ -17,6 +17,7 @@ from rich.console import Console
 from finetune.entry.signals import stoppable, stopped_exit_code
 from finetune.entry.streams import usable_streams
 from finetune.errors import FewtuneError, InputError
+from finetune.hub.address import is_address, needs_folder, parse_address
 from finetune.options.fields import Options, flag, used_by, value_type
 from finetune.options.help_text import HelpfulOption, Interrupted
 from finetune.options.suggestions import CHOICES, COMMANDS, suggestion
@@ -74,6 +75,30 @@ on_devices = click.option(
     "torchrun or srun, leave it out.",
 )
 existing = click.Path(exists=True, path_type=Path)
+
+
+class RunArgument(click.Path):
+    """The argument RUN: a folder of this machine, or an address of the hub where a command changes nothing.
+
+    Args:
+        hub: Whether addresses are taken. The error for one says otherwise how to get a folder.
+    """
+
+    def __init__(self, *, hub: bool = True):
+        super().__init__(exists=True, path_type=Path)
+        self.hub = hub
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; for an address, its text."""
+        if not is_address(value):
+            return super().convert(value, param, ctx)
+        address = parse_address(value)
+        if not self.hub:
+            raise InputError(needs_folder(address))
+        return str(address)
+
+
+any_run, local_run = RunArgument(), RunArgument(hub=False)
 
 Command = Callable[..., Any]
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from finetune.api.changes.solved import Solved
 from finetune.classifier.classifier import Classifier, load
+from finetune.classifier.published.fetched import check_local
 from finetune.classifier.run_config import CONFIG_FILE, RunConfig, read_run_config
 from finetune.classifier.run_folder import HISTORY_FILE, PICTURES_FILE, VERSIONED
 from finetune.classifier.run_state import STATE
@@ -137,6 +138,7 @@ def locked_run(run: Path) -> Iterator[None]:
     Raises:
         InputError: Where there is no finished run, or another process is at it.
     """
+    check_local(run)
     read_run_config(run)
     with locked(run, busy=f"another process is at the run in {run}; wait for its end"):
         finish_exchange(run)

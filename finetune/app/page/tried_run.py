@@ -12,6 +12,7 @@ from finetune.app.page.nearest import NearestPictures
 from finetune.app.page.page import Answer, Bar, Choice, Near, Wording
 from finetune.classifier.classifier import Classifier, Prediction, load
 from finetune.classifier.explain import HeatMap, heat_maps
+from finetune.classifier.published.fetched import check_local, run_at
 from finetune.data.images import read_image
 from finetune.errors import InputError, UnreadablePicture
 from finetune.kept.added import keep_picture
@@ -35,12 +36,13 @@ class _Addition:
 
 
 class TriedRun:
-    """A run that the page changes. run: Its folder. device: One of auto, cpu, cuda."""
+    """A run that the page changes. run: Its folder, or an address, where nothing is changed. device: One of auto, cpu,
+    cuda."""
 
-    def __init__(self, run: Path, device: str):
-        self._run, self._device = run, device
+    def __init__(self, run: Path | str, device: str):
+        self._given, self._run, self._device = run, run_at(run), device
         self._additions: list[_Addition] = []
-        self._use(load(run, device=device))
+        self._use(load(self._run, device=device))
 
     def wording(self) -> Wording:
         """The words of the page."""
@@ -52,7 +54,7 @@ class TriedRun:
         if self._tells_unknown:
             choices.append(("unknown", "pictures of no class that may pass as one", _UNKNOWN))
         return Wording(
-            title=self._run.name,
+            title=self._run.name if isinstance(self._given, Path) else self._given,
             about=about,
             bars="Probabilities",
             question="Wrong? It is",
@@ -88,6 +90,7 @@ class TriedRun:
         )
 
     def add(self, picture: bytes, label: str) -> str:
+        check_local(self._given)
         digest = hashlib.sha256(picture).hexdigest()
         read_image(picture, at_least=SIDE, max_pixels=self._classifier.config.max_pixels)  # before it is kept
         self._check_new(digest)

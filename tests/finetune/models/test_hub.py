@@ -16,7 +16,7 @@ from told import NothingSaid
 
 from finetune.cli.main import main
 from finetune.files.writing import write_tensors
-from finetune.models import hub
+from finetune.hub import connection
 from finetune.models.hub import WeightsUnavailable, cached_models, weights_from_hub
 
 
@@ -46,7 +46,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         server.bind(("127.0.0.1", 0))
         server.listen()
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
-        monkeypatch.setattr(hub, "PATIENCE", 0.2)
+        monkeypatch.setattr(connection, "PATIENCE", 0.2)
         yield
 
 
@@ -107,7 +107,7 @@ def test_a_server_that_fails_is_not_asked_again(code: int, fetched: bool, monkey
     with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        reached = hub._why_unreachable(f"http://127.0.0.1:{server.server_port}/timm/m/resolve/main/file") is None
+        reached = connection.why_offline(f"http://127.0.0.1:{server.server_port}/timm/m/resolve/main/file") is None
         server.shutdown()
     assert reached == fetched
     assert len(asked) == 1
