@@ -55,7 +55,7 @@ class LanceIndex:
         width: Length of a vector.
         kind: "exact" compares every vector. "ivf" (inverted lists) and "pq" (inverted lists of product-quantised
             vectors, with the best candidates ranked again by exact similarity) are approximate. "auto" is exact below
-            500,000 vectors and "pq" from there on. `compact` builds these structures.
+            100,000 vectors and "pq" from there on. `compact` builds these structures.
         fingerprint: Of the embedder that made the vectors.
         about: JSON values by name; `save` writes changes of it.
         least_recall: Floor of the recall of an approximate structure, in (0, 1].

@@ -17,15 +17,19 @@ from finetune.errors import InputError
 # Similarities and keys, both (m, k), the most similar first; -inf and None where fewer are found.
 Found = tuple[NDArray[np.float32], NDArray[np.object_]]
 
-# Times in seconds, measured on two cores at 100,000 x 128: a query by the vector index, reading a vector, a product.
-BY_INDEX, _READ, _PRODUCT = 0.04, 1e-6, 1e-10
+# Seconds of one core, measured on tables of 10,000 to 1,000,000 drawings (256 numbers each) and of photographs (1,024).
+BY_INDEX = 4e-3  # a query by the vector index, whatever it compares
+_COMPARED = {"pq": 1e-9, "ivf": 4e-10}  # a number of a vector that it compares: in codes, or as it is
+_READ, _PRODUCT = 3e-9, 2.5e-11  # a number of any vector in a pass over all, and its product with one of a query
 _ROWS_AT_ONCE, _QUERIES_AT_ONCE = 8192, 1024
 _MOST_BUFFERED = 64 << 20  # bytes that Lance reads ahead; 2 GB without
 
 
-def pays_index(queries: int, rows: int, width: int) -> bool:
+def pays_index(queries: int, rows: int, width: int, tuning: Tuning) -> bool:
     """Whether the vector index answers so many queries sooner than a pass over all vectors does."""
-    return queries * BY_INDEX < rows * (_READ + queries * width * _PRODUCT)
+    compared = rows * tuning.probes / tuning.lists
+    by_index = queries * (BY_INDEX + compared * width * _COMPARED[tuning.structure])
+    return by_index < rows * width * (_READ + queries * _PRODUCT)
 
 
 def condition(where: str | None) -> str | None:
@@ -43,7 +47,7 @@ def check_condition(dataset: Any, where: str) -> None:
 
 def search(dataset: Any, queries: Vectors, k: int, where: str | None, tuning: Tuning | None, rows: int) -> Found:
     """Search by the vector index where there is one and it is faster, else exactly. rows: Number of vectors."""
-    if tuning is None or not pays_index(len(queries), rows, queries.shape[1]):
+    if tuning is None or not pays_index(len(queries), rows, queries.shape[1], tuning):
         return search_exact(dataset, queries, k, where)
     (similarity, keys), short = search_by_index(dataset, queries, k, where, tuning)
     if short.any():  # the lists that were compared hold fewer than k

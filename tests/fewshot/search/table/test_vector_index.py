@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from finetune.errors import InputError
 
 pytest.importorskip("lance", reason="pylance is not installed: pip install 'fewtune[lance]'")
 
+from fewshot.search.table.header import Tuning
 from fewshot.search.table.lance_index import LanceIndex
 from fewshot.search.table.vector_index import codes, structure_for
 
@@ -39,11 +41,26 @@ def by_index(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_structure_suits_the_number_of_vectors() -> None:
-    assert [structure_for("auto", n) for n in (0, 499_999, 500_000)] == ["exact", "exact", "pq"]
+    assert [structure_for("auto", n) for n in (0, 99_999, 100_000)] == ["exact", "exact", "pq"]
     assert [structure_for("pq", n) for n in (100, 1000, 65_535, 65_536)] == ["exact", "ivf", "ivf", "pq"]
     assert [structure_for("ivf", n) for n in (511, 512, 10**9)] == ["exact", "ivf", "ivf"]
     assert structure_for("exact", 10**9) == "exact"
     assert [codes(width) for width in (1, 3, 8, 10, 13, 128, 768)] == [1, 1, 2, 2, 1, 32, 192]
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "probes", "most"),  # measured: the index wins with `most` queries at once, and not with 100 times
+    [(10_000, 256, 8, 1), (100_000, 256, 4, 10), (100_000, 1024, 64, 10), (1_000_000, 256, 4, 100)],
+)
+def test_few_queries_go_to_the_index_and_many_are_answered_by_one_pass(
+    rows: int, width: int, probes: int, most: int
+) -> None:
+    structure: Any = structure_for("pq", rows)
+    lists = max(1, min(int(rows**0.5), rows // 256))
+    tuning = Tuning(structure=structure, lists=lists, probes=probes, refine=4, recall=0.99, rows=rows)
+    assert searching.pays_index(1, rows, width, tuning)
+    assert searching.pays_index(most, rows, width, tuning)
+    assert not searching.pays_index(100 * most, rows, width, tuning)
 
 
 @pytest.mark.slow
