@@ -59,7 +59,10 @@ sphinx_gallery_conf = {
     "show_signature": False,
     "min_reported_time": 10_000,
     "abort_on_example_error": True,
-    "within_subsection_order": "FileNameSortKey",
+    "within_subsection_order": "generate.tutorials.Numbered",
+    "reset_modules": ("matplotlib", "generate.tutorials.set_style"),
+    "capture_repr": ("_repr_html_",),  # a figure or a list of ticks is shown as a picture, not as its address in memory
+    "image_srcset": ["2x"],
     "write_computation_times": False,
 }
 

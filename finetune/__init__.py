@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from finetune.classifier.export import export
     from finetune.classifier.published.push import push_to_hub
     from finetune.config import Config
+    from finetune.data.digits import write_digits
     from finetune.data.split_record import forget_splits
     from finetune.errors import FewtuneError, InputError, TrainingDiverged, UnreadablePicture
     from finetune.features.cache_files import clear_cache
@@ -72,6 +73,7 @@ __all__ = [
     "sort_pictures",
     "undo",
     "write_comparison",
+    "write_digits",
     "write_report",
     "write_table",
 ]
@@ -113,6 +115,7 @@ _ROOMS = {
     "sort_pictures": "classifier.answers.sorting",
     "undo": "api.changes.undo",
     "write_comparison": "report.backbones",
+    "write_digits": "data.digits",
     "write_report": "report.report",
     "write_table": "classifier.answers.table",
 }

@@ -55,10 +55,9 @@ def read(path: Path) -> str:
 
 
 def from_gallery(text: str) -> str:
-    """The text of a tutorial, without the directives for pictures and downloads."""
-    return re.sub(
-        r"^\.\. (only|note|image-sg|rst-class|_|DO NOT|THIS|\")[^\n]*\n(?:[ ]{2,}[^\n]*\n|\n)*", "", text, flags=re.M
-    )
+    """The text of a tutorial, without the directives for pictures, frames and downloads."""
+    named = r"only|note|image-sg|rst-class|raw|_|DO NOT|THIS|\""
+    return re.sub(rf"^\.\. ({named})[^\n]*\n(?:[ ]{{2,}}[^\n]*\n|\n)*", "", text, flags=re.MULTILINE)
 
 
 def title_of(text: str, name: str) -> str:

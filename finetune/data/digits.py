@@ -15,7 +15,7 @@ from finetune.errors import InputError
 SIDE = 32  # pixels; the scans have 8 x 8, too few for a person
 
 
-def write_digits(folder: Path, *, per_class: int = 10, seed: int = 0) -> None:
+def write_digits(folder: str | Path, *, per_class: int = 10, seed: int = 0) -> None:
     """Write the 1,797 digits to train, val and test below a folder, in one folder per digit, "0" to "9".
 
     A folder that contains exactly these pictures stays unchanged.
@@ -27,8 +27,14 @@ def write_digits(folder: Path, *, per_class: int = 10, seed: int = 0) -> None:
 
     Raises:
         InputError: If the folder contains anything else, or there are too few digits.
+
+    Example:
+        >>> from finetune import write_digits
+        >>> write_digits(Path("digits"), per_class=1)
+        >>> sorted(path.name for path in Path("digits").iterdir())
+        ['test', 'train', 'val']
     """
-    digits = load_digits()
+    folder, digits = Path(folder), load_digits()
     chosen = _split(digits.target, per_class, seed)
     if folder.exists() and not _is_empty_folder(folder):
         if _pictures_in(folder) == chosen.keys():

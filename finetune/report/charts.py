@@ -114,9 +114,12 @@ def line_chart(
     ends = [(x, y) for band in bands for x, *both in zip(band.x, band.low, band.high, strict=True) for y in both]
     xs, ys = zip(*points, *(end for end in ends if _drawable(*end)), strict=True)
     tilted = sum(map(len, x_names)) > 44
+    upright = Axis(y_range or (min(ys), max(ys)), log_y, padded=y_range is None)
+    if percent and not log_y:  # no room for shares above 1 or below 0, which do not exist
+        upright.low, upright.high = max(upright.low, min(0.0, *ys)), min(upright.high, max(1.0, *ys))
     frame = Frame(
         Axis(x_range or (min(xs), max(xs)), log_x, padded=bool(x_names)),
-        Axis(y_range or (min(ys), max(ys)), log_y, padded=y_range is None),
+        upright,
         left=54,
         bottom=74 if tilted else 42,
     )

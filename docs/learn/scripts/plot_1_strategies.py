@@ -20,13 +20,12 @@ from tempfile import mkdtemp
 import matplotlib.pyplot as plt
 from PIL import Image
 
-from finetune import Config, fit, probe_folder
-from finetune.data.digits import write_digits
+from finetune import Config, fit, probe_folder, write_digits
 
 place = Path(mkdtemp())
 write_digits(place / "digits", per_class=10)
 
-figure, axes = plt.subplots(2, 10, figsize=(9, 2))
+figure, axes = plt.subplots(2, 10, figsize=(5.2, 1.6))
 for row, split in zip(axes, ("train", "test"), strict=True):
     for digit, axis in enumerate(row):
         path = min((place / "digits" / split / str(digit)).iterdir())
@@ -47,11 +46,11 @@ names = [probe.depth for probe in curve.probes]
 accuracy = [probe.accuracy for probe in curve.probes]
 low, high = zip(*(probe.interval for probe in curve.probes), strict=True)
 
-figure, axis = plt.subplots(figsize=(7, 3.2))
+figure, axis = plt.subplots()
 axis.fill_between(names, low, high, alpha=0.2, label="95 % interval")
 axis.plot(names, accuracy, marker="o", label="linear probe")
 axis.axhline(0.1, linestyle=":", color="gray", label="guessing")
-axis.set(xlabel="depth of the network", ylabel="accuracy, held out", ylim=(0, 1.02))
+axis.set(title="the probe curve", xlabel="depth of the network", ylabel="accuracy, held out", ylim=(0, 1.02))
 axis.legend(loc="lower right")
 
 # %%
@@ -86,21 +85,35 @@ for strategy in ("head", "partial", "full", "train"):
     )
     results[strategy] = fit(place / "digits", place / strategy, config=config).metrics
 
-figure, axis = plt.subplots(figsize=(7, 3.2))
+figure, axis = plt.subplots()
 for position, metrics in enumerate(results.values()):
     low, high = metrics["interval"]
     axis.plot([position, position], [low, high], color="C0", linewidth=3)
     axis.plot(position, metrics["accuracy"], "o", color="C0")
     axis.annotate(f"{metrics['accuracy']:.1%}\n{metrics['seconds']:.0f} s", (position + 0.08, metrics["accuracy"]))
-axis.set(xticks=range(len(results)), xticklabels=results, ylabel="accuracy on test pictures", xlim=(-0.5, 3.8))
+axis.set(title="four strategies, each with its 95 % interval", ylabel="accuracy on test pictures")
+axis.set(xticks=range(len(results)), xticklabels=results, xlim=(-0.5, 3.8))
+for strategy, metrics in results.items():
+    print(f"{strategy:8} {metrics['accuracy']:.1%}  ({metrics['interval'][0]:.1%} to {metrics['interval'][1]:.1%})")
 
 # %%
 # What to take from it
 # --------------------
 #
-# With ten pictures of each class, the head needs a fraction of the time, and the intervals of all four overlap or
-# are near each other: more training cannot show a gain on so few pictures. That is why ``--strategy auto`` takes
-# the head here. With more pictures, and with pictures unlike those of the pretraining, the order changes; the table
-# of the Numbers has four data sets with 1 to 50 pictures of each class.
-for strategy, metrics in results.items():
-    print(f"{strategy:8} {metrics['accuracy']:.1%}  ({metrics['interval'][0]:.1%} to {metrics['interval'][1]:.1%})")
+# With ten pictures of each class, the head is as good as any of them, and needs a fraction of the time: so few pictures
+# leave more training nothing to gain. That is why ``--strategy auto`` takes the head here. A strategy whose interval
+# lies below that of the head has lost something that the pretrained network knew.
+#
+# **When this does not hold.** With hundreds of pictures of each class, or with pictures unlike those of the
+# pretraining, the order changes: :doc:`the tables </numbers/accuracy>` have four data sets with 1 to 50 pictures of
+# each class.
+#
+# **Where the product does it.** ``fit`` draws the probe curve into its report, and chooses the strategy by it and by
+# the number of pictures. On the command line:
+#
+# .. code-block:: text
+#
+#    finetune probe photos/
+#    finetune fit photos/ --out runs/photos --strategy full
+#
+# :doc:`/why/strategies` has the reasons, :doc:`/howto/data/few` and :doc:`/howto/train/backbone` say how.

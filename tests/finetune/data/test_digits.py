@@ -96,3 +96,8 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_number_of_digits_that_leaves_an_empty_split_is_refused(tmp_path: Path, per_class: int) -> None:
     with pytest.raises(InputError, match="from 1 to 86"):
         write_digits(tmp_path / "digits", per_class=per_class)
+
+
+def test_the_folder_may_be_a_text(tmp_path: Path) -> None:
+    write_digits(str(tmp_path / "digits"), per_class=1)
+    assert len(list((tmp_path / "digits" / "train").iterdir())) == 10

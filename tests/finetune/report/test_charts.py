@@ -4,7 +4,7 @@ import math
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -21,6 +21,7 @@ def drawn(figure: str) -> ElementTree.Element:
 
 
 @given(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=40), st.booleans())
+@settings(deadline=None)  # the first chart takes long on a busy machine
 def test_every_point_lies_inside_the_drawing(points: list[tuple[float, float]], diagonal: bool) -> None:
     xs, ys = zip(*points, strict=True)
     svg = drawn(line_chart([Line("a", xs, ys)], title="t", x_label="x", y_label="y", diagonal=diagonal)).find("svg")
@@ -50,6 +51,17 @@ def test_a_chart_describes_its_numbers_and_escapes_names() -> None:
     assert line_chart([Line("a", [1], [1])], title="t", x_label="x", y_label="y") == line_chart(
         [Line("a", [1], [1])], title="t", x_label="x", y_label="y"
     )
+
+
+def test_an_axis_of_shares_ends_at_0_and_100_per_cent() -> None:
+    for share in (0.0, 0.985, 1.0):
+        lines = [Line("a", [1, 2, 3], [share] * 3)]
+        chart = drawn(line_chart(lines, title="t", x_label="x", y_label="y", percent=True))
+        texts = [element.text or "" for element in chart.iter("text")]
+        shares = [float(text.rstrip("%")) for text in texts if text.endswith("%")]
+        assert shares
+        assert 0 <= min(shares)
+        assert max(shares) <= 100
 
 
 def test_a_logarithmic_axis_has_powers_of_ten_and_refuses_zero() -> None:
