@@ -8,9 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from test_documentation import DOCS, generator
 from test_documented_examples import COMMAND, PACKAGES, wrong_words
 
-LEARN = Path(__file__).parents[1] / "docs" / "learn"
+LEARN = DOCS / "learn"
 SCRIPTS = sorted((LEARN / "scripts").glob("plot_*.py"))
 # The tutorial that takes the least time, so that it can run here.
 SHORTEST = LEARN / "scripts" / "plot_5_report.py"
@@ -61,6 +62,17 @@ def test_a_tutorial_asks_a_question_and_names_commands_that_exist(script: Path) 
 @each
 def test_a_tutorial_is_listed(script: Path) -> None:
     assert f"](gallery/{script.stem}.rst)" in (LEARN / "index.md").read_text(encoding="utf-8")
+
+
+def test_the_tenth_tutorial_comes_after_the_ninth() -> None:
+    names = ["plot_10_last.py", "plot_9_late.py", "plot_1_first.py"]
+    assert sorted(names, key=generator("tutorials").Numbered("scripts")) == names[::-1]
+
+
+def test_the_copy_of_a_tutorial_has_no_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DOCS)
+    page = "before\n\n.. raw:: html\n\n    <iframe></iframe>\n\nafter\n"
+    assert generator("copies").from_gallery(page) == "before\n\nafter\n"
 
 
 @pytest.mark.slow
