@@ -44,7 +44,7 @@ from finetune.config import MAX_PIXELS
 from finetune.data.folder import list_folder
 from finetune.data.loader import Pictures
 from finetune.data.transforms import Normalized, evaluation_view
-from finetune.features.acceleration import CPU_BATCH, _onnx, filled
+from finetune.features.acceleration import CPU_BATCH, filled, openvino_model
 from finetune.features.forward import in_memory
 from finetune.files.reading import read_json
 from finetune.files.writing import write_json
@@ -132,7 +132,7 @@ class Converted:
         # Folds batch norms into convolutions, without which int8 is far less accurate.
         from openvino._offline_transformations import apply_moc_transformations
 
-        self.model = self.core.read_model(_onnx(network, filled(example[:BATCH], BATCH)))
+        self.model = openvino_model(network, filled(example[:BATCH], BATCH))
         apply_moc_transformations(self.model, False)
 
     def compiled(self, precision: str, calibration: Tensor, transformer: bool) -> tuple[Run, float]:

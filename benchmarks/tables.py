@@ -14,6 +14,7 @@ from typing import Any
 import few_pictures as few
 import programs
 import unknown_tables as unknown
+from install_size import rows_shown as install_rows
 from regret import HEADINGS, backbones, cells, summary
 from regret import rows as regret_rows
 
@@ -70,6 +71,10 @@ def pages() -> dict[Path, str]:
         text = put(text, "rates", markdown(*unknown.rate_rows(result)))
         text = put(text, "shifts", markdown(*unknown.shift_rows(result)))
         found[page] = put(text, "summary", unknown.summary(result))
+    if (RESULTS / "install_size.json").exists():
+        result, page = read_json(RESULTS / "install_size.json"), ROOT / "docs" / "start" / "install.md"
+        text = f"{markdown(*install_rows(result))}\n\n{measured(result)}"
+        found[page] = put(page.read_text(encoding="utf-8"), "install_size", text)
     return found
 
 

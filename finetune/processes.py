@@ -38,7 +38,7 @@ def process_age() -> float:
     """Seconds since this process started; where the system does not tell, the CPU time that it has used."""
     try:
         # The 22nd field, in clock ticks since the system started. The name in field 2 may hold spaces.
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        fields = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
     except (OSError, AttributeError, ValueError, IndexError):
         return time.process_time()

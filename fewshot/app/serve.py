@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from finetune.app.library import check_installed
+from finetune.extras import check_extra
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -55,7 +55,7 @@ def make_app(
         >>> answer.json()["predictions"][0]["nearest"]
         'stop'
     """
-    check_installed()
+    check_extra("app", "a service or a page")
     from fewshot.app.gallery_service import GalleryService, add_paths
     from finetune.app.service import new_app
     from finetune.app.uploads import Bounds

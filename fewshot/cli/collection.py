@@ -13,6 +13,7 @@ from fewshot.cli.shared import (
     IndexPlace,
     by_model,
     by_workers,
+    check_search,
     in_batches,
     of_kind,
     on_engine,
@@ -83,6 +84,8 @@ def embed(
         raise InputError(
             "--memory goes with fewshot merge, which makes an index of what --shard or --engine ray embedded"
         )
+    if shard is None:
+        check_search(out)  # the shards need it when they are merged
     if shard is not None:
         _embed_shard(source, out, kind, shard, ray, work)
     elif ray is not None:
@@ -212,6 +215,7 @@ def merge(
     from fewshot.search.index import Index
     from finetune.data.folder import some
 
+    check_search(out)
     index, merged = merge_parts(
         out, parts, kind=kind, memory=memory, allow_missing=allow_missing, device=device, display=display_for(as_json)
     )

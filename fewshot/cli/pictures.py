@@ -13,6 +13,7 @@ from fewshot.cli.shared import (
     IndexPlace,
     at_rate,
     by_model,
+    check_search,
     folder_path,
     given_embedder,
     open_embedder,
@@ -87,6 +88,7 @@ def search(
     from fewshot.search.contact_sheet import write_sheet
     from fewshot.search.picture_index import open_index, search_pictures, sheet_rows
 
+    check_search(index)
     given = given_embedder(model, weights, tolerance, device, as_json)
     opened, embedder = open_index(index, given, version=at_version, memory_mapped=memory_mapped or None, device=device)
     found, unreadable = search_pictures(opened, embedder, queries, k=k, at_least=at_least, where=where)

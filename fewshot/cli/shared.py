@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 
 from finetune.errors import InputError
+from finetune.extras import check_extra
 from finetune.options.command_line import ChoiceOption, Command, display_for, existing
 from finetune.terminal import printable
 
@@ -36,6 +37,14 @@ class IndexPlace(click.ParamType):  # type: ignore[type-arg]  # generic in new r
         from fewshot.search.table.location import is_address
 
         return value if is_address(value) else self._path.convert(value, param, ctx)
+
+
+def check_search(index: str | Path) -> None:
+    """InputError where FAISS is missing, for an index that is no Lance table."""
+    from fewshot.search.table.location import is_table
+
+    if not is_table(index):
+        check_extra("search", "an index")
 
 
 in_batches = click.option(

@@ -16,6 +16,7 @@ from typing import Any
 
 from finetune.data.loader import cores
 from finetune.errors import FewtuneError, InputError
+from finetune.extras import check_extra
 from finetune.terminal import reason_of
 
 # Most bytes of the object store of a local cluster: batches on their way from one stage to the next.
@@ -65,12 +66,10 @@ def imported_ray(address: str | None) -> Any:
             f"--address {address}: give host:port, such as 10.0.0.1:6379, or auto, and start the command on a machine "
             "of the cluster"
         )
-    try:
-        with _environment(_token_mode(address)):  # Ray reads it when it is imported
-            import ray
-            import ray.data
-    except ImportError as error:
-        raise InputError("--engine ray needs a package that is missing: pip install 'fewtune[ray]'") from error
+    check_extra("ray", "--engine ray")
+    with _environment(_token_mode(address)):  # Ray reads it when it is imported
+        import ray
+        import ray.data
     if address is not None and not ray.is_initialized():
         check_reachable(address)
     return ray
@@ -129,7 +128,10 @@ def check_reachable(address: str) -> None:
 
 def _memory() -> int:
     """Bytes of memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 4 * OBJECT_STORE
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):  # Windows, and systems without these names
+        return 4 * OBJECT_STORE
 
 
 @contextmanager

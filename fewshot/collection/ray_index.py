@@ -16,6 +16,7 @@ from fewshot.search.table.location import is_free_for_table, is_table
 from finetune.data.collection.collection import open_collection
 from finetune.data.collection.shard import Shard
 from finetune.errors import InputError
+from finetune.extras import check_extra
 from finetune.progress import Display
 
 
@@ -84,6 +85,7 @@ def embed_with_ray(
 def _check_out(source: str | Path, out: str | Path, embedder: Embedder) -> None:
     """InputError where the index cannot be written to `out`, before the hours that embedding may take."""
     if not is_table(out):
+        check_extra("search", "an index")
         if not is_free(Path(out)):
             there = Index.load(out, fingerprint=embedder.fingerprint, memory_mapped=True).about
             check_source(out, there, about_collection(open_collection(source)))

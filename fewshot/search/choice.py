@@ -96,7 +96,7 @@ class Choice:
         raise InputError(
             f"memory {shown(self.memory or 0)} is too little: {takes}{how}; give more"
             + (", take kind auto" if self.kind not in ("auto", "pq") else "")
-            + ", or keep them in a Lance table on disk (pip install fewtune[lance])"
+            + ", or keep them in a Lance table on disk (pip install 'fewtune[lance]')"
         )
 
     def fits(self, structure: Structure, rows: int, key_bytes: int) -> bool:

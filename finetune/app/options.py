@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from finetune.app.library import check_installed
+from finetune.extras import check_extra
 from finetune.terminal import printable
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def place_of(host: str, port: int, token_file: Path | None, allowed: tuple[str, 
     Raises:
         InputError: If the extra `app` is not installed, or the token cannot be used.
     """
-    check_installed()
+    check_extra("app", "a service or a page")
     import socket
 
     from finetune.app.access import read_token

@@ -19,6 +19,7 @@ from finetune.data.images import Picture
 from finetune.data.loader import Pictures
 from finetune.data.transforms import evaluation_view
 from finetune.errors import InputError, UnreadablePicture
+from finetune.extras import check_extra
 from finetune.models.backbone import Backbone
 
 # matplotlib's "inferno" at 17 equal steps of heat: perceptually uniform, and readable by its lightness alone.
@@ -31,6 +32,8 @@ STRONGEST, FADE = 0.75, 0.7
 
 # Pictures in each pass.
 BATCH = 16
+
+HEAT_MAPS = "a heat map"  # what needs the extra `explain`
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ def heat_maps(
         A heat map for each picture, in order, or the error that says why it cannot be read.
 
     Raises:
-        InputError: For a backbone without such a map, and for a label that the classifier does not know.
+        InputError: If the extra `explain` is not installed, for a backbone without such a map, and for a label that the
+            classifier does not know.
 
     Example:
         >>> from finetune import heat_maps, load
@@ -90,6 +94,7 @@ def heat_maps(
 
     Source: Selvaraju et al. (2017), section 3.
     """
+    check_extra("explain", HEAT_MAPS)
     known = {name: position for position, name in enumerate(classifier.classes)}
     for label in labels or ():
         if label not in known:

@@ -39,6 +39,7 @@ from finetune.computing.openvino_module import openvino_module
 from finetune.data.folder import list_unlabelled
 from finetune.data.transforms import LONGEST
 from finetune.errors import InputError
+from finetune.extras import check_extra
 from finetune.features.forward import run_over
 from finetune.files.tables import read_csv
 from finetune.files.writing import as_json, replacing
@@ -106,7 +107,8 @@ def export(
         The content of the JSON file.
 
     Raises:
-        InputError: If the pictures are gone, or the file does not agree with the run; no file is then left.
+        InputError: If the pictures are gone, the file does not agree with the run, or the extra `export` is needed and
+            is not installed; no file is then left.
 
     Example:
         >>> from finetune import export
@@ -119,6 +121,8 @@ def export(
         raise InputError(f"--format must be one of {', '.join(ENDINGS)}, not {format!r}{meant}")
     if not (tolerance > 0 and math.isfinite(tolerance)):
         raise InputError(f"--tolerance must be a number over 0, not {tolerance}")
+    if format == "onnx":
+        check_extra("export", "--format onnx")
     run = run_at(given, display)
     saved = read_run_config(run)
     if out is None and is_address(given):

@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 
 from finetune.errors import InputError
+from finetune.extras import check_extra
 from finetune.options.command_line import (
     ChoiceOption,
     any_run,
@@ -50,10 +51,11 @@ def explain(
     method is Grad-CAM. Unreadable files are named on stderr, and the exit code is then 2.
     """
     import finetune
-    from finetune.classifier.explain import BATCH, heat_maps
+    from finetune.classifier.explain import BATCH, HEAT_MAPS, heat_maps
     from finetune.data.folder import list_unlabelled
     from finetune.files.writing import replacing
 
+    check_extra("explain", HEAT_MAPS)
     classifier = finetune.load(run, device=device)
     paths = list_unlabelled(pictures)
     _check_out(out, pictures)

@@ -9,6 +9,7 @@ import click
 
 from finetune.app.options import at_place, browser, most_megabytes, opener, place_of, waiting
 from finetune.app.options import serve as run_service
+from finetune.extras import installed, needs
 from finetune.options.command_line import any_run, on_device
 from finetune.options.help_text import HelpfulCommand
 from finetune.terminal import printable
@@ -83,6 +84,9 @@ def try_run(
     place = place_of(host, port, token_file, allowed)
     from finetune.app.page.page import page_app
     from finetune.app.page.tried_run import TriedRun
+
+    if not installed("explain"):
+        click.echo(f"the page has no heat maps: {needs('explain', 'a heat map')}", err=True)
 
     app = page_app(TriedRun(run, device), token=place.token, hosts=place.hosts, most_megabytes=most_megabytes)
     run_service(app, place, opener(str(run), browser))

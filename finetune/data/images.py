@@ -22,6 +22,7 @@ from finetune.config import MAX_PIXELS
 from finetune.data.formats.whole import check_length, load_whole
 from finetune.data.grey_values import eight_bits
 from finetune.errors import UnreadablePicture
+from finetune.extras import needs
 from finetune.shared_change import SharedChange
 from finetune.terminal import in_one_line
 
@@ -180,8 +181,7 @@ def _opened(content: bytes, name: str, max_pixels: int) -> Image.Image:
         try:
             import pillow_heif
         except ImportError as error:
-            reason = "HEIC needs the pillow-heif package: pip install pillow-heif"
-            raise UnreadablePicture(name, reason) from error
+            raise UnreadablePicture(name, needs("heic", "HEIC")) from error
         pillow_heif.register_heif_opener()
         formats = ("HEIF",)
     with _damage_named(name):

@@ -10,7 +10,7 @@ with more hardly ever. Mirrored and rotated pictures are not found.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ COLOUR = 40
 _FLAT = 2
 
 _SIDE = 32
+_AT_ONCE = 1 << 20  # pairs that are compared at once
 
 
 def fingerprint(picture: Image.Image) -> bytes:
@@ -62,26 +63,70 @@ def fingerprint(picture: Image.Image) -> bytes:
 def near_pairs(fingerprints: Sequence[bytes]) -> list[tuple[int, int]]:
     """Positions (i, j), i < j, ascending, of every two pictures that are near-duplicates.
 
-    Flat and striped pictures are left out, because too little of them is seen. Every pair is compared: less than a
-    second for 10,000 pictures, and 100 times that for 100,000.
+    Flat and striped pictures are left out, because too little of them is seen. It takes a tenth of a second for 10,000
+    different pictures, and 0.6 seconds for 30,000.
     """
-    import faiss  # imported here because it is slow to import
-
     table = np.frombuffer(b"".join(fingerprints), np.uint8).reshape(-1, FINGERPRINT_BYTES)
     textured = np.flatnonzero(table[:, 0] >= _FLAT)
     if not len(textured):
         return []
     rows = table[textured]
-    phash = np.ascontiguousarray(rows[:, slice(*_HASHES[0])])
-    index = faiss.IndexBinaryFlat(8 * phash.shape[1])
-    index.add(phash)
-    bounds, _, other = index.range_search(phash, PHASH_BITS + 1)  # fewer bits than that
-    counts: NDArray[np.int64] = (bounds[1:] - bounds[:-1]).astype(np.int64)
-    one = np.repeat(np.arange(len(rows)), counts)
-    one, other = one[one < other], other[one < other]
+    one, other = near_hashes(rows[:, slice(*_HASHES[0])], PHASH_BITS)
     alike = _alike(rows[one], rows[other])
     found = np.stack([textured[one[alike]], textured[other[alike]]], 1)
     return sorted((int(first), int(second)) for first, second in found)
+
+
+def near_hashes(hashes: NDArray[np.uint8], bits: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows (i, j), i < j, of every two hashes that differ in few bits; exact.
+
+    Two hashes that differ in fewer than twice as many bits as they have words of 16 bits differ in at most one bit of
+    some word. So only pairs that share a word but for one bit are compared: of unlike pictures about 1 pair in 250.
+
+    Args:
+        hashes: Shape (n, bytes), an even number of bytes.
+        bits: Most bits that may differ, below 2 * (bytes / 2).
+
+    Returns:
+        The rows i and j of each pair, in no order.
+
+    Source: Norouzi, Punjani & Fleet (2012), multi-index hashing.
+    """
+    words = np.ascontiguousarray(hashes).view(np.uint16)
+    assert bits < 2 * words.shape[1]
+    pairs = [np.zeros((0, 2), np.int64)]
+    for place in range(words.shape[1]):
+        for found in _sharing(words[:, place]):
+            differing = np.bitwise_count(words[found[:, 0]] ^ words[found[:, 1]])
+            # A pair that shares several words is found at the first of them.
+            near = (differing.sum(1, dtype=np.int16) <= bits) & (differing[:, :place] > 1).all(1)
+            pairs.append(found[near])
+    every = np.concatenate(pairs)
+    return every[:, 0], every[:, 1]
+
+
+def _sharing(words: NDArray[np.uint16]) -> Iterator[NDArray[np.int64]]:
+    """Pairs of rows (m, 2), i < j, whose words differ in at most one bit, in blocks."""
+    order = np.argsort(words, kind="stable")
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(words, minlength=1 << 16))])
+    for flip in (0, *(1 << np.arange(16))):
+        wanted = words.astype(np.int64) ^ flip
+        starts, counts = bounds[wanted], bounds[wanted + 1] - bounds[wanted]
+        for rows in _blocks(counts):
+            ends = np.cumsum(counts[rows])
+            before = np.repeat(ends - counts[rows] - starts[rows], counts[rows])
+            one, other = np.repeat(rows, counts[rows]), order[np.arange(ends[-1]) - before]
+            ahead = one < other
+            yield np.stack([one[ahead], other[ahead]], 1)
+
+
+def _blocks(counts: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Rows in blocks that have about _AT_ONCE candidates, so that memory stays small."""
+    rows = np.flatnonzero(counts)
+    block = np.cumsum(counts[rows]) // _AT_ONCE
+    for part in np.split(rows, np.flatnonzero(np.diff(block)) + 1):
+        if len(part):
+            yield part
 
 
 def _alike(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -128,7 +128,11 @@ class StopSignals:
         def deliver() -> None:
             time.sleep(_WAIT)
             self._delayed = True
-            os.kill(self._process, self.received or signal.SIGINT)
+            number = self.received or signal.SIGINT
+            if os.name == "nt":
+                signal.raise_signal(number)  # where os.kill ends the process
+            else:
+                os.kill(self._process, number)
 
         # Not by threading, whose locks the interrupted code may hold.
         _thread.start_new_thread(deliver, ())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -21,7 +21,6 @@ from finetune.computing.openvino_module import openvino_module
 from finetune.data.loader import Pictures, check_unchanged, cores
 from finetune.data.transforms import Normalized
 from finetune.models.device import reproducible_numerics
-from finetune.models.onnx_graph import onnx_program
 from finetune.progress import Display
 from finetune.terminal import reason_of
 
@@ -176,7 +175,7 @@ def _on_cpu(network: nn.Module, example: Tensor, batch_size: int, pictures: int)
     """Ways to run a network on a CPU, the fastest first."""
     core = openvino_module().Core()  # slow to import
     at_once = min(batch_size, max(1, _AT_ONCE // example[0].numel()))
-    model = core.read_model(_onnx(network, filled(example[:at_once], at_once)))
+    model = openvino_model(network, filled(example[:at_once], at_once))
     precisions = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     for precision, hint in (("BF16", "bf16"), ("FP32", "f32")):
         if precision in precisions:
@@ -184,11 +183,14 @@ def _on_cpu(network: nn.Module, example: Tensor, batch_size: int, pictures: int)
             yield f"OpenVINO {hint}", _Compiled(core.compile_model(model, "CPU", options), at_once, _exact(network))
 
 
-def _onnx(network: nn.Module, batch: Tensor) -> bytes:
-    """The network as an ONNX file for batches of one size, weights included."""
-    file = io.BytesIO()
-    onnx_program(network, batch, optimize=False).save(file)  # OpenVINO optimises faster
-    return file.getvalue()
+def openvino_model(network: nn.Module, batch: Tensor) -> Any:
+    """The network as OpenVINO's model for batches of the size of `batch`."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter and the converter about their own code
+        program = torch.export.export(network, (batch,))
+        model = openvino_module().convert_model(program)
+    model.reshape(list(batch.shape))  # sizes that are known make it faster
+    return model
 
 
 class _Compiled:

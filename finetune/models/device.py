@@ -121,5 +121,7 @@ def describe(fabric: Fabric) -> dict[str, str]:
 
 
 def _cpu_has_bfloat16() -> bool:
+    if not hasattr(torch.cpu, "get_capabilities"):  # torch 2.10
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     found = torch.cpu.get_capabilities()
     return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))

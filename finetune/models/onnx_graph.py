@@ -20,12 +20,10 @@ def onnx_program(
     *,
     names: Sequence[str] | None = None,
     opset: int | None = None,
-    optimize: bool = True,
 ) -> Any:
     """Export a network as torch's ONNXProgram, weights included, for batches of the size of `batch`.
 
-    names: Of the input and of each output, for batches of any size. optimize: Simplify the graph, which adds a fifth to
-    the time, and which runtimes do by themselves.
+    names: Of the input and of each output, for batches of any size.
     """
     options: dict[str, Any] = {}
     if names is not None:
@@ -34,7 +32,7 @@ def onnx_program(
             "output_names": list(names[1:]),
             "dynamic_shapes": ({0: torch.export.Dim("n", min=1)},),
         }
-    options |= {"dynamo": True, "verbose": False, "opset_version": opset, "optimize": optimize}
+    options |= {"dynamo": True, "verbose": False, "opset_version": opset}
     with _quiet(), _Attention():
         return torch.onnx.export(network, (batch,), **options)
 

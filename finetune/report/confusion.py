@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.classifier.classifier import Classifier
-from finetune.classifier.explain import overlays
+from finetune.classifier.explain import HEAT_MAPS, overlays
 from finetune.config import MAX_PIXELS
 from finetune.data.images import read_image
 from finetune.data.loader import cores
 from finetune.errors import UnreadablePicture
+from finetune.extras import installed, needs
 from finetune.report.page import thumbnail
 from finetune.report.results import Answer
 
@@ -133,14 +134,21 @@ class ErrorGallery:
 
 
 def galleries(answers: Sequence[Answer], *, explained: bool = False) -> tuple[ErrorGallery, ...]:
-    """Up to GALLERY pictures that are confidently wrong, least certain, and confidently right."""
+    """Up to GALLERY pictures that are confidently wrong, least certain, and confidently right.
+
+    explained: Whether heat maps are wanted; where they cannot be had, the page says what they need.
+    """
+    about_heat_maps = ""
+    if explained and not installed("explain"):
+        explained, about_heat_maps = False, f" {needs('explain', HEAT_MAPS).capitalize()}."
+    elif explained:
+        about_heat_maps = " The heat map shows which part of the picture speaks for the wrong class."
     surest = sorted(answers, key=lambda answer: -answer.probability)
     found = (
         ErrorGallery(
             "Confidently wrong",
             "Wrong predictions with the highest probability. Typical causes are a wrong label, several things in one "
-            "picture, or a detail that the model does not use."
-            + (" The heat map shows which part of the picture speaks for the wrong class." if explained else ""),
+            "picture, or a detail that the model does not use." + about_heat_maps,
             tuple(islice((answer for answer in surest if not answer.right), GALLERY)),
             explained,
         ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import secrets
@@ -14,14 +13,15 @@ from typing import Any, Protocol
 
 from finetune.config import Config
 from finetune.errors import InputError
+from finetune.extras import check_extra
 from finetune.files.reading import parse_json
 from finetune.files.writing import write_text
 
 LINES_FILE = "history.jsonl"
 PROJECT = "fewtune"
 
-# Value of --log, also the name of the extra that installs it -> package.
-TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}
+# Values of --log, also the names of the extras that install them.
+TRACKERS = ("tensorboard", "wandb")
 
 Row = Mapping[str, float]
 
@@ -120,8 +120,7 @@ def check_log(config: Config, folder: Path | None) -> None:
     """InputError if the package of `config.log` is not installed, or there is no run folder for it."""
     if config.log == "none":
         return
-    if importlib.util.find_spec(TRACKERS[config.log]) is None:
-        raise InputError(f"--log {config.log} needs a package that is missing: pip install 'fewtune[{config.log}]'")
+    check_extra(config.log, f"--log {config.log}")
     if folder is None:
         raise InputError(f"--log {config.log} writes into the run folder: name one (--out)")
 
@@ -182,4 +181,4 @@ def _run_id(path: Path) -> str:
     """Identifier of the run, kept in a file so that a resumed run continues it."""
     if not path.exists():
         write_text(path, secrets.token_hex(8))
-    return path.read_text()
+    return path.read_text(encoding="utf-8")

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from finetune.errors import InputError
+from finetune.extras import check_extra
+from finetune.terminal import reason_of
 
 Structure = Literal["exact", "ivf", "hnsw", "pq"]
 RECALL_AT = 10  # neighbours
@@ -23,8 +25,17 @@ Found = tuple[NDArray[np.float32], NDArray[np.int64]]  # similarities and rows, 
 
 
 def import_faiss() -> Any:
-    """Import FAISS on first use, since it takes a second. Any: its type hints are incomplete."""
-    import faiss
+    """Import FAISS on first use, since it takes a second. Any: its type hints are incomplete.
+
+    InputError where it is missing, or lacks a library that it loads, as in half an installation.
+    """
+    check_extra("search", "an index")
+    try:
+        import faiss
+    except (ImportError, RuntimeError) as error:
+        raise InputError(
+            f"FAISS cannot be loaded ({reason_of(error)}): pip install --force-reinstall 'fewtune[search]'"
+        ) from error
 
     return faiss
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from finetune.errors import InputError
+from finetune.extras import check_extra
 from finetune.terminal import in_one_line
 
 # Where in Lance's source an error arose, and words that say nothing to a user.
@@ -26,10 +27,9 @@ def import_lance() -> Any:
     and the child would crash or wait forever.
     """
     global _used_by
-    try:
-        import lance
-    except ImportError as error:
-        raise InputError("a Lance table needs a package that is missing: pip install 'fewtune[lance]'") from error
+    check_extra("lance", "a Lance table")
+    import lance
+
     _used_by = _used_by or os.getpid()
     if _used_by != os.getpid():
         raise InputError(

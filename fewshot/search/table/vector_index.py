@@ -12,6 +12,7 @@ from fewshot.search.table.header import TableHeader, TableStructure, Tuning
 from fewshot.search.table.library import lance_errors
 from fewshot.search.table.searching import search_by_index, search_exact
 from finetune.errors import InputError
+from finetune.extras import check_extra
 
 # "auto" builds an index from this number of vectors on: it then answers one query 10 times as fast as a pass over all,
 # or more, and is built in the time in which as many pictures are embedded, or less.
@@ -128,12 +129,8 @@ def optimise(dataset: Any) -> None:
 
 def check_ray() -> None:
     """InputError unless lance-ray is installed and this process is connected to a Ray cluster."""
-    try:
-        import lance_ray  # noqa: F401
-        import ray
-    except ImportError as error:
-        raise InputError(
-            "building with Ray needs packages that are missing: pip install 'fewtune[lance-ray]'"
-        ) from error
+    check_extra("lance-ray", "building with Ray")
+    import ray
+
     if not ray.is_initialized():
         raise InputError("engine ray: this process is not connected to Ray; call ray.init() first")

@@ -15,6 +15,7 @@ from finetune.classifier.explain import HeatMap, heat_maps
 from finetune.classifier.published.fetched import check_local, run_at
 from finetune.data.images import read_image
 from finetune.errors import InputError, UnreadablePicture
+from finetune.extras import installed
 from finetune.kept.added import keep_picture
 from finetune.kept.features import keeps_features, read_features
 from finetune.kept.history import read_changes
@@ -135,7 +136,7 @@ class TriedRun:
             self._tells_unknown = True
         except InputError:
             self._tells_unknown = False
-        self._explains = True
+        self._explains = installed("explain")
 
     def _heat_map(self, picture: bytes) -> str | None:
         if not self._explains:

@@ -101,7 +101,7 @@ def _loaded() -> list[str]:
     if sys.platform == "darwin":
         return [str(path) for path in (Path(PIL.__file__).parent / ".dylibs").glob("libtiff*")]
     try:
-        lines = Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines()
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:  # not on this system
         return []
     return sorted({path for line in lines if "libtiff" in (path := line.split(maxsplit=5)[-1])})

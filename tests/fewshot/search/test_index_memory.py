@@ -39,7 +39,7 @@ def test_a_memory_that_is_too_little_is_one_line_and_changes_nothing() -> None:
     index = Index(WIDTH, memory=CODES - 1)
     index.add(named(1), unit(1, width=WIDTH))
     with pytest.raises(
-        InputError, match=r"too little: 2,001 vectors .* as codes.*pip install fewtune\[lance\]"
+        InputError, match=r"too little: 2,001 vectors .* as codes.*pip install 'fewtune\[lance\]'"
     ) as caught:
         index.add(named(N, first=1), unit(N, width=WIDTH))
     assert "\n" not in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -207,3 +208,10 @@ def test_what_is_forgotten_for_good_leaves_no_copy_in_the_run(tmp_path: Path) ->
     assert len(list((run / ADDED).iterdir())) == 2
     finetune.forget(run, classes=["green"], for_good=True, device="cpu")
     assert list((run / ADDED).iterdir()) == []
+
+
+def test_without_the_extra_for_heat_maps_the_page_answers_without(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert TriedRun(run, "cpu").answer(green(1), {}).heat_map is not None
+    monkeypatch.setitem(sys.modules, "captum", None)
+    answer = TriedRun(run, "cpu").answer(green(1), {})
+    assert (answer.heat_map, len(answer.bars)) == (None, 2)

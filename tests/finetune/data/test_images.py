@@ -458,7 +458,7 @@ HEIC = b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(100)
 
 def test_heic_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    assert reason(HEIC) == "HEIC needs the pillow-heif package: pip install pillow-heif"
+    assert reason(HEIC) == "HEIC needs a package that is missing: pip install 'fewtune[heic]'"
 
 
 def test_heic_is_left_to_its_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from finetune.config import Config
 from finetune.data.folder import list_unlabelled
 from finetune.data.images import read_image
 from finetune.data.loader import Pictures
-from finetune.data.near_duplicates import FINGERPRINT_BYTES, connected, fingerprint, near_pairs
+from finetune.data.near_duplicates import FINGERPRINT_BYTES, PHASH_BITS, connected, fingerprint, near_hashes, near_pairs
 from finetune.data.transforms import Normalized, evaluation_view
 from finetune.features.acceleration import Examples
 from finetune.features.cache import ActivationCache
@@ -288,3 +288,29 @@ def test_damaged_fingerprints_are_made_again(make_folder: MakeFolder, tmp_path: 
     shard.write_bytes(content)
     assert reading().contents == first
     assert len(reading.decoded) == 1
+
+
+@pytest.mark.parametrize("kind", ["random", "alike", "few words", "equal", "none"])
+@pytest.mark.parametrize("at_once", [1 << 20, 7])
+def test_near_hashes_are_those_of_comparing_every_pair(
+    kind: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune.data.near_duplicates._AT_ONCE", at_once)
+    random = np.random.default_rng(0)
+    hashes = random.integers(0, 256, (60, 32), np.uint8)
+    if kind == "alike":  # from 0 to about 60 bits of difference from the first
+        flips = random.random((60, 256)) < np.linspace(0, 0.25, 60)[:, None]
+        hashes = hashes[:1] ^ np.packbits(flips, axis=1)
+    elif kind == "few words":
+        hashes = random.choice(np.array([0, 3], np.uint8), (60, 32))
+    elif kind == "equal":
+        hashes = np.repeat(hashes[:1], 60, 0)
+    elif kind == "none":
+        hashes = hashes[:0]
+    differing = np.bitwise_count(hashes[:, None] ^ hashes[None]).sum(2, dtype=int)
+    expected = {(int(i), int(j)) for i, j in zip(*np.nonzero(differing <= PHASH_BITS), strict=True) if i < j}
+    one, other = near_hashes(hashes, PHASH_BITS)
+    pairs = list(zip(one.tolist(), other.tolist(), strict=True))
+    assert len(pairs) == len(set(pairs))
+    assert set(pairs) == expected
+    assert bool(expected) == (kind not in ("random", "none"))

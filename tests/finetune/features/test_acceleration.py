@@ -27,14 +27,14 @@ from finetune.features.acceleration import (
     accelerated,
 )
 from finetune.models.backbone import Backbone
-from finetune.models.device import open_engine
+from finetune.models.device import _cpu_has_bfloat16, open_engine
 from finetune.progress import Display
 
 pytestmark = pytest.mark.slow
 
 BATCH = 4
 MANY = 10_000
-BFLOAT16 = torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16")
+BFLOAT16 = _cpu_has_bfloat16()
 
 
 @pytest.fixture(autouse=True)
