@@ -350,14 +350,17 @@ class LanceIndex:
             self._copy_to(place)
             return
         self._refuse_if_read_only()
-        about = self.about
-        self._refresh()
-        if check is not None:
-            check(self._header.about)
-        if about != self._header.about:
-            self._header = changed(self._header, about=dict(about))
-            with lance_errors(f"{self.place} cannot be written"):
-                write_header(self._dataset, self._header)
+        about = dict(self.about)
+
+        def write(dataset: Any) -> Any:
+            header = read_header(dataset.schema, str(self.place))
+            if check is not None:
+                check(header.about)
+            if about != header.about:
+                write_header(dataset, changed(header, about=about))
+            return dataset
+
+        self._commit(write)
 
     # --- private ------------------------------------------------------------------------------------------------------
 

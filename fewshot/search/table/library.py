@@ -16,7 +16,8 @@ from finetune.terminal import in_one_line
 _SOURCE = re.compile(r",? ?/\S+\.rs:\d+(?::\d+)?|LanceError\(\w+\): |Invalid user input: |External error: ")
 # What Lance and pyarrow raise for files, conditions and arguments.
 _KNOWN = (OSError, ValueError, RuntimeError, NotImplementedError)
-_CONFLICT_OF_MERGE = "Too many concurrent writers"  # an OSError where Lance commits a merge itself
+# An error of its own where Lance commits what this package has planned; elsewhere an OSError with one of these texts.
+_CONFLICTS = ("Too many concurrent writers", "Retryable commit conflict", "Incompatible transaction")
 _used_by: int | None = None  # the process that uses Lance
 
 
@@ -53,7 +54,7 @@ def lance_errors(doing: str) -> Iterator[None]:
 
 def is_conflict(error: BaseException) -> bool:
     """Whether another process has changed the table meanwhile, so that the change must be made again."""
-    return type(error).__name__ == "CommitConflictError" or _CONFLICT_OF_MERGE in str(error)
+    return type(error).__name__ == "CommitConflictError" or any(text in str(error) for text in _CONFLICTS)
 
 
 def reason_of_lance(error: BaseException) -> str:

@@ -60,7 +60,7 @@ def test_an_axis_of_shares_ends_at_0_and_100_per_cent() -> None:
         texts = [element.text or "" for element in chart.iter("text")]
         shares = [float(text.rstrip("%")) for text in texts if text.endswith("%")]
         assert shares
-        assert 0 <= min(shares)
+        assert min(shares) >= 0
         assert max(shares) <= 100
 
 

@@ -17,6 +17,7 @@ pytest.importorskip("lance", reason="pylance is not installed: pip install 'fewt
 
 import lance
 
+from fewshot.search.table import vector_index
 from fewshot.search.table.columns import KEY
 from fewshot.search.table.lance_index import LanceIndex
 from fewshot.search.table.writing import commit, insertion, removal, replacement
@@ -72,6 +73,35 @@ def test_a_change_that_began_on_an_older_version_is_made_on_the_newest(
     for change in (first, second):
         keys = keys | {NEW} if change is _insert else keys - {THERE} if change is _remove else keys
     assert sorted(LanceIndex.open(place).keys) == sorted(keys)
+
+
+def test_what_a_table_is_about_is_saved_beside_another_change_of_it(place: Path) -> None:
+    one, other = LanceIndex.open(place), LanceIndex.open(place)
+    one.about = {"of": "one"}
+    one.save()
+
+    def meanwhile(about: object) -> None:
+        if about == {"of": "one"}:
+            one.about = {"of": "one again"}
+            one.save()
+
+    other.about = {"of": "the other"}
+    other.save(check=meanwhile)
+    assert LanceIndex.open(place).about == {"of": "the other"}
+
+
+def test_a_compaction_beside_another_change_says_so(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = LanceIndex.open(place)
+    table.add(["second file"], unit(1, seed=2))
+    plain = vector_index.optimise
+
+    def meanwhile(dataset: Any) -> None:
+        plain(dataset)
+        commit(lance.dataset(str(place)), _replace, "the table")
+
+    monkeypatch.setattr(vector_index, "optimise", meanwhile)
+    with pytest.raises(InputError, match="changed by another process meanwhile; compact it again"):
+        table.compact()
 
 
 def _add(place: Path, name: str, refused: Any) -> None:
