@@ -238,7 +238,8 @@ class RecognizerClassifier(ClassifierMixin, BaseEstimator):
         if self.temperature is not None and not 0 < self.temperature < np.inf:
             raise InputError(f"temperature must be above 0, not {self.temperature}")
         vectors, labels = validate_data(self, X, y, reset=restart, dtype=np.float64)
-        check_classification_targets(labels)
+        # Doubled: scikit-learn warns of many classes with one example each, which is the usual case here.
+        check_classification_targets(np.concatenate([labels, labels]))
         given = np.unique(labels) if classes is None else _joined(np.unique(labels), np.unique(classes))
         known = given if restart else _joined(self.classes_, given)
         if restart:

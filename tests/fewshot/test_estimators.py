@@ -405,6 +405,12 @@ def test_scikit_learn_s_digits_are_recognised_from_a_few_rows() -> None:
     assert pipeline.score(rows[50:250], labels[50:250]) > 0.7
 
 
+def test_many_classes_with_one_example_each_are_the_usual_case() -> None:
+    vectors = np.eye(40)
+    learned = RecognizerClassifier().fit(vectors, [f"class {number}" for number in range(40)])
+    assert learned.predict(vectors[7:8])[0] == "class 7"
+
+
 def test_softmax_is_sharper_at_a_lower_temperature() -> None:
     similarity = [[0.9, 0.5, 0.1], [0.2, 0.2, 0.2]]
     cold, warm = softmax(similarity, 0.01), softmax(similarity, 1.0)
