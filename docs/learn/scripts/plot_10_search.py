@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from fewshot import Embedder, Index, InputError, RecognizerClassifier, embed_folder, open_index, search_pictures
-from finetune.data.digits import write_digits
+from finetune import write_digits
 
 work = Path(mkdtemp())
 write_digits(work / "digits", per_class=60)
@@ -207,9 +207,9 @@ for kind, floor, recall, rate, built in points:
 #
 # .. code-block:: text
 #
-#     fewshot embed photos/ --out photos.index
-#     fewshot search photos.index query.jpg --sheet near.png
-#     fewshot info photos.index
+#    fewshot embed photos/ --out photos.index
+#    fewshot search photos.index query.jpg --sheet near.png
+#    fewshot info photos.index
 #
 # From Python: ``embed_folder``, ``search_pictures``, ``Index``. How to: :doc:`/howto/use/search`, :doc:`/collections`
 # on several machines, :doc:`/lance` with conditions on metadata. Figures up to a million vectors:

@@ -290,9 +290,9 @@ print(f"same pairs refused:       {(together > limit).float().mean():.1%}")
 #
 # .. code-block:: text
 #
-#     fewshot train characters/ --out runs/characters
-#     fewshot report runs/characters
-#     fewshot verify a.png b.png --model runs/characters
+#    fewshot train characters/ --out runs/characters
+#    fewshot report runs/characters
+#    fewshot verify a.png b.png --model runs/characters
 #
 # :doc:`/howto/train/siamese` trains on your own pictures; :doc:`/numbers/omniglot` has the figures of the encoder
 # that ships.

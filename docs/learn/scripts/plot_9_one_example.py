@@ -273,9 +273,9 @@ axis.invert_yaxis()
 #
 # .. code-block:: text
 #
-#     fewshot enrol signs/ stop stop.png
-#     fewshot recognize signs/ new.png --false-accept-rate 0.02
-#     fewshot calibrate signs/ labelled/
+#    fewshot enrol signs/ stop stop.png
+#    fewshot recognize signs/ new.png --false-accept-rate 0.02
+#    fewshot calibrate signs/ labelled/
 #
 # ``Recognizer`` does the same from Python, and saves to a folder that the commands open. How to:
 # :doc:`/howto/use/unknown-in-galleries`, :doc:`/howto/train/siamese`; figures on real pictures:
