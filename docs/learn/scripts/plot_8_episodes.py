@@ -279,7 +279,7 @@ except InputError as error:
 
 # %%
 # On Lake's 20 runs it may be measured. The interval resamples whole runs, since the 20 questions of a run share their
-# pictures. This needs Omniglot; without it, the message says where to get it.
+# pictures. This needs Omniglot: ``fewshot download`` fetches it, and without it there is a message.
 
 try:
     (result,) = benchmark("omniglot", ["lake"], device="cpu").results
