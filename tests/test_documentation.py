@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -127,12 +127,11 @@ def test_the_page_of_files_names_every_file_of_a_run() -> None:
 
 def generator(name: str) -> ModuleType:
     """A file of docs/generate."""
-    spec = importlib.util.spec_from_file_location(f"generate_{name}", DOCS / "generate" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(DOCS))
+    try:
+        return importlib.import_module(f"generate.{name}")
+    finally:
+        sys.path.remove(str(DOCS))
 
 
 def test_the_pages_of_commands_have_every_option_with_its_default(tmp_path: Path) -> None:
@@ -159,3 +158,40 @@ def test_error_messages_are_collected_with_names_in_place_of_values() -> None:
     module = generator("errors")
     source = 'raise InputError(f"{path} holds no {self.kind}: give --out " "another folder")\nValueError("not ours")'
     assert module.messages(source) == [("PATH holds no KIND: give --out another folder", "InputError")]
+
+
+def messages_of_the_code() -> dict[str, str]:
+    """Every error message of both packages, and the source of all files as one text under the empty key."""
+    found = {"": ""}
+    for folder in ("finetune", "fewshot"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            source = file.read_text(encoding="utf-8")
+            found[""] += source
+            found |= dict(generator("errors").messages(source))
+    return found
+
+
+def test_every_error_message_says_what_to_do_or_the_page_does_and_no_remedy_is_left_over() -> None:
+    remedies = generator("remedies")
+    found = messages_of_the_code()
+    source = found.pop("")
+    silent = [text for text in found if not remedies.SAYS_WHAT_TO_DO.search(text)]
+    assert [text for text in silent if not remedies.remedy(text)] == []
+    used = [
+        {part for part in parts.split("|") if any(part in text for text in silent)} for _, parts in remedies.REMEDIES
+    ]
+    unused = [set(parts.split("|")) - hit for (_, parts), hit in zip(remedies.REMEDIES, used, strict=True)]
+    assert [left for left in unused if left] == []
+    assert [part for part in remedies.NOTICES if part not in source] == []
+
+
+def test_the_page_of_messages_shows_the_remedy_beside_a_message_that_has_none(tmp_path: Path) -> None:
+    (tmp_path / "finetune").mkdir()
+    (tmp_path / "fewshot").mkdir()
+    (tmp_path / "finetune" / "weights.py").write_text(
+        'raise InputError(f"{path} does not exist")\nraise InputError(f"{path} is a table; give a folder")\n'
+    )
+    generator("errors").write_error_page(tmp_path, tmp_path / "errors.md")
+    page = (tmp_path / "errors.md").read_text(encoding="utf-8")
+    assert "| PATH does not exist | `InputError` | The path is misspelt" in page
+    assert "| PATH is a table; give a folder | `InputError` |  |" in page

@@ -74,3 +74,18 @@ def test_a_command_or_option_that_is_not_there_is_found() -> None:
     assert wrong_words("finetune cache list") == []
     assert wrong_words("finetune fit photos/ --strength 3") == ["--strength"]
     assert wrong_words("fewshot recognise signs/") == ["recognise"]
+
+
+def test_the_chart_of_commands_names_commands_that_exist_and_the_table_below_it() -> None:
+    chart = (ROOT / "docs" / "pictures" / "which-command.svg").read_text(encoding="utf-8")
+    words = " ".join(re.findall(r'<text class="code"[^>]*>([^<]*)<', chart)).replace(",", "").split()
+    page = (ROOT / "docs" / "start" / "which-command.md").read_text(encoding="utf-8")
+    program, named = "", []
+    for word in words:
+        if word in GROUPS:
+            program = word
+        elif isinstance(group := GROUPS[program], click.Group) and word not in ("then", "go", "on"):
+            assert word in group.commands, word
+            named.append(f"{program} {word}")
+    assert len(named) == 13
+    assert [name for name in named if f"`{name}" not in page] == []

@@ -1,9 +1,11 @@
-"""A page of all error messages, collected from the source code: every message that is raised on purpose."""
+"""A page of messages: notices, and every error that is raised on purpose, collected from the source code."""
 
 from __future__ import annotations
 
 import ast
 from pathlib import Path
+
+from generate.remedies import NOTICES, remedy
 
 RAISED = {
     "InputError": "input that cannot be used",
@@ -18,12 +20,22 @@ RAISED = {
 def write_error_page(root: Path, path: Path) -> None:
     """Write the messages of `root`/finetune and `root`/fewshot to `path`."""
     lines = [
-        "# Error messages",
+        "# Messages",
         "",
-        "Each message is one line that names the file, folder or option and says what to do. A text in CAPITALS stands",
-        "for what the message names. From Python, the same text is raised as `InputError` or another error below",
-        "[`FewtuneError`](names/finetune.FewtuneError.md); commands print it on stderr and end with its exit code, 2",
-        "for input that cannot be used. Search this page for words of the message that you see.",
+        "Search this page for words of the message that you see. A text in CAPITALS stands for what the message names.",
+        "",
+        "An **error** is one line that names the file, folder or option. Commands print it on stderr and end with its",
+        "exit code, 2 for input that cannot be used; nothing is lost or half-written. From Python, the same text is",
+        "raised as `InputError` or another error below [`FewtuneError`](names/finetune.FewtuneError.md). Most messages",
+        "say themselves what to do; where one does not, the last column has its cause and remedy.",
+        "",
+        "## Notices",
+        "",
+        "Lines that stop nothing, while a command runs. Warnings of Python are not used.",
+        "",
+        "| in the line | cause, and what to do |",
+        "|---|---|",
+        *(f"| … {escaped(part)} … | {text} |" for part, text in NOTICES.items()),
         "",
     ]
     for package in ("finetune", "fewshot"):
@@ -34,8 +46,13 @@ def write_error_page(root: Path, path: Path) -> None:
         for room, found in rooms.items():
             if not found:
                 continue
-            lines += [f"## `{package}`: {room.replace('_', ' ')}", "", "| message | raised as |", "|---|---|"]
-            lines += [f"| {escaped(text)} | `{name}` |" for text, name in dict.fromkeys(found)]
+            lines += [
+                f"## `{package}`: {room.replace('_', ' ')}",
+                "",
+                "| error | raised as | cause, and what to do |",
+                "|---|---|---|",
+            ]
+            lines += [f"| {escaped(text)} | `{name}` | {remedy(text)} |" for text, name in dict.fromkeys(found)]
             lines.append("")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines), encoding="utf-8")

@@ -27,7 +27,9 @@ def write_name_pages(folder: Path) -> None:
         for name in package.__all__:
             thing = getattr(package, name)
             full = f"{package.__name__}.{name}"
-            lines = [f"# `{full}`", "", "```{eval-rst}", f".. currentmodule:: {package.__name__}", ""]
+            # No page of the navigation: a list of all names on every page would take most of the time of a build.
+            lines = ["---", "orphan: true", "---", "", f"# `{full}`", "", "```{eval-rst}"]
+            lines += [f".. currentmodule:: {package.__name__}", ""]
             if inspect.isclass(thing):
                 lines += [f".. autoclass:: {full}", "   :members:"]
                 if any(base.__module__.startswith("sklearn") for base in thing.__mro__):
@@ -50,8 +52,7 @@ def linked(table: str) -> str:
     for line in table.splitlines():
         package = line.removeprefix("## ") if line.startswith("## ") else package
         lines.append(re.sub(r"^\| (`(\w+)(?:\(\))?`) \|", rf"| [\1](generated/names/{package}.\2.md) |", line))
-    pages = ["```{toctree}", ":hidden:", ":glob:", "", "generated/names/*", "```", ""]
-    return "\n".join([*lines, "", *pages])
+    return "\n".join([*lines, ""])
 
 
 def plain(full: str) -> str:
