@@ -5,7 +5,7 @@ BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 # The extras that tests use.
 TESTED := app,explain,export,lance,lance-ray,ray,search,tensorboard
 
-.PHONY: install demo test quick check format docs tutorials lowest build
+.PHONY: install demo test quick check format docs docs-check tutorials lowest build
 
 install: .venv/.installed
 
@@ -53,6 +53,10 @@ check: install
 # The documentation, offline, in build/docs; a warning is an error. `make tutorials` runs the tutorials first.
 docs: install .venv/.docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+
+# The same in a browser: accessibility, widths, pictures, the search without a network.
+docs-check: docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_site.py
 
 tutorials: install .venv/.docs
 	OMP_NUM_THREADS=1 FEWTUNE_TUTORIALS=1 $(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs

@@ -87,5 +87,5 @@ def test_the_chart_of_commands_names_commands_that_exist_and_the_table_below_it(
         elif isinstance(group := GROUPS[program], click.Group) and word not in ("then", "go", "on"):
             assert word in group.commands, word
             named.append(f"{program} {word}")
-    assert len(named) == 13
+    assert len(named) == 14
     assert [name for name in named if f"`{name}" not in page] == []
