@@ -44,8 +44,10 @@ napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = "fewtune"
+html_favicon = "static/favicon.svg"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 html_show_sourcelink = False
 html_copy_source = False
 

@@ -55,6 +55,8 @@ def test_every_page_is_in_a_list_of_pages_that_begins_at_the_first() -> None:
 def test_every_link_of_a_page_has_a_target(page: Path) -> None:
     for link in LINK.findall(without_code(page.read_text(encoding="utf-8"))):
         if "://" in link:
+            # Whether it answers is not asked: tests are offline.
+            assert re.fullmatch(r"https://[\w-]+(\.[\w-]+)+(/[^\s<>]*)?", link), link
             continue
         file, _, anchor = link.partition("#")
         target = (page.parent / file).resolve() if file else page
@@ -123,6 +125,20 @@ def test_the_page_of_files_names_every_file_of_a_run() -> None:
 
     text = (DOCS / "reference" / "files.md").read_text(encoding="utf-8")
     assert [name for name in RUN_FILES if f"`{name}`" not in text and f"`{name}/`" not in text] == []
+
+
+def test_the_page_of_files_names_every_file_that_the_code_names() -> None:
+    text = (DOCS / "reference" / "files.md").read_text(encoding="utf-8")
+    named = set()
+    for folder in ("finetune", "fewshot"):
+        for file in (ROOT / folder).rglob("*.py"):
+            source = file.read_text(encoding="utf-8")
+            for names, values in re.findall(r"^((?:[A-Z_]+_FILE(?:, )?)+) = (.+)$", source, re.MULTILINE):
+                found = re.findall(r'"([^"]+)"', values)
+                assert len(found) in (0, len(names.split(", ")))
+                named |= set(found)
+    assert {"config.json", "head.safetensors", "parts.json"} <= named
+    assert [name for name in sorted(named) if not re.search(rf"`(?:[\w/]+/)?{re.escape(name)}`", text)] == []
 
 
 def generator(name: str) -> ModuleType:

@@ -1,7 +1,8 @@
-"""The documentation in a real browser, as `make docs` built it: what axe-core finds, widths, the search without network."""
+"""The documentation in a browser, as `make docs` built it: accessibility, widths, the search without a network."""
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -55,13 +56,13 @@ def address() -> Iterator[str]:
 @pytest.mark.parametrize("width", [1440, 390])
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_of_the_site_has_nothing_serious_and_loads_nothing_from_elsewhere(
-    browser: Browser, name: str, width: int
+    browser: Browser, address: str, name: str, width: int
 ) -> None:
-    opened = Opened(browser, SITE / name, width=width)
+    opened = Opened(browser, f"{address}{name}", width=width)
     assert opened.violations() == []
     assert opened.overflow() <= 0
-    assert [address for address, pixels in opened.pictures() if not pixels] == []
-    assert [url for url in opened.requests if not url.startswith(SITE.as_uri())] == []
+    assert [picture for picture, pixels in opened.pictures() if not pixels] == []
+    assert [url for url in opened.requests if not url.startswith(address)] == []
     assert opened.complaints == []
     opened.close()
 
@@ -75,3 +76,11 @@ def test_the_search_finds_pages_without_a_network(browser: Browser, address: str
     first.click()
     opened.page.locator("h1").wait_for()
     opened.close()
+
+
+def test_every_page_that_llms_txt_lists_is_there_as_markdown() -> None:
+    listed = re.findall(r"\]\(([^)]+)\)", (SITE / "llms.txt").read_text(encoding="utf-8"))
+    assert len(listed) > 60
+    assert [
+        name for name in listed if not (SITE / name).read_text(encoding="utf-8").lstrip().startswith(("#", "!"))
+    ] == []

@@ -21,17 +21,15 @@ def write_command_pages(folder: Path) -> None:
         "`PROGRAM COMMAND --help` shows the same. All commands end with exit code 0 on success, 1",
     ]
     index += ["where a training failed, 2 for input that cannot be used, and 130 after Ctrl-C.", ""]
-    names: list[str] = []
     for program, group in (("finetune", finetune), ("fewshot", fewshot)):
         index += [f"## `{program}`", "", "| command | what it does |", "|---|---|"]
         for words, command in walk(group, (program,)):
             name = "-".join(words)
-            names.append(name)
-            page = "\n".join(command_page(words, command)) + "\n"
+            # The index lists the commands; in the navigation of every page they would slow the build down.
+            page = "\n".join(["---", "orphan: true", "---", "", *command_page(words, command)]) + "\n"
             (folder / f"{name}.md").write_text(page, encoding="utf-8")
             index.append(f"| [`{' '.join(words)}`]({name}.md) | {cell(command.get_short_help_str(200))} |")
         index.append("")
-    index += ["```{toctree}", ":hidden:", "", *names, "```", ""]
     (folder / "index.md").write_text("\n".join(index), encoding="utf-8")
 
 

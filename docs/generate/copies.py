@@ -45,7 +45,8 @@ def write_copies(sources: dict[str, Path], out: Path) -> None:
 
 
 def included(text: str, source: Path) -> str:
-    """The page with the files that it includes, and without its lists of pages."""
+    """The page with the files that it includes, and without its lists of pages and what is for Sphinx alone."""
+    text = re.sub(r"\A---\n.*?\n---\n+", "", text, flags=re.DOTALL)
     text = re.sub(r"```\{include\} (\S+)\n(?::.*\n)*```", lambda found: read(source.parent / found[1]), text)
     return re.sub(r"```\{toctree\}.*?```\n", "", text, flags=re.DOTALL)
 
