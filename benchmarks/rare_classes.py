@@ -15,6 +15,7 @@ import csv
 import os
 import tempfile
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -29,6 +30,15 @@ from finetune.files.writing import write_json
 RESULT = Path(__file__).parent / "results" / "rare_classes.json"
 COMMON, RARE = 60, 6
 WEIGHTS = ("none", "balanced")
+HEADINGS = (
+    "data set",
+    "class weights",
+    "recall, common classes",
+    "recall, rare classes",
+    "accuracy, all classes as often",
+    "accuracy, rare classes as rare as in training",
+)
+FIGURES = ("recall_common", "recall_rare", "accuracy_balanced", "accuracy_as_rare")
 
 
 def main() -> None:
@@ -82,6 +92,17 @@ def recalls(predictions: Path) -> dict[str, float]:
             if row["split"] == "test":
                 right[row["label"]].append(row["label"] == row["predicted"])
     return {label: fmean(found) for label, found in right.items()}
+
+
+def rows(runs: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Means over the seeds, two rows for each data set."""
+    found = []
+    for dataset in dict.fromkeys(run["dataset"] for run in runs):
+        for weights in WEIGHTS:
+            of_both = [run for run in runs if (run["dataset"], run["class_weights"]) == (dataset, weights)]
+            means = [f"{fmean(run[figure] for run in of_both):.1%}" for figure in FIGURES]
+            found.append([dataset, f"`{weights}`", *means])
+    return found
 
 
 if __name__ == "__main__":

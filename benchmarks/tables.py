@@ -13,6 +13,7 @@ from typing import Any
 
 import few_pictures as few
 import programs
+import rare_classes as rare
 import unknown_tables as unknown
 from install_size import rows_shown as install_rows
 from regret import HEADINGS, backbones, cells, summary
@@ -45,6 +46,7 @@ def pages() -> dict[Path, str]:
         "transfer": ("transfer", transfer),
         "few_pictures": ("few_pictures", few_pictures),
         "programs": ("programs", whole_programs),
+        "rare_classes": ("rare_classes", rare_classes),
         "recognizer": ("recognizer", recognizer),
         "families": ("families", families),
         "search": ("index_table", search),
@@ -273,6 +275,11 @@ def few_pictures(result: dict[str, Any]) -> str:
 def whole_programs(result: dict[str, Any]) -> str:
     """`finetune fit` beside fastai, with each backbone."""
     return f"{markdown(programs.HEADINGS, programs.rows(result['runs']))}\n\n{programs.summary(result['runs'])}"
+
+
+def rare_classes(result: dict[str, Any]) -> str:
+    """What class weights do, on each data set."""
+    return markdown(rare.HEADINGS, rare.rows(result["runs"]))
 
 
 def families(result: dict[str, Any]) -> str:
