@@ -7,14 +7,14 @@ import re
 # Words that begin the part of a message that says what to do, and other parts that do. Names in capitals are values
 # that are themselves advice.
 VERBS = (
-    "add|ask|call|calibrate|check|choose|close|compact|connect|continue|copy|correct|divide|embed|enrol|extract|fit|forget|"
-    "free|give|install|keep|leave|load|lower|make|merge|name|open|pick|put|quote|read|remove|run|save|set|start|take|test|"
+    "add|ask|call|calibrate|check|choose|close|compact|connect|continue|copy|correct|divide|embed|enrol|extract|fetch|fit|"
+    "forget|free|give|install|keep|leave|load|lower|make|merge|name|open|pick|put|quote|read|remove|run|save|set|start|take|test|"
     "train|try|upgrade|use|wait|write"
 )
 ADVICE = (
     "did you mean|pip install|finetune undo|finetune forget|fewshot forget|fewshot enrol|fewshot download|--resume|"
     "--overwrite|compares several|lake_runs reads|ray.init|are needed| needs | need |expected is|goes with|go with|"
-    "so give|Test on other|counted from 1|INSTEAD|ADVICE|HINT|MEANT|WAYS|FREE"
+    "so give|; FORM|Test on other|counted from 1|INSTEAD|ADVICE|HINT|MEANT|WAYS|FREE"
 )
 SAYS_WHAT_TO_DO = re.compile(
     rf"(?:[;:,] |\bor |\band |^)(?:{VERBS})\b|must (?:be|have|end|hold|not|match|name)\b|{ADVICE}"
@@ -22,6 +22,19 @@ SAYS_WHAT_TO_DO = re.compile(
 
 # Cause and remedy, and parts of the messages that they are for, between bars. The first that fits counts.
 REMEDIES: tuple[tuple[str, str], ...] = (
+    (
+        "The repository holds another kind of model: look at its page for the right address.",
+        "holds no run of finetune",
+    ),
+    (
+        "A file of the repository is not what the hub lists, or larger than a run's: try again, and ask its owner.",
+        "at most BOUNDS go|the hub lists SIZES|the hub names IN ONE LINE|the hub states no size",
+    ),
+    (
+        "The hub refuses, or cannot be reached: look at the reason, the address and your connection. A private or "
+        "gated repository needs `hf auth login` ([hub](../../howto/use/hub.md)).",
+        "cannot be DOING|cannot be pushed to",
+    ),
     (
         "Metadata are what JSON has: texts, numbers, true, false, null, lists and mappings.",
         "cannot be written as JSON",
