@@ -51,7 +51,7 @@ figure.colorbar(shown, label="mean similarity of two pictures")
 # ----------------------
 #
 # ``embed_folder`` embeds a collection and keeps its vectors in an *index*, by the names of the files. Called again,
-# it embeds only what is new or changed.
+# it embeds only what is new or changed. Indexes need ``pip install 'fewtune[search]'``.
 
 index, update = embed_folder(collection, work / "digits.index", encoder)
 print(index, "-", update.embedded, "pictures embedded")

@@ -206,7 +206,7 @@ axis.invert_yaxis()
 # -------------------------------------------------------
 #
 # First the number of episodes. Each dot is one whole evaluation of the same network on the same 60 characters; only
-# the seed of the episodes differs.
+# the episodes differ.
 
 many = measured(vectors, episodes=10_000)
 repeated = {count: many[: 10 * count].reshape(10, count).mean(1) for count in (20, 100, 1000)}
@@ -311,7 +311,9 @@ except InputError as error:
 #
 # .. code-block:: text
 #
-# fewshot benchmark --protocol lake fewshot benchmark --model runs/a --against runs/b fewshot report runs/a
+#    fewshot benchmark --protocol lake
+#    fewshot benchmark --model runs/a --against runs/b
+#    fewshot report runs/a
 #
 # ``fewshot.benchmark`` and ``fewshot.write_report`` do the same from Python. :doc:`/howto/use/omniglot` reproduces
 # the published figures, which are in :doc:`/numbers/omniglot`.
