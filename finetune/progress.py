@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from finetune.notebook.progress import notebook_bar, notebook_line
 from finetune.terminal import printable
 
 # Called with how many more are done, and a few words on how it goes.
@@ -27,22 +28,28 @@ class Display:
     Example:
         >>> from finetune import Display, fit
         >>> from rich.console import Console
-        >>> display = Display(Console(stderr=True))  # shows bars and messages; Display() shows nothing
+        >>> display = Display(Console(stderr=True))  # shows bars and messages, in notebooks too; Display() nothing
     """
 
     def __init__(self, console: Console | None = None):
         self.console = console
 
     def say(self, line: str) -> None:
-        if self.console is not None:
+        if self.console is not None and self.console.is_jupyter:
+            notebook_line(line)
+        elif self.console is not None:
             self.console.print(Text(printable(line)), soft_wrap=True)  # a Text: no markup and no :emoji: in names
 
     @contextmanager
     def bar(self, label: str, total: int | None) -> Iterator[Advance]:
-        """A bar for `total` pictures on a terminal; elsewhere, in a log, one line when they are done. None where their
-        number is not known in advance."""
+        """A bar for `total` pictures on a terminal and in a notebook; elsewhere, in a log, one line when they are done.
+        None where their number is not known in advance."""
         if self.console is None:
             yield _ignore
+            return
+        if self.console.is_jupyter:
+            with notebook_bar(printable(label), total) as advance:
+                yield advance
             return
         if not self.console.is_terminal:
             with self._line(label) as advance:

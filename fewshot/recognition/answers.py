@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fewshot.notebook import recognition_html
 from fewshot.recognition.operating_point import Threshold
 
 
@@ -37,6 +38,9 @@ class Recognition:
     threshold: float | None
     similarities: Mapping[str, float]
     scores: Mapping[str, float]
+
+    def _repr_html_(self) -> str:
+        return recognition_html(self)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fewshot.notebook import neighbours_html
+
 
 class Neighbour(NamedTuple):
     """A key found by a search, and the cosine similarity of its vector, 1 for the same direction.
@@ -34,6 +36,9 @@ class Neighbours:
 
     similarity: NDArray[np.float32]
     keys: NDArray[np.object_]
+
+    def _repr_html_(self) -> str:
+        return neighbours_html(self)
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -29,6 +29,8 @@ from finetune.files.reading import parse_json, read_tensors
 from finetune.files.writing import write_json, write_tensors
 from finetune.hub.address import is_address, parse_address
 from finetune.models.backbone import Network
+from finetune.notebook.report import ReportPage
+from finetune.notebook.results import classifier_html
 from finetune.open_set.unknown_model import UNKNOWN_FILE, UnknownModel, read_unknown
 from finetune.progress import Display
 from finetune.random_state import restored_random_state
@@ -97,6 +99,9 @@ class Classifier(CalibratedNetwork):
         if self.address is not None or self.folder is not None:
             parts.append(f"folder {self.folder}" if self.address is None else f"from {self.address}")
         return f"<Classifier: {'; '.join(parts)}>"
+
+    def _repr_html_(self) -> str:
+        return classifier_html(self)
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         # Pickled as the bytes of its two files, JSON and safetensors: it can be sent to other processes without a
@@ -284,6 +289,10 @@ class Classifier(CalibratedNetwork):
         return finetune.push_to_hub(
             self._run(), repository, private=private, licence=licence, include=include, display=display
         )
+
+    def report(self) -> ReportPage:
+        """The report of its run, which a notebook shows in a frame."""
+        return ReportPage(self._run() / "report.html")
 
     def _run(self) -> Path:
         if self.address is not None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from finetune.notebook.results import comparison_html
+
 # A faster network is as good where its error is above the least by at most this fraction of the error of guessing, and
 # by no more than one standard error of the paired difference. One standard error alone takes worse networks: at few
 # pictures a difference within chance is still evidence.
@@ -73,6 +75,9 @@ class BackboneComparison:
     pictures: int
     of: int
     classes: int
+
+    def _repr_html_(self) -> str:
+        return comparison_html(self)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from finetune.errors import InputError
 from finetune.linear.logistic import folds_of, principal_axes, spread
 from finetune.linear.ridge import FALLING
+from finetune.notebook.results import curve_html
 
 # Ridge strengths as fractions of the mean eigenvalue of the features' covariance.
 STRENGTHS = tuple(float(value) for value in np.geomspace(1e-4, 10, 11))
@@ -82,6 +83,9 @@ class ProbeCurve:
     pictures: int
     classes: int
     distance: float | None = None
+
+    def _repr_html_(self) -> str:
+        return curve_html(self)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""

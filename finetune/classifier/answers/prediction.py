@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from finetune.notebook.results import prediction_html
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -36,6 +38,9 @@ class Prediction:
     unsure: bool = False
     unknown: bool = False
     unknown_score: float | None = None
+
+    def _repr_html_(self) -> str:
+        return prediction_html(self)
 
 
 def ranked(log_probabilities: Tensor, classes: Sequence[str], top: int) -> list[tuple[tuple[str, float], ...]]:
