@@ -6,11 +6,9 @@ import os
 import sys
 from typing import Any
 
+import nbclient
+import nbformat
 import pytest
-
-nbclient = pytest.importorskip("nbclient", reason="nbclient and ipykernel run notebooks")
-nbformat = pytest.importorskip("nbformat")
-pytest.importorskip("ipykernel")
 
 PROGRESS = """
 import time
