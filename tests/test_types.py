@@ -1,4 +1,4 @@
-"""Users' type checkers read the annotations of both packages; tests/typed/typed_program.py is checked by `make check`."""
+"""Type checkers of users read the annotations of both packages; `make check` checks the program in tests/typed/."""
 
 from __future__ import annotations
 
