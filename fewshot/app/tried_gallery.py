@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from fewshot.embedding.embedder import Embedder
 from fewshot.recognition.gallery_files import GALLERY_FILE
 from fewshot.recognition.recognizer import DEFAULT_ENCODER, Recognizer, change_gallery
-from finetune.app.page.page import Answer, Bar, Choice, Wording
+from finetune.app.page.page import Answer, Bar, Choice, Past, Wording
 from finetune.data.images import read_image
 from finetune.errors import InputError, UnreadablePicture
 from finetune.files.locks import locked
@@ -26,6 +27,16 @@ _RATES: Choice = (
 )
 
 
+@dataclass(frozen=True)
+class _Addition:
+    """An addition. before, after: The content of the gallery's file; None where there was none."""
+
+    number: int
+    text: str
+    before: bytes | None
+    after: bytes
+
+
 class TriedGallery:
     """A gallery that the page changes.
 
@@ -36,7 +47,8 @@ class TriedGallery:
 
     def __init__(self, gallery: Path, device: str):
         self._gallery, self._file, self._device = gallery, gallery / GALLERY_FILE, device
-        self._before: list[tuple[bytes | None, bytes]] = []  # the file before and after each addition
+        self._before: list[_Addition] = []
+        self._count = 0
         if self._file.exists():
             self._recognizer = Recognizer.load(gallery, device=device)
         else:
@@ -58,8 +70,8 @@ class TriedGallery:
     def classes(self) -> tuple[str, ...]:
         return self._recognizer.labels
 
-    def undoable(self) -> int:
-        return len(self._before)
+    def past(self) -> list[Past]:
+        return [Past(each.number, each.text, True) for each in reversed(self._before)]
 
     def answer(self, picture: bytes, choices: dict[str, str]) -> Answer:
         shown = thumbnail(read_image(picture, at_least=SIDE), SIDE)
@@ -102,17 +114,21 @@ class TriedGallery:
             return f"{label} has this picture already"
         after = self._content()
         assert after is not None
-        self._before = [*self._before, (before, after)][-_MOST_STATES:]
+        self._count += 1
+        self._before = [*self._before, _Addition(self._count, f"enrolled as {label}", before, after)][-_MOST_STATES:]
         alike = [pair for pair in recognizer.alike() if label in (pair.label, pair.other)]
         warned = f"; {alike[0].label} and {alike[0].other} are too similar to tell apart" if alike else ""
         return f"enrolled as {label}, which has {count + 1} {'example' if not count else 'examples'}{warned}"
 
-    def undo(self) -> str:
+    def undo(self, number: int) -> str:
         if not self._before:
             raise InputError("nothing was enrolled here")
-        before, after = self._before[-1]
+        last = self._before[-1]
+        if last.number != number:
+            raise InputError("the gallery was changed by another page meanwhile; its changes are listed anew")
+        before = last.before
         with locked(self._gallery):
-            if self._content() != after:
+            if self._content() != last.after:
                 self._before.clear()
                 raise InputError("the gallery was changed by another program; fewshot forget takes classes out")
             if before is None:
@@ -126,7 +142,7 @@ class TriedGallery:
             self._recognizer = Recognizer(embedder)
         else:
             self._recognizer = Recognizer.load(self._gallery, embedder=embedder)
-        return "the last addition is undone"
+        return f"undone: {last.text}"
 
     def _content(self) -> bytes | None:
         return self._file.read_bytes() if self._file.exists() else None

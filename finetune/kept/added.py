@@ -22,11 +22,18 @@ def keep_picture(run: Path, picture: bytes) -> Path:
     return path
 
 
+def used_copies(run: Path) -> set[Path]:
+    """The copies of pictures that the run uses now."""
+    copies = list((run / ADDED).glob("*"))
+    if not copies:
+        return set()
+    used = {row["sha256"][:_DIGITS] for row in read_csv(run / PICTURES_FILE, ("sha256",))}
+    return {path for path in copies if path.name[:_DIGITS] in used}
+
+
 def delete_forgotten(run: Path) -> None:
     """Delete the copies of pictures that the run no longer uses."""
-    copies = list((run / ADDED).glob("*"))
-    if copies:
-        used = {row["sha256"][:_DIGITS] for row in read_csv(run / PICTURES_FILE, ("sha256",))}
-        for path in copies:
-            if path.name[:_DIGITS] not in used:
-                path.unlink()
+    used = used_copies(run)
+    for path in (run / ADDED).glob("*"):
+        if path not in used:
+            path.unlink()

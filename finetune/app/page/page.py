@@ -18,8 +18,8 @@ from finetune.errors import InputError, UnreadablePicture
 from finetune.report.page import render
 from finetune.terminal import printable
 
-# Longest name of a class that the page gives.
-LONGEST_LABEL = 100
+# Longest name of a class that the page gives; most changes that it lists.
+LONGEST_LABEL, MOST_SHOWN = 100, 10
 # Scripts of other sites cannot send a header of their own without being asked first, which nothing here answers.
 _OWN_HEADER = "x-fewtune-page"
 _MOST_WAITING = 32
@@ -69,6 +69,16 @@ class Answer:
     nearest: Sequence[Near] = ()
 
 
+@dataclass(frozen=True)
+class Past:
+    """A change that was made. number: Of the change. text: What was done. undoable: Whether it can be taken back, after
+    all that came later."""
+
+    number: int
+    text: str
+    undoable: bool
+
+
 # An option of the page: name, label, and its values with their texts, the default first.
 Choice = tuple[str, str, Sequence[tuple[str, str]]]
 
@@ -100,8 +110,8 @@ class Tried(Protocol):
 
     def classes(self) -> Sequence[str]: ...
 
-    def undoable(self) -> int:
-        """Number of additions that can be taken back."""
+    def past(self) -> Sequence[Past]:
+        """The changes, the last one first."""
         ...
 
     def answer(self, picture: bytes, choices: dict[str, str]) -> Answer:
@@ -112,8 +122,9 @@ class Tried(Protocol):
         """Add a picture to a class; what was done, in a sentence. InputError where it cannot be added."""
         ...
 
-    def undo(self) -> str:
-        """Take back the last addition; what was done, in a sentence. InputError where it cannot be taken back."""
+    def undo(self, number: int) -> str:
+        """Take back the last change; what was done, in a sentence. InputError where it cannot be taken back, or has
+        another number."""
         ...
 
 
@@ -134,8 +145,8 @@ def page_app(tried: Tried, *, token: str | None, hosts: Collection[str] | None, 
 
     async def state() -> dict[str, Any]:
         def now() -> dict[str, Any]:
-            about = printable(tried.wording().about)
-            return {"classes": list(tried.classes()), "undoable": tried.undoable(), "about": about}
+            past = [asdict(each) | {"text": printable(each.text)} for each in tried.past()[:MOST_SHOWN]]
+            return {"classes": list(tried.classes()), "past": past, "about": printable(tried.wording().about)}
 
         return await thread.run(now)
 
@@ -159,10 +170,14 @@ def page_app(tried: Tried, *, token: str | None, hosts: Collection[str] | None, 
             said = await thread.run(lambda: tried.add(picture, name))
         return JSONResponse({"said": printable(said)} | await state())
 
-    @app.post("/undo", summary="Take back the last addition")
-    async def undo(request: Request) -> Response:
+    @app.get("/state", summary="Classes and changes")
+    async def now() -> Response:
+        return JSONResponse(await state())
+
+    @app.post("/undo", summary="Take back the last change")
+    async def undo(request: Request, number: int) -> Response:
         _check_own(request)
-        said = await thread.run(tried.undo)
+        said = await thread.run(lambda: tried.undo(number))
         return JSONResponse({"said": printable(said)} | await state())
 
     return app

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.api.changes.extend import extend
 from finetune.api.changes.undo import undo
 from finetune.app.page.nearest import NearestPictures
-from finetune.app.page.page import Answer, Bar, Choice, Near, Wording
+from finetune.app.page.page import Answer, Bar, Choice, Near, Past, Wording
 from finetune.classifier.classifier import Classifier, Prediction, load
 from finetune.classifier.explain import HeatMap, heat_maps
 from finetune.classifier.published.fetched import check_local, run_at
 from finetune.data.images import read_image
 from finetune.errors import InputError, UnreadablePicture
 from finetune.extras import installed
-from finetune.kept.added import keep_picture
+from finetune.kept.added import keep_picture, used_copies
 from finetune.kept.features import keeps_features, read_features
-from finetune.kept.history import read_changes
+from finetune.kept.history import read_changes, undoable
 from finetune.report.page import thumbnail
 
 SIDE = 320
@@ -28,21 +27,12 @@ _UNSURE = (("0.5", "50 %"), ("0.7", "70 %"), ("0.9", "90 %"), (_NEVER, "never"))
 _UNKNOWN = ((_NEVER, "all of them"), ("0.2", "20 %"), ("0.1", "10 %"), ("0.05", "5 %"), ("0.01", "1 %"))
 
 
-@dataclass(frozen=True)
-class _Addition:
-    """A picture that the page has added. number: Of the change in the history of the run."""
-
-    number: int
-    path: Path
-
-
 class TriedRun:
     """A run that the page changes. run: Its folder, or an address, where nothing is changed. device: One of auto, cpu,
     cuda."""
 
     def __init__(self, run: Path | str, device: str):
         self._given, self._run, self._device = run, run_at(run), device
-        self._additions: list[_Addition] = []
         self._use(load(self._run, device=device))
 
     def wording(self) -> Wording:
@@ -53,7 +43,7 @@ class TriedRun:
             about += f"; accuracy {metrics.accuracy:.1%} on {metrics.n:,} {metrics.split} pictures"
         choices: list[Choice] = [("unsure", "unsure below a probability of", _UNSURE)]
         if self._tells_unknown:
-            choices.append(("unknown", "pictures of no class that may pass as one", _UNKNOWN))
+            choices.append(("unknown", "pictures of no class that may pass as one", self._rates()))
         return Wording(
             title=self._run.name if isinstance(self._given, Path) else self._given,
             about=about,
@@ -63,11 +53,24 @@ class TriedRun:
             choices=choices,
         )
 
+    def _rates(self) -> list[tuple[str, str]]:
+        """The rates with what each costs."""
+        model, found = self._classifier.require_unknown(), []
+        for value, text in _UNKNOWN:
+            refused = None if value == _NEVER else model.expected(float(value)).refused
+            found.append((value, text if refused is None else f"{text}, {refused:.0%} of the classes refused"))
+        return found
+
     def classes(self) -> tuple[str, ...]:
         return self._classifier.classes
 
-    def undoable(self) -> int:
-        return len(self._additions)
+    def past(self) -> list[Past]:
+        changes, kept = read_changes(self._run), set(undoable(self._run))
+        past, can = [], isinstance(self._given, Path)
+        for change in reversed(changes):
+            can = can and change.number in kept
+            past.append(Past(change.number, f"{change.when[:16].replace('T', ' ')} UTC: {change.sentence}", can))
+        return past
 
     def answer(self, picture: bytes, choices: dict[str, str]) -> Answer:
         unsure, unknown = (_number(choices, name) for name in ("unsure", "unknown"))
@@ -103,10 +106,9 @@ class TriedRun:
             path.unlink()
             raise
         change = read_changes(self._run)[-1]
-        self._additions.append(_Addition(change.number, path))
         self._use(classifier)
         if not self._uses(digest):
-            self.undo()
+            self.undo(change.number)
             raise InputError(
                 "the picture is nearly the same as one that the run is tested on, or as one of another class, and was "
                 "left out"
@@ -114,17 +116,19 @@ class TriedRun:
         measured = "" if change.accuracy is None else f"; accuracy {change.accuracy:.1%} on {change.split} pictures"
         return f"added to {label} in {change.seconds:.1f} s; the run has {change.pictures:,} pictures{measured}"
 
-    def undo(self) -> str:
-        if not self._additions:
-            raise InputError("nothing was added here; finetune undo takes back earlier changes")
-        last, changes = self._additions[-1], read_changes(self._run)
-        if not changes or changes[-1].number != last.number:
-            self._additions.clear()
-            raise InputError("the run was changed by another program; finetune undo takes back its last change")
+    def undo(self, number: int) -> str:
+        check_local(self._given)
+        changes = read_changes(self._run)
+        if not changes:
+            raise InputError("the run has no change to undo")
+        if changes[-1].number != number:
+            self._use(load(self._run, device=self._device))
+            raise InputError("the run was changed by another program meanwhile; its changes are listed anew")
+        before = used_copies(self._run)
         self._use(undo(self._run, device=self._device))
-        self._additions.pop()
-        last.path.unlink(missing_ok=True)
-        return "the last addition is undone"
+        for path in before - used_copies(self._run):
+            path.unlink(missing_ok=True)
+        return f"undone: {changes[-1].sentence}"
 
     def _use(self, classifier: Classifier) -> None:
         classifier.folder = self._run

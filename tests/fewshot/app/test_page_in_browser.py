@@ -44,6 +44,10 @@ def client(gallery: Path) -> Iterator[httpx.Client]:
         yield opened
 
 
+def undo(client: httpx.Client, number: int) -> httpx.Response:
+    return client.post("/undo", params={"number": number}, headers=OWN)
+
+
 def done(page: Page, *, said: str) -> None:
     expect(page.locator("#status")).to_contain_text(said, timeout=WAIT * 1000)
     expect(page.locator("#camera")).to_be_enabled(timeout=WAIT * 1000)
@@ -74,10 +78,19 @@ def test_a_gallery_is_made_of_pictures_of_the_camera_and_of_files(
     assert card.locator(".bars.marked li").count() == 2
     assert opened.violations() == []
     assert opened.overflow() <= 0
+    page.reload()
+    page.locator("#past summary").press("Enter")
+    assert [each.inner_text() for each in page.locator("#changes li").all()] == [
+        "enrolled as sign",
+        "enrolled as pattern",
+    ]
+    assert opened.violations() == []
+    assert opened.overflow() <= 0
     for _ in range(2):
-        page.get_by_role("button", name="Undo the last addition").click()
-        done(page, said="the last addition is undone")
-    assert card.locator(".verdict").inner_text() == "nothing is enrolled"
+        page.get_by_role("button", name="Undo the last change").click()
+        done(page, said="undone: enrolled as ")
+    page.set_input_files("#files", {"name": "sign.png", "mimeType": "image/png", "buffer": file_of(0)})
+    done(page, said="sign.png: nothing is enrolled")
     assert not (gallery / "gallery.safetensors").exists()
     assert (opened.requests, opened.complaints) == ([], [])
     opened.close()
@@ -92,17 +105,18 @@ def test_undo_brings_back_the_gallery_byte_for_byte_unless_another_program_chang
     file = gallery / "gallery.safetensors"
     assert add("zero", 0).json()["classes"] == ["zero"]
     before = file.read_bytes()
-    assert add("one", 1).json()["undoable"] == 2
-    assert client.post("/undo", headers=OWN).json()["classes"] == ["zero"]
+    assert [each["number"] for each in add("one", 1).json()["past"]] == [2, 1]
+    assert undo(client, 2).json()["classes"] == ["zero"]
     assert file.read_bytes() == before
     assert "already enrolled as 'zero'" in add("one", 0).json()["detail"]
     assert add("zero", 0).json() == {
         "said": "zero has this picture already",
         "classes": ["zero"],
-        "undoable": 1,
+        "past": [{"number": 1, "text": "enrolled as zero", "undoable": True}],
         "about": "1 class, encoder omniglot",
     }
     with fewshot.change_gallery(gallery, None, device="cpu") as recognizer:
         recognizer.enrol("two", file_of(2))
-    assert "changed by another program" in client.post("/undo", headers=OWN).json()["detail"]
+    assert "changed by another page" in undo(client, 2).json()["detail"]
+    assert "changed by another program" in undo(client, 1).json()["detail"]
     assert fewshot.Recognizer.load(gallery).labels == ("zero", "two")

@@ -93,11 +93,18 @@ def test_a_dropped_picture_is_answered_corrected_and_the_correction_undone(
     assert load(run, device="cpu").predict(green(3)).label == "green"
     assert len(list((run / ADDED).iterdir())) == 1
     assert opened.violations() == []
-    page.locator("#undo").focus()
+    page.locator("#past summary").focus()
     page.keyboard.press("Enter")
-    done(page, cards=2, said="the last addition is undone")
+    assert page.locator("#changes li").inner_text().endswith("UTC: 1 picture and 1 class added")
+    assert opened.violations() == []
+    assert opened.overflow() <= 0
+    page.keyboard.press("Shift+Tab")
+    expect(page.locator("#undo")).to_be_focused()
+    page.keyboard.press("Enter")
+    done(page, cards=2, said="undone: 1 picture and 1 class added")
     assert card.last.locator(".verdict").inner_text() == before
     assert page.locator("#undo").is_hidden()
+    assert page.locator("#past").is_hidden()
     assert load(run, device="cpu").classes == ("blue", "red")
     assert list((run / ADDED).iterdir()) == []
     assert (opened.requests, opened.complaints, opened.overflow() <= 0) == ([], [], True)
@@ -120,7 +127,7 @@ def test_a_picture_of_the_camera_is_answered_and_teaches_the_next(browser: Brows
     done(page, cards=2, said="camera 2: pattern")
     page.get_by_role("button", name="Close the camera").click()
     assert page.locator("video").is_hidden()
-    page.get_by_role("button", name="Undo the last addition").click()
+    page.get_by_role("button", name="Undo the last change").click()
     done(page, cards=2, said="undone")
     assert card.locator(".verdict").inner_text() != "pattern"
     assert (opened.requests, opened.complaints) == ([], [])
@@ -143,7 +150,11 @@ def test_options_of_the_page_decide_what_is_unsure_and_unknown(browser: Browser,
     expect(page.locator(".verdict")).to_have_text("unsure", timeout=WAIT * 1000)
     page.get_by_label("unsure below a probability of").select_option("never")
     expect(page.locator(".verdict")).not_to_have_text("unsure", timeout=WAIT * 1000)
-    page.get_by_label("pictures of no class that may pass as one").select_option("10 %")
+    unknown = page.get_by_label("pictures of no class that may pass as one")
+    texts = unknown.locator("option").all_inner_texts()
+    assert texts[0] == "all of them"
+    assert all(text.endswith("% of the classes refused") for text in texts[1:])
+    unknown.select_option("0.1")
     expect(page.locator(".verdict")).to_have_text("unknown", timeout=WAIT * 1000)
     opened.close()
 
@@ -152,7 +163,7 @@ def test_other_pages_and_other_names_change_nothing(client: httpx.Client) -> Non
     for headers in ({}, OWN | {"Origin": "http://evil.example"}, OWN | {"Sec-Fetch-Site": "same-site"}):
         answer = client.post("/add", params={"label": "green"}, content=green(5), headers=headers)
         assert answer.status_code == 403
-        assert client.post("/undo", headers=headers).status_code == 403
+        assert client.post("/undo", params={"number": 1}, headers=headers).status_code == 403
     rebound = client.post("/add", params={"label": "green"}, content=green(5), headers=OWN | {"Host": "evil.example"})
     assert rebound.status_code == 421
     assert client.get("/", headers={"Host": "evil.example"}).status_code == 421
@@ -185,15 +196,54 @@ def test_a_picture_that_the_run_has_is_not_added_again(client: httpx.Client, run
     assert f"the run has this picture as 'blue'; to take it out: finetune forget {run}" in answer.json()["detail"]
 
 
-def test_a_change_of_another_program_is_not_undone(client: httpx.Client, run: Path) -> None:
-    assert client.post("/undo", headers=OWN).status_code == 422
-    assert client.post("/add", params={"label": "green"}, content=green(7), headers=OWN).json()["undoable"] == 1
-    finetune.forget(run, pictures=["blue/00.png"], device="cpu")
-    answer = client.post("/undo", headers=OWN)
-    assert "changed by another program" in answer.json()["detail"]
+def undo(client: httpx.Client, number: int) -> httpx.Response:
+    return client.post("/undo", params={"number": number}, headers=OWN)
+
+
+def test_a_change_of_another_program_is_not_undone_unseen(client: httpx.Client, run: Path) -> None:
+    assert "no change to undo" in undo(client, 1).json()["detail"]
+    (change,) = client.post("/add", params={"label": "green"}, content=green(7), headers=OWN).json()["past"]
+    assert (change["number"], change["undoable"]) == (1, True)
+    finetune.forget(run, classes=["green"], device="cpu")
+    assert "changed by another program" in undo(client, 1).json()["detail"]
     assert len(finetune.history(run)) == 2
-    finetune.undo(run, device="cpu")
-    finetune.undo(run, device="cpu")
+    state = client.get("/state").json()
+    assert state["classes"] == ["blue", "red"]
+    assert [(each["number"], each["text"][22:]) for each in state["past"]] == [
+        (2, "1 picture and 1 class forgotten"),
+        (1, "1 picture and 1 class added"),
+    ]
+    assert undo(client, 2).json()["classes"] == ["blue", "green", "red"]
+    assert len(list((run / ADDED).iterdir())) == 1
+    assert undo(client, 1).json()["past"] == []
+    assert list((run / ADDED).iterdir()) == []
+
+
+def test_changes_from_before_the_page_was_opened_are_listed_and_undone_by_keyboard(browser: Browser, run: Path) -> None:
+    TriedRun(run, "cpu").add(green(8), "green")
+    finetune.forget(run, pictures=["blue/01.png"], device="cpu")
+    finetune.drop_history(run)
+    finetune.forget(run, pictures=["blue/02.png"], device="cpu")
+    with serving(page_app(TriedRun(run, "cpu"), token=None, hosts=None, most_megabytes=1)) as again:
+        opened = Opened(browser, f"{again.base_url}/", width=390)
+        page = opened.page
+        page.locator("#past summary").press("Enter")
+        told = [each.inner_text()[22:] for each in page.locator("#changes li").all()]
+        lost = " (cannot be undone)"
+        assert told == ["1 picture forgotten", f"1 picture forgotten{lost}", f"1 picture and 1 class added{lost}"]
+        assert opened.violations() == []
+        assert opened.overflow() <= 0
+        page.get_by_role("button", name="Undo the last change").press("Enter")
+        done(page, cards=0, said="undone: 1 picture forgotten")
+        expect(page.locator("#undo")).to_be_hidden()
+        page.reload()
+        assert page.locator("#changes li").count() == 2
+        assert (opened.requests, opened.complaints) == ([], [])
+        opened.close()
+    finetune.forget(run, classes=["green"], for_good=True, device="cpu")
+    pictures = run.parent / "pictures"
+    finetune.extend(run, [(str(pictures / "blue" / "01.png"), "blue")], device="cpu")
+    finetune.drop_history(run)
 
 
 def test_what_is_forgotten_for_good_leaves_no_copy_in_the_run(tmp_path: Path) -> None:

@@ -109,8 +109,19 @@ async function again() {
 
 function changed(found) {
   byId("classes").replaceChildren(...found.classes.map((name) => Object.assign(document.createElement("option"), { value: name })));
-  undo.hidden = !found.undoable;
+  undo.hidden = !found.past.some((each) => each.undoable);
+  byId("past").hidden = !found.past.length;
+  byId("changes").replaceChildren(...found.past.map((each) => Object.assign(document.createElement("li"), {
+    value: each.number,
+    textContent: each.text + (each.undoable ? "" : " (cannot be undone)"),
+  })));
   byId("about").textContent = found.about;
+}
+
+// What another page or program has changed.
+async function refresh() {
+  const found = await fetch("state").catch(() => null);
+  if (found?.ok) changed(await found.json());
 }
 
 async function add(article, input) {
@@ -123,8 +134,11 @@ async function add(article, input) {
 }
 
 undo.addEventListener("click", async () => {
-  const found = await during(() => ask("undo", {}), "undoing …");
-  if (!found) return;
+  const found = await during(() => ask("undo", { number: byId("changes").firstElementChild.value }), "undoing …");
+  if (!found) {
+    await refresh();
+    return;
+  }
   changed(found);
   await again();
   say(found.said);
