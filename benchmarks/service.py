@@ -4,11 +4,13 @@
 
 speed: 1, 8 and 64 clients, each with one connection, send flowers one after the other to a service in a process of its
 own; requests a second and the 50th and 99th percentile of their time. Beside it, in the same rounds: the service with
-batches of one picture, the bare model on lists of pictures (`predict_all`) and on one picture after the other. Clients
-and service share the cores. torture: requests of 16 clients, of which one in ten has several pictures, one in twenty is
-broken, and one in twenty hangs up. Every answer is compared with that of `predict_all(..., alone=True)`, digit by
-digit; memory and open files of the service are read as it goes. Parts in benchmarks/results/service.json are not made
-again, unless with more requests.
+batches of one picture, the service whose network is not compiled, and the bare model on lists of pictures
+(`predict_all`: in batches, each picture alone, and alone with the compiled network) and on one picture after the other.
+Clients and service share the cores. torture: requests of 16 clients, of which one in ten has several pictures, one in
+twenty is broken, and one in twenty hangs up. Every answer is compared with that of `predict_all(..., alone=True)` with
+the compiled network, digit by digit; memory and open files of the service are read as it goes.
+benchmarks/results/service.json gets every round, and every PIECE of the requests, each of a new service; what it has is
+not made again.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,8 +45,10 @@ from finetune.files.writing import write_json
 RESULT = Path(__file__).parent / "results" / "service.json"
 BACKBONE = "tf_mobilenetv3_small_100"
 CLIENTS = (1, 8, 64)
+COMPILED, PLAIN = "compiled", "plain"
 ROUNDS = 3
 TORTURERS = 16
+PIECE = 2500
 WAIT = 120.0
 
 
@@ -53,36 +57,36 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=["speed", "torture"])
     parser.add_argument("--requests", type=int, default=10_000, help="of the torture")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement of speed")
-    parser.add_argument("--serve", nargs=2, metavar=("RUN", "TOGETHER"), help="be the service that is measured")
+    parser.add_argument("--serve", nargs=3, metavar=("RUN", "TOGETHER", "HOW"), help="be the service that is measured")
     args = parser.parse_args()
     if args.serve:
-        serve(Path(args.serve[0]), int(args.serve[1]))
+        serve(Path(args.serve[0]), int(args.serve[1]), compiled=args.serve[2] == COMPILED)
         return
     data = Path(os.environ["FEWTUNE_DATA"])
-    results = read_json(RESULT) if RESULT.exists() else {}
+    results: dict[str, Any] = read_json(RESULT) if RESULT.exists() else {}
     with tempfile.TemporaryDirectory() as place:
         run = Path(place) / "run"
         weights = data / "weights" / f"{BACKBONE}.safetensors"
         options: dict[str, Any] = {"strategy": "head", "backbone": BACKBONE, "weights": weights, "device": "cpu"}
         finetune.fit(data / "flowers" / "val", run, **options)
         pictures = [path.read_bytes() for path in sorted((data / "flowers" / "train").rglob("*.jpg"))[::8]]
-        if "speed" in args.parts and "speed" not in results:
-            save(results, speed=speed(run, pictures, args.seconds))
-        if "torture" in args.parts and results.get("torture", {}).get("requests", 0) < args.requests:
-            save(results, torture=torture(run, pictures, args.requests))
+        if "speed" in args.parts:
+            speed(run, pictures, args.seconds, results)
+        if "torture" in args.parts:
+            torture(run, pictures, args.requests, results)
 
 
 def save(results: dict[str, Any], **part: Any) -> None:
-    packages = {package: version(package) for package in ("fastapi", "uvicorn", "starlette")}
+    packages = {package: version(package) for package in ("fastapi", "uvicorn", "starlette", "openvino")}
     results |= part | {"provenance": provenance(), "packages": packages}
     write_json(RESULT, results)
-    print(json.dumps(part, indent=2), flush=True)
 
 
-def serve(run: Path, together: int) -> None:
+def serve(run: Path, together: int, *, compiled: bool) -> None:
     from finetune.app.running import Server
 
-    app = finetune.make_app(finetune.load(run, device="cpu"), most_together=together, hosts={"localhost"})
+    classifier = finetune.load(run, device="cpu")
+    app = finetune.make_app(classifier, most_together=together, hosts={"localhost"}, compiled=compiled)
     server = Server(app, host="127.0.0.1", port=0, ready=lambda address: print(address, flush=True))
     server.run()
 
@@ -129,39 +133,43 @@ def service(run: Path, words: Sequence[object]) -> Iterator[Served]:
 # --- speed ------------------------------------------------------------------------------------------------------------
 
 
-def speed(run: Path, pictures: Sequence[bytes], seconds: float) -> dict[str, Any]:
-    classifier = finetune.load(run, device="cpu")
-    rounds: list[dict[str, Any]] = []
-    with (
-        service(run, [__file__, "--serve", run, 32]) as batched,
-        service(run, [__file__, "--serve", run, 1]) as single,
-    ):
-        for served in (batched, single):
+def speed(run: Path, pictures: Sequence[bytes], seconds: float, results: dict[str, Any]) -> None:
+    found = results.get("speed", {"backbone": BACKBONE, "seconds": seconds, "rounds": []})
+    if len(found["rounds"]) >= ROUNDS:
+        return
+    classifier, compiled = (finetune.load(run, device="cpu") for _ in range(2))
+    compiled.compile_alone()
+    ways = {"service": (32, COMPILED), "batches of one": (1, COMPILED), "not compiled": (32, PLAIN)}
+    with ExitStack() as stack:
+        services = {
+            name: stack.enter_context(service(run, [__file__, "--serve", run, *words])) for name, words in ways.items()
+        }
+        for served in services.values():
             load(served, pictures, 8, 2.0)  # warm-up
-        bare(classifier, pictures, 64, 2.0)
-        for number in range(ROUNDS):
+        for each in (classifier, compiled):
+            bare(each, pictures, 64, 1.0, alone=True)
+        while len(found["rounds"]) < ROUNDS:
             figures: dict[str, Any] = {}
             for clients in CLIENTS:
-                figures[f"service, {clients} clients"] = load(batched, pictures, clients, seconds)
-                figures[f"batches of one, {clients} clients"] = load(single, pictures, clients, seconds)
+                for name, served in services.items():
+                    figures[f"{name}, {clients} clients"] = load(served, pictures, clients, seconds)
             figures["predict_all, 64 pictures"] = bare(classifier, pictures, 64, seconds)
             figures["predict_all, 64 pictures alone"] = bare(classifier, pictures, 64, seconds, alone=True)
+            figures["predict_all, 64 pictures alone, compiled"] = bare(compiled, pictures, 64, seconds, alone=True)
             figures["predict_all, 1 picture"] = bare(classifier, pictures, 1, seconds)
-            rounds.append(figures)
-            print(json.dumps({"round": number + 1} | figures), flush=True)
-    names = list(rounds[0])
+            found["rounds"].append(figures)
+            print(json.dumps({"round": len(found["rounds"])} | figures), flush=True)
+            save(results, speed=found | {"median": medians(found["rounds"])})
+
+
+def medians(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "backbone": BACKBONE,
-        "seconds": seconds,
-        "rounds": rounds,
-        "median": {
-            name: {
-                key: round(statistics.median(each[name][key] for each in rounds), 2)
-                for key in rounds[0][name]
-                if key != "statuses"
-            }
-            for name in names
-        },
+        name: {
+            key: round(statistics.median(each[name][key] for each in rounds), 2)
+            for key in rounds[0][name]
+            if key != "statuses"
+        }
+        for name in rounds[0]
     }
 
 
@@ -222,17 +230,25 @@ class Tally:
     wrong: list[str] = field(default_factory=list)
 
 
-def torture(run: Path, pictures: Sequence[bytes], requests: int) -> dict[str, Any]:
+def torture(run: Path, pictures: Sequence[bytes], requests: int, results: dict[str, Any]) -> None:
     few = pictures[:100]
     classifier = finetune.load(run, device="cpu")
+    classifier.compile_alone()
     rate = 1.0  # as the service asks, so that the same network runs
     known = [row_of(found) for found in classifier.predict_all(few, alone=True, false_accept_rate=rate)]
-    tally, lock, samples = Tally(), threading.Lock(), []
-    numbers = iter(range(requests))
+    pieces: list[dict[str, Any]] = results.get("torture", [])
+    while (done := sum(piece["requests"] for piece in pieces)) < requests:
+        pieces.append(piece_of(run, few, known, range(done, min(done + PIECE, requests))))
+        print(json.dumps(pieces[-1]), flush=True)
+        save(results, torture=pieces)
 
-    with service(
-        run, ["-m", "finetune", "serve", run, "--port", 0, "--device", "cpu", "--most-megabytes", 4]
-    ) as served:
+
+def piece_of(run: Path, few: Sequence[bytes], known: Sequence[tuple[str, float]], requests: range) -> dict[str, Any]:
+    """The requests of these numbers, to a service of their own."""
+    tally, lock, samples = Tally(), threading.Lock(), []
+    numbers = iter(requests)
+    words = ["-m", "finetune", "serve", run, "--port", 0, "--device", "cpu", "--most-megabytes", 4]
+    with service(run, words) as served:
         load(served, few, 8, 3.0)
         started = time.monotonic()
 
@@ -243,7 +259,7 @@ def torture(run: Path, pictures: Sequence[bytes], requests: int) -> dict[str, An
                 if number is None:
                     return
                 one_request(served, few, known, random.Random(number), tally, lock)
-                if number % max(1, requests // 20) == 0:
+                if number % max(1, len(requests) // 10) == 0:
                     with lock:
                         samples.append({"request": number, "mb": round(served.memory(), 1), "files": served.files()})
 
@@ -256,7 +272,7 @@ def torture(run: Path, pictures: Sequence[bytes], requests: int) -> dict[str, An
         code = served.process.wait(WAIT)
         said = served.errors.read_text()
     return {
-        "requests": requests,
+        "requests": len(requests),
         "seconds": round(seconds, 1),
         "kinds": dict(sorted(tally.kinds.items())),
         "statuses": dict(sorted(tally.statuses.items())),

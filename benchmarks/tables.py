@@ -14,6 +14,7 @@ from typing import Any
 import few_pictures as few
 import programs
 import rare_classes as rare
+import service_tables as served
 import unknown_tables as unknown
 from install_size import rows_shown as install_rows
 from regret import HEADINGS, backbones, cells, summary
@@ -51,6 +52,7 @@ def pages() -> dict[Path, str]:
         "families": ("families", families),
         "search": ("index_table", search),
         "embedding_speed": ("embedding_speed", embedding_speed),
+        "service": ("service", service),
     }
     shown = {}
     for name, (file, table) in tables.items():
@@ -280,6 +282,13 @@ def whole_programs(result: dict[str, Any]) -> str:
 def rare_classes(result: dict[str, Any]) -> str:
     """What class weights do, on each data set."""
     return markdown(rare.HEADINGS, rare.rows(result["runs"]))
+
+
+def service(result: dict[str, Any]) -> str:
+    """`finetune serve` beside the bare model, and what it stands."""
+    parts = [markdown(served.SPEED, served.speed_rows(result))] if "speed" in result else []
+    parts += [markdown(served.TORTURE, served.torture_rows(result))] if "torture" in result else []
+    return "\n\n".join(parts)
 
 
 def families(result: dict[str, Any]) -> str:

@@ -23,12 +23,14 @@ def make_app(
     most_waiting: int = 256,
     most_together: int = 32,
     window: float = 0.002,
+    compiled: bool = True,
 ) -> FastAPI:
     """An ASGI app that answers pictures: `POST /predict`, `GET /metadata`, `GET /healthz`, `GET /openapi.json`.
 
-    Pictures of requests that arrive together are answered together. Each goes through the network alone, so that its
-    answer does not depend on the others. The app can be run by any ASGI server, or mounted in another app. One picture
-    is answered before this returns, because the first answer takes longer.
+    Pictures of requests that arrive together are answered together, on all cores. Each goes through the network alone,
+    so that its answer does not depend on the others, bit for bit. On a CPU the network is compiled for this. The app
+    can be run by any ASGI server, or mounted in another app. One picture is answered before this returns, because the
+    first answer takes longer.
 
     Args:
         classifier: Its run may change on the disk meanwhile; the app keeps what was loaded.
@@ -39,6 +41,7 @@ def make_app(
         most_waiting: Most pictures in the queue; more are refused with status 503 and `Retry-After`.
         most_together: Most pictures that are answered together.
         window: Seconds that a picture waits for others, unless many wait already.
+        compiled: Whether to compile the network (`Classifier.compile_alone`), which takes seconds at the start.
 
     Returns:
         The app.
@@ -66,6 +69,8 @@ def make_app(
         most_together=most_together,
         window=window,
     )
+    if compiled:
+        classifier.compile_alone()
     service = ClassifierService(classifier, bounds)
     service.warm_up()
     thread, uploads = service.batches.thread, service.uploads

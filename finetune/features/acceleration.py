@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 import numpy as np
@@ -191,6 +192,43 @@ def openvino_model(network: nn.Module, batch: Tensor) -> Any:
         model = openvino_module().convert_model(program)
     model.reshape(list(batch.shape))  # sizes that are known make it faster
     return model
+
+
+def one_at_a_time(network: nn.Module, picture: Tensor) -> Forward:
+    """A network on a CPU, compiled in float32 for one picture at a time; several threads may call it.
+
+    What it gives for a picture is bit for bit the same in every batch. Converters raise arbitrary errors.
+
+    Args:
+        network: Network in evaluation mode.
+        picture: An input (1, ...).
+    """
+    core = openvino_module().Core()  # slow to import
+    options = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": cores(), "INFERENCE_NUM_THREADS": cores()}
+    return _OneAtATime(core.compile_model(openvino_model(network, picture), "CPU", options))
+
+
+class _OneAtATime:
+    """A compiled model for batches of one. Requests are kept for later calls, which may come from other threads."""
+
+    def __init__(self, model: Any):
+        self._model = model
+        self._free: SimpleQueue[Any] = SimpleQueue()
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        try:
+            request = self._free.get_nowait()
+        except Empty:
+            request = self._model.create_infer_request()
+        try:
+            pictures = batch.contiguous().numpy()
+            rows = [
+                np.array(request.infer([pictures[row : row + 1]], share_inputs=True, share_outputs=True)[0], np.float32)
+                for row in range(len(pictures))
+            ]
+        finally:
+            self._free.put(request)
+        return torch.from_numpy(np.concatenate(rows))
 
 
 class _Compiled:

@@ -62,6 +62,7 @@ def run_frozen(
     batch_size: int | None = None,
     test_time: str = "plain",
     advance: Advance | None = None,
+    compiled: Forward | None = None,
 ) -> Outputs:
     """Run a network over pictures in evaluation mode; its mode is restored afterwards.
 
@@ -74,11 +75,12 @@ def run_frozen(
         batch_size: As for `run_over`.
         test_time: "flip" adds the mirror image as a second view. With "ten-crop" the pictures already have ten views.
         advance: Called with the number of pictures that are done.
+        compiled: The network, compiled; it then runs instead.
     """
     was_training = network.training
     network.eval()
     try:
-        over_views = _OverViews(fabric, network, preprocessing, test_time)
+        over_views = _OverViews(compiled or plain(fabric, network), preprocessing, test_time)
         return run_over(fabric.device, over_views, pictures, batch_size=batch_size, workers=workers, advance=advance)
     finally:
         network.train(was_training)
@@ -87,8 +89,8 @@ def run_frozen(
 class _OverViews:
     """A network on uint8 pictures (n, 3, h, w) or (n, views, 3, h, w), to (n, views, width), on its device."""
 
-    def __init__(self, fabric: Fabric, network: nn.Module, preprocessing: Preprocessing, test_time: str):
-        self._run = plain(fabric, network)
+    def __init__(self, run: Forward, preprocessing: Preprocessing, test_time: str):
+        self._run = run
         self._preprocessing, self._flips = preprocessing, test_time == "flip"
 
     def __call__(self, pixels: Tensor) -> Tensor:

@@ -95,6 +95,27 @@ def test_a_classifier_answers_a_picture_alone_as_among_others(
     assert together[3] == classifier.predict_all(pictures[3:20], alone=True)[0]
 
 
+def test_a_compiled_classifier_answers_a_picture_alone_as_among_others(run: Path, pictures: list[bytes]) -> None:
+    classifier = finetune.load(run, device="cpu")
+    options: dict[str, Any] = {"alone": True, "false_accept_rate": 0.3}
+    plain = classifier.predict_all(pictures, **options)
+    assert classifier.compile_alone()
+    together = classifier.predict_all(pictures, **options)
+    assert together != plain, "the digits of another program"
+    for one, other in zip(together, plain, strict=True):
+        assert isinstance(one, finetune.Prediction)
+        assert isinstance(other, finetune.Prediction)
+        assert (one.label, one.unknown) == (other.label, other.unknown)
+        assert one.probability == pytest.approx(other.probability, abs=1e-4)
+        assert one.unknown_score == pytest.approx(other.unknown_score, rel=1e-3, abs=1e-3)
+    assert together[3] == classifier.predict_all([pictures[3]], **options)[0]
+    assert together[3] == classifier.predict_all(pictures[3:20], **options)[0]
+    unscored = classifier.predict_all(pictures, alone=True)
+    assert [replace(each, unknown=False, unknown_score=None) for each in together] == unscored  # type: ignore[type-var]
+    assert classifier.predict_all(pictures) == finetune.load(run, device="cpu").predict_all(pictures)
+    assert not finetune.load(run, device="cpu", precision="bfloat16").compile_alone()
+
+
 def part(name: str, content: bytes) -> dict[str, Any]:
     return {"files": [("picture", (name, content))]}
 

@@ -98,6 +98,17 @@ def test_pictures_of_the_classes_pass_and_others_do_not(place: Path) -> None:
     assert max(each.unknown_score or 0 for each in new) < min(each.unknown_score or 0 for each in other)
 
 
+def test_no_readable_picture_has_no_score(place: Path) -> None:
+    classifier = finetune.load(place / "run", device="cpu")
+    for pictures in ([], [b"no picture", b"nor this"]):
+        known, scores, index, contents = classifier.scored(pictures)
+        assert (tuple(known.shape), tuple(scores.shape), len(index)) == ((0, 4), (0,), 0)
+        assert [contents[position].reason for position in range(len(pictures))] == ["not a picture"] * len(pictures)
+        assert tuple(classifier.log_probabilities(pictures)[0].shape) == (0, 4)
+    (answer,) = classifier.predict_all([b"no picture"], false_accept_rate=0.1)
+    assert isinstance(answer, UnreadablePicture)
+
+
 def test_the_words_are_unknown_and_unsure(place: Path, tmp_path: Path, run: Callable[..., Answer]) -> None:
     table, sorted_into = tmp_path / "table.csv", tmp_path / "sorted"
     options = ("--false-accept-rate", "0.3", "--min-probability", "1")
