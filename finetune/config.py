@@ -142,6 +142,13 @@ class Config(Options):
         commands=("inspect",),
         only_with=("strategy", _PRETRAINED),
     )
+    background: str | None = option(
+        None,
+        "Folder of pictures of none of the classes, such as come in use, for `finetune predict --false-accept-rate`. "
+        "The run keeps their features. From about ten on they outweigh the classes that are held out.",
+        unset="none",
+        metavar="DIR",
+    )
     class_weights: str = option(
         "auto",
         "Whether rare classes weigh more in the loss. auto weighs them where the largest class has over 3 times the "
@@ -321,7 +328,7 @@ class Config(Options):
     )
 
     def __post_init__(self) -> None:
-        for name in ("weights", "weights_dir", "unlabelled"):
+        for name in ("weights", "weights_dir", "unlabelled", "background"):
             if isinstance(value := getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(value))
         super().__post_init__()
@@ -334,6 +341,8 @@ class Config(Options):
             raise InputError("--minutes and --epochs both set the length of the training: give one of them")
         if self.minutes is not None and self.unlabelled is not None:
             raise InputError("--minutes does not bound the reading of --unlabelled: give one of them")
+        if self.minutes is not None and self.background is not None:
+            raise InputError("--minutes does not bound the reading of --background: give one of them")
         if self.drop_above is not None and self.strategy == "scratch":
             raise InputError("--drop-above goes with pretrained stages, not with --strategy scratch")
         if self.unfreeze is not None and self.strategy not in ("auto", "partial"):

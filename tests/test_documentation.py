@@ -95,6 +95,7 @@ def test_the_pages_of_numbers_show_the_results_as_they_are() -> None:
 # Room of the code -> what the page of files calls its folder.
 FORMATS = {
     "finetune/classifier/run_config.py": "run of a classifier",
+    "finetune/kept/background.py": "background pictures of a run",
     "finetune/kept/features.py": "features of a run",
     "finetune/kept/history.py": "changes of a run",
     "finetune/open_set/unknown_model.py": "unknown pictures of a run",

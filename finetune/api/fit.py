@@ -25,6 +25,7 @@ from finetune.data.table import Source, list_pictures
 from finetune.errors import InputError, TrainingDiverged
 from finetune.features.unlabelled import list_some
 from finetune.files.reading import as_type
+from finetune.kept.background import list_background
 from finetune.linear.head import Heads
 from finetune.models.backbone import Network
 from finetune.models.device import reproducible_numerics
@@ -99,6 +100,8 @@ def fit(
             0.15.
         unlabelled: Folder of pictures without labels, from which the head learns too as far as cross-validation shows
             that they help. Default: none.
+        background: Folder of pictures of none of the classes, such as come in use, for `finetune predict
+            --false-accept-rate`. Default: none.
         class_weights: Whether rare classes weigh more in the loss. One of auto, balanced, none. Default: 'auto'.
         device: Device to compute on. One of auto, cpu, cuda. Default: 'auto'.
         seed: Seed of all random numbers. Default: 0.
@@ -180,6 +183,8 @@ def _fitted(
     listing = list_pictures(folder)
     if config.unlabelled is not None:
         list_some(config.unlabelled)  # an empty folder is refused here, before an hour of reading
+    if config.background is not None:
+        list_background(config.background)
     if out is None:
         return _Job.of(config, None, display, started, on_epoch, listing).classifier(listing)
     with RunFolder(Path(out)) as run:

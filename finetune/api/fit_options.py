@@ -21,6 +21,7 @@ class FitOptions(TypedDict, total=False):
     test_fraction: float
     val_fraction: float
     unlabelled: str | os.PathLike[str] | None
+    background: str | os.PathLike[str] | None
     class_weights: Literal["auto", "balanced", "none"] | str
     device: Literal["auto", "cpu", "cuda"] | str
     seed: int

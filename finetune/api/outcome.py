@@ -39,6 +39,7 @@ from finetune.features.table import MOST_OF_TRAIN, SPLITS, FeatureTable
 from finetune.files.reading import as_type
 from finetune.files.tables import write_csv
 from finetune.files.writing import write_tensors
+from finetune.kept.background import BACKGROUND_FILE, Background, read_again
 from finetune.kept.features import FEATURES_FILE, KeptFeatures
 from finetune.kept.unknown import learned_unknown, read_trained, showing_unknown
 from finetune.kept.views import Views, read_views
@@ -54,13 +55,15 @@ from finetune.training.loop import TrainingResult
 class Outcome:
     """A measured classifier, and the training behind it. metrics: the content of metrics.json. log_probabilities: of
     the val and test pictures by split, (n, classes), calibrated. training: empty for a head that was solved. views: of
-    the pictures that were measured, where a prediction averages several."""
+    the pictures that were measured, where a prediction averages several. background: pictures of none of the classes
+    that the classifier has learned the threshold of unknown ones from."""
 
     classifier: Classifier
     metrics: RunMetrics
     log_probabilities: dict[str, Tensor]
     training: TrainingResult
     views: Views | None = None
+    background: Background | None = None
 
     @property
     def val_accuracy(self) -> float:
@@ -125,9 +128,19 @@ def measure(
         notes=rows.folder.notes,
         unlabelled=_unlabelled(prepared),
     )
+    background = None if heads is None else prepared.background
     if heads is not None:
-        metrics = learned_unknown(classifier, metrics, rows, prepared.widths, learned, trained=backbone_was_trained)
-    return Outcome(classifier, _with_training(metrics, training), judged, training, views)
+        metrics = learned_unknown(
+            classifier,
+            metrics,
+            rows,
+            prepared.widths,
+            learned,
+            trained=backbone_was_trained,
+            background=background,
+            display=display,
+        )
+    return Outcome(classifier, _with_training(metrics, training), judged, training, views, background)
 
 
 def _measured(rows: FeatureTable) -> dict[str, list[int]]:
@@ -233,6 +246,10 @@ def write_run(folder: Path, asked: dict[str, Any], outcome: Outcome, rows: Featu
     write_tensors(folder / PROBABILITIES_FILE, outcome.log_probabilities)
     write_csv(folder / PICTURES_FILE, PICTURES_HEADER, _picture_rows(rows, metrics.learned_from or ()))
     write_metrics(folder, metrics)
+    if outcome.background is None:
+        (folder / BACKGROUND_FILE).unlink(missing_ok=True)
+    else:
+        outcome.background.write(folder)
     classifier.save(
         folder,
         {
@@ -273,9 +290,22 @@ def learn_features(folder: Path | None, outcome: Outcome, prepared: Prepared, di
         stages = PooledStages(classifier.network.backbone)
         rows = read_trained(classifier, stages, rows, None if keeps else showing_unknown(rows), display)
         assert classifier.run_metrics is not None
-        classifier.run_metrics = learned_unknown(classifier, classifier.run_metrics, rows, stages.widths, trained=True)
+        background = prepared.background
+        if background is not None:
+            background = read_again(background, classifier.fabric, stages, config, display)
+        classifier.run_metrics = learned_unknown(
+            classifier,
+            classifier.run_metrics,
+            rows,
+            stages.widths,
+            trained=True,
+            background=background,
+            display=display,
+        )
         if folder is not None:
             classifier.require_unknown().write(folder)
+            if background is not None:
+                background.write(folder)
             write_metrics(folder, classifier.run_metrics)
     if folder is None or not keeps:
         return

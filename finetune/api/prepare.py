@@ -24,6 +24,7 @@ from finetune.features.forward import Outputs
 from finetune.features.limited_reading import only
 from finetune.features.table import FeatureTable, drop_above
 from finetune.features.unlabelled import UnlabelledPictures
+from finetune.kept.background import Background, list_background, read_pictures_of
 from finetune.kept.views import Views
 from finetune.linear.choice import StrategyChoice, choose, head_unless_training_pays
 from finetune.linear.head import Heads, solve_heads
@@ -46,7 +47,7 @@ class Prepared:
     """A run before training by gradient: the frozen backbone, the pictures with their activations, the strategy, and
     linear heads. class_weights: shape (classes,), or None where all pictures count the same. unlabelled: the unlabelled
     pictures that `heads` have learned from, None without --unlabelled. views: of pictures for predictions that average
-    several, as far as they are known."""
+    several, as far as they are known. background: pictures of none of the classes, None without any."""
 
     fabric: Fabric
     stages: PooledStages
@@ -56,6 +57,7 @@ class Prepared:
     class_weights: Tensor | None
     unlabelled: LearnedUnlabelled | None = None
     views: Views | None = None
+    background: Background | None = None
 
     @property
     def backbone(self) -> Backbone:
@@ -161,9 +163,16 @@ def prepare(
         contents = [outputs.contents[position] for position in range(len(listing.samples))]
         measuring = [*rows.indices("val"), *rows.indices("test")]
         unlabelled = read_unlabelled(fabric, stages, contents, measuring, config, run, display)
+    background = None
+    if config.background is not None:
+        found, skipped = list_background(config.background)
+        background = read_pictures_of(fabric, stages, found, config, display, skipped)
     numbers = rows.pooled.numel() + (0 if unlabelled is None else unlabelled.pooled.numel())
     with one_thread_if_small(numbers) if budget is None else one_thread():
-        return _with_heads(fabric, stages, rows, unlabelled, config, display)
+        prepared = _with_heads(fabric, stages, rows, unlabelled, config, display)
+    if background is None:
+        return prepared
+    return replace(prepared, background=background.up_to(prepared.stages.widths))
 
 
 def _backbone(config: Config, display: Display) -> Backbone:

@@ -17,6 +17,7 @@ from finetune.classifier.answers.prediction import Prediction, ranked
 from finetune.classifier.calibrated_network import CalibratedNetwork
 from finetune.classifier.published.fetched import check_local, run_at
 from finetune.classifier.run_config import CONFIG_FILE, RunConfig
+from finetune.classifier.run_folder import PICTURES_FILE
 from finetune.classifier.run_metrics import METRICS_FILE, RunMetrics, read_run_metrics
 from finetune.classifier.stored import WEIGHTS_FILE, description, read_finished, restored, state_of, tensors_of
 from finetune.config import Config
@@ -26,6 +27,7 @@ from finetune.data.table import Source
 from finetune.data.transforms import Preprocessing
 from finetune.errors import InputError, UnreadablePicture
 from finetune.files.reading import parse_json, read_tensors
+from finetune.files.tables import read_csv
 from finetune.files.writing import write_json, write_tensors
 from finetune.hub.address import is_address, parse_address
 from finetune.models.backbone import Network
@@ -43,7 +45,7 @@ CPU_BLOCK, GPU_BLOCK = 1024, 8192
 # How often a run is read again that another process changes meanwhile.
 _MOST_CHANGES = 5
 
-# Names of classes that repr() lists.
+# Names of classes that repr() lists, and pictures that a sentence names.
 _NAMED = 3
 
 
@@ -186,7 +188,8 @@ class Classifier(CalibratedNetwork):
                 comes from classes that were held out in turn; unknown pictures that are more like a class than those
                 were are accepted more often. At 1, and for None, no picture is unknown.
             alone: Run the network on one picture at a time. Its answer is then bit for bit the same, whatever the other
-                pictures are; in batches, its last digits depend on the size of the batch. Slower for small networks.
+                pictures are; in batches, its last digits depend on the size of the batch. Slower for small networks,
+                unless `compile_alone` has compiled the network.
             display: Shows progress.
 
         Returns:
@@ -251,11 +254,58 @@ class Classifier(CalibratedNetwork):
                 block, top=top, min_probability=min_probability, false_accept_rate=false_accept_rate
             )
 
-    def extend(self, pictures: Source, *, out: str | Path | None = None, display: Display | None = None) -> Classifier:
+    def learn_background(self, pictures: Sequence[Picture | StoredPicture], *, display: Display | None = None) -> int:
+        """Learn the threshold of unknown pictures from pictures of none of the classes too.
+
+        Those that the run keeps, and what it has of its own, still count. The run folder is not changed:
+        `finetune.extend` keeps background pictures in it. Pictures that the run has as pictures of its classes are left
+        out.
+
+        Args:
+            pictures: Paths, bytes, arrays or PIL images. Such as come in use are best; ten or more outweigh the run's.
+            display: Shows progress, and which pictures are left out.
+
+        Returns:
+            The number of pictures that count.
+
+        Raises:
+            InputError: If none can be used, or the run stores nothing about unknown pictures.
+        """
+        display = display or Display()
+        found = self._outputs(list(pictures), scored=True, display=display)
+        if not len(found.index):
+            reason = found.contents[0].reason if found.contents else "there is none"
+            raise InputError(f"no background picture can be read ({reason})")
+        labels = {} if self.folder is None else _labels_by_hash(self.folder)
+        rows, left_out = [], []
+        for row, position in enumerate(found.index.tolist()):
+            label = labels.get(found.contents[position].sha256)
+            if label is None:
+                rows.append(row)
+            else:
+                left_out.append(f"{_name(pictures[position], position)} ({label})")
+        if left_out:
+            named = ", ".join(left_out[:_NAMED]) + (", …" if len(left_out) > _NAMED else "")
+            display.say(f"{len(left_out)} background pictures are pictures of the run and are left out: {named}.")
+        if not rows:
+            raise InputError("all background pictures are pictures of the run's classes")
+        model = self.require_unknown()
+        self._unknown = model.with_background(-found.values[rows, :, -1].mean(1).double().numpy())
+        return len(rows)
+
+    def extend(
+        self,
+        pictures: Source | None = None,
+        *,
+        background: str | Path | None = None,
+        out: str | Path | None = None,
+        display: Display | None = None,
+    ) -> Classifier:
         """The classifier with more pictures or classes, added to its run as by `finetune.extend`."""
         import finetune
 
-        return finetune.extend(self._run(), pictures, out=out, device=self.fabric.device.type, display=display)
+        run, device = self._run(), self.fabric.device.type
+        return finetune.extend(run, pictures, background=background, out=out, device=device, display=display)
 
     def forget(
         self,
@@ -391,3 +441,15 @@ def _unpickled(
     if unknown is not None:
         classifier.unknown = UnknownModel.from_bytes(unknown, len(classifier.classes), "the pickled classifier")
     return classifier
+
+
+def _labels_by_hash(folder: Path) -> dict[str, str]:
+    """The label of each picture that a run uses, by sha256; empty where the run lists none."""
+    path = folder / PICTURES_FILE
+    if not path.exists():
+        return {}
+    return {row["sha256"]: row["label"] for row in read_csv(path, ("label", "sha256")) if row["sha256"]}
+
+
+def _name(picture: Picture | StoredPicture, position: int) -> str:
+    return str(picture) if isinstance(picture, (str, Path, StoredPicture)) else f"picture {position}"

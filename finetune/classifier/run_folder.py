@@ -61,6 +61,7 @@ RUN_FILES = (
     PROBABILITIES_FILE,
     PICTURES_FILE,
     "features.safetensors",
+    "background.safetensors",
     "changes.json",
     UNKNOWN_FILE,
     "report.html",

@@ -24,12 +24,22 @@ _out = click.option(
 
 @click.command(cls=HelpfulCommand)
 @click.argument("run", type=local_run)
-@click.argument("pictures", type=existing, metavar="FOLDER_OR_TABLE")
+@click.argument("pictures", type=existing, metavar="FOLDER_OR_TABLE", required=False)
+@click.option(
+    "--background",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    show_default="none",
+    help="Folder of pictures of none of the classes, such as come in use, for --false-accept-rate of finetune predict. "
+    "RUN keeps their features, beside those that it has. FOLDER_OR_TABLE can then be left out.",
+)
 @_out
 @on_device
 @as_json
-def extend(run: Path, pictures: Path, out: Path | None, device: str, as_json: bool) -> None:
-    """Add pictures or classes to a finished run.
+def extend(
+    run: Path, pictures: Path | None, background: Path | None, out: Path | None, device: str, as_json: bool
+) -> None:
+    """Add pictures, classes or background pictures to a finished run.
 
     RUN is a folder that `finetune fit` wrote. FOLDER_OR_TABLE has labelled pictures as `finetune fit` takes them, of
     the classes of RUN or of new ones; pictures that RUN has already are ignored. The head is solved again on all
@@ -38,7 +48,10 @@ def extend(run: Path, pictures: Path, out: Path | None, device: str, as_json: bo
     """
     import finetune
 
-    classifier = finetune.extend(run, pictures, out=out, device=device, display=display_for(as_json))
+    if pictures is None and background is None:
+        raise click.UsageError("give FOLDER_OR_TABLE with labelled pictures, or --background DIR, or both")
+    display = display_for(as_json)
+    classifier = finetune.extend(run, pictures, background=background, out=out, device=device, display=display)
     _print_changed(classifier, as_json)
 
 
@@ -57,7 +70,8 @@ def extend(run: Path, pictures: Path, out: Path | None, device: str, as_json: bo
     multiple=True,
     metavar="PICTURE",
     show_default="no picture",
-    help="Picture to forget, with its copies: a path as in pictures.csv, a file, a folder, or a sha256. Repeatable.",
+    help="Picture to forget, with its copies: a path as in pictures.csv, a file, a folder, or a sha256; background "
+    "pictures too. Repeatable.",
 )
 @click.option(
     "--for-good",

@@ -20,7 +20,7 @@ from finetune.terminal import printable
 if TYPE_CHECKING:
     from finetune.classifier.answers.prediction import Prediction
     from finetune.classifier.answers.sorting import PictureSorter
-    from finetune.open_set.unknown_model import Expected
+    from finetune.open_set.unknown_model import UnknownModel
 
 # Pictures whose answers come all at once, under one progress bar.
 AT_ONCE = 1024
@@ -57,8 +57,9 @@ AT_ONCE = 1024
     "--background",
     type=click.Path(path_type=Path, exists=True),
     show_default="none",
-    help="Folder of pictures of none of the classes, such as come in use, for --false-accept-rate. From about ten on "
-    "they outweigh the held-out classes.",
+    help="Folder of pictures of none of the classes, such as come in use, for --false-accept-rate, beside those that "
+    "RUN keeps. From about ten on they outweigh the held-out classes. To keep them in RUN: finetune extend RUN "
+    "--background.",
 )
 @click.option(
     "--csv",
@@ -125,9 +126,9 @@ def predict(
         display.say(f"unsure below {chosen.min_probability:.2%}; {1 - chosen.coverage:.1%} of validation is")
     if false_accept_rate is not None:
         if background is not None:
-            count = classifier.learn_background(list(pictures_at([background])), display=display)
-            display.say(f"threshold of unknown pictures: {count:,} background pictures count too.")
-        display.say(_told(classifier.require_unknown().expected(false_accept_rate)))
+            classifier.learn_background(list(pictures_at([background])), display=display)
+        for line in _told(classifier.require_unknown(), false_accept_rate):
+            display.say(line)
     sorter = None if sort_into is None else PictureSorter(sort_into, classifier.classes, link=link)
     output = _Output(as_json, sorter, others=table is not None or sorter is not None)
     least = min_probability or 0.0
@@ -152,13 +153,27 @@ def predict(
         sys.exit(2)
 
 
-def _told(found: Expected) -> str:
-    """What a rate of false accepts leads to, in words."""
+def _told(model: UnknownModel, rate: float) -> Iterator[str]:
+    """What a rate of false accepts leads to, in sentences."""
+    from finetune.open_set.unknown_metrics import MOST_REFUSED
+
+    found, count = model.expected(rate), len(model.background)
+    if count:
+        yield f"threshold of unknown pictures: {count:,} background pictures count too."
     share, low, high = found.accepted
     accepted = f"{share:.1%} ({low:.1%} to {high:.1%}) of the pictures of none of the classes are expected to pass"
     if found.refused is None:
-        return f"unknown: {accepted}; how many pictures of the classes are refused is not known without two of a class."
-    return f"unknown: {accepted}, and {found.refused:.1%} of the pictures of the classes are refused."
+        yield f"unknown: {accepted}; how many pictures of the classes are refused is not known without two of a class."
+        return
+    yield f"unknown: {accepted}, and {found.refused:.1%} of the pictures of the classes are refused."
+    bearable = model.rate_that_refuses(MOST_REFUSED)
+    if found.refused <= MOST_REFUSED or bearable is None:
+        return
+    more = "" if count else "background pictures (--background DIR) such as really come in between, or "
+    yield (
+        f"That is the price of a low rate: these pictures of the classes were held out. Fewer are refused with {more}"
+        f"a higher rate: {MOST_REFUSED:.0%} at --false-accept-rate {bearable:.2g}."
+    )
 
 
 class _Output:

@@ -77,6 +77,16 @@ def near_pairs(fingerprints: Sequence[bytes]) -> list[tuple[int, int]]:
     return sorted((int(first), int(second)) for first, second in found)
 
 
+def near_ones(fingerprints: Sequence[bytes], others: Sequence[bytes]) -> dict[int, int]:
+    """Positions in `fingerprints` of the pictures that are near-duplicates of one of `others`, with the position of the
+    first such picture there. Flat and striped pictures are left out."""
+    near: dict[int, int] = {}
+    for one, other in near_pairs([*fingerprints, *others]):
+        if one < len(fingerprints) <= other:
+            near.setdefault(one, other - len(fingerprints))
+    return near
+
+
 def near_hashes(hashes: NDArray[np.uint8], bits: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows (i, j), i < j, of every two hashes that differ in few bits; exact.
 

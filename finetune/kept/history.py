@@ -39,6 +39,7 @@ class Change:
         seconds: How long it took.
         added, removed: Number of pictures.
         classes_added, classes_removed: Number of classes.
+        background: Number of background pictures that were added or forgotten.
         pictures: Number of pictures that the run uses afterwards.
         accuracy: Of the run afterwards, in [0, 1]; None where it was not measured.
         split, n: The pictures that the accuracy is of.
@@ -59,6 +60,7 @@ class Change:
     removed: Count = 0
     classes_added: Count = 0
     classes_removed: Count = 0
+    background: Count = 0
     pictures: Count
     accuracy: Share | None = None
     split: Literal["val", "test"] | None = None
@@ -72,8 +74,10 @@ class Change:
             "extend": ("added", self.added, self.classes_added),
             "forget": ("forgotten", self.removed, self.classes_removed),
         }[self.kind]
-        more = f" and {_count(classes, 'class', 'classes')}" if classes else ""
-        return f"{_count(pictures, 'picture', 'pictures')}{more} {verb}"
+        parts = [_count(pictures, "picture", "pictures")] if pictures or not self.background else []
+        parts += [_count(classes, "class", "classes")] if classes else []
+        parts += [_count(self.background, "background picture", "background pictures")] if self.background else []
+        return f"{', '.join(parts[:-1])}{' and ' if parts[1:] else ''}{parts[-1]} {verb}"
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from finetune.classifier.run_metrics import RunMetrics
 from finetune.features.extraction import read_pictures
 from finetune.features.forward import Outputs
 from finetune.features.table import FeatureTable
+from finetune.kept.background import Background, told
 from finetune.models.pooled import PooledStages
 from finetune.open_set.evidence import used_pictures
-from finetune.open_set.unknown_metrics import learn_unknown
+from finetune.open_set.unknown_metrics import BackgroundPictures, doubtful, learn_unknown
 from finetune.progress import Display
 
 
@@ -27,14 +28,22 @@ def learned_unknown(
     learned: Sequence[str] = (),
     *,
     trained: bool,
+    background: Background | None,
+    display: Display,
 ) -> RunMetrics:
     """Have the classifier learn to tell unknown pictures; `metrics` with its figures of them.
 
     widths: of the depths of `rows.pooled`. learned: splits that a head on a frozen backbone has learned from. trained:
-    whether the backbone has learned from the training pictures; validation pictures then judge.
+    whether the backbone has learned from the training pictures; validation pictures then judge. background: pictures of
+    none of the classes; those that show pictures of the run are left out, which is told.
     """
     indices = _known(rows) if trained else [index for split in learned for index in rows.indices(split)]
     judging = _judging(rows) if trained and rows.folder.val else None
+    used: BackgroundPictures | None = None
+    if background is not None:
+        some, left_out = background.without_copies(rows.listing.samples, rows.contents)
+        used = BackgroundPictures(some.pooled, some.paths, left_out)
+        display.say(told(some, left_out))
     classifier.unknown, unknown = learn_unknown(
         rows.pooled[indices],
         rows.labels[indices],
@@ -43,7 +52,10 @@ def learned_unknown(
         classes=rows.folder.classes,
         judging=judging,
         trained=trained,
+        background=used,
     )
+    if used is not None and (warning := doubtful(unknown)):
+        display.say(warning)
     return replace(metrics, unknown=unknown)
 
 

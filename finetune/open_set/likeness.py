@@ -84,6 +84,11 @@ class Likeness(nn.Module):
         cosine = (nn.functional.normalize(units) @ self.means.T).amax(1)
         return torch.stack([cosine, (units @ self.weight.T + self.bias).amax(1)], 1)
 
+    def nearest(self, activations: Tensor) -> Tensor:
+        """The class whose mean is most similar, (n,) int64."""
+        units = unit_depths(activations[:, -self.width :].float(), self.widths)
+        return (units @ self.means.T).argmax(1)
+
     def forward(self, activations: Tensor) -> Tensor:
         # In float32 even under autocast: scores are compared with a threshold.
         with torch.autocast(activations.device.type, enabled=False):

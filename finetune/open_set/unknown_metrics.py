@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from finetune.data.splits import Unreadable
 from finetune.metrics import Count, Finite, Share
 from finetune.open_set.evidence import Evidence, gather
-from finetune.open_set.metrics import open_set
+from finetune.open_set.metrics import auroc, open_set
 from finetune.open_set.score_values import Floats
 from finetune.open_set.unknown_model import UnknownModel
 
 # Rates of false accepts that a run lists, and the one at which it shows pictures.
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 SHOWN_AT = 0.05
-# Pictures that are shown of each kind, and points of the curve.
-SHOWN, POINTS = 8, 60
+# Share of the pictures of the classes beyond which refusing them is called much.
+MOST_REFUSED = 0.2
+# Pictures that are shown of each kind, and points of the curve; files that a sentence names.
+SHOWN, POINTS, _NAMED = 8, 60, 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,30 @@ class ScoredPicture:
     likeness: Finite
 
 
+class BackgroundPictures(NamedTuple):
+    """Pictures of none of the classes: pooled activations (m, ...), their paths, and those that are left out."""
+
+    pooled: Tensor
+    paths: Sequence[str]
+    left_out: Sequence[Unreadable] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackgroundMetrics:
+    """Pictures of none of the classes, from which the threshold was learned too.
+
+    pictures: how many. left_out: those that show pictures of the run. auroc: of the held-out pictures of the classes
+    against them; None without any. like_known: how many of them have more likeness than half of the pictures of the
+    classes. most_alike: those with most likeness, with the class that they are most like.
+    """
+
+    pictures: Count
+    left_out: tuple[Unreadable, ...] = ()
+    auroc: Share | None = None
+    like_known: Count = 0
+    most_alike: tuple[ScoredPicture, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class UnknownMetrics:
     """How well pictures of none of the classes are told from others, on training pictures that were held out.
@@ -51,7 +79,8 @@ class UnknownMetrics:
     nearly_refused: pictures of the classes with least likeness among those that a threshold for the rate `shown_at`
     accepts. nearly_accepted: pictures of held-out classes with most likeness among those that it refuses. trained:
     whether the backbone has learned from the classes that were held out, so that other unknown pictures may be
-    accepted more often.
+    accepted more often. bearable: the smallest rate at which at most a share MOST_REFUSED of the pictures of the
+    classes is refused. background: None without pictures of none of the classes.
     """
 
     known: Count
@@ -66,6 +95,8 @@ class UnknownMetrics:
     nearly_refused: tuple[ScoredPicture, ...] = ()
     nearly_accepted: tuple[ScoredPicture, ...] = ()
     trained: bool = False
+    bearable: Share | None = None
+    background: BackgroundMetrics | None = None
 
 
 def learn_unknown(
@@ -77,6 +108,7 @@ def learn_unknown(
     classes: Sequence[str],
     judging: Tensor | None = None,
     trained: bool = False,
+    background: BackgroundPictures | None = None,
 ) -> tuple[UnknownModel, UnknownMetrics]:
     """Learn to tell pictures of the classes from others, and measure it on held-out pictures.
 
@@ -89,10 +121,51 @@ def learn_unknown(
         judging: Shape (n,), bool: pictures that a trained backbone has not learned from. None where the backbone has
             learned from no picture, or from all.
         trained: Whether the backbone has learned from pictures of the classes.
+        background: Pictures of none of the classes.
     """
     evidence = gather(pooled, labels, widths, judging)
     model = UnknownModel.of(evidence)
-    return model, _measured(evidence, model, labels, paths, classes, trained=trained)
+    found = None
+    if background is not None:
+        scores = model.likeness(background.pooled).double().numpy()
+        model = model.with_background(scores)
+        found = _of_background(model, background, scores, classes)
+    metrics = _measured(evidence, model, labels, paths, classes, trained=trained)
+    return model, replace(metrics, background=found, bearable=model.rate_that_refuses(MOST_REFUSED))
+
+
+def doubtful(found: UnknownMetrics) -> str | None:
+    """A sentence on background pictures that may show one of the classes; None where none does."""
+    background = found.background
+    if background is None or not background.like_known:
+        return None
+    named = ", ".join(
+        f"{each.path} ({each.label})" for each in background.most_alike[: min(_NAMED, background.like_known)]
+    )
+    what = "looks" if background.like_known == 1 else "look"
+    return (
+        f"{background.like_known} of the background pictures {what} as much like a class as its own pictures do: "
+        f"{named}. A background picture that shows a class raises the threshold for all; take it out with "
+        "finetune forget RUN --pictures."
+    )
+
+
+def _of_background(
+    model: UnknownModel, given: BackgroundPictures, scores: Floats, classes: Sequence[str]
+) -> BackgroundMetrics:
+    falling = np.argsort(-scores, kind="stable")[:SHOWN].tolist()
+    labels = model.likeness.nearest(given.pooled).tolist()
+    known = len(model.known) > 0
+    return BackgroundMetrics(
+        pictures=len(scores),
+        left_out=tuple(given.left_out),
+        auroc=auroc(model.known, scores) if known and len(scores) else None,
+        like_known=int((scores > np.median(model.known)).sum()) if known else 0,
+        most_alike=tuple(
+            ScoredPicture(path=given.paths[row], label=classes[labels[row]], likeness=float(scores[row]))
+            for row in falling
+        ),
+    )
 
 
 def _measured(

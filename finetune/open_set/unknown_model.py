@@ -101,6 +101,14 @@ class UnknownModel:
         share = float(self.unknown.at(np.array(threshold)))
         return Expected(threshold, (share, *self.unknown.interval(threshold)), refused)
 
+    def rate_that_refuses(self, share: float) -> float | None:
+        """The smallest rate of false accepts at which at most a share of the pictures of the classes is refused; None
+        where none of these could be held out."""
+        if not len(self.known):
+            return None
+        ordered = np.sort(self.known)
+        return float(self.unknown.at(np.array(ordered[min(int(share * len(ordered)), len(ordered) - 1)])))
+
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The content of the file: tensors and metadata."""
         scores = {"held_out": self.held_out, "known": self.known, "background": self.background}

@@ -14,6 +14,7 @@ from finetune.config import Config
 from finetune.data.folder import IN_MEMORY
 from finetune.files.writing import write_text
 from finetune.linear.probe import FAR
+from finetune.open_set.unknown_metrics import MOST_REFUSED
 from finetune.options.fields import flag
 from finetune.report.backbones import cost_chart
 from finetune.report.confusion import Album, confusion_of, galleries, open_album, shown_in
@@ -114,6 +115,7 @@ def _values(results: RunResults, classifier: Classifier | None) -> dict[str, Any
         "changes": results.changes,
         "to_label": _to_label(run),
         "unknown": None if run is None else run.unknown,
+        "most_refused": MOST_REFUSED,
         "oscr_chart": None if run is None else oscr_chart(run.unknown),
         "unknown_album": None if run is None else unknown_album(run.unknown, results.pictures),
         "calibration": None if run is None else run.calibration,

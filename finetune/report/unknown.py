@@ -33,7 +33,10 @@ def oscr_chart(found: UnknownMetrics | None) -> Markup | None:
 
 def unknown_album(found: UnknownMetrics | None, pictures: Path) -> Album | None:
     """Thumbnails of the pictures nearest to the threshold."""
-    shown = [] if found is None else [each.path for each in (*found.nearly_refused, *found.nearly_accepted)]
+    if found is None:
+        return None
+    background = () if found.background is None else found.background.most_alike
+    shown = [each.path for each in (*found.nearly_refused, *found.nearly_accepted, *background)]
     if not shown:
         return None
     album = Album(pictures)

@@ -38,7 +38,8 @@ def forget(
     Args:
         run: A run folder.
         classes: Names of classes.
-        pictures: Pictures, each with its copies: paths as in the run's pictures.csv, files, folders, or sha256 in hex.
+        pictures: Pictures, each with its copies: paths as in the run's pictures.csv, files, folders, or sha256 in hex;
+            background pictures too.
         out: Folder for the new run, which leaves `run` as it is. None changes `run`.
         for_good: Delete the earlier states of the run, so that `undo` cannot bring anything back.
         device: One of auto, cpu, cuda.
@@ -64,8 +65,8 @@ def forget(
     if out is not None and for_good:
         raise InputError("--for-good deletes earlier states of the run, and --out leaves the run as it is; give one")
     with changing(run, out, device) as job:
-        kept, old = job.features(display), job.classifier
-        gone: set[int] = set()
+        kept, background, old = job.features(display), job.background(), job.classifier
+        gone, others = set[int](), set[int]()
         for name in classes:
             if name not in old.classes:
                 meant = did_you_mean(name, old.classes, {}) or f"; it has {', '.join(old.classes)}"
@@ -73,7 +74,9 @@ def forget(
             gone |= {place for place, sample in enumerate(kept.listing.samples) if sample.label == name}
         for picture in pictures:
             found = find_pictures(kept, os.fspath(picture))
-            if not found:
+            of_background = set() if background is None else background.find(os.fspath(picture))
+            others |= of_background
+            if not found and not of_background:
                 raise InputError(f"{picture} is no picture of {job.path}; its pictures.csv lists them")
             gone |= found
         left = {
@@ -83,8 +86,12 @@ def forget(
         }
         if len(left) < 2:
             raise InputError(f"{job.path} would have fewer than two classes left; it is unchanged")
-        solved = solve_again(old, without(kept, gone), frozenset(), display, max_bad=1.0)
-        classifier, change = job.replace(solved, "forget", removed=len(gone), for_good=for_good)
+        if background is not None:
+            others |= background.of_contents({kept.contents[place].sha256 for place in gone} - {""})
+            background = background.at([place for place in range(len(background)) if place not in others])
+        solved = solve_again(old, without(kept, gone), frozenset(), display, background=background, max_bad=1.0)
+        counts = {"removed": len(gone), "background": len(others)}
+        classifier, change = job.replace(solved, "forget", **counts, for_good=for_good)
         if for_good:
             delete_forgotten(job.path)
     where = f"{classifier.folder} has {change.pictures:,} pictures"

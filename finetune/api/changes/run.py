@@ -25,6 +25,7 @@ from finetune.files.exchange import exchange, finish_exchange, staged
 from finetune.files.folders import alone_in, check_free, check_writable
 from finetune.files.locks import locked
 from finetune.files.tables import read_csv
+from finetune.kept.background import Background, read_background
 from finetune.kept.features import MOST_DEPTHS, KeptFeatures, keeps_features, read_features
 from finetune.kept.history import Change, read_changes, replace_state
 from finetune.models.pooled import PooledStages
@@ -58,6 +59,10 @@ class ChangingRun:
         if keeps_features(self.path):
             return read_features(self.path, self.classifier.classes)
         return self._read_again(display)
+
+    def background(self) -> Background | None:
+        """Its pictures of none of the classes; None where it has none. InputError where the file is damaged."""
+        return read_background(self.path, PooledStages(self.classifier.network.backbone).widths)
 
     def _read_again(self, display: Display) -> KeptFeatures:
         source = self.config.table or self.config.folder
@@ -97,10 +102,15 @@ class ChangingRun:
         kind: Literal["extend", "forget"],
         *,
         removed: int = 0,
+        background: int = 0,
         retraining: str | None = None,
         for_good: bool = False,
     ) -> tuple[Classifier, Change]:
-        """Exchange the run for its new state, or write that to `out`; the classifier and the entry in the history."""
+        """Exchange the run for its new state, or write that to `out`; the classifier and the entry in the history.
+
+        removed, background: Number of pictures that were forgotten, and of background pictures that were added or
+        forgotten.
+        """
         before = read_changes(self.path)
         metrics, classes = solved.outcome.metrics, solved.outcome.classifier.classes
         readable = [place for place in solved.new if solved.rows.contents[place].reason is None]
@@ -111,6 +121,7 @@ class ChangingRun:
             seconds=round(time.monotonic() - self.started, 2),
             added=len(readable),
             removed=removed,
+            background=background,
             classes_added=len(set(classes) - set(self.classifier.classes)),
             classes_removed=len(set(self.classifier.classes) - set(classes)),
             pictures=solved.used,

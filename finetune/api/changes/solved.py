@@ -23,6 +23,7 @@ from finetune.data.splits import Unreadable
 from finetune.features.forward import Outputs
 from finetune.features.table import FeatureTable
 from finetune.files.exchange import link_or_copy
+from finetune.kept.background import Background
 from finetune.kept.features import KeptFeatures
 from finetune.kept.history import Change, write_changes
 from finetune.kept.union import without
@@ -76,7 +77,13 @@ class Solved:
 
 
 def solve_again(
-    old: Classifier, kept: KeptFeatures, new: frozenset[int], display: Display, *, max_bad: float | None = None
+    old: Classifier,
+    kept: KeptFeatures,
+    new: frozenset[int],
+    display: Display,
+    *,
+    background: Background | None,
+    max_bad: float | None = None,
 ) -> Solved:
     """The head of a run solved on other pictures.
 
@@ -85,6 +92,7 @@ def solve_again(
         kept: The pictures. Their splits are those of the run, None for a new one.
         new: Positions of the new ones in it.
         display: Shows the pictures and the result.
+        background: Pictures of none of the classes.
         max_bad: Most unreadable pictures, as a share. None for the bound of the run.
 
     Raises:
@@ -110,7 +118,7 @@ def solve_again(
     with one_thread_if_small(rows.pooled.numel()):
         heads, class_weights, learned = solve(kept.widths, rows, unlabelled, config)
     choice = StrategyChoice(STRATEGIES[metrics.strategy], metrics.reason or "")
-    prepared = Prepared(old.fabric, stages, rows, choice, heads, class_weights, learned, kept.views)
+    prepared = Prepared(old.fabric, stages, rows, choice, heads, class_weights, learned, kept.views, background)
     hooks = None if heads.kept.width == backbone.width else stages.hooks
     network = Network(backbone, heads.kept.as_layer(), hooks)
     classifier = Classifier(network, rows.folder.classes, old.preprocessing, config, old.fabric)

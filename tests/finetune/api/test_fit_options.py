@@ -21,7 +21,7 @@ def test_every_option_is_a_typed_keyword_of_fit() -> None:
     for field in dataclasses.fields(Config):
         if field.metadata["choices"]:
             expected[field.name] = typing.Literal[field.metadata["choices"]] | str
-    for name in ("weights", "weights_dir", "unlabelled"):
+    for name in ("weights", "weights_dir", "unlabelled", "background"):
         expected[name] = str | os.PathLike[str] | None
     assert list(FitOptions.__annotations__) == [field.name for field in dataclasses.fields(Config)]
     assert typing.get_type_hints(FitOptions) == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ def test_changes_come_back_as_they_were_written(tmp_path: Path) -> None:
     write_changes(tmp_path, (CHANGE,))
     assert read_changes(tmp_path) == (CHANGE,)
     assert CHANGE.sentence == "1 picture and 2 classes added"
+    assert replace(CHANGE, background=3).sentence == "1 picture, 2 classes and 3 background pictures added"
+    assert replace(CHANGE, kind="forget", background=1).sentence == "1 background picture forgotten"
 
 
 @pytest.mark.parametrize(
