@@ -63,8 +63,12 @@ class Background:
     def at(self, positions: Sequence[int]) -> Background:
         """Those of the pictures at `positions`."""
         rows = torch.tensor(list(positions), dtype=torch.int64)
-        paths, contents = ([each[place] for place in positions] for each in (self.paths, self.contents))
-        return replace(self, paths=tuple(paths), contents=tuple(contents), pooled=self.pooled[rows])
+        return replace(
+            self,
+            paths=tuple(self.paths[place] for place in positions),
+            contents=tuple(self.contents[place] for place in positions),
+            pooled=self.pooled[rows],
+        )
 
     def with_more(self, more: Background) -> Background:
         """These pictures and those of `more` whose content is new.

@@ -74,9 +74,9 @@ def forget(
             gone |= {place for place, sample in enumerate(kept.listing.samples) if sample.label == name}
         for picture in pictures:
             found = find_pictures(kept, os.fspath(picture))
-            of_background = set() if background is None else background.find(os.fspath(picture))
-            others |= of_background
-            if not found and not of_background:
+            kept_out = set[int]() if background is None else background.find(os.fspath(picture))
+            others |= kept_out
+            if not found and not kept_out:
                 raise InputError(f"{picture} is no picture of {job.path}; its pictures.csv lists them")
             gone |= found
         left = {
@@ -90,8 +90,7 @@ def forget(
             others |= background.of_contents({kept.contents[place].sha256 for place in gone} - {""})
             background = background.at([place for place in range(len(background)) if place not in others])
         solved = solve_again(old, without(kept, gone), frozenset(), display, background=background, max_bad=1.0)
-        counts = {"removed": len(gone), "background": len(others)}
-        classifier, change = job.replace(solved, "forget", **counts, for_good=for_good)
+        classifier, change = job.replace(solved, "forget", removed=len(gone), background=len(others), for_good=for_good)
         if for_good:
             delete_forgotten(job.path)
     where = f"{classifier.folder} has {change.pictures:,} pictures"

@@ -113,7 +113,9 @@ def test_a_compiled_classifier_answers_a_picture_alone_as_among_others(run: Path
     unscored = classifier.predict_all(pictures, alone=True)
     assert [replace(each, unknown=False, unknown_score=None) for each in together] == unscored  # type: ignore[type-var]
     assert classifier.predict_all(pictures) == finetune.load(run, device="cpu").predict_all(pictures)
-    assert not finetune.load(run, device="cpu", precision="bfloat16").compile_alone()
+    half = finetune.load(run, device="cpu", precision="bfloat16")
+    assert half.compile_alone()
+    assert half.predict_all(pictures, **options) == together, "float32 whatever the precision"
 
 
 def part(name: str, content: bytes) -> dict[str, Any]:
