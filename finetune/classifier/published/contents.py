@@ -31,7 +31,7 @@ EXTRAS = {
 OWN = (*BOUNDS, HISTORY_FILE, CARD_FILE, *(name for name, _ in EXTRAS.values()))
 
 # Options whose values are files or folders of this machine.
-_PLACES = ("weights", "weights_dir", "unlabelled")
+_PLACES = ("weights", "weights_dir", "unlabelled", "background")
 _ANSWERS = ("split", "label", "predicted", "probability", "probability_of_label")
 _HASHES = ("split", "label", "sha256", "learned")
 
@@ -100,7 +100,10 @@ def _without_names(metrics: RunMetrics) -> RunMetrics:
     if unlabelled is not None:
         unlabelled = replace(unlabelled, folder="", unreadable=(), label_next=())
     if unknown is not None:
-        unknown = replace(unknown, nearly_refused=(), nearly_accepted=())
+        background = unknown.background
+        if background is not None:
+            background = replace(background, left_out=(), most_alike=())
+        unknown = replace(unknown, nearly_refused=(), nearly_accepted=(), background=background)
     if backbones is not None:
         shown = [replace(each, weights=Path(each.weights).name) for each in backbones.candidates]
         backbones = replace(backbones, candidates=tuple(shown))

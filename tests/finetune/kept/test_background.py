@@ -16,6 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import finetune
+from finetune.classifier.published.contents import published_files
+from finetune.classifier.run_config import read_run_config
 from finetune.cli.main import main
 from finetune.errors import InputError
 from finetune.files.reading import read_json, read_tensors_and_metadata
@@ -284,3 +286,12 @@ def test_the_export_and_the_file_hold_the_thresholds_of_the_background(place: Pa
         assert row["threshold"] == pytest.approx(-model.threshold(row["false_accept_rate"]))
     assert len(load_file(place / "run" / UNKNOWN_FILE)["background"]) == 12
     assert json.loads((tmp_path / "out.onnx.json").read_text()) == about
+
+
+def test_what_is_published_of_a_run_names_no_background_picture(place: Path, tmp_path: Path) -> None:
+    run = loaded(place / "run")
+    files = published_files(place / "run", read_run_config(place / "run"), run.run_metrics, (), tmp_path)
+    assert BACKGROUND_FILE not in files
+    assert read_json(files["metrics.json"])["unknown"]["background"]["pictures"] == 12
+    for name in ("metrics.json", "config.json"):
+        assert str(place) not in files[name].read_text(), name
