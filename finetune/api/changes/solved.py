@@ -82,7 +82,7 @@ def solve_again(
     new: frozenset[int],
     display: Display,
     *,
-    background: Background | None,
+    background: Background | None = None,
     max_bad: float | None = None,
 ) -> Solved:
     """The head of a run solved on other pictures.
