@@ -74,6 +74,8 @@ def pages() -> dict[Path, str]:
         text = put(page.read_text(encoding="utf-8"), "scores", markdown(*unknown.score_rows(result)))
         text = put(text, "rates", markdown(*unknown.rate_rows(result)))
         text = put(text, "shifts", markdown(*unknown.shift_rows(result)))
+        if (RESULTS / "unknown_parts.json").exists():
+            text = put(text, "parts", markdown(*unknown.part_rows(read_json(RESULTS / "unknown_parts.json"))))
         found[page] = put(text, "summary", unknown.summary(result))
     if (RESULTS / "install_size.json").exists():
         result, page = read_json(RESULTS / "install_size.json"), ROOT / "docs" / "start" / "install.md"

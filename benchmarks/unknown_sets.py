@@ -58,14 +58,15 @@ class Pictures:
 def pictures_of(name: str, backbone: str, shift: str = "") -> Pictures:
     """The pictures of a set, through the cache of activations. shift: one of SHIFTS, from another source."""
     with folder_of(name) as folder:
-        listing = _some(list_folder(folder, to_train=False))
+        listing = some_of(list_folder(folder, to_train=False))
         if not shift:
-            return _read(listing, backbone)
+            return read_listing(listing, backbone)
         with tempfile.TemporaryDirectory() as place:
-            return _read(_shifted(listing, shift, Path(place)), backbone)
+            return read_listing(_shifted(listing, shift, Path(place)), backbone)
 
 
-def _read(listing: Listing, backbone: str) -> Pictures:
+def read_listing(listing: Listing, backbone: str) -> Pictures:
+    """The readable pictures of a listing with the activations of every depth."""
     weights = str(Path(os.environ["FEWTUNE_DATA"]) / "weights" / f"{backbone}.safetensors")
     config = Config(backbone=backbone, weights=weights, device="cpu")
     network = Backbone(backbone).eval()
@@ -124,7 +125,7 @@ def _draw(archive: zipfile.ZipFile, alphabet: str, folder: Path) -> None:
             target.write_bytes(archive.read(entry))
 
 
-def _some(listing: Listing) -> Listing:
+def some_of(listing: Listing) -> Listing:
     """At most MOST pictures of each class, by the hash of their names."""
     by_class: dict[str, list[int]] = {}
     for position, sample in enumerate(listing.samples):

@@ -17,6 +17,21 @@ NAMES = {
     "nearest": "five nearest pictures",
     "product": "`finetune predict`",
 }
+PARTS = {
+    "product": "as it is: cosine and ridge output, three depths",
+    "and margin": "and the ridge output's lead over the second class",
+    "and nearest": "and the mean cosine with the five nearest pictures",
+    "and variance": "and minus the predictive variance of a ridge regression",
+    "and shuffled": "and a regression against shuffled pictures",
+    "and halves": "and a regression against halves of two classes",
+    "and blends": "and a regression against blends of two classes",
+    "cosine beside that of its class": "the cosine less the usual one of its class",
+    "3 depths": "three depths",
+    "1 depths": "the features alone",
+    "5 depths": "five depths",
+    "learned weights": "weights learned from held-out classes",
+    "learned weights of all": "weights of six parts learned from held-out classes",
+}
 CLASSES = {"many": "all but some", "two": "two"}
 
 
@@ -80,6 +95,27 @@ def shift_rows(result: Row) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
             table.append((name, str(size), source, mean_of(row[source]["accuracy"] for row in rows), *cells))
     headings = ("set", "pictures a class", "the pictures", "accuracy", "refused at 5 % / 20 %")
     return (*headings, "background of the left-out class", "background of another set", "5 more a class learned"), table
+
+
+def part_rows(result: Row) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Of each way to score in benchmarks/unknown_parts.py: AUROC and the share refused, means over sets and sizes; and
+    in how many of these fewer are refused than by the score as it is."""
+    found: dict[str, dict[tuple[str, int], list[list[float]]]] = defaultdict(lambda: defaultdict(list))
+    for row in result["rows"]:
+        for way, values in row["ways"].items():
+            found[way][row["set"], row["size"]].append(values)
+    means = {
+        way: {cell: [statistics.mean(column) for column in zip(*rows, strict=True)] for cell, rows in cells.items()}
+        for way, cells in found.items()
+    }
+    table = []
+    for way, cells in means.items():
+        fewer = sum(values[2] < means["product"][cell][2] for cell, values in cells.items())
+        columns = [[values[place] for values in cells.values()] for place in (0, 2, 3)]
+        auroc, *refused = (statistics.mean(column) for column in columns)
+        better = "" if way == "product" else f"{fewer} of {len(cells)}"
+        table.append((PARTS.get(way, way), f"{auroc:.3f}", *(f"{share:.1%}" for share in refused), better))
+    return ("score", "AUROC", "refused where 5 % pass", "refused where 20 % pass", "fewer refused at 5 %"), table
 
 
 def mean_of(values: Iterable[float]) -> str:
