@@ -125,7 +125,9 @@ class TriedGallery:
             raise InputError("nothing was enrolled here")
         last = self._before[-1]
         if last.number != number:
-            raise InputError("the gallery was changed by another page meanwhile; its changes are listed anew")
+            raise InputError(
+                "the gallery was changed by another page meanwhile; read its changes, listed anew, and try again"
+            )
         before = last.before
         with locked(self._gallery):
             if self._content() != last.after:

@@ -288,7 +288,7 @@ class Classifier(CalibratedNetwork):
             named = ", ".join(left_out[:_NAMED]) + (", …" if len(left_out) > _NAMED else "")
             display.say(f"{len(left_out)} background pictures are pictures of the run and are left out: {named}.")
         if not rows:
-            raise InputError("all background pictures are pictures of the run's classes")
+            raise InputError("all background pictures are pictures of the run's classes; give pictures of none of them")
         model = self.require_unknown()
         self._unknown = model.with_background(-found.values[rows, :, -1].mean(1).double().numpy())
         return len(rows)

@@ -82,7 +82,7 @@ class Background:
         if new.widths != old.widths:
             raise InputError(f"{BACKGROUND_FILE} may be damaged: its features are not of this network")
         if not len(new):
-            raise InputError("the run has all of these background pictures already")
+            raise InputError("the run has all of these background pictures already; give others")
         pooled = torch.cat([old.pooled, new.pooled])
         return Background((*old.paths, *new.paths), (*old.contents, *new.contents), pooled, old.widths)
 
@@ -199,7 +199,9 @@ def list_background(root: str | os.PathLike[str], room: int = MOST) -> tuple[Lis
     listing = list_without_labels(Path(root), "--background")
     count = len(listing.samples)
     if room < 1:
-        raise InputError(f"the run keeps {MOST:,} background pictures already, which is all that it may")
+        raise InputError(
+            f"the run keeps {MOST:,} background pictures already, the most that it may; forget some of them first"
+        )
     if count <= room:
         return listing, 0
     chosen = tuple(listing.samples[number * count // room] for number in range(room))

@@ -123,7 +123,9 @@ class TriedRun:
             raise InputError("the run has no change to undo")
         if changes[-1].number != number:
             self._use(load(self._run, device=self._device))
-            raise InputError("the run was changed by another program meanwhile; its changes are listed anew")
+            raise InputError(
+                "the run was changed by another program meanwhile; read its changes, listed anew, and try again"
+            )
         before = used_copies(self._run)
         self._use(undo(self._run, device=self._device))
         for path in before - used_copies(self._run):
