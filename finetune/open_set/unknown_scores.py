@@ -99,7 +99,8 @@ def estimate(
 
 def _tail(scores: Floats, weights: Floats, independent: float, known: Floats) -> SkewedTail:
     mean = float(np.average(scores, weights=weights))
-    prior = float(known.std()) if len(known) > 1 else DEVIATION_SHARE * max(1 - mean, 1e-3)
+    prior = float(known.std()) if len(known) > 1 else DEVIATION_SHARE * (1 - mean)
+    prior = max(prior, DEVIATION_SHARE * 1e-3)  # scores may all be equal, as those of copies of one picture are
     return SkewedTail.of(
         scores, weights, independent, skewness=SKEWNESS, prior_deviation=prior, prior_samples=PRIOR_SAMPLES
     )

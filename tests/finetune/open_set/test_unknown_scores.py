@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from damage import FEW
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from finetune.open_set.unknown_scores import UnknownScores, estimate
@@ -31,6 +31,7 @@ def test_a_picture_refused_at_a_rate_is_refused_at_every_smaller_one(held_out, b
 
 @FEW
 @given(SCORES, SCORES, RATES)
+@example(np.zeros(1), np.zeros(2), 0.9)  # scores without any spread
 def test_the_threshold_is_the_lowest_that_keeps_to_the_rate(held_out, known, rate) -> None:
     found = scores_of(held_out, known=known)
     threshold = found.threshold(rate)
