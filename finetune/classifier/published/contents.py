@@ -24,7 +24,7 @@ HISTORY_FILE = "history.csv"
 # What is pushed where it is asked for, and what it shows to others.
 EXTRAS = {
     "hashes": (HASHES_FILE, "sha256 of every picture"),
-    "features": ("features.safetensors", "features and names of every picture"),
+    "features": ("features.safetensors", "features and names of every picture, their folder"),
     "report": ("report.html", "small pictures, names and folders"),
 }
 # All names that a push may leave in a repository.
@@ -52,7 +52,9 @@ def published_files(
     """
     check_extras(include)
     read_tensors_header(folder / WEIGHTS_FILE)
-    write_json(stage / CONFIG_FILE, _without_places(config))
+    # `extend` and `forget` ask for the folder, which the features name anyway.
+    known = config if "features" in include else replace(config, folder=None, table=None)
+    write_json(stage / CONFIG_FILE, _without_places(known))
     files = {CONFIG_FILE: stage / CONFIG_FILE, WEIGHTS_FILE: folder / WEIGHTS_FILE}
     if metrics is not None:
         write_json(stage / METRICS_FILE, _without_names(metrics).to_dict())
@@ -85,8 +87,8 @@ def left_behind(folder: Path, include: Collection[str]) -> list[str]:
 
 
 def _without_places(config: RunConfig) -> dict[str, Any]:
-    """config.json without files and folders of this machine: of a file of weights, the name stays."""
-    values = json.loads(json.dumps(asdict(replace(config, folder=None, table=None))))
+    """config.json without files and folders of this machine in its options: of a file of weights, the name stays."""
+    values = json.loads(json.dumps(asdict(config)))
     for options in (values["config"], values["asked"]):
         for name in _PLACES:
             if options.get(name) is not None:

@@ -49,7 +49,7 @@ def test_what_is_pushed_answers_as_the_run_does(logged_in: Hub, small: Path) -> 
     assert set(pushed(logged_in)) == ALWAYS
     assert told.lines[0].startswith("pushing 6 files, ")
     assert told.lines[0].endswith("to the public repository hf://me/colours")
-    assert "features.safetensors (features and names of every picture)" in told.lines[1]
+    assert "features.safetensors (features and names of every picture, their folder)" in told.lines[1]
     assert len(told.lines) == 2
     pictures = sorted((small / "pictures").rglob("*.png"))
     there = finetune.load("hf://me/colours", device="cpu")
@@ -86,6 +86,19 @@ def test_hashes_features_and_the_report_are_pushed_where_they_are_asked_for(logg
     assert set(pushed(logged_in)) == ALWAYS | {"pictures.csv"}
     with pytest.raises(InputError, match="--include must be one of hashes, features, report, not 'feature'; did you"):
         finetune.push_to_hub(small / "run", "me/colours", include=["feature"])
+
+
+@pytest.mark.slow
+def test_a_run_with_features_is_extended_where_it_is_downloaded(logged_in: Hub, small: Path, tmp_path: Path) -> None:
+    finetune.push_to_hub(small / "run", "me/colours", include=["features"])
+    there, here = tmp_path / "there", tmp_path / "here"
+    there.mkdir()
+    for name, content in pushed(logged_in).items():  # as `hf download --local-dir` does
+        (there / name).write_bytes(content)
+    shutil.copytree(small / "run", here)
+    changed = [finetune.forget(run, pictures=["red/03.png"], device="cpu") for run in (there, here)]
+    tensors = [classifier.network.state_dict() for classifier in changed]
+    assert all(bool((tensors[0][name] == tensors[1][name]).all()) for name in tensors[1])
 
 
 def test_options_and_figures_lose_what_names_this_machine(small: Path, tmp_path: Path) -> None:
