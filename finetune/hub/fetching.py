@@ -61,7 +61,8 @@ def fetch(
                 "a connection, then the cache serves it"
             )
         if not constants.HF_HUB_OFFLINE:
-            display().say(f"{address} is used from the cache, at commit {found.name[:_SHOWN]}: {reason}.")
+            at = f"at commit {found.name[:_SHOWN]}"
+            display().say(f"{address} is used from the cache, {at}, because the hub cannot be reached: {reason}")
         return found
     for _ in range(_MOST_MOVES):
         listed = _list(address, bounds, needed)

@@ -64,7 +64,8 @@ def _metadata(address: Address, config: RunConfig, metrics: RunMetrics | None, l
     from huggingface_hub import EvalResult, ModelCardData
 
     published = timm.models.get_pretrained_cfg(str(config.config["backbone"]))
-    base = None if published is None or not published.hf_hub_id else str(published.hf_hub_id)
+    own = config.config.get("weights") is not None or config.config.get("strategy") == "scratch"
+    base = None if own or published is None or not published.hf_hub_id else str(published.hf_hub_id)
     values: dict[str, Any] = {"library_name": LIBRARY, "pipeline_tag": "image-classification"}
     values["tags"] = ["image-classification", "transfer-learning", "fewtune"]
     values |= {} if licence is None else {"license": licence}

@@ -84,7 +84,8 @@ def test_without_the_hub_the_cache_serves_what_it_has(way: str, hub: Hub, monkey
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
     told, began = Told(), time.monotonic()
     assert fetched("hf://me/colours", told) == folder
-    said = f"hf://me/colours is used from the cache, at commit {sha(0)[:10]}: Connection refused."
+    why = "because the hub cannot be reached: Connection refused"
+    said = f"hf://me/colours is used from the cache, at commit {sha(0)[:10]}, {why}"
     assert told.lines == ([] if way == "offline" else [said])
     reason = "HF_HUB_OFFLINE is set" if way == "offline" else "Connection refused"
     assert f"is not in the cache, and the hub cannot be reached: {reason}; fetch it once" in refused("hf://me/others")

@@ -155,6 +155,20 @@ def test_the_card_says_what_the_hub_and_a_reader_want_to_know(logged_in: Hub, sm
         assert words in card
 
 
+def test_the_card_names_the_published_weights_that_it_is_based_on_and_no_others(small: Path) -> None:
+    config = read_run_config(small / "run")
+    for options, base in (
+        ({"backbone": "resnet18.a1_in1k"}, "timm/resnet18.a1_in1k"),
+        ({"backbone": "resnet18.a1_in1k", "weights": "net.safetensors"}, None),
+        ({"backbone": "fewtune_conv4"}, None),
+    ):
+        made = RunConfig(**{**vars(config), "config": config.config | options})
+        card = model_card(Address("me/colours"), made, None, set(), None)
+        assert metadata(card).get("base_model") == base
+        assert ("weights from a file" in card) == ("weights" in options)
+        assert ("licence apache-2.0" in card) == (base is not None)
+
+
 def test_names_of_classes_are_no_markup_of_the_card(small: Path) -> None:
     names = (*NAMES, "<script>alert(1)</script>", "![](http://evil)", "a|b", "`code`", "---", "# title", "*b*")
     config = read_run_config(small / "run")
