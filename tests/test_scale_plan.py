@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from dataclasses import replace
 from itertools import pairwise
@@ -124,18 +123,19 @@ def test_the_tables_of_the_docs_are_those_of_the_saved_rates() -> None:
     assert documented(text, saved_rates()) == text, "run python benchmarks/scale_plan.py --docs"
 
 
-@pytest.mark.slow
-def test_the_command_prints_a_plan_and_refuses_what_cannot_be(tmp_path: Path) -> None:
-    def called(*options: str) -> Any:
-        command = [sys.executable, str(BENCHMARKS / "scale_plan.py"), *options]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+def test_the_command_prints_a_plan_and_refuses_what_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from scale_plan import main
 
     out = tmp_path / "plan.json"
-    done = called("--pictures", "5000000", "--cards", "2", "--out", str(out))
-    assert done.returncode == 0, done.stderr
-    assert "| 5,000,000 | 16 cores, 2 cards | decode and embed | 1 |" in done.stdout
-    assert "Rates of a card are" in done.stdout
+    monkeypatch.setattr(sys, "argv", ["scale_plan.py", "--pictures", "5000000", "--cards", "2", "--out", str(out)])
+    main()
+    shown = capsys.readouterr().out
+    assert "| 5,000,000 | 16 cores, 2 cards | decode and embed | 1 |" in shown
+    assert "Rates of a card are" in shown
     assert out.exists()
-    wrong = called("--deadline", "0")
-    assert wrong.returncode == 2
-    assert "--deadline must be positive" in wrong.stderr
+    monkeypatch.setattr(sys, "argv", ["scale_plan.py", "--deadline", "0"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "--deadline must be positive" in capsys.readouterr().err
