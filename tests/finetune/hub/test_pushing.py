@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from told import Told
 
 import finetune
 from finetune.classifier.published.card import model_card
-from finetune.classifier.published.contents import published_files
+from finetune.classifier.published.contents import _PLACES, published_files
 from finetune.classifier.run_config import RunConfig, read_run_config
 from finetune.classifier.run_metrics import RunMetrics, read_run_metrics
 from finetune.errors import InputError
@@ -99,6 +100,11 @@ def test_a_run_with_features_is_extended_where_it_is_downloaded(logged_in: Hub, 
     changed = [finetune.forget(run, pictures=["red/03.png"], device="cpu") for run in (there, here)]
     tensors = [classifier.network.state_dict() for classifier in changed]
     assert all(bool((tensors[0][name] == tensors[1][name]).all()) for name in tensors[1])
+
+
+def test_every_option_that_names_a_place_is_known() -> None:
+    places = {each.name for each in fields(finetune.Config) if each.metadata.get("metavar") in ("DIR", "FILE")}
+    assert places == set(_PLACES)
 
 
 def test_options_and_figures_lose_what_names_this_machine(small: Path, tmp_path: Path) -> None:
