@@ -257,10 +257,12 @@ def told(background: Background, left_out: Sequence[Unreadable]) -> str:
         return f"threshold of unknown pictures: {count}."
     shown = "; ".join(f"{each.path} ({each.reason})" for each in left_out[:_NAMED])
     more = f"; and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
-    return (
-        f"threshold of unknown pictures: {count}. {len(left_out)} that show pictures of the classes are left out: "
-        f"{shown}{more}."
+    which = (
+        "1 that shows a picture of the classes is"
+        if len(left_out) == 1
+        else (f"{len(left_out)} that show pictures of the classes are")
     )
+    return f"threshold of unknown pictures: {count}. {which} left out: {shown}{more}."
 
 
 def _bytes_of(content: bytes) -> Tensor:
