@@ -16,12 +16,13 @@ import tempfile
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from draws import judges
 from machine import provenance, revision
+from numpy.typing import NDArray
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
@@ -55,6 +56,7 @@ WAYS: dict[str, Mapping[str, float]] = {
 # Made outliers of each kind, and of how many parts a side a picture is shuffled.
 MADE, GRID, SIDE = 100, 3, 224
 
+Values: TypeAlias = NDArray[np.floating]
 # Pooled activations (n, ...) to the value of each part: (n, parts).
 Scored = Callable[[Tensor], Tensor]
 
@@ -66,11 +68,11 @@ def main() -> None:
         for size in SIZES.get(name, FEW):
             for turn in range(TURNS):
                 if (name, size, turn) not in done:
-                    row = {"set": name, "size": size, "turn": turn, "ways": measured(name, size, turn)}
-                    result["rows"].append(row | {"revision": revision()})
-                    print(
-                        name, size, turn, {way: row["ways"][way][2] for way in ("product", "and variance")}, flush=True
-                    )
+                    ways = measured(name, size, turn)
+                    about = {"set": name, "size": size, "turn": turn}
+                    result["rows"].append(about | {"ways": ways, "revision": revision()})
+                    shown = {way: ways[way][2] for way in ("product", "and variance")}
+                    print(name, size, turn, shown, flush=True)
         write_json(RESULT, result | {"backbone": BACKBONE} | provenance())
 
 
@@ -95,7 +97,7 @@ def measured(name: str, size: int, turn: int) -> dict[str, list[float]]:
     return {way: [round(value, 4) for value in values] for way, values in found.items()}
 
 
-def figures(known: np.ndarray, near: np.ndarray) -> list[float]:
+def figures(known: Values, near: Values) -> list[float]:
     refused = [float((known < np.quantile(near, 1 - rate)).mean()) for rate in (0.05, 0.2)]
     return [auroc(known, near), fpr_at_tpr(known, near), *refused]
 
@@ -104,8 +106,9 @@ def standard(values: Tensor, own: Tensor) -> Tensor:
     return (values - own.mean(0)) / own.std(0).clamp_min(1e-6)
 
 
-def weighted(values: Tensor, weights: Mapping[str, float]) -> np.ndarray:
-    return (values @ torch.tensor([weights.get(part, 0.0) for part in PARTS])).numpy()
+def weighted(values: Tensor, weights: Mapping[str, float]) -> Values:
+    found: Values = (values @ torch.tensor([weights.get(part, 0.0) for part in PARTS])).numpy()
+    return found
 
 
 def fitted(
@@ -200,9 +203,9 @@ def made_of(name: str) -> tuple[Tensor, Tensor, Tensor]:
             one, other = (learned[int(at)] for at in random.integers(0, len(learned), 2))
             if kind and one.label == other.label:
                 continue
-            pixels = [np.asarray(_square(listing.root / sample.path), np.float32) for sample in (one, other)]
+            first, second = (_square(listing.root / sample.path) for sample in (one, other))
             path = Path(place) / f"{number:04d}.png"
-            Image.fromarray(_made(kind, *pixels, random).astype(np.uint8)).save(path)
+            Image.fromarray(_made(kind, first, second, random).astype(np.uint8)).save(path)
             samples.append(Sample(path.name, "made", None, path.stat().st_size))
             kinds.append(kind)
             classes.append((names.index(one.label), names.index((other if kind else one).label)))
@@ -210,12 +213,12 @@ def made_of(name: str) -> tuple[Tensor, Tensor, Tensor]:
     return found.pooled, torch.tensor(kinds), torch.tensor(classes)
 
 
-def _square(path: Path) -> Image.Image:
+def _square(path: Path) -> Values:
     with Image.open(path) as picture:
-        return picture.convert("RGB").resize((SIDE, SIDE))
+        return np.asarray(picture.convert("RGB").resize((SIDE, SIDE)), np.float32)
 
 
-def _made(kind: int, one: np.ndarray, other: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _made(kind: int, one: Values, other: Values, random: np.random.Generator) -> Values:
     if kind == 0:
         side = SIDE // GRID
         tiles = [
@@ -227,7 +230,8 @@ def _made(kind: int, one: np.ndarray, other: np.ndarray, random: np.random.Gener
         mixed = one.copy()
         mixed[:, : SIDE // 2] = other[:, SIDE // 4 : SIDE // 4 + SIDE // 2]
         return mixed
-    return (one + other) / 2
+    blended: Values = (one + other) / 2
+    return blended
 
 
 if __name__ == "__main__":
