@@ -69,10 +69,19 @@ def test_the_tenth_tutorial_comes_after_the_ninth() -> None:
     assert sorted(names, key=generator("tutorials").Numbered("scripts")) == names[::-1]
 
 
-def test_the_copy_of_a_tutorial_has_no_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_of_pages_link_to_copies_of_tutorials_which_have_no_frames(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.syspath_prepend(DOCS)
-    page = "before\n\n.. raw:: html\n\n    <iframe></iframe>\n\nafter\n"
-    assert generator("copies").from_gallery(page) == "before\n\nafter\n"
+    tutorial = tmp_path / "plot_1_strategies.rst"
+    tutorial.write_text("before\n\n.. raw:: html\n\n    <iframe></iframe>\n\nafter\n", encoding="utf-8")
+    sources = {"learn/index": LEARN / "index.md", "learn/gallery/plot_1_strategies": tutorial}
+    generator("copies").write_copies(sources, tmp_path / "site")
+    copy = (tmp_path / "site" / "learn" / "index.md").read_text(encoding="utf-8")
+    assert "](gallery/plot_1_strategies.md)" in copy
+    assert ".rst)" not in copy
+    linked = tmp_path / "site" / "learn" / "gallery" / "plot_1_strategies.md"
+    assert linked.read_text(encoding="utf-8") == "before\n\nafter\n"
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ def write_copies(sources: dict[str, Path], out: Path) -> None:
             text = plain(Path(name).name)
         elif source.suffix != ".md":
             text = from_gallery(text)
-        text = included(text, source)
+        text = re.sub(r"(\]\([^)\s]+)\.rst\)", r"\1.md)", included(text, source))  # tutorials have copies too
         copy = out / f"{name}.md"
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(text, encoding="utf-8")
