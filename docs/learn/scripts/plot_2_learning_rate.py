@@ -136,7 +136,7 @@ for warmup in (0, 5, 20):
 ends = [10 * each.epoch - 1 for each in runs[0.01]]
 axis.plot(ends, [each.lr / 0.01 for each in runs[0.01]], "x", color="black", label="the training at rate 0.01")
 axis.set(title="share of the full learning rate", xlabel="step", ylabel="share", ylim=(0, 1.5))
-axis.legend(ncols=2, fontsize=8)
+axis.legend(ncols=2, fontsize=9)
 
 # %%
 # Does a warm-up matter? At a rate that is too high it does. Each line is a training at rate 0.1, for two seeds.
@@ -169,7 +169,7 @@ for decay in (1.0, 0.7, 0.3):
     below.plot([each.epoch for each in epochs], [each.val_loss for each in epochs], marker="o")
     print(f"stage_decay {decay:g}: validation loss {epochs[-1].val_loss:.2f}, accuracy {epochs[-1].val_accuracy:.0%}")
 above.set(title="rate of each stage", yscale="log", ylabel="learning rate")
-above.legend(fontsize=8)
+above.legend(fontsize=9)
 below.set(title="from pretrained weights", xlabel="epoch", ylabel="validation loss", xticks=range(1, 6))
 
 # %%

@@ -135,7 +135,7 @@ for position, (name, (classifier, epochs)) in enumerate(remedies.items()):
     below.plot(classifier.metrics["accuracy"], -position, "o", color=f"C{position}")
     print(f"{name:16} test {in_words(classifier.metrics)}")
 above.set(title="validation loss", xlabel="epoch", ylabel="loss", ylim=(0, 3.5), xticks=range(2, 17, 2))
-above.legend(ncols=2, fontsize=8)
+above.legend(ncols=2, fontsize=9)
 below.set(title="accuracy on test pictures", yticks=[-n for n in range(len(remedies))], yticklabels=remedies)
 
 # %%

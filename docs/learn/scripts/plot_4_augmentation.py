@@ -176,6 +176,9 @@ for row, split in zip(axes, ("train", "test"), strict=True):
     row[0].set_ylabel(split)
 figure.suptitle("training pictures face right, test pictures both ways")
 
+# %%
+# The same network, with the same two seeds, learns these pictures.
+
 compare(
     "things that face both ways",
     {

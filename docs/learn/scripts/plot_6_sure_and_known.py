@@ -130,7 +130,7 @@ print(f"wrong: {(~right).mean():.1%} of all answers, {(~right[claimed >= 0.9]).m
 # always wins. ``false_accept_rate`` compares the picture with the classes themselves. Each dot is a picture: to the
 # right the classifier is sure, at the top the picture is like none of the classes.
 
-kinds = {"known": [path for path, _ in test], "near (8, 9)": near, "far (photographs)": far}
+kinds = {"known": [path for path, _ in test], "near": near, "far": far}
 asked = {name: classifier.predict_all(pictures, false_accept_rate=0.1) for name, pictures in kinds.items()}
 
 figure, axis = plt.subplots(figsize=(5.2, 3.8))
@@ -140,17 +140,17 @@ for marker, (name, answers) in zip("o^x", asked.items(), strict=True):
 passed = [answer.unknown_score for answers in asked.values() for answer in answers if not answer.unknown]
 axis.axhline(max(passed), linestyle=":", color="gray", label="above: unknown")
 axis.set(title="sure and known are two things", xlabel="probability of the answer", ylabel="unlike the classes")
-axis.legend(fontsize=8)
+axis.legend(fontsize=9)
 
 
 def table():
     """Print how many of each group are unsure, unknown, or both."""
-    print(f"{'':18}  answered   unsure  unknown     both")
+    print("       neither  unsure  unknown   both")
     for name, pictures in kinds.items():
         answers = classifier.predict_all(pictures, min_probability=0.9, false_accept_rate=0.1)
         pairs = [(answer.unsure, answer.unknown) for answer in answers]
         counts = [pairs.count(pair) for pair in ((False, False), (True, False), (False, True), (True, True))]
-        print(f"{name:18}" + "".join(f"{count / len(pairs):9.0%}" for count in counts))
+        print(f"{name:6}" + "".join(f"{count / len(pairs):8.0%}" for count in counts))
 
 
 table()
