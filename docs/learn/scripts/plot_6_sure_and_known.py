@@ -140,7 +140,7 @@ for marker, (name, answers) in zip("o^x", asked.items(), strict=True):
 passed = [answer.unknown_score for answers in asked.values() for answer in answers if not answer.unknown]
 axis.axhline(max(passed), linestyle=":", color="gray", label="above: unknown")
 axis.set(title="sure and known are two things", xlabel="probability of the answer", ylabel="unlike the classes")
-axis.legend(fontsize=9)
+figure.legend(loc="outside lower center", ncols=4, fontsize=9)
 
 
 def table():
