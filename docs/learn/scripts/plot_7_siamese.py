@@ -265,10 +265,11 @@ axis.invert_yaxis()
 verifier = Verifier(encoder)
 for name, other in (("another drawing of it", pictures[1]), ("another character", pictures[test.shape[1]])):
     answer = verifier.verify(pictures[0], other)
-    print(f"{name:22} same: {answer.same!s:6} similarity {answer.similarity:.2f}, threshold {answer.threshold:.2f}")
+    print(f"similarity {answer.similarity:.2f}, same: {answer.same} ({name})")
 
 together, apart = by_kind(torch.from_numpy(encoder.embed(pictures)))
 limit = (2 - 2 * verifier.calibration.threshold) ** 0.5  # a cosine as a distance of unit vectors
+print(f"threshold {verifier.calibration.threshold:.2f}")
 print(f"different pairs accepted: {(apart <= limit).float().mean():.1%}")
 print(f"same pairs refused:       {(together > limit).float().mean():.1%}")
 

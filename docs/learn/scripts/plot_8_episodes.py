@@ -136,10 +136,10 @@ figure.suptitle("a 5-way 1-shot episode: queries below, with their answers", fon
 # %%
 # More ways are harder and more shots are easier, so an accuracy says nothing without both numbers.
 
-print("accuracy        1 shot   5 shots")
+print("          1 shot   5 shots")
 for ways in (5, 20, 60):
     shares = [measured(vectors, ways, shots).mean() for shots in (1, 5)]
-    print(f"{ways:2} ways         {shares[0]:.1%}    {shares[1]:.1%}")
+    print(f"{ways:2} ways   {shares[0]:.1%}     {shares[1]:.1%}")
 
 # %%
 # Mistake 1: characters of the training in the test
@@ -151,8 +151,8 @@ for ways in (5, 20, 60):
 
 leaked = embed(drawings(known, 10))
 fair, leak = measured(vectors).mean(), measured(leaked).mean()
-print(f"20-way 1-shot, new characters:             {fair:.1%}")
-print(f"20-way 1-shot, characters of the training: {leak:.1%}")
+print(f"{fair:.1%} new characters, 20-way 1-shot")
+print(f"{leak:.1%} characters of the training")
 
 # %%
 # Mistake 2: statistics of the queries
