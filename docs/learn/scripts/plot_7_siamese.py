@@ -219,7 +219,7 @@ for number, drawings in enumerate(train):
     for position, picture in enumerate(as_pictures(drawings)):
         picture.save(folder / f"{position}.png")
 
-config = SiameseConfig(epochs=12, side=SIDE, alphabets=1, ways=24, distortion="drawing", device="cpu")
+config = SiameseConfig(epochs=10, side=SIDE, alphabets=1, ways=24, distortion="drawing", device="cpu")
 encoder = train_folder(work / "characters", work / "run", config=config)
 shipped = Embedder.load("omniglot", device="cpu")
 

@@ -232,7 +232,7 @@ for number, pictures in enumerate(toys[:60]):
     (work / "toys" / f"{number:02d}").mkdir(parents=True)
     for position, picture in enumerate(pictures):
         picture.save(work / "toys" / f"{number:02d}" / f"{position}.png")
-config = SiameseConfig(epochs=12, side=28, alphabets=1, ways=12, device="cpu")
+config = SiameseConfig(epochs=10, side=28, alphabets=1, ways=12, device="cpu")
 trained = train_folder(work / "toys", work / "run", config=config)
 
 
