@@ -7,11 +7,16 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
 
 MakeFolder = Callable[..., Path]
+
+# The same examples on every machine, and as long as a busy machine takes for them.
+hypothesis.settings.register_profile("fewtune", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("fewtune")
 
 
 @pytest.fixture

@@ -15,8 +15,6 @@ from finetune.errors import InputError
 # The same few examples on every machine: a property test costs as much as an example test.
 FEW = settings(
     max_examples=30,
-    deadline=None,
-    derandomize=True,
     phases=[Phase.generate],  # a failing example is small already
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

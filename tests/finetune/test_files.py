@@ -100,9 +100,7 @@ def test_no_text_of_a_table_is_a_formula_and_every_text_is_read_back(tmp_path: P
     assert [row["name"] for row in read_csv(path, ("name", "number"))] == texts
 
 
-@settings(
-    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(st.sampled_from("\\udc8fä'=,\"\n" + os.fsdecode(b"\x80\xff"))), min_size=1))
 def test_every_file_name_is_read_back_from_a_table(tmp_path: Path, names: list[str]) -> None:
     """Also bytes of other encodings, and names that look like their escapes."""

@@ -175,7 +175,7 @@ def test_a_scale_below_one_enlarges_a_part() -> None:
     assert float(near.sum()) == pytest.approx(4 * 16 * 16, rel=0.05)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.floats(0, 1), st.integers(0, 2**32 - 1))
 def test_distortions_occur_with_their_probability(present: float, seed: int) -> None:
     linear = _linear(1000, replace(NONE, rotation=20, present=present), seeded(seed))
@@ -218,7 +218,7 @@ def test_paper_far_from_strokes_stays_paper() -> None:
     assert torch.equal(seen[1], page[1])  # of full ink nothing is taken: only soft edges go
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(0, 1), st.integers(0, 2**32 - 1))
 def test_light_changes_and_stays_between_0_and_1(strength: float, seed: int) -> None:
     pictures = torch.rand(8, 3, 10, 10, generator=seeded(seed))

@@ -41,7 +41,7 @@ def centroid(pictures: Tensor) -> Tensor:
     return torch.stack([(light.sum(1) * places).sum(1) / total, (light.sum(2) * places).sum(1) / total], 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data(), st.sampled_from([HALVED, FULL]), st.sampled_from([104, 105]))
 def test_the_window_surrounds_the_ink_with_its_margin(data: st.DataObject, side: int, page: int) -> None:
     height, width = data.draw(st.integers(1, 100)), data.draw(st.integers(1, 100))
@@ -56,7 +56,7 @@ def test_the_window_surrounds_the_ink_with_its_margin(data: st.DataObject, side:
     assert half / 2 * stands_for == pytest.approx(max(height, width, SMALLEST) / 2 * (1 + MARGIN), abs=1e-3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(0, 4), st.integers(0, 4), st.sampled_from([16, HALVED, FULL]))
 def test_the_position_of_the_ink_hardly_matters(number: int, down: int, right: int, side: int) -> None:
     ink = cut(torch.from_numpy(character(number)))
@@ -68,7 +68,7 @@ def test_the_position_of_the_ink_hardly_matters(number: int, down: int, right: i
     assert float(one.mean()) > 0.02
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.sampled_from([HALVED, FULL]))
 def test_the_size_of_a_drawing_hardly_matters(number: int, side: int) -> None:
     ink = cut(torch.from_numpy(character(number, side=50, width=3)))
@@ -133,7 +133,7 @@ def test_a_page_that_is_not_square_loses_no_ink(side: int, lying: bool) -> None:
     assert float((render(narrow, side) - render(square, side)).abs().mean()) < 0.01
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 3), st.integers(1, 40), st.integers(0, 2**32 - 1))
 def test_a_whole_picture_at_its_own_size_is_the_picture(channels: int, side: int, seed: int) -> None:
     values = np.random.default_rng(seed).integers(0, 256, (3, channels, side, side), dtype=np.uint8)

@@ -31,7 +31,7 @@ def test_only_broad_strokes_are_thinned() -> None:
     assert np.ptp(columns) > 45
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.integers(3, 16))
 def test_a_skeleton_keeps_connections_and_lies_within_the_ink(number: int, width: int) -> None:
     ink = character(number, width=width) > 0

@@ -67,7 +67,7 @@ def test_the_further_the_warp_the_larger_the_distance() -> None:
     assert (found.diff() > 0).all()
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(st.integers(0, 1000), st.integers(-4, 4), st.integers(-4, 4))
 def test_the_distance_does_not_depend_on_the_position(seed: int, down: int, right: int) -> None:
     # By whole cells; other shifts gather the ink in other cells, which changes the distance slightly.

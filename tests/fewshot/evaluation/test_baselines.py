@@ -46,7 +46,7 @@ def test_hausdorff_is_the_larger_of_both_directions() -> None:
     assert modified_hausdorff(dot, bar).item() == modified_hausdorff(bar, dot).item() == pytest.approx(1.2)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.integers(-3, 3), st.integers(-3, 3))
 def test_hausdorff_does_not_depend_on_the_position(seed: int, down: int, right: int) -> None:
     one, other = F.pad(glyphs(seed), (3, 3, 3, 3)), glyphs(seed + 1)

@@ -56,7 +56,7 @@ def one_by_one(vectors: Tensor, episodes: Episodes, metric: Metric) -> list[list
 # --- drawing ----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     counts=st.lists(st.integers(6, 9), min_size=6, max_size=12),
     way=st.integers(2, 6),
@@ -80,7 +80,7 @@ def test_an_episode_has_no_class_twice_and_no_row_twice(
         assert torch.equal(labels[rows], pool.labels[classes][:, None].expand_as(rows))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32))
 def test_an_episode_lies_within_one_group(seed: int) -> None:
     labels = torch.arange(12).repeat_interleave(3)
@@ -160,7 +160,7 @@ def test_the_least_that_can_be_asked_is_allowed() -> None:
 # --- scoring ----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     metric=st.sampled_from(METRICS),
     way=st.integers(2, 8),
@@ -186,7 +186,7 @@ def test_scores_are_those_of_a_slow_loop(
         assert torch.allclose(scores.credit, expected, atol=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.sampled_from(METRICS), st.integers(2, 40), st.integers(1, 3), st.floats(-1e3, 1e3, width=32))
 def test_equal_vectors_score_exactly_as_chance(metric: Metric, way: int, shot: int, value: float) -> None:
     vectors = torch.full((40 * 5, 37), value) * torch.linspace(-1, 1, 37)
@@ -211,7 +211,7 @@ def test_random_vectors_score_about_as_chance(metric: Metric) -> None:
     assert float(credit.mean()) == pytest.approx(0.2, abs=0.02)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.permutations(range(7)), st.sampled_from(METRICS))
 def test_the_order_of_the_classes_does_not_matter(order: list[int], metric: Metric) -> None:
     vectors = torch.randn(7 * 4, 3, generator=seeded()).round()
@@ -224,7 +224,7 @@ def test_the_order_of_the_classes_does_not_matter(order: list[int], metric: Metr
     assert torch.allclose(other.taken, scores.taken[:, order], atol=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(3, 6), st.sampled_from(METRICS), st.integers(0, 2**32))
 def test_taken_credit_is_what_others_gain_without_the_class(way: int, metric: Metric, seed: int) -> None:
     vectors = torch.randn(6 * 4, 3, generator=seeded(seed)).round()

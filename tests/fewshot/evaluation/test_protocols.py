@@ -244,7 +244,7 @@ def test_the_class_interval_is_as_wide_as_accuracies_spread() -> None:
     assert 0.75 * spread < sum(widths) / 40 < 1.4 * spread
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 1, width=32)), min_size=1, max_size=30))
 def test_group_intervals_contain_the_accuracy(episodes: list[tuple[int, float]]) -> None:
     credit = torch.tensor([value for _, value in episodes]).view(-1, 1, 1)
@@ -277,7 +277,7 @@ def other_alphabets(vectors: EmbeddedDrawings) -> EmbeddedDrawings:
     return replace(vectors, characters=tuple(Character("x" + name.alphabet, name.number) for name in NAMES))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32))
 def test_half_of_the_pairs_are_same_and_all_by_two_drawers_of_one_alphabet(seed: int) -> None:
     vectors = random()
@@ -321,7 +321,7 @@ def test_validation_and_test_share_no_character() -> None:
         koch(other_alphabets(random(1)), random(), pairs=7)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(-4, 4), st.booleans()), min_size=2, max_size=30))
 def test_the_threshold_is_best_and_the_roc_matches_its_definition(pairs: list[tuple[int, bool]]) -> None:
     scores = torch.tensor([float(value) for value, _ in pairs], dtype=torch.float64)

@@ -28,7 +28,7 @@ def test_the_slow_distance_reorders_the_nearest_alone() -> None:
     assert reranked(first, second, nearest=2, weight=0)(test, train).argmin() == 0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 12), st.integers(1, 12), st.floats(0, 10), st.integers(0, 2**32))
 def test_the_nearest_stay_first_and_the_others_keep_their_order(n: int, nearest: int, weight: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fewshot.evaluation.threshold import POINTS, Calibration, calibrate
@@ -36,7 +36,6 @@ def rates(scores: np.ndarray, same: np.ndarray, threshold: float) -> tuple[float
     return float((scores[~same] >= threshold).mean()), float((scores[same] < threshold).mean())
 
 
-@settings(deadline=None)
 @given(BOTH, RATES)
 def test_the_rate_is_measured_and_at_most_the_given_one(both, rate: float) -> None:
     scores, same = pairs(both)
@@ -49,7 +48,6 @@ def test_the_rate_is_measured_and_at_most_the_given_one(both, rate: float) -> No
     assert rates(scores, same, lower)[0] > rate
 
 
-@settings(deadline=None)
 @given(BOTH)
 def test_false_accepts_fall_and_false_rejects_rise_with_the_threshold(both) -> None:
     scores, same = pairs(both)
@@ -62,14 +60,12 @@ def test_false_accepts_fall_and_false_rejects_rise_with_the_threshold(both) -> N
     assert (measured[0], measured[-1]) == ((1, 0), (0, 1))
 
 
-@settings(deadline=None)
 @given(BOTH)
 def test_auc_is_the_share_of_correctly_ordered_pairs(both) -> None:
     above = [(one > other) + (one == other) / 2 for one in both[0] for other in both[1]]
     assert calibrate(*pairs(both)).auc == pytest.approx(sum(above) / len(above))
 
 
-@settings(deadline=None)
 @given(BOTH)
 def test_the_equal_error_threshold_has_the_closest_rates(both) -> None:
     scores, same = pairs(both)
@@ -82,7 +78,6 @@ def test_the_equal_error_threshold_has_the_closest_rates(both) -> None:
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(BOTH, RATES)
 def test_rates_do_not_change_under_increasing_maps(both, rate: float) -> None:
     scores, same = pairs(both)
@@ -96,7 +91,6 @@ def test_rates_do_not_change_under_increasing_maps(both, rate: float) -> None:
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(BOTH, RATES, RATES)
 def test_at_gives_the_point_that_calibrate_would_choose(both, rate: float, other: float) -> None:
     scores, same = pairs(both)
@@ -106,7 +100,6 @@ def test_at_gives_the_point_that_calibrate_would_choose(both, rate: float, other
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(BOTH, RATES)
 def test_a_calibration_survives_json(both, rate: float) -> None:
     found = calibrate(*pairs(both), false_accept_rate=rate)
@@ -242,7 +235,6 @@ def test_reversed_curves_and_missing_values_are_refused() -> None:
 LABELS = st.lists(st.sampled_from("abcd"), min_size=2, max_size=14)
 
 
-@settings(deadline=None)
 @given(LABELS, st.integers(2, 100), st.integers(0, 9))
 def test_labelled_pairs_are_distinct_and_correctly_labelled(labels: list[str], most: int, seed: int) -> None:
     every = [labels[i] == labels[j] for i, j in combinations(range(len(labels)), 2)]

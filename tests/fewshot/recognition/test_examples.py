@@ -15,7 +15,7 @@ def random(n: int, seed: int) -> Any:
     return unit(np.random.default_rng(seed).normal(size=(n, WIDTH)))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from(["add", "add", "new", "read", "forget"]), st.integers(0, 9)), max_size=40))
 def test_any_order_of_changes_gives_the_vectors_sorted_by_class(changes: list[tuple[str, int]]) -> None:
     examples, model = Examples(WIDTH), list[list[Any]]()

@@ -130,7 +130,7 @@ class History(RuleBasedStateMachine):
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-History.TestCase.settings = settings(max_examples=25, stateful_step_count=15, deadline=None)
+History.TestCase.settings = settings(max_examples=25, stateful_step_count=15)
 test_after_any_history_a_gallery_is_as_one_made_at_once = History.TestCase
 
 

@@ -128,7 +128,7 @@ def test_any_header_is_refused_or_does_no_harm(saved: Recognizer, tmp_path: Path
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     about, expected = json.loads(metadata["gallery"]), contents(saved)
 
-    @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=200, suppress_health_check=list(HealthCheck))
     @given(st.dictionaries(st.sampled_from(FIELDS), JSON, min_size=1, max_size=3))
     def check(changes: dict[str, Any]) -> None:
         write_tensors(tmp_path / GALLERY_FILE, tensors, {"gallery": json.dumps(about | changes)})
@@ -147,7 +147,7 @@ def test_any_change_of_the_file_is_refused_or_does_no_harm(saved: Recognizer, tm
     whole = path.read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
 
-    @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=200, suppress_health_check=list(HealthCheck))
     @given(st.data())
     def check(data: Any) -> None:
         changed = bytearray(whole)

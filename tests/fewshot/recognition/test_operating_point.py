@@ -17,7 +17,7 @@ GALLERIES = [
 ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(GALLERIES), st.integers(0, 1000))
 def test_scores_rise_with_similarity_and_agree_with_the_threshold(gallery: Gallery, seed: int) -> None:
     queries = np.concatenate([population([9, seed], 20)[:, 0], gallery.examples[:5], -gallery.examples[:5]])

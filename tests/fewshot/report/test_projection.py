@@ -31,7 +31,7 @@ def test_separate_clusters_stay_separate(method: str) -> None:
     assert (found.variance is not None) == (method == "pca")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(rows=st.integers(1, 40), width=st.integers(1, 6), seed=st.integers(0, 9))
 def test_places_lie_in_the_unit_square(rows: int, width: int, seed: int) -> None:
     vectors = np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32)

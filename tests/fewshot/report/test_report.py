@@ -235,7 +235,7 @@ def embedded_of(label: list[int], alphabet: list[int], vectors: torch.Tensor) ->
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(labels=st.lists(st.integers(0, 4), min_size=2, max_size=25), seed=st.integers(0, 99))
 def test_wrong_neighbours_match_a_plain_search(labels: list[int], seed: int) -> None:
     vectors = torch.nn.functional.normalize(torch.randn(len(labels), 3, generator=torch.Generator().manual_seed(seed)))
@@ -303,7 +303,7 @@ def test_a_drawing_is_embedded_once() -> None:
     assert (once(drawings.rot90(1, (1, 2))) == drawings.rot90(1, (1, 2)).flatten(1)).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 999), shift=st.floats(-1, 3))
 def test_a_thinned_curve_keeps_its_ends_and_its_rates_are_monotone(seed: int, shift: float) -> None:
     random = torch.Generator().manual_seed(seed)

@@ -250,7 +250,7 @@ def answers_or_refuses(folder: Path) -> None:
     assert index.search(unit(1, seed=2), 1)[0][0].key == "new"
 
 
-SOME = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+SOME = settings(max_examples=150, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ def test_any_json_is_refused_or_does_no_harm(kind: str, tmp_path: Path) -> None:
     expected.save(tmp_path)
     about = json.loads((tmp_path / "index.json").read_text())
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=150, suppress_health_check=list(HealthCheck))
     @given(st.dictionaries(st.sampled_from(FIELDS), JSON, min_size=1, max_size=3))
     def check(changes: dict[str, Any]) -> None:
         (tmp_path / "index.json").write_text(json.dumps(about | changes))
@@ -219,7 +219,7 @@ def test_any_change_of_the_keys_is_refused_or_does_no_harm(tmp_path: Path) -> No
     path = file_of(tmp_path, "sqlite")
     whole = path.read_bytes()
 
-    @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=300, suppress_health_check=list(HealthCheck))
     @given(st.data())
     def check(data: Any) -> None:
         contents = bytearray(whole)

@@ -115,7 +115,7 @@ class GraphHistory(History):
     kind = "hnsw"
 
 
-SOME = settings(max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
+SOME = settings(max_examples=25, stateful_step_count=30, suppress_health_check=list(HealthCheck))
 TestExact, TestLists, TestGraph = History.TestCase, ListsHistory.TestCase, GraphHistory.TestCase
 TestQuantised = QuantisedHistory.TestCase
 TestExact.settings = TestLists.settings = TestGraph.settings = TestQuantised.settings = SOME

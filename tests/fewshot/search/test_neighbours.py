@@ -9,7 +9,7 @@ from made_index import WIDTH, assert_exact, named, unit
 from fewshot.search.index import Index
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 200), st.integers(1, 30), st.integers(0, 2**32))
 def test_the_index_and_a_plain_product_find_the_same_neighbours(n: int, m: int, seed: int) -> None:
     vectors, queries, index = unit(n, seed), unit(m, seed + 1), Index(WIDTH)

@@ -33,7 +33,7 @@ def drawn(pool: Pool, *, seed: int = 0, **options: int) -> Draw:
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     groups_of_sizes,
     st.integers(1, 5),

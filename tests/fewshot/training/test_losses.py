@@ -47,7 +47,7 @@ def by_hand(vectors: Tensor, labels: Tensor, margin: float, hardest: int) -> flo
     return mean(same) + mean(different)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(2, 5), st.integers(1, 4), st.sampled_from([0, 1, 2, 3]), st.floats(0.2, 2), st.integers(0, 2**32 - 1)
 )
@@ -68,7 +68,7 @@ def test_only_existing_pairs_are_averaged(classes: int, each: int, hardest: int)
     assert float(found) == pytest.approx(by_hand(vectors, labels, 2.0, hardest), abs=1e-4)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 5), st.integers(0, 8))
 def test_mined_pairs_replace_all_pairs(seed: int, same: int, different: int) -> None:
     vectors, labels = random(3, 4, seed)

@@ -26,7 +26,6 @@ from finetune.errors import InputError
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=40))
 def test_a_row_counts_the_answers_at_its_threshold(drawn: list[tuple[int, bool]]) -> None:
     probabilities, right = [tenth / 10 for tenth, _ in drawn], [each for _, each in drawn]
@@ -112,7 +111,7 @@ def answers(n: int, random: np.random.Generator, slope: float = 6.0) -> tuple[li
 
 
 @given(SEEDS, st.integers(50, 2000), st.floats(0.001, 0.999), st.floats(0.001, 0.999))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_stricter_target_never_rejects_less(seed: int, n: int, one: float, other: float) -> None:
     rows = rejections(*answers(n, np.random.default_rng(seed)))
     strict, loose = sorted((one, other))
@@ -159,7 +158,7 @@ def test_a_target_that_cannot_be_promised_is_one_clear_line(probabilities: list[
 
 
 @given(st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.5, 0.999))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_upper_bound_matches_the_binomial_tail(trial: tuple[int, int], confidence: float) -> None:
     errors, n = trial
     bound = upper_bound(errors, n, confidence)
@@ -197,7 +196,7 @@ def test_the_offered_target_error_is_accepted(trial: tuple[int, int]) -> None:
 
 @given(SEEDS, st.integers(5, 300), st.floats(0.005, 0.3))
 @example(seed=129, n=129, target=0.0625)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_target_that_cannot_be_promised_says_how_many_pictures_it_takes(seed: int, n: int, target: float) -> None:
     probabilities, right = answers(n, np.random.default_rng(seed))
     rows = rejections(probabilities, right)

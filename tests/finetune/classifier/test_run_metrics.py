@@ -83,7 +83,7 @@ def test_a_damaged_file_and_its_field_are_named(content: str, named: str, tmp_pa
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_a_wrong_value_anywhere_is_an_input_error_or_a_report(run: Path, data: st.DataObject) -> None:
     """Whatever one field of metrics.json or config.json holds, no other exception is raised."""

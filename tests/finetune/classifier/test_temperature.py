@@ -43,7 +43,7 @@ def honest(n: int, seed: int, *, classes: int = 4, spread: float = 2.0) -> tuple
 
 
 @given(SEEDS, st.sampled_from([0.4, 0.7, 1.6, 3.0]))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_fit_temperature_recovers_a_known_temperature(seed: int, hidden: float) -> None:
     found, labels = honest(2000, seed)
     assert fit_temperature(calibrated(found, 1 / hidden), labels) == pytest.approx(hidden, rel=0.15)
@@ -51,7 +51,7 @@ def test_fit_temperature_recovers_a_known_temperature(seed: int, hidden: float) 
 
 @pytest.mark.slow
 @given(SEEDS, st.sampled_from([0.4, 3.0]))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_calibration_error_falls_on_pictures_that_did_not_fit_the_temperature(seed: int, hidden: float) -> None:
     found, labels = honest(2000, seed)
     wrong = calibrated(found, 1 / hidden)
@@ -65,7 +65,7 @@ def test_calibration_error_falls_on_pictures_that_did_not_fit_the_temperature(se
 
 
 @given(SEEDS, st.integers(0, 60))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_few_pictures_change_a_calibrated_network_little(seed: int, n: int) -> None:
     # Of 2,500 draws the furthest were 0.44 and 2.3; a factor of 2 is left about once in 500.
     assert 1 / 3 <= fit_temperature(*honest(n, seed)) <= 3
@@ -81,7 +81,6 @@ def test_calibrated_networks_usually_keep_temperature_1_and_lose_little() -> Non
 
 
 @given(st.integers(1, 400), st.floats(0.1, 30))
-@settings(deadline=None)
 def test_perfect_validation_does_not_make_probabilities_certain(n: int, margin: float) -> None:
     labels = torch.arange(n) % 3
     found = (margin * torch.eye(3, dtype=torch.float64)[labels]).log_softmax(1)
@@ -104,7 +103,7 @@ def most_probable(found: Tensor, labels: Tensor) -> float:
 
 
 @given(SEEDS, st.integers(1, 400), st.sampled_from([0.3, 3.0]), st.floats(0.5, 6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_temperature_is_the_most_probable_one_or_one(seed: int, n: int, hidden: float, spread: float) -> None:
     found, labels = honest(n, seed, spread=spread)
     found = calibrated(found, 1 / hidden)
@@ -115,7 +114,7 @@ def test_the_temperature_is_the_most_probable_one_or_one(seed: int, n: int, hidd
 
 
 @given(SEEDS, st.integers(1, 5), st.floats(1, 8))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_temperature_is_used_where_it_lowers_the_loss_of_pictures_left_out(seed: int, n: int, spread: float) -> None:
     """Each of so few pictures is a fold."""
     found, _ = honest(n, seed, spread=spread)
@@ -161,7 +160,7 @@ def test_a_network_that_is_always_wrong_gets_a_temperature_within_bounds() -> No
 
 
 @given(SEEDS, st.floats(0.2, 9))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_temperature_keeps_the_order_of_classes_and_sums_to_one(seed: int, temperature: float) -> None:
     found, _ = honest(20, seed)
     after = calibrated(found, temperature)
@@ -193,7 +192,7 @@ def test_calibration_error_of_one_bin_is_the_difference_of_its_means() -> None:
 
 
 @given(SEEDS, st.integers(1, 200))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_every_prediction_is_in_one_bin_that_holds_its_probability(seed: int, n: int) -> None:
     found, labels = honest(n, seed)
     rows = reliability(found, labels)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from made_pictures import encoded, png, reason
@@ -24,7 +24,6 @@ from finetune.data import images
 from finetune.data.images import PICTURE_EXTENSIONS, read_content, read_image
 from finetune.errors import InputError, UnreadablePicture
 
-patient = settings(deadline=None)  # machines under load are slow at times
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 
@@ -162,7 +161,6 @@ def test_lab_and_cmyk_files_keep_their_colours() -> None:
         assert np.abs(pixels(read_image(cmyk)).astype(int) - RED).max() <= 4
 
 
-@patient
 @given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9))))
 def test_eight_bit_grey_is_what_convert_gives(values: np.ndarray) -> None:
     grey = Image.fromarray(values)
@@ -197,7 +195,6 @@ def test_sixteen_bits_are_scaled_by_the_range_that_holds_them(highest: int, ceil
         assert (found == found[:, :, :1]).all()
 
 
-@patient
 @given(arrays(np.uint16, st.tuples(st.integers(1, 6), st.integers(2, 6))))
 def test_sixteen_bits_are_never_clipped(values: np.ndarray) -> None:
     found = pixels(read_image(values))[:, :, 0].ravel().astype(int)
@@ -278,7 +275,6 @@ def test_the_first_frame_counts(kind: str) -> None:
     assert np.abs(pixels(read_image(content)).astype(int) - RED).max() <= 2
 
 
-@patient
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 420))
 def test_a_reduced_jpeg_keeps_what_is_needed(width: int, height: int, at_least: int) -> None:
     found = read_image(encoded(Image.new("RGB", (width, height), RED), "JPEG"), at_least=at_least)

@@ -141,7 +141,7 @@ def test_any_picture_has_a_fingerprint() -> None:
     assert pairs_of(scene(0)) == []
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.lists(
         st.tuples(st.integers(0, 4), st.integers(0, 3), st.integers(0, 6), st.integers(0, 60), st.integers(0, 9)),
@@ -198,7 +198,6 @@ def test_pairs_are_found_across_blocks_of_thousands() -> None:
     assert near_pairs([row.tobytes() for row in table]) == [(number, 2990 + number) for number in range(10)]
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 15), st.integers(0, 15)), max_size=20))
 def test_groups_are_what_pairs_connect(pairs: list[tuple[int, int]]) -> None:
     group = {number: {number} for pair in pairs for number in pair}

@@ -7,16 +7,13 @@ from pathlib import Path
 import pytest
 from contents import ANCHORS, FRACTIONS, PLAIN, audited, consistent, counts_of, hashes, made, sha
 from hostile import hostile, state
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from finetune.data.folder import Listing, list_folder
 from finetune.data.images import Content, read_content, read_image
 from finetune.data.splits import Unreadable, audit
 from finetune.errors import InputError, UnreadablePicture
-
-patient = settings(deadline=None)  # machines under load are slow at times
-
 
 FEW_TO_MEASURE = "Classes with one or two test pictures, too few for a reliable accuracy: cat, dog."
 
@@ -63,7 +60,6 @@ folders = st.dictionaries(st.tuples(st.sampled_from("abc"), st.integers(0, 30)),
 )
 
 
-@patient
 @given(folders, folders)
 def test_adding_pictures_never_moves_those_of_an_earlier_run(old: dict[str, str], added: dict[str, str]) -> None:
     both = consistent(ANCHORS | added | old)
@@ -75,7 +71,6 @@ def test_adding_pictures_never_moves_those_of_an_earlier_run(old: dict[str, str]
     assert again == after, "a run that goes on has the splits that it began with"
 
 
-@patient
 @given(st.integers(4, 40), st.integers(2, 5), st.integers(0, 999))
 def test_classes_of_one_size_give_the_same_numbers(size: int, classes: int, seed: int) -> None:
     pictures = {
@@ -114,7 +109,6 @@ def test_a_new_class_gives_its_fraction_of_the_added_pictures() -> None:
     assert [sides[f"dog/{number}.jpg"] for number in range(3)] == ["val", "train", "test"]
 
 
-@patient
 @given(folders)
 def test_identical_pictures_are_on_one_side(pictures: dict[str, str]) -> None:
     copies = {f"{path[0]}/copy{n}.jpg": content for n, (path, content) in enumerate(pictures.items())}
@@ -127,7 +121,6 @@ def test_identical_pictures_are_on_one_side(pictures: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
-@patient
 @given(folders, st.floats(0, 0.9), st.floats(0, 0.9))
 def test_every_class_has_a_training_picture_and_validation_is_not_empty(
     pictures: dict[str, str], val: float, test: float
@@ -140,7 +133,6 @@ def test_every_class_has_a_training_picture_and_validation_is_not_empty(
     assert set(sides) == set(pictures)
 
 
-@patient
 @given(folders, st.randoms(use_true_random=False))
 def test_the_order_of_the_samples_does_not_matter(pictures: dict[str, str], random: object) -> None:
     listing, contents = made(ANCHORS | pictures)

@@ -59,7 +59,7 @@ def test_the_centre_is_what_torchvision_resizes_and_crops(
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     shorter=st.integers(1, 150),
     ratio=st.floats(1, LONGEST),
@@ -77,7 +77,7 @@ def test_so_it_is_for_every_shape_enlarged_or_reduced(
     assert_same_but_for_rounding(picture, preprocessing(size, crop_pct, interpolation))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     width=st.integers(1, 3000) | st.integers(1, 3),
     height=st.integers(1, 3),

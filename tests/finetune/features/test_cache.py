@@ -132,5 +132,5 @@ class _AgainstADictionary(RuleBasedStateMachine):
 
 TestAgainstADictionary = _AgainstADictionary.TestCase
 TestAgainstADictionary.settings = settings(
-    max_examples=40, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=40, stateful_step_count=12, suppress_health_check=list(HealthCheck)
 )

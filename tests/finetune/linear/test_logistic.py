@@ -25,7 +25,7 @@ def cost(x: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor, bias: torc
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(10, 80), st.integers(2, 60), st.integers(3, 5), st.integers(0, 99))
 def test_every_strength_of_a_path_reaches_the_optimum_of_scikit_learn(
     n: int, width: int, classes: int, seed: int

@@ -112,7 +112,7 @@ def test_several_threads_use_one_network_at_the_same_time() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.integers(0, 10_000), st.integers(12, 24), st.sampled_from([3, 8, 60]))
 def test_a_probe_judges_every_picture_by_the_others(seed: int, n: int, width: int) -> None:
     """In closed form what scikit-learn finds by leaving out one picture after the other."""

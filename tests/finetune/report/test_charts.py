@@ -4,7 +4,7 @@ import math
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -21,7 +21,6 @@ def drawn(figure: str) -> ElementTree.Element:
 
 
 @given(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=40), st.booleans())
-@settings(deadline=None)  # the first chart takes long on a busy machine
 def test_every_point_lies_inside_the_drawing(points: list[tuple[float, float]], diagonal: bool) -> None:
     xs, ys = zip(*points, strict=True)
     svg = drawn(line_chart([Line("a", xs, ys)], title="t", x_label="x", y_label="y", diagonal=diagonal)).find("svg")
