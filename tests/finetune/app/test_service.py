@@ -211,7 +211,9 @@ def test_slow_clients_are_told_or_closed_and_cost_nothing_lasting(
                 assert opened.recv(1000) == b""
         with connection(asked) as opened:
             opened.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf")
-            answer = opened.recv(1000)
+            answer = b""
+            while b"seconds" not in answer and (part := opened.recv(1000)):  # the body may come after the headers
+                answer += part
         assert answer.startswith(b"HTTP/1.1 408")
         assert b"did not arrive within 0.3 seconds" in answer
         assert asked.post("/predict", content=pictures[0]).status_code == 200
