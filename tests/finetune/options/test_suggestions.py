@@ -76,7 +76,9 @@ def test_the_other_command_suggests_its_own_names(
 
 def test_nothing_is_suggested_where_nothing_is_close() -> None:
     assert suggestion("xyzzy", ["lr", "epochs"]) is None
-    with pytest.raises(InputError, match="unknown option 'xyzzy'; known are backbone, backbones, background, batch_size"):
+    with pytest.raises(
+        InputError, match="unknown option 'xyzzy'; known are backbone, backbones, background, batch_size"
+    ):
         Config.from_dict({"xyzzy": 1})
 
 
