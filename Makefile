@@ -19,8 +19,8 @@ demo: install
 	$(BIN)/finetune demo
 	$(BIN)/fewshot demo
 
-# One process more than cores, and a thread a process: several threads that wait for each other at every step cost far
-# more.
+# A process a core, and a thread a process: several threads that wait for each other at every step cost far more. One
+# process more than cores took a fifth longer.
 test: install
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist loadfile
 

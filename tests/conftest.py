@@ -39,11 +39,6 @@ def make_folder(tmp_path: Path) -> MakeFolder:
     return make
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One process more than cores: a third of the time, a test waits for a program, a browser or a deadline."""
-    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
-
-
 def write_bars(folder: Path, count: int = 80) -> Path:
     """Three classes of noise with a bar, 2 to 4 pixels wide: hard for a head on a frozen stem, easier for training."""
     random = np.random.default_rng(0)
