@@ -83,7 +83,7 @@ ROOMS = {
         ),
     ),
     "temperature and rejection": Room(
-        ("finetune/classifier/temperature.py", "finetune/classifier/rejection.py"),
+        ("finetune/classifier/temperature.py", "finetune/classifier/answers/rejection.py"),
         ("tests/finetune/classifier/test_rejection.py", "tests/finetune/classifier/test_temperature.py"),
     ),
     "gallery": Room(

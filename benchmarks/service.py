@@ -1,16 +1,17 @@
-"""`finetune serve` under load: requests a second beside the bare model, and clients that send anything or hang up.
+"""Services under load: requests a second beside the bare model, and clients that send anything or hang up.
 
-    FEWTUNE_DATA=DATA python benchmarks/service.py [--parts speed torture] [--requests 10000] [--seconds 20]
+    FEWTUNE_DATA=DATA python benchmarks/service.py [--parts speed gallery torture] [--requests 10000] [--seconds 20]
 
-speed: 1, 8 and 64 clients, each with one connection, send flowers one after the other to a service in a process of its
-own; requests a second and the 50th and 99th percentile of their time. Beside it, in the same rounds: the service with
-batches of one picture, the service whose network is not compiled, and the bare model on lists of pictures
-(`predict_all`: in batches, each picture alone, and alone with the compiled network) and on one picture after the other.
-Clients and service share the cores. torture: requests of 16 clients, of which one in ten has several pictures, one in
-twenty is broken, and one in twenty hangs up. Every answer is compared with that of `predict_all(..., alone=True)` with
-the compiled network, digit by digit; memory and open files of the service are read as it goes.
-benchmarks/results/service.json gets every round, and every PIECE of the requests, each of a new service; what it has is
-not made again.
+speed: 1, 8 and 64 clients, each with one connection, send flowers one after the other to `finetune serve` in a
+process of its own; requests a second and the 50th and 99th percentile of their time. Beside it, in the same rounds:
+the service with batches of one picture, the service whose network is not compiled, and the bare model on lists of
+pictures (`predict_all`: in batches, each picture alone, and alone with the compiled network) and on one picture after
+the other. Clients and service share the cores. gallery: the same for `fewshot serve`, of the first picture of each
+class, and `recognize_all`. torture: requests of 16 clients, of which one in ten has several pictures, one in twenty
+is broken, and one in twenty hangs up. Every answer is compared with that of `predict_all(..., alone=True)` with the
+compiled network, digit by digit; memory and open files of the service are read as it goes.
+benchmarks/results/service.json gets every round, and every PIECE of the requests, each of a new service; what it has
+is not made again.
 """
 
 from __future__ import annotations
@@ -36,9 +37,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastapi import FastAPI
 from machine import provenance, version
 
+import fewshot
 import finetune
+from fewshot.recognition.gallery_files import GALLERY_FILE
 from finetune.files.reading import read_json
 from finetune.files.writing import write_json
 
@@ -54,10 +58,12 @@ WAIT = 120.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--parts", nargs="+", default=["speed", "torture"])
+    parser.add_argument("--parts", nargs="+", default=["speed", "gallery", "torture"])
     parser.add_argument("--requests", type=int, default=10_000, help="of the torture")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement of speed")
-    parser.add_argument("--serve", nargs=3, metavar=("RUN", "TOGETHER", "HOW"), help="be the service that is measured")
+    parser.add_argument(
+        "--serve", nargs=3, metavar=("FOLDER", "TOGETHER", "HOW"), help="be the service that is measured"
+    )
     args = parser.parse_args()
     if args.serve:
         serve(Path(args.serve[0]), int(args.serve[1]), compiled=args.serve[2] == COMPILED)
@@ -71,7 +77,9 @@ def main() -> None:
         finetune.fit(data / "flowers" / "val", run, **options)
         pictures = [path.read_bytes() for path in sorted((data / "flowers" / "train").rglob("*.jpg"))[::8]]
         if "speed" in args.parts:
-            speed(run, pictures, args.seconds, results)
+            speed("speed", run, pictures, args.seconds, results)
+        if "gallery" in args.parts:
+            speed("gallery", gallery_of(data, Path(place) / "gallery"), pictures, args.seconds, results)
         if "torture" in args.parts:
             torture(run, pictures, args.requests, results)
 
@@ -82,11 +90,45 @@ def save(results: dict[str, Any], **part: Any) -> None:
     write_json(RESULT, results)
 
 
-def serve(run: Path, together: int, *, compiled: bool) -> None:
+def gallery_of(data: Path, folder: Path) -> Path:
+    """A gallery of the first picture of each flower, by the backbone of the run."""
+    weights = data / "weights" / f"{BACKBONE}.safetensors"
+    recognizer = fewshot.Recognizer(fewshot.Embedder.load(BACKBONE, weights=weights, device="cpu"))
+    for label in sorted((data / "flowers" / "train").iterdir()):
+        recognizer.enrol(label.name, min(label.glob("*.jpg")))
+    recognizer.save(folder)
+    return folder
+
+
+class Subject:
+    """What is served from a folder: the classifier of a run, or the recogniser of a gallery."""
+
+    def __init__(self, folder: Path, *, compiled: bool = False):
+        self.name = "recognize_all" if (folder / GALLERY_FILE).exists() else "predict_all"
+        self._served: Any
+        if self.name == "recognize_all":
+            self._served = fewshot.Recognizer.load(folder, device="cpu")
+            self._compiles = self._served.embedder
+        else:
+            self._served = self._compiles = finetune.load(folder, device="cpu")
+        if compiled:
+            assert self._compiles.compile_alone()
+
+    def app(self, **options: Any) -> FastAPI:
+        make_app = fewshot.make_app if self.name == "recognize_all" else finetune.make_app
+        return make_app(self._served, hosts={"localhost"}, **options)
+
+    def answers(self, pictures: Sequence[bytes], *, alone: bool) -> None:
+        if self.name == "recognize_all":
+            self._served.recognize_all(pictures, nearest=True, alone=alone)
+        else:
+            self._served.predict_all(pictures, alone=alone)
+
+
+def serve(folder: Path, together: int, *, compiled: bool) -> None:
     from finetune.app.running import Server
 
-    classifier = finetune.load(run, device="cpu")
-    app = finetune.make_app(classifier, most_together=together, hosts={"localhost"}, compiled=compiled)
+    app = Subject(folder).app(most_together=together, compiled=compiled)
     server = Server(app, host="127.0.0.1", port=0, ready=lambda address: print(address, flush=True))
     server.run()
 
@@ -133,33 +175,34 @@ def service(run: Path, words: Sequence[object]) -> Iterator[Served]:
 # --- speed ------------------------------------------------------------------------------------------------------------
 
 
-def speed(run: Path, pictures: Sequence[bytes], seconds: float, results: dict[str, Any]) -> None:
-    found = results.get("speed", {"backbone": BACKBONE, "seconds": seconds, "rounds": []})
+def speed(part: str, folder: Path, pictures: Sequence[bytes], seconds: float, results: dict[str, Any]) -> None:
+    found = results.get(part, {"backbone": BACKBONE, "seconds": seconds, "rounds": []})
     if len(found["rounds"]) >= ROUNDS:
         return
-    classifier, compiled = (finetune.load(run, device="cpu") for _ in range(2))
-    compiled.compile_alone()
+    plain, compiled = Subject(folder), Subject(folder, compiled=True)
     ways = {"service": (32, COMPILED), "batches of one": (1, COMPILED), "not compiled": (32, PLAIN)}
     with ExitStack() as stack:
         services = {
-            name: stack.enter_context(service(run, [__file__, "--serve", run, *words])) for name, words in ways.items()
+            name: stack.enter_context(service(folder, [__file__, "--serve", folder, *words]))
+            for name, words in ways.items()
         }
         for served in services.values():
             load(served, pictures, 8, 2.0)  # warm-up
-        for each in (classifier, compiled):
+        for each in (plain, compiled):
             bare(each, pictures, 64, 1.0, alone=True)
         while len(found["rounds"]) < ROUNDS:
             figures: dict[str, Any] = {}
             for clients in CLIENTS:
                 for name, served in services.items():
                     figures[f"{name}, {clients} clients"] = load(served, pictures, clients, seconds)
-            figures["predict_all, 64 pictures"] = bare(classifier, pictures, 64, seconds)
-            figures["predict_all, 64 pictures alone"] = bare(classifier, pictures, 64, seconds, alone=True)
-            figures["predict_all, 64 pictures alone, compiled"] = bare(compiled, pictures, 64, seconds, alone=True)
-            figures["predict_all, 1 picture"] = bare(classifier, pictures, 1, seconds)
+            name = plain.name
+            figures[f"{name}, 64 pictures"] = bare(plain, pictures, 64, seconds)
+            figures[f"{name}, 64 pictures alone"] = bare(plain, pictures, 64, seconds, alone=True)
+            figures[f"{name}, 64 pictures alone, compiled"] = bare(compiled, pictures, 64, seconds, alone=True)
+            figures[f"{name}, 1 picture"] = bare(plain, pictures, 1, seconds)
             found["rounds"].append(figures)
             print(json.dumps({"round": len(found["rounds"])} | figures), flush=True)
-            save(results, speed=found | {"median": medians(found["rounds"])})
+            save(results, **{part: found | {"median": medians(found["rounds"])}})
 
 
 def medians(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -174,12 +217,12 @@ def medians(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def bare(
-    classifier: finetune.Classifier, pictures: Sequence[bytes], count: int, seconds: float, *, alone: bool = False
+    subject: Subject, pictures: Sequence[bytes], count: int, seconds: float, *, alone: bool = False
 ) -> dict[str, float]:
     started, done = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
         first = done % (len(pictures) - count)
-        classifier.predict_all(pictures[first : first + count], alone=alone)
+        subject.answers(pictures[first : first + count], alone=alone)
         done += count
     return {"pictures_per_second": round(done / (time.perf_counter() - started), 2)}
 

@@ -1,4 +1,4 @@
-"""The tables of docs/numbers/speed.md on `finetune serve`, of benchmarks/results/service.json."""
+"""The tables of docs/numbers/speed.md on services, of benchmarks/results/service.json."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 Result = Mapping[str, Any]
+# A part of the results, with the command that serves and the method of the bare model.
+PARTS = {"speed": ("finetune serve", "predict_all"), "gallery": ("fewshot serve", "recognize_all")}
 WAYS = {
-    "service": "`finetune serve`",
+    "service": "`{}`",
     "batches of one": "the same, one picture at a time",
     "not compiled": "the same, the network not compiled",
 }
 BARE = {
-    "predict_all, 64 pictures": "`predict_all` of 64 pictures",
-    "predict_all, 64 pictures alone": "the same, `alone=True`",
-    "predict_all, 64 pictures alone, compiled": "the same after `compile_alone`",
-    "predict_all, 1 picture": "`predict_all` of one picture after the other",
+    "64 pictures": "`{}` of 64 pictures",
+    "64 pictures alone": "the same, `alone=True`",
+    "64 pictures alone, compiled": "the same after `compile_alone`",
+    "1 picture": "`{}` of one picture after the other",
 }
 SPEED = ("", "clients", "pictures a second", "p50, ms", "p99, ms")
 TORTURE = ("", "")
@@ -24,14 +26,20 @@ TORTURE = ("", "")
 
 def speed_rows(result: Result) -> list[tuple[str, ...]]:
     """Medians over the rounds: of each service by number of clients, and of the bare model."""
-    found, rows = result["speed"]["median"], []
-    for way, name in WAYS.items():
-        for key in found:
-            if key.startswith(f"{way}, "):
-                clients = key.removeprefix(f"{way}, ").removesuffix(" clients")
-                figures = (f"{found[key][each]:.0f}" for each in ("requests_per_second", "p50_ms", "p99_ms"))
-                rows.append((name, clients, *figures))
-    rows += [(name, "", f"{found[key]['pictures_per_second']:.0f}", "", "") for key, name in BARE.items()]
+    rows = []
+    for part, (command, method) in PARTS.items():
+        if part not in result:
+            continue
+        found = result[part]["median"]
+        for way, name in WAYS.items():
+            for key in found:
+                if key.startswith(f"{way}, "):
+                    clients = key.removeprefix(f"{way}, ").removesuffix(" clients")
+                    figures = (f"{found[key][each]:.0f}" for each in ("requests_per_second", "p50_ms", "p99_ms"))
+                    rows.append((name.format(command), clients, *figures))
+        for what, name in BARE.items():
+            figure = f"{found[f'{method}, {what}']['pictures_per_second']:.0f}"
+            rows.append((name.format(method), "", figure, "", ""))
     return rows
 
 

@@ -287,7 +287,7 @@ def rare_classes(result: dict[str, Any]) -> str:
 
 
 def service(result: dict[str, Any]) -> str:
-    """`finetune serve` beside the bare model, and what it stands."""
+    """Services beside the bare model, and what they stand."""
     parts = [markdown(served.SPEED, served.speed_rows(result))] if "speed" in result else []
     parts += [markdown(served.TORTURE, served.torture_rows(result))] if "torture" in result else []
     return "\n\n".join(parts)

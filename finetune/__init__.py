@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from finetune.api.inspect import Inspection, inspect_folder
     from finetune.api.preview import find_rate, probe_folder
     from finetune.app.serve import make_app
+    from finetune.classifier.answers.prediction import Prediction
     from finetune.classifier.answers.sorting import sort_pictures
     from finetune.classifier.answers.table import write_table
-    from finetune.classifier.classifier import Classifier, Prediction, load
+    from finetune.classifier.classifier import Classifier
     from finetune.classifier.explain import HeatMap, heat_maps
     from finetune.classifier.export import export
+    from finetune.classifier.loading import load
     from finetune.classifier.published.push import push_to_hub
     from finetune.config import Config
     from finetune.data.digits import write_digits
@@ -89,7 +91,7 @@ _ROOMS = {
     "HeatMap": "classifier.explain",
     "InputError": "errors",
     "Inspection": "api.inspect",
-    "Prediction": "classifier.classifier",
+    "Prediction": "classifier.answers.prediction",
     "ProbeCurve": "linear.probe",
     "Sweep": "training.lr_finder",
     "TrainingDiverged": "errors",
@@ -107,7 +109,7 @@ _ROOMS = {
     "heat_maps": "classifier.explain",
     "history": "api.changes.undo",
     "inspect_folder": "api.inspect",
-    "load": "classifier.classifier",
+    "load": "classifier.loading",
     "make_app": "app.serve",
     "probe_folder": "api.preview",
     "push_to_hub": "classifier.published.push",

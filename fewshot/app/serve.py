@@ -23,12 +23,14 @@ def make_app(
     most_waiting: int = 256,
     most_together: int = 32,
     window: float = 0.002,
+    compiled: bool = True,
 ) -> FastAPI:
     """An ASGI app that recognises pictures: `POST /predict`, `GET /metadata`, `GET /healthz`, `GET /openapi.json`.
 
-    Pictures of requests that arrive together are answered together. Each goes through the encoder alone, so that its
-    answer does not depend on the others. The app can be run by any ASGI server, or mounted in another app. One picture
-    is answered before this returns, because the first answer takes longer.
+    Pictures of requests that arrive together are answered together, on all cores. Each goes through the encoder alone,
+    so that its answer does not depend on the others, bit for bit. On a CPU the encoder is compiled for this. The app
+    can be run by any ASGI server, or mounted in another app. One picture is answered before this returns, because the
+    first answer takes longer.
 
     Args:
         recognizer: With one enrolled class or more. It must not be changed meanwhile.
@@ -39,6 +41,7 @@ def make_app(
         most_waiting: Most pictures in the queue; more are refused with status 503 and `Retry-After`.
         most_together: Most pictures that are answered together.
         window: Seconds that a picture waits for others, unless many wait already.
+        compiled: Whether to compile the encoder (`Embedder.compile_alone`), which takes seconds at the start.
 
     Returns:
         The app.
@@ -57,7 +60,6 @@ def make_app(
     """
     check_extra("app", "a service or a page")
     from fewshot.app.gallery_service import GalleryService, add_paths
-    from finetune.app.service import new_app
     from finetune.app.uploads import Bounds
 
     recognizer.expect()  # InputError where nothing is enrolled
@@ -68,11 +70,9 @@ def make_app(
         most_together=most_together,
         window=window,
     )
+    if compiled:
+        recognizer.embedder.compile_alone()
     service = GalleryService(recognizer, bounds)
-    service.warm_up()
-    thread, uploads = service.batches.thread, service.uploads
-    app = new_app(
-        thread, uploads, title="fewshot serve", about="Classes of pictures, or unknown.", token=token, hosts=hosts
-    )
+    app = service.new_app(title="fewshot serve", about="Classes of pictures, or unknown.", token=token, hosts=hosts)
     add_paths(app, service)
     return app

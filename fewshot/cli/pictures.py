@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -21,9 +21,6 @@ from fewshot.cli.shared import (
 )
 from finetune.options.command_line import as_json, display_for, existing, on_device, print_json
 from finetune.terminal import printable
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command()

@@ -15,7 +15,7 @@ from torch import nn
 
 from fewshot.embedding.encoder import EncoderSpec, create, embedding_width
 from fewshot.omniglot.dataset import Character
-from finetune.classifier.classifier import load as load_classifier
+from finetune.classifier.loading import load as load_classifier
 from finetune.data.transforms import Preprocessing
 from finetune.errors import InputError
 from finetune.files.reading import as_type, read_json, read_tensors

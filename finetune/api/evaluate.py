@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.classifier.classifier import load
+from finetune.classifier.loading import load
 from finetune.classifier.published.fetched import run_at
 from finetune.classifier.run_config import CONFIG_FILE, read_run_config
 from finetune.classifier.run_folder import (

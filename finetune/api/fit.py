@@ -15,7 +15,8 @@ from finetune.api.budget import Budget, seconds_after
 from finetune.api.fit_options import FitOptions
 from finetune.api.outcome import Outcome, learn_features, measure, write_run
 from finetune.api.prepare import Prepared, prepare
-from finetune.classifier.classifier import Classifier, load
+from finetune.classifier.classifier import Classifier
+from finetune.classifier.loading import load
 from finetune.classifier.run_folder import RunFolder
 from finetune.classifier.run_metrics import BackbonesMetrics, write_metrics
 from finetune.config import Config

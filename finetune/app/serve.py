@@ -59,7 +59,6 @@ def make_app(
     """
     check_extra("app", "a service or a page")
     from finetune.app.classifier_service import ClassifierService, add_paths
-    from finetune.app.service import new_app
     from finetune.app.uploads import Bounds
 
     bounds = Bounds.of(
@@ -72,8 +71,6 @@ def make_app(
     if compiled:
         classifier.compile_alone()
     service = ClassifierService(classifier, bounds)
-    service.warm_up()
-    thread, uploads = service.batches.thread, service.uploads
-    app = new_app(thread, uploads, title="finetune serve", about="Classes of pictures.", token=token, hosts=hosts)
+    app = service.new_app(title="finetune serve", about="Classes of pictures.", token=token, hosts=hosts)
     add_paths(app, service)
     return app

@@ -62,9 +62,10 @@ class Service(Generic[Answer]):
         self.batches = Batches(answer, at_once=bounds.together, most_waiting=bounds.waiting, window=bounds.window)
         self.uploads = Uploads(bounds)
 
-    def warm_up(self) -> None:
-        """Answer a picture, because the first answer takes longer."""
-        self._answer([_BLANK])
+    def new_app(self, *, title: str, about: str, token: str | None, hosts: Collection[str] | None) -> FastAPI:
+        """An app for the paths of this service, ready to answer; arguments as for the function `new_app`."""
+        self._answer([_BLANK])  # the first answer takes longer
+        return new_app(self.batches.thread, self.uploads, title=title, about=about, token=token, hosts=hosts)
 
     async def answers(self, request: Request) -> list[tuple[Upload, Answer | UnreadablePicture]]:
         """The pictures of a request with their answers. One whose client goes meanwhile leaves the queue.

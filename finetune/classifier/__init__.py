@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_HANDED_ON = ("Classifier", "Prediction", "load", "_unpickled")
+_HANDED_ON = ("Classifier", "Prediction", "_unpickled")
 
 
 def __getattr__(name: str) -> Any:

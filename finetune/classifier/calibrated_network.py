@@ -25,7 +25,6 @@ from finetune.models.backbone import Network
 from finetune.open_set.scored_network import ScoredNetwork
 from finetune.open_set.unknown_model import UNKNOWN_FILE, UnknownModel, read_unknown
 from finetune.progress import Display
-from finetune.terminal import reason_of
 
 # Most that an output of a compiled network may differ from that of the network.
 _MOST_APART = 0.01
@@ -85,8 +84,8 @@ class CalibratedNetwork:
         if self._unknown is None:
             if self.folder is None:
                 raise InputError(
-                    "this classifier stores nothing about unknown pictures: its backbone was trained with minutes or "
-                    "interrupted; fit it again, without minutes"
+                    "this classifier stores nothing about unknown pictures: it has no run folder, or its backbone was "
+                    "trained with --minutes or interrupted; fit it again, without --minutes"
                 )
             self.unknown = read_unknown(self.folder, len(self.classes))
         assert self._unknown is not None
@@ -108,7 +107,7 @@ class CalibratedNetwork:
         as float32 does. On a GPU, and where the network cannot be converted, nothing changes.
 
         Args:
-            display: Shows why the network cannot be converted.
+            display: Shows why the network stays as it is.
 
         Returns:
             Whether it was compiled.
@@ -122,15 +121,8 @@ class CalibratedNetwork:
             network = self.scored_network()
         side = self.preprocessing.size
         picture = torch.linspace(-1, 1, 3 * side * side).reshape(1, 3, side, side)
-        try:
-            compiled = one_at_a_time(network, picture)
-            with torch.no_grad():
-                apart = (compiled(picture) - network(picture)).abs().max()
-        # Converters raise arbitrary errors; fall back to eager.
-        except Exception as error:
-            (display or Display()).say(f"The network runs in plain PyTorch, more slowly: {reason_of(error)}.")
-            return False
-        if not apart < _MOST_APART:  # NaN too
+        compiled = one_at_a_time(network, picture, agree=_agree, display=display or Display())
+        if compiled is None:
             return False
         self._compiled = compiled, network is not self.network
         return True
@@ -212,6 +204,10 @@ class CalibratedNetwork:
         """`sources` in the view of predictions."""
         view = evaluation_view(self.preprocessing, self.config.test_time)
         return Pictures(sources, view, self.preprocessing.shortest_side, self.config.max_pixels)
+
+
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    return bool((found - expected).abs().max() < _MOST_APART)  # not for NaN
 
 
 def averaged(logits: Tensor) -> Tensor:

@@ -1,10 +1,9 @@
-"""The classifier that a run results in: predict, save, load."""
+"""The classifier that a run results in: predict, change, save."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, overload
@@ -15,35 +14,31 @@ from safetensors.torch import save
 
 from finetune.classifier.answers.prediction import Prediction, ranked
 from finetune.classifier.calibrated_network import CalibratedNetwork
-from finetune.classifier.published.fetched import check_local, run_at
+from finetune.classifier.published.fetched import check_local
 from finetune.classifier.run_config import CONFIG_FILE, RunConfig
 from finetune.classifier.run_folder import PICTURES_FILE
-from finetune.classifier.run_metrics import METRICS_FILE, RunMetrics, read_run_metrics
-from finetune.classifier.stored import WEIGHTS_FILE, description, read_finished, restored, state_of, tensors_of
+from finetune.classifier.run_metrics import RunMetrics
+from finetune.classifier.stored import WEIGHTS_FILE, description, restored, tensors_of
 from finetune.config import Config
 from finetune.data.collection.stored import StoredPicture
 from finetune.data.images import Picture
 from finetune.data.table import Source
 from finetune.data.transforms import Preprocessing
 from finetune.errors import InputError, UnreadablePicture
-from finetune.files.reading import parse_json, read_tensors
+from finetune.files.reading import parse_json
 from finetune.files.tables import read_csv
 from finetune.files.writing import write_json, write_tensors
-from finetune.hub.address import is_address, parse_address
 from finetune.models.backbone import Network
 from finetune.notebook.report import ReportPage
 from finetune.notebook.results import classifier_html
-from finetune.open_set.unknown_model import UNKNOWN_FILE, UnknownModel, read_unknown
+from finetune.open_set.unknown_model import UNKNOWN_FILE, UnknownModel
 from finetune.progress import Display
 from finetune.random_state import restored_random_state
 
-__all__ = ["Classifier", "Prediction", "load"]
+__all__ = ["Classifier", "Prediction"]
 
 # Pictures that `predict_stream` reads at once. A GPU starts processes that decode for every block.
 CPU_BLOCK, GPU_BLOCK = 1024, 8192
-
-# How often a run is read again that another process changes meanwhile.
-_MOST_CHANGES = 5
 
 # Names of classes that repr() lists, and pictures that a sentence names.
 _NAMED = 3
@@ -360,66 +355,6 @@ class Classifier(CalibratedNetwork):
         if self._unknown is not None:
             self._unknown.write(folder)
         write_json(folder / CONFIG_FILE, description(self) | (record or {}))
-
-
-@restored_random_state()
-def load(
-    folder: str | Path, *, device: str = "auto", precision: str | None = None, display: Display | None = None
-) -> Classifier:
-    """Load the classifier of a run.
-
-    Args:
-        folder: A run folder; or an address of the Hugging Face hub, hf://user/name or hf://user/name@revision, whose
-            files are fetched into the cache of the hub.
-        device: One of auto, cpu, cuda.
-        precision: One of auto, float32, bfloat16; by default that of the run.
-        display: Shows what is downloaded, on stderr by default.
-
-    Returns:
-        The classifier.
-
-    Raises:
-        InputError: If `folder` holds no finished run, its files are damaged or do not belong together, or the hub
-            cannot be reached and the cache does not have them.
-
-    Example:
-        >>> from finetune import load
-        >>> load("runs/photos", device="cpu").classes
-        ('cat', 'dog')
-    """
-    if is_address(folder):
-        return _at_address(folder, run_at(folder, display), device, precision)
-    folder = Path(folder)
-    for _ in range(_MOST_CHANGES):
-        before = state_of(folder)
-        try:
-            classifier = _read(folder, device, precision)
-        except InputError:
-            if state_of(folder) == before:
-                raise
-            continue
-        if state_of(folder) == before:
-            return classifier
-    return _read(folder, device, precision)
-
-
-def _at_address(address: str | Path, fetched: Path, device: str, precision: str | None) -> Classifier:
-    classifier = _read(fetched, device, precision)
-    if (fetched / UNKNOWN_FILE).exists():
-        classifier.unknown = read_unknown(fetched, len(classifier.classes))
-    # The cache names the folder by the commit.
-    classifier.address, classifier.folder = str(replace(parse_address(address), revision=fetched.name)), None
-    return classifier
-
-
-def _read(folder: Path, device: str, precision: str | None) -> Classifier:
-    saved = read_finished(folder)
-    names = str(folder / CONFIG_FILE), str(folder / WEIGHTS_FILE)
-    classifier = Classifier(*restored(saved, read_tensors(folder / WEIGHTS_FILE), names, device, precision))
-    if (folder / METRICS_FILE).exists():
-        classifier.run_metrics = read_run_metrics(folder)
-    classifier.folder = folder
-    return classifier
 
 
 @restored_random_state()

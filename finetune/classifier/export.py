@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from finetune.classifier.calibrated_network import averaged
-from finetune.classifier.classifier import Classifier, load
+from finetune.classifier.classifier import Classifier
+from finetune.classifier.loading import load
 from finetune.classifier.published.fetched import run_at
 from finetune.classifier.run_config import RunConfig, read_run_config
 from finetune.classifier.run_folder import PICTURES_FILE

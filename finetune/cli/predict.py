@@ -103,10 +103,10 @@ def predict(
     named on stderr, and the exit code is then 2.
     """
     import finetune
+    from finetune.classifier.answers.rejection import rejection_for, rejections, validation_answers
     from finetune.classifier.answers.sorting import PictureSorter, check_target
     from finetune.classifier.answers.table import check_table, write_table
     from finetune.classifier.published.fetched import run_at
-    from finetune.classifier.rejection import rejection_for, rejections, validation_answers
     from finetune.data.collection.collection import pictures_at
 
     if min_probability is not None and target_error is not None:

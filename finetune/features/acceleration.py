@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from queue import Empty, SimpleQueue
@@ -145,7 +145,7 @@ def accelerated(
         with reproducible_numerics(device):
             for name, run in candidates(network, example, batch_size, pictures):
                 closeness = _closeness(run(filled(example, batch_size))[: len(example)], expected)
-                if closeness >= 1 - (1 - tolerance) / _CAUTION:
+                if _is_close(closeness, tolerance):
                     return Acceleration(run, name, closeness)
     # Converters raise arbitrary errors; fall back to eager.
     except Exception as error:
@@ -160,6 +160,15 @@ def _exact(network: nn.Module) -> Forward:
             return outputs.float()
 
     return run
+
+
+def within(tolerance: float) -> Callable[[Tensor, Tensor], bool]:
+    """Whether the outputs of a few examples promise that all outputs are within a cosine of those of plain float32."""
+    return lambda found, expected: _is_close(_closeness(found, expected), tolerance)
+
+
+def _is_close(closeness: float, tolerance: float) -> bool:
+    return closeness >= 1 - (1 - tolerance) / _CAUTION
 
 
 def _closeness(found: Tensor, expected: Tensor) -> float:
@@ -194,18 +203,34 @@ def openvino_model(network: nn.Module, batch: Tensor) -> Any:
     return model
 
 
-def one_at_a_time(network: nn.Module, picture: Tensor) -> Forward:
+def one_at_a_time(
+    network: nn.Module, picture: Tensor, *, agree: Callable[[Tensor, Tensor], bool], display: Display
+) -> Forward | None:
     """A network on a CPU, compiled in float32 for one picture at a time; several threads may call it.
 
-    What it gives for a picture is bit for bit the same in every batch. Converters raise arbitrary errors.
+    What it gives for a picture is bit for bit the same in every batch.
 
     Args:
         network: Network in evaluation mode.
-        picture: An input (1, ...).
+        picture: An input (1, ...), on which it is compared with plain float32.
+        agree: Whether outputs (1, ...) are close enough to those of plain float32.
+        display: Shows why the network stays as it is.
+
+    Returns:
+        None where it cannot be compiled, or its outputs do not agree.
     """
-    core = openvino_module().Core()  # slow to import
     options = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": cores(), "INFERENCE_NUM_THREADS": cores()}
-    return _OneAtATime(core.compile_model(openvino_model(network, picture), "CPU", options))
+    try:
+        core = openvino_module().Core()  # slow to import
+        compiled = _OneAtATime(core.compile_model(openvino_model(network, picture), "CPU", options))
+        if agree(compiled(picture), _exact(network)(picture)):
+            return compiled
+        reason = "compiled, it gives other numbers"
+    # Converters raise arbitrary errors; fall back to eager.
+    except Exception as error:
+        reason = f"it cannot be converted ({reason_of(error)})"
+    display.say(f"The network runs in plain PyTorch, more slowly: {reason}.")
+    return None
 
 
 class _OneAtATime:

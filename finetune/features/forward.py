@@ -75,13 +75,19 @@ def run_frozen(
         batch_size: As for `run_over`.
         test_time: "flip" adds the mirror image as a second view. With "ten-crop" the pictures already have ten views.
         advance: Called with the number of pictures that are done.
-        compiled: The network, compiled; it then runs instead.
+        compiled: The network, compiled; it then runs instead, and `network` is not touched.
     """
+
+    def over(run: Forward) -> Outputs:
+        views = _OverViews(run, preprocessing, test_time)
+        return run_over(fabric.device, views, pictures, batch_size=batch_size, workers=workers, advance=advance)
+
+    if compiled is not None:
+        return over(compiled)
     was_training = network.training
     network.eval()
     try:
-        over_views = _OverViews(compiled or plain(fabric, network), preprocessing, test_time)
-        return run_over(fabric.device, over_views, pictures, batch_size=batch_size, workers=workers, advance=advance)
+        return over(plain(fabric, network))
     finally:
         network.train(was_training)
 

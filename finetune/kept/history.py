@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import torch
 from msgspec import Meta
 
-from finetune.classifier.classifier import load
+from finetune.classifier.loading import load
 from finetune.classifier.run_folder import EARLIER, VERSIONED
 from finetune.classifier.stored import WEIGHTS_FILE
 from finetune.errors import InputError

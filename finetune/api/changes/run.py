@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from finetune.api.changes.solved import Solved
-from finetune.classifier.classifier import Classifier, load
+from finetune.classifier.classifier import Classifier
+from finetune.classifier.loading import load
 from finetune.classifier.published.fetched import check_local
 from finetune.classifier.run_config import CONFIG_FILE, RunConfig, read_run_config
 from finetune.classifier.run_folder import HISTORY_FILE, PICTURES_FILE, VERSIONED

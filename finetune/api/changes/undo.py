@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from finetune.api.changes.run import locked_run
-from finetune.classifier.classifier import Classifier, load
+from finetune.classifier.classifier import Classifier
+from finetune.classifier.loading import load
 from finetune.kept.added import delete_forgotten
 from finetune.kept.history import Change, drop_earlier, read_changes, take_back
 from finetune.progress import Display

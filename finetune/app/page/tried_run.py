@@ -9,8 +9,9 @@ from finetune.api.changes.extend import extend
 from finetune.api.changes.undo import undo
 from finetune.app.page.nearest import NearestPictures
 from finetune.app.page.page import Answer, Bar, Choice, Near, Past, Wording
-from finetune.classifier.classifier import Classifier, Prediction, load
+from finetune.classifier.classifier import Classifier, Prediction
 from finetune.classifier.explain import HeatMap, heat_maps
+from finetune.classifier.loading import load
 from finetune.classifier.published.fetched import check_local, run_at
 from finetune.data.images import read_image
 from finetune.errors import InputError, UnreadablePicture

@@ -59,6 +59,29 @@ def test_a_recognizer_answers_a_picture_alone_as_among_others(recognizer: fewsho
     assert isinstance(together[16], fewshot.UnreadablePicture)
 
 
+def test_a_compiled_recognizer_answers_a_picture_alone_as_among_others() -> None:
+    pictures = [file_of(number, 1) for number in range(16)]
+    plain, compiled = (fewshot.Recognizer(fewshot.Embedder.load("omniglot", device="cpu")) for _ in range(2))
+    assert compiled.embedder.compile_alone()
+    for number, name in enumerate(NAMES):
+        plain.enrol(name, file_of(number))
+        compiled.enrol(name, file_of(number))
+    together = compiled.recognize_all(pictures, alone=True)
+    expected = plain.recognize_all(pictures, alone=True)
+    assert together != expected, "the digits of another program"
+    for one, other in zip(together, expected, strict=True):
+        assert isinstance(one, fewshot.Recognition)
+        assert isinstance(other, fewshot.Recognition)
+        assert (one.label, one.nearest) == (other.label, other.nearest)
+        assert one.similarity == pytest.approx(other.similarity, abs=1e-4)
+    assert together[5] == compiled.recognize_all([pictures[5]], alone=True)[0]
+    assert together[5:9] == compiled.recognize_all(pictures[5:9], alone=True)
+
+
+def test_vectors_of_exactly_float32_are_not_compiled() -> None:
+    assert not fewshot.Embedder.load("omniglot", tolerance=1, device="cpu").compile_alone()
+
+
 def test_what_cannot_be_answered_is_refused_with_the_reason(client: httpx.Client) -> None:
     both = client.post("/predict", content=file_of(0), params={"nearest": True, "threshold": 0.5})
     assert (both.status_code, both.json()["detail"][:17]) == (422, "give only one of ")

@@ -19,7 +19,7 @@ from served import WAIT, serving, small_run
 import finetune
 from finetune.app.page.page import page_app
 from finetune.app.page.tried_run import TriedRun
-from finetune.classifier.classifier import load
+from finetune.classifier.loading import load
 from finetune.classifier.run_folder import ADDED
 
 pytestmark = pytest.mark.slow

@@ -182,6 +182,15 @@ def test_a_request_from_its_own_page_is_answered(client: httpx.Client, pictures:
     assert client.post("/predict", content=pictures[0], headers=own).status_code == 200
 
 
+def test_an_answer_does_not_wait_for_the_client_to_confirm_its_headers(client: httpx.Client) -> None:
+    times = []
+    for _ in range(40):
+        asked = time.perf_counter()
+        assert client.get("/healthz").status_code == 200
+        times.append(time.perf_counter() - asked)
+    assert sorted(times)[20] < 0.03, "clients confirm after 40 ms"
+
+
 def test_clients_that_vanish_leave_nothing_behind(app: FastAPI, client: httpx.Client, pictures: list[bytes]) -> None:
     head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 400000\r\n\r\n"
     whole = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(pictures[0])}\r\n\r\n".encode()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from finetune.classifier.rejection import (
+from finetune.classifier.answers.rejection import (
     CONFIDENCE,
     COVERAGES,
     EACH,

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 import finetune
-from finetune.classifier.rejection import rejection_for, rejections, validation_answers
+from finetune.classifier.answers.rejection import rejection_for, rejections, validation_answers
 from finetune.classifier.temperature import (
     TEMPERATURES,
     calibrated,

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.classifier.classifier import Classifier, load
+from finetune.classifier.classifier import Classifier
+from finetune.classifier.loading import load
 from finetune.classifier.run_folder import WEIGHTS_FILE
 from finetune.config import Config
 from finetune.errors import InputError
