@@ -40,7 +40,7 @@ def make_app(
         most_pictures: Most pictures in a request.
         most_waiting: Most pictures in the queue; more are refused with status 503 and `Retry-After`.
         most_together: Most pictures that are answered together.
-        window: Seconds that a picture waits for others, unless many wait already.
+        window: Most seconds that pictures wait for as many others as there were before; a client alone does not wait.
         compiled: Whether to compile the encoder (`Embedder.compile_alone`), which takes seconds at the start.
 
     Returns:

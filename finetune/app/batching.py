@@ -55,7 +55,8 @@ class Batches(Generic[Answer]):
         answer: From the contents of pictures to an answer for each. It is called by one thread, one call at a time.
         at_once: Most pictures in one call.
         most_waiting: Most pictures that wait for a call.
-        window: Seconds in which a call waits for more pictures, unless there are `at_once`.
+        window: Most seconds that a call waits for more pictures. It waits for as many as were asked about at the time
+            of the call before, and at most for `at_once`, so that a client alone does not wait.
     """
 
     def __init__(
@@ -72,6 +73,8 @@ class Batches(Generic[Answer]):
         self.thread = OneThread(most_waiting)
         self._work: asyncio.Task[None] | None = None
         self._seconds = 0.05  # for a picture
+        self._expected = 1  # pictures that are asked about at the same time
+        self._enough: asyncio.Event | None = None  # while a call waits for so many
 
     def check_room(self, pictures: int = 1) -> None:
         """`Refused` with status 503 where so many pictures do not fit into the queue."""
@@ -89,6 +92,8 @@ class Batches(Generic[Answer]):
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Answer]] = [loop.create_future() for _ in pictures]
         self._waiting.extend(map(_Waiting, pictures, futures))
+        if self._enough is not None and self._has_enough():
+            self._enough.set()
         if self._work is None or self._work.done():
             self._work = loop.create_task(self._work_off())
         try:
@@ -101,8 +106,8 @@ class Batches(Generic[Answer]):
         """Answer until nothing waits."""
         loop = asyncio.get_running_loop()
         while self._waiting:
-            if len(self._waiting) < self._at_once:
-                await asyncio.sleep(self._window)
+            if not self._has_enough():
+                await self._wait_for_more()
             batch = self._next_batch()
             if not batch:
                 continue
@@ -119,8 +124,22 @@ class Batches(Generic[Answer]):
             finally:
                 for each in batch:
                     each.answer.cancel()  # of a task that is cancelled itself
+            self._expected = len(batch) + len(self._waiting)
             newest = (loop.time() - started) / len(batch)
             self._seconds += _NEWEST * (newest - self._seconds)
+
+    def _has_enough(self) -> bool:
+        return len(self._waiting) >= min(self._expected, self._at_once)
+
+    async def _wait_for_more(self) -> None:
+        self._enough = asyncio.Event()
+        try:
+            async with asyncio.timeout(self._window):
+                await self._enough.wait()
+        except TimeoutError:
+            pass  # the others are gone, or slower
+        finally:
+            self._enough = None
 
     def _next_batch(self) -> list[_Waiting[Answer]]:
         batch: list[_Waiting[Answer]] = []

@@ -28,7 +28,7 @@ class Bounds:
         pictures: Most pictures in a request.
         waiting: Most pictures in the queue, or those of one request where these are more.
         together: Most pictures that are answered in one call.
-        window: Seconds in which a call waits for more pictures.
+        window: Most seconds that a call waits for more pictures.
         held: Most bytes of all requests together, until they are answered.
         seconds: In which a body must arrive.
     """

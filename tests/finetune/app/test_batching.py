@@ -49,6 +49,44 @@ def test_pictures_that_wait_are_answered_together_and_in_order() -> None:
     batches.thread.close()
 
 
+def test_a_call_waits_for_as_many_pictures_as_there_were_and_for_no_more() -> None:
+    lengths = Lengths()
+    lengths.may.set()
+    batches = Batches(lengths, window=100.0)
+
+    async def asked() -> None:
+        for _ in range(3):  # a client alone
+            await asyncio.wait_for(batches.ask([b"x"]), 30)
+        lengths.may.clear()
+        lengths.asked.clear()
+        first = asyncio.create_task(batches.ask([b"x"]))
+        await begun(lengths)
+        second = asyncio.create_task(batches.ask([b"x"]))
+        await asyncio.sleep(0)
+        lengths.may.set()
+        await first
+        third = asyncio.create_task(batches.ask([b"x"]))  # of the first client
+        await asyncio.wait_for(asyncio.gather(second, third), 30)
+
+    asyncio.run(asked())
+    assert lengths.calls == [1, 1, 1, 1, 2]
+    batches.thread.close()
+
+
+def test_a_call_waits_no_longer_than_the_window_for_clients_that_are_gone() -> None:
+    lengths = Lengths()
+    lengths.may.set()
+    batches = Batches(lengths, window=0.001)
+
+    async def asked() -> None:
+        await batches.ask([b"x"] * 5)
+        await asyncio.wait_for(batches.ask([b"x"]), 30)
+
+    asyncio.run(asked())
+    assert lengths.calls == [5, 1]
+    batches.thread.close()
+
+
 def test_a_full_queue_refuses_and_says_when_to_try_again() -> None:
     lengths = Lengths()
     batches = Batches(lengths, most_waiting=3)
