@@ -84,7 +84,8 @@ def main() -> None:
     args = parser.parse_args()
     result: dict[str, Any] = read_json(args.result) if args.result.exists() else {"rows": []}
     if args.again:
-        result["rows"] = [row for row in result["rows"] if row["revision"] == revision()]
+        part = "shifts" if args.shifts else "rows"
+        result[part] = [row for row in result.get(part, []) if row["revision"] == revision()]
     if args.shifts:
         write_json(args.result, result | {"shifts": shifts(result.get("shifts", []))})
         return

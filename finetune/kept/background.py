@@ -22,6 +22,7 @@ from finetune.features.extraction import StageReader
 from finetune.files.reading import as_type, parse_json, read_tensors_and_metadata
 from finetune.files.tensors import check_tensor
 from finetune.files.writing import write_tensors
+from finetune.kept.naming import NamedPictures
 from finetune.models.pooled import PooledStages
 from finetune.open_set.likeness import DEPTHS
 from finetune.progress import Display
@@ -124,12 +125,9 @@ class Background:
             left_out.append(Unreadable(self.paths[place], f"{kind} {samples[other].path} of {samples[other].label}"))
         return self.at([place for place in range(len(self)) if place not in copies]), tuple(left_out)
 
-    def find(self, picture: str) -> set[int]:
-        """Positions of the pictures that `picture` names: a file, a folder, or a sha256 in hex; copies included."""
-        asked = os.path.realpath(picture)
-        found = {place for place, path in enumerate(self.paths) if Path(path).is_relative_to(asked)}
-        hashes = {self.contents[place].sha256 for place in found} or {picture.lower()}
-        return self.of_contents(hashes)
+    def named(self) -> NamedPictures:
+        """The pictures by their names."""
+        return NamedPictures(self.paths, self.contents)
 
     def of_contents(self, hashes: Collection[str]) -> set[int]:
         """Positions of the pictures with one of these sha256."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -11,10 +10,11 @@ from pathlib import Path
 import torch
 
 from finetune.data.folder import Listing, Sample
-from finetune.data.images import Content, read_content
-from finetune.errors import InputError, UnreadablePicture
+from finetune.data.images import Content
+from finetune.errors import InputError
 from finetune.features.forward import Outputs
 from finetune.kept.features import KeptFeatures
+from finetune.kept.naming import NamedPictures, sha256_of
 from finetune.kept.views import Views
 
 
@@ -33,14 +33,14 @@ def unknown(kept: KeptFeatures, listing: Listing, run: Path) -> Listing:
             continue
         before, content = kept.listing.samples[position], kept.contents[position]
         path = listing.root / sample.path
-        if content.reason is not None and _sha256(path) != content.sha256:
+        if content.reason is not None and sha256_of(path) != content.sha256:
             new.append(sample)  # it could not be read
         elif sample.label != before.label:
             raise InputError(
                 f"{path} has the label {sample.label!r}, and {before.label!r} in {run}; forget it there first: "
                 f"finetune forget {run} --pictures {path}"
             )
-        elif content.reason is None and _sha256(path) != content.sha256:
+        elif content.reason is None and sha256_of(path) != content.sha256:
             raise InputError(
                 f"{path} is another picture than the one of this name in {run}; forget that first: "
                 f"finetune forget {run} --pictures {path}"
@@ -58,12 +58,12 @@ def with_pictures(kept: KeptFeatures, listing: Listing, outputs: Outputs) -> tup
         outputs: Activations of the new pictures, of the depths that `kept` has.
     """
     given = {sample.split for sample in kept.listing.samples}
-    named = dict(zip(_places(listing), listing.samples, strict=True))
-    old = [position for position, place in enumerate(_places(kept.listing)) if place not in named]
+    added = dict(zip(_places(listing), listing.samples, strict=True))
+    old = [position for position, place in enumerate(_places(kept.listing)) if place not in added]
     entries: list[tuple[Sample, Content, str | None, int]] = [
         (kept.listing.samples[place], kept.contents[place], kept.splits[place], place) for place in old
     ]
-    for position, (place, sample) in enumerate(named.items()):
+    for position, (place, sample) in enumerate(added.items()):
         split = sample.split if sample.split in given else None
         known = Sample(_below(kept.listing.root, place), sample.label, split, sample.size)
         entries.append((known, outputs.contents[position], None if split else sample.split, -1 - position))
@@ -108,23 +108,9 @@ def without(kept: KeptFeatures, positions: Collection[int]) -> KeptFeatures:
     )
 
 
-def find_pictures(kept: KeptFeatures, picture: str) -> set[int]:
-    """Positions of the pictures that `picture` names: a path in the run, a file, a folder, or a sha256 in hex.
-
-    Copies of a picture, which have the same sha256, are found with it.
-    """
-    path = Path(picture)
-    places = _places(kept.listing)
-    asked = os.path.realpath(path)
-    found = {
-        position
-        for position, (sample, place) in enumerate(zip(kept.listing.samples, places, strict=True))
-        if picture in (sample.path, place) or place == asked or Path(place).is_relative_to(asked)
-    }
-    hashes = {kept.contents[position].sha256 for position in found} - {""}
-    if not found:
-        hashes = {picture.lower()} | ({_sha256(path)} if path.is_file() else set())
-    return found | {position for position, content in enumerate(kept.contents) if content.sha256 in hashes}
+def named(kept: KeptFeatures) -> NamedPictures:
+    """The pictures of a run by their names."""
+    return NamedPictures(_places(kept.listing), kept.contents, [sample.path for sample in kept.listing.samples])
 
 
 def _places(listing: Listing) -> list[str]:
@@ -137,14 +123,6 @@ def _below(root: Path, place: str) -> str:
     """The path of a picture as a listing has it: below its folder, or else the whole path."""
     path, folder = Path(place), Path(os.path.realpath(root))
     return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
-
-
-def _sha256(path: Path) -> str:
-    """In hex; "" for a file that cannot be read."""
-    try:
-        return hashlib.sha256(read_content(path)).hexdigest()
-    except UnreadablePicture:
-        return ""
 
 
 def _moved(views: Views | None, now: Mapping[int, int]) -> Views | None:

@@ -11,7 +11,7 @@ from finetune.api.changes.solved import solve_again
 from finetune.classifier.classifier import Classifier
 from finetune.errors import InputError
 from finetune.kept.added import delete_forgotten
-from finetune.kept.union import find_pictures, without
+from finetune.kept.union import named, without
 from finetune.options.suggestions import did_you_mean
 from finetune.progress import Display
 from finetune.random_state import restored_random_state
@@ -72,13 +72,14 @@ def forget(
                 meant = did_you_mean(name, old.classes, {}) or f"; it has {', '.join(old.classes)}"
                 raise InputError(f"{job.path} has no class {name!r}{meant}")
             gone |= {place for place, sample in enumerate(kept.listing.samples) if sample.label == name}
+        labelled, unlabelled = named(kept), None if background is None else background.named()
         for picture in pictures:
-            found = find_pictures(kept, os.fspath(picture))
-            kept_out = set[int]() if background is None else background.find(os.fspath(picture))
-            others |= kept_out
+            found = labelled.find(os.fspath(picture))
+            kept_out = set[int]() if unlabelled is None else unlabelled.find(os.fspath(picture))
             if not found and not kept_out:
                 raise InputError(f"{picture} is no picture of {job.path}; its pictures.csv lists them")
             gone |= found
+            others |= kept_out
         left = {
             sample.label
             for place, sample in enumerate(kept.listing.samples)

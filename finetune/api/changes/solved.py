@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -186,9 +187,7 @@ def _without_new(
 def shifted(positions: Collection[int], gone: Collection[int]) -> frozenset[int]:
     """Where `positions` are after those in `gone` are left out."""
     order = sorted(gone)
-    return frozenset(
-        position - sum(each < position for each in order) for position in positions if position not in set(gone)
-    )
+    return frozenset(position - bisect_left(order, position) for position in set(positions).difference(gone))
 
 
 def _of_the_run(found: RunMetrics, before: RunMetrics) -> RunMetrics:
