@@ -91,7 +91,7 @@ def measured(network: str, weights: Path, paths: list[Path], repeats: int, obvio
     started = time.perf_counter()
     chosen = converted(fast, batches[0].pixels, TOLERANCE)
     converting = time.perf_counter() - started
-    fast._accelerated[CPU_BATCH] = chosen
+    fast.passes.chosen[CPU_BATCH] = chosen
     # The fastest way there is, however coarse: what there was to refuse.
     fastest = converted(fast, batches[0].pixels, tolerance=0.01)
     device, unit = fast.fabric.device, partial(fast._unit_vectors, chosen.run)
@@ -133,7 +133,7 @@ def measured(network: str, weights: Path, paths: list[Path], repeats: int, obvio
 
 def converted(embedder: Embedder, pixels: Tensor, tolerance: float) -> Acceleration:
     return accelerated(
-        embedder._module,
+        embedder.passes.module,
         pixels,
         device=embedder.fabric.device,
         batch_size=CPU_BATCH,

@@ -155,7 +155,7 @@ def photos(data: Path) -> tuple[FramedPictures, int, Distortion, Network]:
 
     def network(pixels: Tensor) -> Tensor:
         # Embedders of timm models take uint8.
-        embeddings: Tensor = embedder._module((pixels * 255).round().clamp(0, 255).to(torch.uint8))
+        embeddings: Tensor = embedder.passes.module((pixels * 255).round().clamp(0, 255).to(torch.uint8))
         return embeddings
 
     return frame_whole(pictures), SIDE, DISTORTIONS["photo"], network

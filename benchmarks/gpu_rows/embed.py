@@ -36,12 +36,12 @@ def measure(setting: Setting, network: str) -> dict[str, Any]:
         embedder = Embedder.load(network, weights=weights, device=device.type)
         source = Pictures(paths, embedder.spec.view(), embedder.spec.decoded_side, MAX_PIXELS)
         started = time.perf_counter()
-        run = embedder._forward(source, batch, Display())
+        run = embedder.passes.of(source, batch, Display())
         choosing = time.perf_counter() - started
-        way = embedder._accelerated.get(batch)
+        way = embedder.passes.chosen.get(batch)
         busy = Busy(run, device)
         if way is not None:
-            embedder._accelerated[batch] = replace(way, run=busy)
+            embedder.passes.chosen[batch] = replace(way, run=busy)
         workers = None if device.type == "cuda" else 0
         unit = partial(embedder._unit_vectors, run)
         alone, waiting = _network_alone(setting, unit, source, batch)

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from msgspec import Meta
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from fewshot.embedding.augmentation import render_view
@@ -28,26 +27,16 @@ from fewshot.embedding.encoder_files import (
     fingerprint_of,
     read_encoder,
 )
+from fewshot.embedding.forward_passes import ForwardPasses
 from fewshot.embedding.framing import FramedPictures, frame_drawings, frame_whole
+from fewshot.embedding.picture_batch import PictureBatch, as_picture, listed
 from fewshot.omniglot.dataset import Character
 from finetune.config import MAX_PIXELS
-from finetune.data.collection.stored import StoredPicture
-from finetune.data.folder import list_unlabelled, some
+from finetune.data.folder import some
 from finetune.data.images import Picture
 from finetune.data.loader import Pictures
-from finetune.data.transforms import Normalized
 from finetune.errors import InputError, UnreadablePicture
-from finetune.features.acceleration import (
-    CPU_BATCH,
-    GPU_BATCH,
-    TOLERANCE,
-    Acceleration,
-    Forward,
-    accelerated,
-    one_at_a_time,
-    within,
-    worth_accelerating,
-)
+from finetune.features.acceleration import CPU_BATCH, GPU_BATCH, TOLERANCE, Forward
 from finetune.features.forward import Outputs, run_over
 from finetune.files.reading import as_type
 from finetune.files.writing import write_json, write_tensors
@@ -56,12 +45,6 @@ from finetune.progress import Advance, Display
 from finetune.random_state import restored_random_state
 
 _DRAWINGS_AT_ONCE = 512
-# Pictures on which faster ways of a GPU are checked. A GPU waits while they are decoded.
-_EXAMPLES = 32
-# The picture on which a network compiled for one picture at a time is checked.
-_GRADIENT = np.add.outer(np.arange(128), np.arange(128)).astype(np.uint8)
-
-PictureBatch = Sequence[Picture | StoredPicture | Tensor] | NDArray[Any] | Tensor | str | Path
 
 
 @dataclass(frozen=True)
@@ -102,6 +85,7 @@ class Embedder:
 
     Attributes:
         source, weights: What `load` was given, with absolute paths; None for an embedder made by the constructor.
+        passes: The ways to run the network, chosen for each size of a batch.
         trained_on: Omniglot's characters that the encoder was trained on; empty for other encoders.
         verification: Calibration that the encoder carries for pairs of pictures, as a dictionary; None without.
         recognition: The same for pairs within one alphabet or group, which are closer to the classes of a gallery.
@@ -141,8 +125,7 @@ class Embedder:
         self.verification: dict[str, Any] | None = None
         self.recognition: dict[str, Any] | None = None
         self._fingerprint: str | None = None
-        self._module = network if spec.preprocessing is None else Normalized(network, spec.preprocessing).eval()
-        self._accelerated: dict[int, Acceleration] = {}  # by batch size
+        self.passes = ForwardPasses(self.network, spec, self.fabric.device, tolerance)
 
     @classmethod
     @restored_random_state()
@@ -235,16 +218,7 @@ class Embedder:
         Returns:
             Whether it was compiled.
         """
-        if self.fabric.device.type != "cpu" or self.tolerance >= 1:
-            return False
-        pictures = Pictures([_GRADIENT], self.spec.view(), self.spec.decoded_side, MAX_PIXELS)
-        run = one_at_a_time(
-            self._module, self._example(pictures, 1), agree=within(self.tolerance), display=display or Display()
-        )
-        if run is None:
-            return False
-        self._accelerated[1] = Acceleration(run, "OpenVINO f32, one picture at a time")
-        return True
+        return self.passes.compile_alone(display or Display())
 
     def embed(
         self,
@@ -274,7 +248,7 @@ class Embedder:
         if found.unreadable:
             first, *others = found.unreadable
             more = f"; nor can {some([str(other) for other in others])}" if others else ""
-            named = _listed(pictures)[first]
+            named = listed(pictures)[first]
             name = f" ({named})" if isinstance(named, (str, Path)) else ""
             raise UnreadablePicture(f"picture {first}{name}", f"{found.unreadable[first]}{more}")
         return found.vectors
@@ -302,12 +276,12 @@ class Embedder:
 
         if batch_size is not None and batch_size < 1:
             raise InputError(f"--batch-size must be at least 1, not {batch_size}")
-        listed = [_as_picture(picture) for picture in _listed(pictures)]
+        given = [as_picture(picture) for picture in listed(pictures)]
         batch_size = batch_size or (CPU_BATCH if self.fabric.device.type == "cpu" else GPU_BATCH)
         display = display or Display()
-        source = Pictures(listed, self.spec.view(), self.spec.decoded_side, MAX_PIXELS)
-        run = self._forward(source, batch_size, display)
-        with nullcontext(advance) if advance else display.bar("embedding", len(listed)) as bar:
+        source = Pictures(given, self.spec.view(), self.spec.decoded_side, MAX_PIXELS)
+        run = self.passes.of(source, batch_size, display)
+        with nullcontext(advance) if advance else display.bar("embedding", len(given)) as bar:
             outputs = run_over(
                 self.fabric.device,
                 partial(self._unit_vectors, run),
@@ -317,10 +291,10 @@ class Embedder:
                 advance=bar,
                 keep=keep_outputs,
             )
-        vectors = np.full((len(listed), self.width), np.nan, np.float32)
+        vectors = np.full((len(given), self.width), np.nan, np.float32)
         if len(outputs.index):
             vectors[outputs.index.numpy()] = outputs.values.numpy()
-        contents = [outputs.contents[position] for position in range(len(listed))]
+        contents = [outputs.contents[position] for position in range(len(given))]
         reasons = {position: content.reason for position, content in enumerate(contents) if content.reason is not None}
         return Embeddings(vectors, reasons, tuple(content.sha256 for content in contents))
 
@@ -336,7 +310,7 @@ class Embedder:
             A function from uint8 pixels (n, ...) to unit vectors (n, d), float32 on the CPU.
         """
         source = Pictures(list(examples), self.spec.view(), self.spec.decoded_side, MAX_PIXELS)
-        run, device = self._forward(source, batch_size, Display(), pictures), self.fabric.device
+        run, device = self.passes.of(source, batch_size, Display(), pictures), self.fabric.device
         return lambda pixels: self._unit_vectors(run, pixels.to(device)).cpu()
 
     def embed_drawings(self, drawings: Tensor) -> Tensor:
@@ -367,35 +341,6 @@ class Embedder:
             config["recognition"] = self.recognition
         write_json(folder / CONFIG_FILE, config | about | {"trained_on": characters_to_json(self.trained_on)})
 
-    def _forward(self, pictures: Pictures, batch_size: int, display: Display, count: int | None = None) -> Forward:
-        """The network's fastest forward pass for pictures such as these; chosen once for each batch size if that pays.
-
-        count: Number of pictures, where it is not that of `pictures`.
-        """
-        count = len(pictures) if count is None else count
-        if batch_size not in self._accelerated:
-            device = self.fabric.device
-            checked = worth_accelerating(device, count, self.tolerance)
-            chosen = accelerated(
-                self._module,
-                self._example(pictures, batch_size) if checked else torch.empty(0),
-                device=device,
-                batch_size=batch_size,
-                pictures=count,
-                tolerance=self.tolerance,
-                display=display,
-            )
-            if not chosen.reusable:
-                return chosen.run
-            self._accelerated[batch_size] = chosen
-        return self._accelerated[batch_size].run
-
-    def _example(self, pictures: Pictures, batch_size: int) -> Tensor:
-        """The network's input for the readable ones of the first pictures, at most a batch."""
-        count = batch_size if self.fabric.device.type == "cpu" else min(batch_size, _EXAMPLES)
-        readable = pictures.batch(range(min(count, len(pictures)))).pixels.to(self.fabric.device)
-        return self.spec.network_input(readable) if len(readable) else readable
-
     @torch.inference_mode()
     def _unit_vectors(self, run: Forward, pixels: Tensor) -> Tensor:
         """Unit vectors (n, d) float32 of pixels as `EncoderSpec.view` makes them, on the encoder's device."""
@@ -416,28 +361,3 @@ class Embedder:
     def _mean(of_views: list[Tensor]) -> Tensor:
         """The normalised mean of the normalised vectors of each view."""
         return F.normalize(torch.stack([F.normalize(vectors, dim=1) for vectors in of_views]).mean(0), dim=1)
-
-
-def _listed(pictures: PictureBatch) -> Sequence[Picture | StoredPicture | Tensor]:
-    if isinstance(pictures, (str, Path)) and Path(pictures).is_dir():
-        return list_unlabelled([Path(pictures)])
-    if isinstance(pictures, (str, Path, bytes, Image.Image)):
-        raise InputError(f"embed takes a folder or a list of pictures, not one {type(pictures).__name__}; put it in []")
-    if isinstance(pictures, (np.ndarray, Tensor)):
-        if pictures.ndim != 4:
-            raise InputError(
-                f"one {type(pictures).__name__} of shape {tuple(pictures.shape)} may mean one picture or several: "
-                "give a list of pictures, an array (n, h, w, 3) or a tensor (n, 3, h, w)"
-            )
-        return list(pictures)
-    return pictures
-
-
-def _as_picture(picture: Picture | StoredPicture | Tensor) -> Picture | StoredPicture:
-    """A tensor as an array with its channels last; other pictures unchanged."""
-    if not isinstance(picture, Tensor):
-        return picture
-    array = picture.detach().cpu()
-    if array.dtype in (torch.bfloat16, torch.float16):
-        array = array.float()
-    return (array.movedim(0, -1) if array.ndim == 3 else array).numpy()
