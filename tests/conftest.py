@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -17,6 +18,17 @@ MakeFolder = Callable[..., Path]
 # The same examples on every machine, and as long as a busy machine takes for them.
 hypothesis.settings.register_profile("fewtune", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("fewtune")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
+    """No search for garbage: modules and tests stay to the end, and the searches took a third of the collection."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @pytest.fixture
