@@ -39,7 +39,7 @@ from draws import BACKBONE, DATASETS, FAST_BACKBONE, link
 from machine import provenance, revision
 from torch import Tensor
 
-from finetune.computing.openvino_module import no_reports, openvino_module
+from finetune.computing.openvino_module import no_reports, openvino_core
 from finetune.config import MAX_PIXELS
 from finetune.data.folder import list_folder
 from finetune.data.loader import Pictures
@@ -128,7 +128,7 @@ class Converted:
     """A network in OpenVINO, from which each precision is compiled for one thread."""
 
     def __init__(self, network: Normalized, example: Tensor):
-        self.core = openvino_module().Core()
+        self.core = openvino_core()
         # Folds batch norms into convolutions, without which int8 is far less accurate.
         from openvino._offline_transformations import apply_moc_transformations
 

@@ -36,7 +36,7 @@ from finetune.data.folder import some
 from finetune.data.images import Picture
 from finetune.data.loader import Pictures
 from finetune.errors import InputError, UnreadablePicture
-from finetune.features.acceleration import CPU_BATCH, GPU_BATCH, TOLERANCE, Forward
+from finetune.features.acceleration import CPU_BATCH, GPU_BATCH, TOLERANCE, Forward, size_alone, unmixed
 from finetune.features.forward import Outputs, run_over
 from finetune.files.reading import as_type
 from finetune.files.writing import write_json, write_tensors
@@ -206,7 +206,7 @@ class Embedder:
         return embedding_width(self.network, self.spec)
 
     def compile_alone(self, *, display: Display | None = None) -> bool:
-        """Compile the network for one picture at a time (`batch_size` 1), which is then several times as fast.
+        """Compile the network for vectors of one picture at a time (`alone`), which are then several times as fast.
 
         This takes seconds, and memory for the weights once more. OpenVINO then computes them in float32: vectors differ
         from those of PyTorch mostly in the sixth digit. On a GPU, for a tolerance of 1, and where the network cannot be
@@ -260,11 +260,13 @@ class Embedder:
         batch_size: int | None = None,
         workers: int | None = None,
         display: Display | None = None,
+        alone: bool = False,
         advance: Advance | None = None,
         keep: Callable[[Sequence[int], NDArray[np.float32], Sequence[str]], None] | None = None,
     ) -> Embeddings:
         """Like `embed`, but unreadable pictures are listed in the result.
 
+        alone: Whether the vector of a picture is bit for bit the same, whatever the other pictures are.
         advance: The caller's progress bar, in place of one of `display`. keep: Called with positions, vectors and
         checksums of the readable pictures of each batch, for a caller that must not lose them to an interruption.
         """
@@ -277,14 +279,14 @@ class Embedder:
         if batch_size is not None and batch_size < 1:
             raise InputError(f"--batch-size must be at least 1, not {batch_size}")
         given = [as_picture(picture) for picture in listed(pictures)]
-        batch_size = batch_size or (CPU_BATCH if self.fabric.device.type == "cpu" else GPU_BATCH)
-        display = display or Display()
+        device, display = self.fabric.device, display or Display()
+        batch_size = size_alone(device) if alone else batch_size or (CPU_BATCH if device.type == "cpu" else GPU_BATCH)
         source = Pictures(given, self.spec.view(), self.spec.decoded_side, MAX_PIXELS)
-        run = self.passes.of(source, batch_size, display)
+        run = partial(self._unit_vectors, self.passes.of(source, batch_size, display))
         with nullcontext(advance) if advance else display.bar("embedding", len(given)) as bar:
             outputs = run_over(
-                self.fabric.device,
-                partial(self._unit_vectors, run),
+                device,
+                unmixed(run, device) if alone else run,
                 source,
                 batch_size=batch_size,
                 workers=workers,

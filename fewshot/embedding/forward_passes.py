@@ -11,6 +11,7 @@ from finetune.config import MAX_PIXELS
 from finetune.data.loader import Pictures
 from finetune.data.transforms import Normalized
 from finetune.features.acceleration import (
+    CPU_ALONE,
     Acceleration,
     Forward,
     accelerated,
@@ -75,7 +76,7 @@ class ForwardPasses:
         run = one_at_a_time(self.module, self._example(pictures, 1), agree=within(self._tolerance), display=display)
         if run is None:
             return False
-        self.chosen[1] = Acceleration(run, "OpenVINO f32, one picture at a time")
+        self.chosen[CPU_ALONE] = Acceleration(run, "OpenVINO f32, one picture at a time")
         return True
 
     def _example(self, pictures: Pictures, batch_size: int) -> Tensor:

@@ -218,8 +218,8 @@ class Recognizer:
     ) -> list[Recognition | UnreadablePicture]:
         """Recognise pictures, or all pictures below a folder. The options are those of `recognize`.
 
-        alone: Run the encoder on one picture at a time. Its answer is then bit for bit the same, whatever the other
-        pictures are; in batches, its last digits depend on the size of the batch.
+        alone: Run the encoder on one picture at a time, or on a GPU in batches of one size. Its answer is then bit for
+        bit the same, whatever the other pictures are; otherwise its last digits depend on the size of the batch.
 
         Returns:
             For each picture, in order, the answer or the error that says why it cannot be read.
@@ -227,7 +227,7 @@ class Recognizer:
         accepted_from = self._accepted_from(false_accept_rate, threshold, nearest)
         if isinstance(pictures, (str, Path)) and Path(pictures).is_dir():
             pictures = list_unlabelled([Path(pictures)])
-        found = self.embedder.embed_all(pictures, batch_size=1 if alone else None, display=display)
+        found = self.embedder.embed_all(pictures, alone=alone, display=display)
         readable = np.array([number not in found.unreadable for number in range(len(found.vectors))], bool)
         vectors = found.vectors[readable]
         parts = [vectors[at : at + 1] for at in range(len(vectors))] if alone else [vectors]

@@ -184,7 +184,7 @@ class CalibratedNetwork:
                 self.preprocessing,
                 self.pictures(pictures),
                 workers=self.config.workers,
-                batch_size=1 if alone else None,
+                alone=alone,
                 test_time=self.config.test_time,
                 advance=advance,
                 compiled=compiled,

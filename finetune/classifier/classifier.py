@@ -182,9 +182,9 @@ class Classifier(CalibratedNetwork):
                 marked as unknown, and so are some pictures of the classes, the more the smaller the rate. The threshold
                 comes from classes that were held out in turn; unknown pictures that are more like a class than those
                 were are accepted more often. At 1, and for None, no picture is unknown.
-            alone: Run the network on one picture at a time. Its answer is then bit for bit the same, whatever the other
-                pictures are; in batches, its last digits depend on the size of the batch. Slower for small networks,
-                unless `compile_alone` has compiled the network.
+            alone: Run the network on one picture at a time, or on a GPU in batches of one size. Its answer is then bit
+                for bit the same, whatever the other pictures are; otherwise its last digits depend on the size of the
+                batch. Slower for small networks, unless `compile_alone` has compiled the network.
             display: Shows progress.
 
         Returns:

@@ -36,7 +36,7 @@ from finetune.classifier.published.fetched import run_at
 from finetune.classifier.run_config import RunConfig, read_run_config
 from finetune.classifier.run_folder import PICTURES_FILE
 from finetune.classifier.temperature import calibrated
-from finetune.computing.openvino_module import openvino_module
+from finetune.computing.openvino_module import openvino_core
 from finetune.data.folder import list_unlabelled
 from finetune.data.transforms import LONGEST
 from finetune.errors import InputError
@@ -301,7 +301,7 @@ class _ExportedModel:
         if format == "torch-export":
             self._module = torch.export.load(io.BytesIO(content)).module()
             return
-        core = openvino_module().Core()  # slow to import
+        core = openvino_core()  # slow to import
         compiled = core.compile_model(core.read_model(content), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         self._request, self._lock = compiled.create_infer_request(), Lock()
 

@@ -1,13 +1,15 @@
-"""OpenVINO's module, imported without its report of use over the network."""
+"""OpenVINO's module, imported without its report of use over the network, and its core, made once."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from importlib import import_module
 from threading import Lock
 from types import ModuleType
+from typing import Any
 
 _REPORTS = "openvino_telemetry"
 _lock = Lock()
@@ -21,6 +23,17 @@ def openvino_module() -> ModuleType:
     """
     with _lock, nullcontext() if "openvino" in sys.modules else no_reports():
         return import_module("openvino")
+
+
+@cache
+def openvino_core() -> Any:
+    """OpenVINO's core, one for the process.
+
+    Its plugin for CPUs gives the thread that loads it another stack for signals, and unmaps that stack when the last
+    core is gone. Where another thread drops it, the next signal of the first thread, such as that of Ctrl-C, would end
+    the process with a segmentation fault.
+    """
+    return openvino_module().Core()
 
 
 @contextmanager

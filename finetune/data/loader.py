@@ -7,7 +7,9 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import AuthenticationError
 from pathlib import Path
 from types import TracebackType
@@ -113,6 +115,15 @@ def in_order(pictures: Pictures, *, batch_size: int, workers: int) -> Iterable[B
     indices = range(len(pictures))
     batches = [[(0, index) for index in indices[start : start + batch_size]] for start in indices[::batch_size]]
     return decoded(pictures, batches, workers=workers)
+
+
+def by_threads(pictures: Pictures, batch_size: int) -> Iterator[Batch]:
+    """Batches of all pictures, in their order, decoded by threads of this process: for a few, which need no random
+    numbers."""
+    with ThreadPoolExecutor(cores()) as pool:
+        items = pool.map(pictures.__getitem__, [(0, index) for index in range(len(pictures))])
+        while some := list(islice(items, batch_size)):
+            yield _collate(some)
 
 
 def decoded(pictures: Pictures, batches: Iterable[list[tuple[int, int]]], *, workers: int) -> Iterable[Batch]:

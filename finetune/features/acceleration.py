@@ -18,7 +18,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from finetune.computing.openvino_module import openvino_module
+from finetune.computing.openvino_module import openvino_core, openvino_module
 from finetune.data.loader import Pictures, check_unchanged, cores
 from finetune.data.transforms import Normalized
 from finetune.models.device import reproducible_numerics
@@ -43,6 +43,8 @@ _FEW = 1 / 4
 
 # Pictures in a batch. On a CPU the activations between layers then stay in the cache of a core.
 CPU_BATCH, GPU_BATCH = 16, 256
+# The same where no output may depend on the other pictures. On a GPU, a few pictures take as long as one.
+CPU_ALONE, GPU_ALONE = 1, 32
 
 
 class Forward(Protocol):
@@ -183,7 +185,7 @@ def _closeness(found: Tensor, expected: Tensor) -> float:
 
 def _on_cpu(network: nn.Module, example: Tensor, batch_size: int, pictures: int) -> Iterator[tuple[str, Forward]]:
     """Ways to run a network on a CPU, the fastest first."""
-    core = openvino_module().Core()  # slow to import
+    core = openvino_core()  # slow to import
     at_once = min(batch_size, max(1, _AT_ONCE // example[0].numel()))
     model = openvino_model(network, filled(example[:at_once], at_once))
     precisions = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -221,7 +223,7 @@ def one_at_a_time(
     """
     options = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": cores(), "INFERENCE_NUM_THREADS": cores()}
     try:
-        core = openvino_module().Core()  # slow to import
+        core = openvino_core()  # slow to import
         compiled = _OneAtATime(core.compile_model(openvino_model(network, picture), "CPU", options))
         if agree(compiled(picture), _exact(network)(picture)):
             return compiled
@@ -285,6 +287,21 @@ def filled(batch: Tensor, size: int) -> Tensor:
     """The batch padded with zeros to `size` pictures; in evaluation mode no picture's output depends on the others."""
     missing = batch.new_zeros((size - len(batch), *batch.shape[1:]))
     return torch.cat([batch, missing]).contiguous() if len(missing) else batch.contiguous()
+
+
+def in_full_batches(run: Forward, size: int) -> Forward:
+    """`run` in batches of one size: no output depends on how many other pictures are in its batch."""
+    return lambda batch: torch.cat([run(filled(part, size))[: len(part)] for part in batch.split(size)])
+
+
+def size_alone(device: torch.device) -> int:
+    """Pictures in a batch where no output may depend on the other pictures."""
+    return CPU_ALONE if device.type == "cpu" else GPU_ALONE
+
+
+def unmixed(run: Forward, device: torch.device) -> Forward:
+    """`run` with outputs that do not depend on the other pictures, for batches of at most `size_alone`."""
+    return run if device.type == "cpu" else in_full_batches(run, GPU_ALONE)
 
 
 # --- on a GPU: half precision -----------------------------------------------------------------------------------------
@@ -394,5 +411,4 @@ class AcceleratedModel:
 
     def in_full_batches(self, pixels: Tensor) -> Tensor:
         """The same in batches of one size: no output depends on how many other pictures are in its batch."""
-        parts = pixels.split(self.batch_size)
-        return torch.cat([self(filled(part, self.batch_size))[: len(part)] for part in parts])
+        return in_full_batches(self, self.batch_size)(pixels)

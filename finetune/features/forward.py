@@ -15,9 +15,18 @@ from torch import Tensor, nn
 
 from finetune.computing.device_stream import copied_ahead, fetched_behind
 from finetune.data.images import Content
-from finetune.data.loader import Batch, Item, Pictures, cores, in_order, worker_count
+from finetune.data.loader import Batch, Item, Pictures, by_threads, cores, in_order, worker_count
 from finetune.data.transforms import Normalized, Preprocessing
-from finetune.features.acceleration import CPU_BATCH, GPU_BATCH, AcceleratedModel, Examples, Forward, plain
+from finetune.features.acceleration import (
+    CPU_BATCH,
+    GPU_BATCH,
+    AcceleratedModel,
+    Examples,
+    Forward,
+    plain,
+    size_alone,
+    unmixed,
+)
 from finetune.models.device import open_engine, reproducible_numerics
 from finetune.progress import Advance, Display
 from finetune.ranks.exchange import share
@@ -59,7 +68,7 @@ def run_frozen(
     pictures: Pictures | Sequence[Batch],
     *,
     workers: int | None = None,
-    batch_size: int | None = None,
+    alone: bool = False,
     test_time: str = "plain",
     advance: Advance | None = None,
     compiled: Forward | None = None,
@@ -72,15 +81,18 @@ def run_frozen(
         preprocessing: Normalisation of the pictures.
         pictures: Pictures to read, or batches that are in memory.
         workers: Number of processes beside a GPU, or of threads on a CPU, that read pictures. None for one per core.
-        batch_size: As for `run_over`.
+        alone: Whether the outputs of a picture are bit for bit the same, whatever the other pictures are.
         test_time: "flip" adds the mirror image as a second view. With "ten-crop" the pictures already have ten views.
         advance: Called with the number of pictures that are done.
         compiled: The network, compiled; it then runs instead, and `network` is not touched.
     """
 
     def over(run: Forward) -> Outputs:
-        views = _OverViews(run, preprocessing, test_time)
-        return run_over(fabric.device, views, pictures, batch_size=batch_size, workers=workers, advance=advance)
+        device, network = fabric.device, _OverViews(run, preprocessing, test_time)
+        if not alone:
+            return run_over(device, network, pictures, workers=workers, advance=advance)
+        each, size = unmixed(network, device), size_alone(device)
+        return run_over(device, each, pictures, batch_size=size, workers=workers, advance=advance)
 
     if compiled is not None:
         return over(compiled)
@@ -170,11 +182,15 @@ def _streamed(
     batch_size: int,
     workers: int | None,
 ) -> Iterator[_Result]:
-    """Batches that processes decode, through one network that does not wait for its results to be fetched."""
+    """Batches that processes decode, or threads a few, through one network that does not wait for its results to be
+    fetched."""
     batches: Iterable[Batch]
     if isinstance(pictures, Pictures):
         processes = worker_count(workers, len(pictures), beside_cpu=False)
-        batches = in_order(pictures, batch_size=batch_size, workers=processes)
+        if processes or pictures.view.random:
+            batches = in_order(pictures, batch_size=batch_size, workers=processes)
+        else:
+            batches = by_threads(pictures, batch_size)
     else:
         batches = pictures
     if network is None:

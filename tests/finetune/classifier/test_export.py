@@ -21,7 +21,7 @@ import finetune
 from finetune.classifier.classifier import Classifier
 from finetune.classifier.export import export
 from finetune.cli.main import main
-from finetune.computing.openvino_module import openvino_module
+from finetune.computing.openvino_module import openvino_core
 from finetune.errors import InputError
 from finetune.files.reading import read_json
 from finetune.models.backbone import Backbone, Network
@@ -70,7 +70,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def infer(file: Path | bytes, pixels: Tensor) -> Tensor:
-    core = openvino_module().Core()
+    core = openvino_core()
     compiled = core.compile_model(core.read_model(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return torch.tensor(compiled([pixels.numpy()])[0])
 

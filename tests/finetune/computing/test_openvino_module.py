@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,15 +17,38 @@ def listen(event, args):
     if event in ("socket.getaddrinfo", "socket.connect", "subprocess.Popen", "os.fork"):
         print(event, args, flush=True)
 sys.addaudithook(listen)
-from finetune.computing.openvino_module import openvino_module
+from finetune.computing.openvino_module import openvino_core, openvino_module
 assert openvino_module() is openvino_module()
 for thread in threading.enumerate():
     if thread is not threading.current_thread():
         thread.join(5)
 assert "openvino_telemetry" not in sys.modules
 import openvino_telemetry  # what else the process wants of it is there
-assert openvino_module().Core().available_devices == ["CPU"]
+assert openvino_core().available_devices == ["CPU"]
 """
+
+
+# A network that another thread than its own drops, and then a signal.
+SIGNALLED = """
+import gc, os, signal, threading, torch
+from finetune.features.acceleration import one_at_a_time
+from finetune.progress import Display
+picture = torch.ones(1, 3, 8, 8)
+held = [one_at_a_time(torch.nn.Flatten(), picture, agree=torch.equal, display=Display())]
+assert held[0] is not None
+thread = threading.Thread(target=lambda: (held.clear(), gc.collect()))
+thread.start()
+thread.join()
+signal.signal(signal.SIGUSR1, lambda number, frame: print("heard"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no signals of users")
+def test_a_process_survives_a_signal_after_another_thread_has_dropped_a_network() -> None:
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from finetune.features.acceleration import (
     Acceleration,
     Examples,
     accelerated,
+    in_full_batches,
 )
 from finetune.models.backbone import Backbone
 from finetune.models.device import _cpu_has_bfloat16, open_engine
@@ -163,6 +164,15 @@ def test_a_converted_network_keeps_the_tolerance_for_every_batch_size_and_in_thr
     assert not torch.equal(threaded[0], threaded[1][:1])
     assert not any(module.training for module in network.modules())
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_in_batches_of_one_size_an_output_does_not_depend_on_the_others() -> None:
+    network, given = of_timm("fewtune_conv4"), pictures(11)
+    run = in_full_batches(lambda batch: plainly(network, batch), 4)
+    together = run(given)
+    assert torch.equal(together[6:7], run(given[6:7]))
+    assert torch.equal(together[5:10], run(given[5:10]))
+    torch.testing.assert_close(together, plainly(network, given))
 
 
 def test_a_batch_of_few_pictures_runs_in_plain_pytorch() -> None:
