@@ -8,14 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from msgspec import Meta
+from numpy.typing import NDArray
 from torch import Tensor
 
 # Types that are checked when a file is read: see `finetune.files.reading.as_type`.
 Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0, le=10**15)]
 Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +132,34 @@ def expected_calibration_error(log_probabilities: Tensor, labels: Tensor, bins: 
     """
     found = reliability(log_probabilities, labels, bins)
     return float(sum(row.n * abs(row.accuracy - row.probability) for row in found)) / max(1, len(labels))
+
+
+def roc_curve(truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> Curve:
+    """Rates of false and of true positives, both from 0 to 1: a point for every corner of the curve.
+
+    Args:
+        truth: Shape (n,), True for a positive; there are both kinds.
+        scores: Shape (n,), higher for what is more likely a positive.
+    """
+    true, false = _positives(truth, scores)
+    turns = np.logical_or(np.diff(true[1:], 2), np.diff(false[1:], 2))
+    corners = np.flatnonzero(np.concatenate(([True, True], turns, [True]))[: len(true)])
+    return false[corners] / false[-1], true[corners] / true[-1]
+
+
+def precision_recall_curve(truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> Curve:
+    """Recall, from 0 to 1, and precision: a point for every distinct score after (0, 1). Arguments as for
+    `roc_curve`."""
+    true, false = _positives(truth, scores)
+    return true / true[-1], np.concatenate(([1.0], true[1:] / (true + false)[1:]))
+
+
+def _positives(truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> Curve:
+    """How many true and how many false positives there are with no score, with the highest one and above, and so on."""
+    order = np.argsort(-scores, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(scores[order]), -1.0))
+    true = np.append(0.0, np.cumsum(truth[order])[last])
+    return true, np.append(0.0, last + 1.0) - true
 
 
 def measure_predictions(log_probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> Measurement:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from types import FunctionType
 from typing import Any
@@ -197,6 +197,7 @@ def _versions() -> dict[str, str]:
     return {package: _version(package) for package in _PACKAGES}
 
 
+@cache
 def _version(package: str) -> str:
     try:
         return version(package)

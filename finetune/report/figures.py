@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from finetune.classifier.run_metrics import (
     BudgetMetrics,
@@ -19,7 +18,14 @@ from finetune.classifier.run_metrics import (
     RunMetrics,
     SweepMetrics,
 )
-from finetune.metrics import expected_calibration_error, reliability, wilson_interval
+from finetune.metrics import (
+    Curve,
+    expected_calibration_error,
+    precision_recall_curve,
+    reliability,
+    roc_curve,
+    wilson_interval,
+)
 from finetune.report.charts import Band, Bar, Line, Mark, bar_chart, line_chart
 from finetune.report.results import RunResults
 from finetune.strategies import STRATEGIES
@@ -27,8 +33,6 @@ from finetune.strategies import STRATEGIES
 # Most classes with a curve of their own: those with the smallest area.
 _CURVES = 5
 _BINS = 10
-
-Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def result_chart(metrics: RunMetrics | EvaluationMetrics) -> Markup | None:
@@ -194,8 +198,6 @@ class Areas:
 
 def areas(results: RunResults) -> Areas | None:
     """One class against the rest, and the mean over classes (macro average)."""
-    from sklearn.metrics import auc, precision_recall_curve, roc_curve
-
     if results.log_probabilities is None:
         return None
     shares = results.log_probabilities.double().exp().numpy()
@@ -208,11 +210,10 @@ def areas(results: RunResults) -> Areas | None:
     precision_curves: dict[str, Curve] = {}
     for index in measured:
         name, truth, score = results.classes[index], labels == index, shares[:, index]
-        roc_curves[name] = roc_curve(truth, score)[:2]
-        roc[name] = float(auc(*roc_curves[name]))
-        found, recall, _ = precision_recall_curve(truth, score)
-        precision[name] = float(-(np.diff(recall) * found[:-1]).sum())  # average precision
-        precision_curves[name] = recall[::-1], found[::-1]
+        false, true = roc_curves[name] = roc_curve(truth, score)
+        roc[name] = float(np.trapezoid(true, false))
+        recall, found = precision_curves[name] = precision_recall_curve(truth, score)
+        precision[name] = float((np.diff(recall) * found[1:]).sum())  # average precision
     drawings = (
         _curves(
             precision_curves,

@@ -2,12 +2,21 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+import sklearn.metrics
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.metrics import ClassMetrics, confusion, measure_predictions, wilson_interval
+from finetune.metrics import (
+    ClassMetrics,
+    confusion,
+    measure_predictions,
+    precision_recall_curve,
+    roc_curve,
+    wilson_interval,
+)
 
 
 @given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -42,3 +51,15 @@ def test_measure_predictions_counts_precision_recall_and_loss() -> None:
     assert result.balanced_accuracy == 0.5
     assert result.loss == pytest.approx(-sum(map(math.log, (0.9, 0.4, 0.8, 0.3))) / 4)
     assert result.confusion == ((1, 1, 0), (1, 1, 0), (0, 0, 0))
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 9)), min_size=2, max_size=40))
+def test_curves_are_those_of_scikit_learn(rows: list[tuple[bool, int]]) -> None:
+    truth = np.array([True, False, *(positive for positive, _ in rows)])
+    scores = np.array([0.3, 0.5, *(score / 10 for _, score in rows)])
+    false, true, _ = sklearn.metrics.roc_curve(truth, scores)
+    for found, wanted in zip(roc_curve(truth, scores), (false, true), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    precision, recall, _ = sklearn.metrics.precision_recall_curve(truth, scores)
+    for found, wanted in zip(precision_recall_curve(truth, scores), (recall[::-1], precision[::-1]), strict=True):
+        np.testing.assert_array_equal(found, wanted)
