@@ -66,7 +66,8 @@ class Engine:
 class SiameseRun:
     """config.json of a run of `fewshot train`.
 
-    A run that has not finished lacks spec. recipe: the options.
+    A run that has not finished lacks spec. recipe: the options. groups: number of groups in a batch, which the run
+    chose where `alphabets` is not among the options.
     """
 
     format: Literal[1]
@@ -82,6 +83,7 @@ class SiameseRun:
     self_supervised: bool = False
     recipe: dict[str, str | int | float | bool | None]
     steps: Annotated[int, Meta(ge=1, le=10**12)] | None = None
+    groups: Annotated[int, Meta(ge=1, le=10**6)] | None = None
     engine: Engine = Engine(device="", precision="", torch="")
 
 

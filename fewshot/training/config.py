@@ -109,13 +109,20 @@ class SiameseConfig(Options):
         None, "Distance that the loss uses.", choices=DISTANCES, unset="the loss's own", section=_LOSS
     )
 
-    alphabets: int = option(
-        8,
+    alphabets: int | None = option(
+        None,
         "Number of groups (alphabets of Omniglot) drawn for a batch. Each is turned or mirrored as a whole.",
         low=1,
+        unset="8 for Omniglot; for a folder 4, or fewer where that leaves fewer than 200 steps",
         section=_BATCHES,
     )
-    ways: int = option(16, "Most classes drawn from each group.", low=2, section=_BATCHES)
+    ways: int | None = option(
+        None,
+        "Most classes drawn from each group.",
+        low=2,
+        unset="16 for Omniglot, 32 for a folder",
+        section=_BATCHES,
+    )
     shots: int = option(4, "Number of pictures of each class. Each is distorted anew.", low=2, section=_BATCHES)
     symmetries: int | None = option(
         None,

@@ -67,11 +67,21 @@ class SiameseTask:
     steps: int
 
     @property
+    def alphabets(self) -> int:
+        """Number of groups drawn for a batch."""
+        return self.config.alphabets or self.data.alphabets
+
+    @property
+    def ways(self) -> int:
+        """Most classes drawn from each group."""
+        return self.config.ways or self.data.ways
+
+    @property
     def batch_size(self) -> float:
         """Mean number of pictures in a step: groups with fewer than `ways` classes give fewer."""
         sizes = torch.bincount(self.data.groups).float()
-        ways = float((sizes * sizes.clamp_max(self.config.ways)).sum() / sizes.sum())
-        return self.config.alphabets * ways * self.config.shots
+        ways = float((sizes * sizes.clamp_max(self.ways)).sum() / sizes.sum())
+        return self.alphabets * ways * self.config.shots
 
     def side_at(self, step: int) -> int:
         """Side of the training pictures at `step`, in pixels."""
@@ -273,8 +283,8 @@ class SiameseSteps:
         generator = torch.Generator().manual_seed(view_seed(config.seed, step, "batch"))
         drawn = draw(
             self.pool,
-            groups=config.alphabets,
-            ways=config.ways,
+            groups=self.task.alphabets,
+            ways=self.task.ways,
             shots=config.shots,
             symmetries=config.symmetries or data.symmetries,
             generator=generator,

@@ -159,27 +159,27 @@ class _Run:
         with alone_in(self.out):
             if not continues_run(self.out, resume=resume):
                 return self._trained(None)
-            steps = self._steps_of_same_run()
+            plan = self._plan_of_same_run()
             if has_finished(self.out, (WEIGHTS_FILE,)):
                 self.display.say(f"{self.out}: this run has finished already")
                 return Embedder.load(self.out, device=self.config.device)
-            return self._trained(steps)
+            return self._trained(plan)
 
     def _request(self) -> dict[str, Any]:
         return {"format": FORMAT, **self.source.request(), "recipe": self.config.to_dict()}
 
-    def _steps_of_same_run(self) -> int:
-        """Number of steps of the run in `out`. InputError if it was started with other options."""
+    def _plan_of_same_run(self) -> _Plan:
+        """What the run in `out` was to do. InputError if it was started with other options."""
         (run, found), request = read_siamese_config(self.out), self._request()
         if run.source != request["source"]:
             raise InputError(f"{self.out} (--out) holds a run on {run.source}, not on {request['source']}")
         check_same_options(self.out, _options(found), _options(request))
         if run.steps is None:
             raise InputError(f"{self.out / CONFIG_FILE} may be damaged: steps is missing")
-        return run.steps
+        return _Plan(run.steps, run.groups)
 
-    def _trained(self, steps: int | None) -> Embedder:
-        """Train and save. steps: of the run that is continued; None for a new run."""
+    def _trained(self, plan: _Plan | None) -> Embedder:
+        """Train and save. plan: of the run that is continued; None for a new run."""
         config, display, times = self.config, self.display, Stopwatch()
         torch.manual_seed(config.seed)
         spec = EncoderSpec(config.network, config.side or _default_side(config.network), self.source.framing)
@@ -190,14 +190,16 @@ class _Run:
         with times.part("reading"):
             data = self.source.read(spec.side, display)
         model = siamese(network, width, len(data.groups) * SYMMETRIES, config)
-        task = SiameseTask(open_engine(config.device, config.precision), model, data, config, spec.side, steps or 1)
+        task = SiameseTask(open_engine(config.device, config.precision), model, data, config, spec.side, 1)
         expected = ""
-        if steps is None:
+        if plan is None:
             with times.part("timing a step"), reproducible_numerics(task.fabric.device):
-                task = replace(task, steps=_affordable_steps(task))
+                task = _planned(task)
                 if display.console is not None:
                     expected = _expected_time(task)
-            write_json(self.out / CONFIG_FILE, self._request() | {"steps": task.steps})
+            write_json(self.out / CONFIG_FILE, self._request() | vars(_Plan.of(task)))
+        else:
+            task = plan.applied(task)
         display.say(_summary(task))
         if expected:
             display.say(expected)
@@ -236,7 +238,7 @@ class _Run:
             "interrupted": state.interrupted,
         }
         write_json(self.out / METRICS_FILE, metrics)
-        embedder.save(self.out, **self._request(), steps=task.steps, engine=describe(task.fabric))
+        embedder.save(self.out, **self._request(), **vars(_Plan.of(task)), engine=describe(task.fabric))
         if not state.interrupted:
             remove_state(self.out)
 
@@ -254,6 +256,42 @@ def _set_thresholds(embedder: Embedder, held_out: HeldOut) -> None:
     embedder.verification = calibrate(similarity(vectors, rows), same).to_dict()
     rows, same = pairs_within(held_out.classes, held_out.groups)
     embedder.recognition = calibrate(similarity(vectors, rows), same).to_dict()
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a run chose at its start.
+
+    Attributes:
+        steps: Number of training steps.
+        groups: Number of groups drawn for a batch; None in runs of earlier versions, whose options say it.
+    """
+
+    steps: int
+    groups: int | None
+
+    @classmethod
+    def of(cls, task: SiameseTask) -> _Plan:
+        """The plan of a task."""
+        return cls(task.steps, task.alphabets)
+
+    def applied(self, task: SiameseTask) -> SiameseTask:
+        """The task by this plan."""
+        return replace(task, steps=self.steps, config=replace(task.config, alphabets=self.groups or task.alphabets))
+
+
+def _planned(task: SiameseTask) -> SiameseTask:
+    """The task with its number of steps, and with smaller batches where these would be few.
+
+    A short training gains more from steps than from the pictures in each of them, a long one from both
+    (benchmarks/siamese_batches.py).
+    """
+    steps = _affordable_steps(task)
+    if task.config.alphabets is None and steps < task.data.fewest_steps:
+        share = steps / task.data.fewest_steps
+        task = replace(task, config=replace(task.config, alphabets=max(1, int(share * task.alphabets))))
+        steps = _affordable_steps(task)
+    return _Plan(steps, task.alphabets).applied(task)
 
 
 def _affordable_steps(task: SiameseTask) -> int:

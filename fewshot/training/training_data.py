@@ -54,6 +54,9 @@ class SiameseData:
             they are harder to tell apart.
         symmetries: Default number of turned or mirrored versions that count as classes.
         distortion: Default strength of the distortions, a name in DISTORTIONS.
+        alphabets: Default number of groups drawn for a batch.
+        ways: Default for the most classes drawn from each group.
+        fewest_steps: A training of fewer steps draws fewer groups for a batch, unless the user says how many.
         trained_on: Characters of Omniglot that the weights depend on, by training or by validation.
         validation: Chooses the weights to keep. None where nothing is held out: the last weights are kept.
         held_out: None where nothing is held out.
@@ -64,6 +67,9 @@ class SiameseData:
     groups: Tensor
     symmetries: int
     distortion: str
+    alphabets: int = 8
+    ways: int = 16
+    fewest_steps: int = 0
     trained_on: frozenset[Character] = frozenset()
     validation: Validation | None = None
     held_out: HeldOut | None = None
@@ -209,6 +215,9 @@ class FolderSource:
             pictures=pictures,
             classes=classes,
             groups=torch.zeros(int(classes.max()) + 1, dtype=torch.int64),
+            alphabets=4,
+            ways=32,
+            fewest_steps=200,
             symmetries=1,
             distortion="photo",
             validation=validation,

@@ -18,6 +18,7 @@ from killing import assert_same_weights
 from PIL import Image
 
 import fewshot.training.loop
+import fewshot.training.train
 from fewshot.embedding.embedder import Embedder
 from fewshot.embedding.encoder import EncoderSpec, create
 from fewshot.evaluation.verification import roc_summary
@@ -28,6 +29,7 @@ from fewshot.training.training_data import TRAINED
 from finetune.errors import InputError, TrainingDiverged
 from finetune.files.folders import alone_in
 from finetune.files.reading import read_json, read_tensors
+from finetune.files.writing import write_json
 
 TRAIN, VAL = {"Tagalog": 3}, {"Hebrew": 2}  # alphabets and drawers; Hebrew has the 20 characters that are judged by
 TINY = {"alphabets": 1, "ways": 2}
@@ -211,6 +213,36 @@ def test_epochs_count_the_pictures_of_the_real_batches(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "two", classes=2, each=8)
     train_folder(folder, tmp_path / "run", config=small(epochs=2, alphabets=1, ways=4, shots=2))
     assert metrics_of(tmp_path / "run")["steps"] == 2 * 16 / (2 * 2)
+
+
+def test_a_short_training_on_a_folder_takes_more_and_smaller_steps(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "nine", classes=9, each=8)
+    usual: dict[str, object] = {"alphabets": None, "ways": None, "shots": 2, "epochs": 20}
+    train_folder(folder, tmp_path / "short", config=small(**usual))
+    found = read_json(tmp_path / "short" / "config.json")
+    assert (found["groups"], found["steps"], found["recipe"]["alphabets"]) == (1, 20 * 72 / (9 * 2), None)
+    train_folder(folder, tmp_path / "asked", config=small(**usual | {"alphabets": 4}))
+    found = read_json(tmp_path / "asked" / "config.json")
+    assert (found["groups"], found["steps"]) == (4, 20 * 72 / (4 * 9 * 2))
+
+
+def test_a_run_that_goes_on_keeps_the_size_of_its_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, run = folder_of(tmp_path / "nine", classes=9, each=8), tmp_path / "run"
+    config = small(alphabets=None, shots=2, epochs=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(fewshot.training.train, "train", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train_folder(folder, run, config=config)
+    chosen = read_json(run / "config.json")
+    assert chosen["groups"] == 1
+    write_json(run / "config.json", chosen | {"groups": 2, "steps": 5})  # as on a machine of another speed
+    train_folder(folder, run, config=config, resume=True)
+    kept = read_json(run / "config.json")
+    assert (kept["groups"], kept["steps"], metrics_of(run)["steps"]) == (2, 5, 5)
+
+
+def interrupted(*arguments: object, **options: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_the_seed_determines_every_bit_of_the_weights(pictures: Path, tmp_path: Path) -> None:
