@@ -19,7 +19,8 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0, le=10**15)]
 Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 
-Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
+Floats = NDArray[np.float64]
+Curve = tuple[Floats, Floats]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,32 +135,40 @@ def expected_calibration_error(log_probabilities: Tensor, labels: Tensor, bins: 
     return float(sum(row.n * abs(row.accuracy - row.probability) for row in found)) / max(1, len(labels))
 
 
-def roc_curve(truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> Curve:
+def roc_curve(truth: NDArray[np.bool_], scores: NDArray[np.floating]) -> Curve:
     """Rates of false and of true positives, both from 0 to 1: a point for every corner of the curve.
 
     Args:
         truth: Shape (n,), True for a positive; there are both kinds.
         scores: Shape (n,), higher for what is more likely a positive.
     """
-    true, false = _positives(truth, scores)
+    true, false, _ = _positives(truth, scores)
     turns = np.logical_or(np.diff(true[1:], 2), np.diff(false[1:], 2))
     corners = np.flatnonzero(np.concatenate(([True, True], turns, [True]))[: len(true)])
     return false[corners] / false[-1], true[corners] / true[-1]
 
 
-def precision_recall_curve(truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> Curve:
+def roc_thresholds(truth: NDArray[np.bool_], scores: NDArray[np.floating]) -> tuple[Floats, Floats, Floats]:
+    """Rates of false and of true positives at falling thresholds, infinity and every distinct score. Arguments as for
+    `roc_curve`."""
+    true, false, thresholds = _positives(truth, scores)
+    return false / false[-1], true / true[-1], thresholds
+
+
+def precision_recall_curve(truth: NDArray[np.bool_], scores: NDArray[np.floating]) -> Curve:
     """Recall, from 0 to 1, and precision: a point for every distinct score after (0, 1). Arguments as for
     `roc_curve`."""
-    true, false = _positives(truth, scores)
+    true, false, _ = _positives(truth, scores)
     return true / true[-1], np.concatenate(([1.0], true[1:] / (true + false)[1:]))
 
 
-def _positives(truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> Curve:
-    """How many true and how many false positives there are with no score, with the highest one and above, and so on."""
+def _positives(truth: NDArray[np.bool_], scores: NDArray[np.floating]) -> tuple[Floats, Floats, Floats]:
+    """How many true and how many false positives there are with no score, with the highest one and above, and so on,
+    and these scores."""
     order = np.argsort(-scores, kind="stable")
     last = np.flatnonzero(np.append(np.diff(scores[order]), -1.0))
     true = np.append(0.0, np.cumsum(truth[order])[last])
-    return true, np.append(0.0, last + 1.0) - true
+    return true, np.append(0.0, last + 1.0) - true, np.append(np.inf, scores[order][last])
 
 
 def measure_predictions(log_probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> Measurement:

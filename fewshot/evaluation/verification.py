@@ -14,6 +14,7 @@ from torch import Tensor
 from fewshot.evaluation.embedded import EmbeddedDrawings
 from fewshot.evaluation.episodes import METRICS, Metric
 from finetune.errors import InputError
+from finetune.metrics import roc_thresholds
 
 AT_ONCE = 65_536  # pairs scored at once, to bound the memory
 CURVES = 500  # resampled curves for an interval; each sorts all pairs
@@ -148,13 +149,13 @@ def best_threshold(scores: Tensor, same: Tensor) -> float:
 
 def roc_summary(scores: Tensor, same: Tensor) -> RocSummary:
     """AUC and EER of scores (n,), larger for the same. Straight lines join the points of the ROC curve."""
-    from sklearn.metrics import auc  # here, because it takes a second to import
-
     false, true, _ = roc(scores, same)
     excess = false - (1 - true)  # grows from -1 to 1 along the curve
     after = int((excess >= 0).argmax())
     step = excess[after - 1] / (excess[after - 1] - excess[after])
-    return RocSummary(float(auc(false, true)), float(false[after - 1] + step * (false[after] - false[after - 1])))
+    return RocSummary(
+        float(np.trapezoid(true, false)), float(false[after - 1] + step * (false[after] - false[after - 1]))
+    )
 
 
 def pairs_within(labels: Tensor, groups: Tensor, *, most: int = 400_000) -> tuple[Tensor, Tensor]:
@@ -204,12 +205,9 @@ def roc(scores: Tensor, same: Tensor) -> tuple[NDArray[np.float64], NDArray[np.f
 
     The first threshold is infinite. InputError for pairs of one kind alone.
     """
-    from sklearn.metrics import roc_curve
-
     if same.all() or not same.any():
         raise InputError("there must be pairs of the same class and pairs of different classes")
-    false, true, thresholds = roc_curve(same.numpy(), scores.numpy(), drop_intermediate=False)
-    return false, true, thresholds
+    return roc_thresholds(same.numpy(), scores.numpy())
 
 
 def _plain(labels: Sequence[Hashable] | Tensor) -> Sequence[Hashable]:

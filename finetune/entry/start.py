@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import sys
 
+from finetune.entry.deferred_compiler import DeferredCompiler
 from finetune.entry.signals import StopSignals
 
 
@@ -17,6 +18,7 @@ def start(program: str, module: str) -> None:
     """
     signals = StopSignals.install(program)
     atexit.register(signals.ignore)  # the first one that is registered runs last
+    DeferredCompiler.install()
     code: str | int | None = 1
     try:
         __import__(module)

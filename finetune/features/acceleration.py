@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.computing.openvino_module import openvino_core, openvino_module
 from finetune.data.loader import Pictures, check_unchanged, cores
@@ -98,6 +97,8 @@ def plain(fabric: Fabric, network: nn.Module) -> Forward:
 
 def multiplications(network: Normalized) -> int:
     """Multiplications of the network for one picture."""
+    from torch.utils.flop_counter import FlopCounterMode  # here, because it imports Triton
+
     side = network.preprocessing.size
     tensors = chain(network.parameters(), network.buffers())
     picture = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=next(tensors).device)

@@ -15,6 +15,7 @@ from finetune.metrics import (
     measure_predictions,
     precision_recall_curve,
     roc_curve,
+    roc_thresholds,
     wilson_interval,
 )
 
@@ -59,6 +60,9 @@ def test_curves_are_those_of_scikit_learn(rows: list[tuple[bool, int]]) -> None:
     scores = np.array([0.3, 0.5, *(score / 10 for _, score in rows)])
     false, true, _ = sklearn.metrics.roc_curve(truth, scores)
     for found, wanted in zip(roc_curve(truth, scores), (false, true), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    everywhere = sklearn.metrics.roc_curve(truth, scores, drop_intermediate=False)
+    for found, wanted in zip(roc_thresholds(truth, scores), everywhere, strict=True):
         np.testing.assert_array_equal(found, wanted)
     precision, recall, _ = sklearn.metrics.precision_recall_curve(truth, scores)
     for found, wanted in zip(precision_recall_curve(truth, scores), (recall[::-1], precision[::-1]), strict=True):
