@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
+from several import several
 
 PROGRAM = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
 
@@ -16,15 +17,16 @@ PROGRAM = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
 @pytest.mark.slow
 def test_a_row_is_measured_once_and_claims_nothing_without_a_card(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
-    done = subprocess.run(
-        [sys.executable, PROGRAM, "--dry", "--out", out, "--rows", "episodes", "episodes", "compile"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={name: value for name, value in os.environ.items() if name != "FEWTUNE_DATA"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert "episodes: measured already" in done.stdout
+
+    def job(rank: int) -> None:
+        os.environ.pop("FEWTUNE_DATA", None)
+        sys.argv = [str(PROGRAM), "--dry", "--out", str(out), "--rows", "episodes", "episodes", "compile"]
+        sys.path.insert(0, str(PROGRAM.parent))
+        runpy.run_path(str(PROGRAM), run_name="__main__")
+
+    ((code, said),) = several(1, tmp_path / "said", job)
+    assert code == 0, said
+    assert "episodes: measured already" in said
     result = json.loads(out.read_text())
     assert result["dry"] is True
     row = result["rows"]["episodes"]

@@ -3,58 +3,61 @@
 from __future__ import annotations
 
 import ast
-import subprocess
+import importlib
+import os
+import pkgutil
+import signal
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+from several import several
 
 ROOT = Path(__file__).parents[2]
 UNIX_ONLY = {"fcntl", "grp", "posix", "pwd", "resource", "syslog", "termios", "tty", "pty", "crypt", "spwd", "readline"}
+MISSING = {
+    os: "fork register_at_fork sched_getaffinity geteuid getuid getpgid killpg setsid sysconf statvfs mkfifo",
+    signal: "SIGHUP SIGCHLD SIGKILL SIGUSR1 SIGALRM pthread_sigmask",
+}
 FILES = [path for package in ("finetune", "fewshot") for path in sorted((ROOT / package).rglob("*.py"))]
 
-# Imports every module twice: as here, so that other packages are in memory, and then where names are missing that
-# Windows lacks. Their absence is then tried out.
-WITHOUT_UNIX = """
-import importlib, os, pkgutil, signal, sys, warnings
-warnings.simplefilter("ignore")
-import finetune, fewshot
 
-def every():
+def every_module() -> None:
     for package in ("finetune", "fewshot"):
         importlib.import_module(package)
         for found in pkgutil.walk_packages(sys.modules[package].__path__, f"{package}."):
             if not found.name.endswith("__main__"):
                 importlib.import_module(found.name)
 
-every()
-for name in [name for name in sys.modules if name.partition(".")[0] in ("finetune", "fewshot")]:
-    del sys.modules[name]
-for name in sys.argv[1].split():
-    sys.modules[name] = None
-for module, names in {
-    os: "fork register_at_fork sched_getaffinity geteuid getuid getpgid killpg setsid sysconf statvfs mkfifo",
-    signal: "SIGHUP SIGCHLD SIGKILL SIGUSR1 SIGALRM pthread_sigmask",
-}.items():
-    for name in names.split():
-        if hasattr(module, name):
-            delattr(module, name)
-sys.platform = "win32"
-every()
 
-from finetune.data.loader import cores
-from finetune.entry.signals import StopSignals
-from finetune.processes import keep_freed_memory, process_age
-from fewshot.collection.ray_cluster import _memory
-from fewshot.search.engines.pages import _madvise
+def without_unix(rank: int) -> None:
+    """Imports every module twice: as here, so that other packages are in memory, and then where names are missing that
+    Windows lacks. Their absence is then tried out."""
+    warnings.simplefilter("ignore")
+    every_module()
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("finetune", "fewshot")]:
+        del sys.modules[name]
+    sys.modules.update(dict.fromkeys(UNIX_ONLY - {"posix"}))  # type: ignore[arg-type]
+    for module, names in MISSING.items():
+        for name in names.split():
+            if hasattr(module, name):
+                delattr(module, name)
+    sys.platform = "win32"
+    every_module()
 
-assert cores() == os.cpu_count()
-keep_freed_memory()
-assert process_age() > 0 and _memory() > 0 and _madvise() is None
-signals = StopSignals.install("finetune")
-signals.restore()
-print("done")
-"""
+    from fewshot.collection.ray_cluster import _memory
+    from fewshot.search.engines.pages import _madvise
+    from finetune.data.loader import cores
+    from finetune.entry.signals import StopSignals
+    from finetune.processes import keep_freed_memory, process_age
+
+    assert cores() == os.cpu_count()
+    keep_freed_memory()
+    assert process_age() > 0
+    assert _memory() > 0
+    assert _madvise() is None
+    StopSignals.install("finetune").restore()
 
 
 def test_no_module_imports_what_unix_alone_has_when_it_is_imported() -> None:
@@ -69,15 +72,9 @@ def test_no_module_imports_what_unix_alone_has_when_it_is_imported() -> None:
 
 
 @pytest.mark.slow
-def test_every_module_can_be_imported_where_names_of_unix_are_missing() -> None:
+def test_every_module_can_be_imported_where_names_of_unix_are_missing(tmp_path: Path) -> None:
     pytest.importorskip("fastapi")
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_UNIX, " ".join(sorted(UNIX_ONLY - {"posix"}))],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout.endswith("done\n"), done.stderr
+    assert several(1, tmp_path, without_unix) == [(0, "")]
 
 
 def test_files_are_written_and_read_as_utf_8_everywhere() -> None:
