@@ -137,7 +137,13 @@ def test_a_picture_of_the_camera_is_answered_and_teaches_the_next(browser: Brows
 def test_what_cannot_be_answered_is_said_on_the_page(browser: Browser, client: httpx.Client) -> None:
     opened = Opened(browser, f"{client.base_url}/", width=390)
     opened.page.set_input_files("#files", {"name": "no.png", "mimeType": "image/png", "buffer": b"no picture"})
-    done(opened.page, cards=0, said="not a picture")
+    done(opened.page, cards=0, said="no.png: not a picture")
+    # Of several pictures, those without an answer are named at the end.
+    parts = {"no.png": b"no picture", "yes.png": green(5), "nor.png": b"nor this", "last.png": green(6)}
+    opened.page.set_input_files(
+        "#files", [{"name": name, "mimeType": "image/png", "buffer": content} for name, content in parts.items()]
+    )
+    done(opened.page, cards=2, said="no.png: not a picture; nor.png: not a picture")
     opened.close()
 
 
@@ -148,6 +154,7 @@ def test_options_of_the_page_decide_what_is_unsure_and_unknown(browser: Browser,
     done(page, cards=1, said="a.png: ")
     page.get_by_label("unsure below a probability of").select_option("90 %")
     expect(page.locator(".verdict")).to_have_text("unsure", timeout=WAIT * 1000)
+    expect(page.locator("#status")).to_be_empty(timeout=WAIT * 1000)
     page.get_by_label("unsure below a probability of").select_option("never")
     expect(page.locator(".verdict")).not_to_have_text("unsure", timeout=WAIT * 1000)
     unknown = page.get_by_label("pictures of no class that may pass as one")

@@ -23,14 +23,14 @@ async function ask(path, query, body) {
   return found;
 }
 
-async function during(job, text) {
+async function during(job, text, about = "") {
   busy += 1;
   for (const button of document.querySelectorAll("button")) button.disabled = true;
   if (text) say(text);
   try {
     return await job();
   } catch (error) {
-    say(error.message, true);
+    say(about + error.message, true);
   } finally {
     busy -= 1;
     if (!busy) for (const button of document.querySelectorAll("button")) button.disabled = false;
@@ -53,6 +53,7 @@ function fill(article, name, found) {
   }
   part(".verdict").textContent = found.verdict;
   part(".sentence").textContent = found.sentence;
+  part(".bars-title").hidden = !found.bars.length;
   part(".bars").classList.toggle("marked", found.mark !== null);
   part(".bars").style.setProperty("--mark", found.mark ?? 0);
   part(".bars").replaceChildren(...found.bars.map((bar) => {
@@ -78,8 +79,9 @@ function fill(article, name, found) {
   }));
 }
 
+// True where there is an answer; else the status says why not.
 async function show(picture, name) {
-  await during(async () => {
+  return during(async () => {
     const found = await ask("answer", chosen(), picture);
     const article = byId("card").content.cloneNode(true).querySelector("article");
     fill(article, name, found);
@@ -94,16 +96,20 @@ async function show(picture, name) {
       old.remove();
     }
     say(`${name}: ${found.verdict}`);
-  }, `${name} …`);
+    return true;
+  }, `${name} …`, `${name}: `);
 }
 
 async function showAll(files) {
-  for (const file of files) await show(file, file.name || "picture");
+  const failed = [];
+  for (const file of files) if (!(await show(file, file.name || "picture"))) failed.push(status.textContent);
+  if (failed.length) say(failed.join("; "), true);
 }
 
 async function again() {
   await during(async () => {
     for (const [article, { picture, name }] of cards) fill(article, name, await ask("answer", chosen(), picture));
+    say("");
   });
 }
 
