@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
+import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save
@@ -16,7 +17,7 @@ from finetune.classifier.answers.prediction import Prediction, ranked
 from finetune.classifier.calibrated_network import CalibratedNetwork
 from finetune.classifier.published.fetched import check_local
 from finetune.classifier.run_config import CONFIG_FILE, RunConfig
-from finetune.classifier.run_folder import PICTURES_FILE
+from finetune.classifier.run_folder import BACKGROUND_FILE, PICTURES_FILE
 from finetune.classifier.run_metrics import RunMetrics
 from finetune.classifier.stored import WEIGHTS_FILE, description, restored, tensors_of
 from finetune.config import Config
@@ -25,8 +26,9 @@ from finetune.data.images import Picture
 from finetune.data.table import Source
 from finetune.data.transforms import Preprocessing
 from finetune.errors import InputError, UnreadablePicture
-from finetune.files.reading import parse_json
+from finetune.files.reading import parse_json, read_tensors
 from finetune.files.tables import read_csv
+from finetune.files.tensors import check_tensor
 from finetune.files.writing import write_json, write_tensors
 from finetune.models.backbone import Network
 from finetune.notebook.report import ReportPage
@@ -254,14 +256,14 @@ class Classifier(CalibratedNetwork):
 
         Those that the run keeps, and what it has of its own, still count. The run folder is not changed:
         `finetune.extend` keeps background pictures in it. Pictures that the run has as pictures of its classes are left
-        out.
+        out, and so are copies of background pictures that it keeps, which count already.
 
         Args:
             pictures: Paths, bytes, arrays or PIL images. Such as come in use are best; ten or more outweigh the run's.
             display: Shows progress, and which pictures are left out.
 
         Returns:
-            The number of pictures that count.
+            The number of pictures that count in addition.
 
         Raises:
             InputError: If none can be used, or the run stores nothing about unknown pictures.
@@ -272,17 +274,25 @@ class Classifier(CalibratedNetwork):
             reason = found.contents[0].reason if found.contents else "there is none"
             raise InputError(f"no background picture can be read ({reason})")
         labels = {} if self.folder is None else _labels_by_hash(self.folder)
-        rows, left_out = [], []
+        counted = set[str]() if self.folder is None else _background_hashes(self.folder)
+        rows, left_out, twice = [], [], 0
         for row, position in enumerate(found.index.tolist()):
-            label = labels.get(found.contents[position].sha256)
-            if label is None:
+            sha256 = found.contents[position].sha256
+            label = labels.get(sha256)
+            if label is None and sha256 in counted:
+                twice += 1
+            elif label is None:
+                counted.add(sha256)
                 rows.append(row)
             else:
                 left_out.append(f"{_name(pictures[position], position)} ({label})")
         if left_out:
             named = ", ".join(left_out[:_NAMED]) + (", …" if len(left_out) > _NAMED else "")
             display.say(f"{len(left_out)} background pictures are pictures of the run and are left out: {named}.")
-        if not rows:
+        if twice:
+            which = "picture counts" if twice == 1 else "pictures count"
+            display.say(f"{twice:,} background {which} already, with the same content.")
+        if not rows and not twice:
             raise InputError("all background pictures are pictures of the run's classes; give pictures of none of them")
         model = self.require_unknown()
         self._unknown = model.with_background(-found.values[rows, :, -1].mean(1).double().numpy())
@@ -384,6 +394,15 @@ def _labels_by_hash(folder: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     return {row["sha256"]: row["label"] for row in read_csv(path, ("label", "sha256")) if row["sha256"]}
+
+
+def _background_hashes(folder: Path) -> set[str]:
+    """The sha256 of each background picture that a run keeps."""
+    path = folder / BACKGROUND_FILE
+    if not path.exists():
+        return set()
+    hashes = check_tensor(read_tensors(path), "sha256", (None, 32), str(path), formats=[torch.uint8], finite=False)
+    return {bytes(row).hex() for row in hashes.tolist()}
 
 
 def _name(picture: Picture | StoredPicture, position: int) -> str:

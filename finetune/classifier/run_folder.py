@@ -37,6 +37,8 @@ PREDICTIONS_FILE = "predictions.csv"
 PROBABILITIES_FILE = "probabilities.safetensors"
 PREDICTIONS_HEADER = ("path", "split", "label", "predicted", "probability", "probability_of_label")
 PICTURES_FILE = "pictures.csv"
+# Features and hashes of pictures of none of the classes.
+BACKGROUND_FILE = "background.safetensors"
 # A row for each epoch, written when training has ended.
 HISTORY_FILE = "history.csv"
 # learned: whether the kept classifier has learned from the picture.
@@ -61,7 +63,7 @@ RUN_FILES = (
     PROBABILITIES_FILE,
     PICTURES_FILE,
     "features.safetensors",
-    "background.safetensors",
+    BACKGROUND_FILE,
     "changes.json",
     UNKNOWN_FILE,
     "report.html",

@@ -156,16 +156,24 @@ def predict(
 def _told(model: UnknownModel, rate: float) -> Iterator[str]:
     """What a rate of false accepts leads to, in sentences."""
     from finetune.open_set.unknown_metrics import MOST_REFUSED
+    from finetune.open_set.unknown_scores import PRIOR_PICTURES
 
     found, count = model.expected(rate), len(model.background)
     if count:
         yield f"threshold of unknown pictures: {count:,} background pictures count too."
     share, low, high = found.accepted
     accepted = f"{share:.1%} ({low:.1%} to {high:.1%}) of the pictures of none of the classes are expected to pass"
+    if count >= PRIOR_PICTURES:
+        accepted += " where they are like the background pictures"
     if found.refused is None:
         yield f"unknown: {accepted}; how many pictures of the classes are refused is not known without two of a class."
         return
     yield f"unknown: {accepted}, and {found.refused:.1%} of the pictures of the classes are refused."
+    if count and found.of_other_classes is not None and found.of_other_classes > high:
+        yield (
+            "Pictures of another class, one that is as like the classes as these are like each other, pass more often: "
+            f"{found.of_other_classes:.0%}. Where such come in between, add some of them to the background pictures."
+        )
     bearable = model.rate_that_refuses(MOST_REFUSED)
     if found.refused <= MOST_REFUSED or bearable is None:
         return

@@ -12,6 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from finetune.classifier.run_folder import BACKGROUND_FILE
 from finetune.config import Config
 from finetune.data.folder import Listing, Sample, list_without_labels
 from finetune.data.images import Content
@@ -27,7 +28,6 @@ from finetune.models.pooled import PooledStages
 from finetune.open_set.likeness import DEPTHS
 from finetune.progress import Display
 
-BACKGROUND_FILE = "background.safetensors"
 FORMAT = 1
 # Most pictures that a run keeps: more change the threshold little.
 MOST = 2000

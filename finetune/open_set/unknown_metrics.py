@@ -29,11 +29,13 @@ SHOWN, POINTS, _NAMED = 8, 60, 3
 @dataclass(frozen=True, kw_only=True)
 class RefusedAt:
     """What a rate of false accepts leads to: the expected share of unknown pictures that are accepted with its 95 %
-    interval, and the share of held-out pictures of the classes that are refused; None where none could be held out."""
+    interval, the share of held-out pictures of the classes that are refused, and the expected share of pictures of
+    other classes that are accepted; None where none could be held out."""
 
     rate: Share
     accepted: tuple[Share, Share, Share]
     refused: Share | None = None
+    of_other_classes: Share | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +210,7 @@ def _measured(
 
 def _at(model: UnknownModel, rate: float) -> RefusedAt:
     found = model.expected(rate)
-    return RefusedAt(rate=rate, accepted=found.accepted, refused=found.refused)
+    return RefusedAt(rate=rate, accepted=found.accepted, refused=found.refused, of_other_classes=found.of_other_classes)
 
 
 def _curve(known: Floats, correct: NDArray[np.bool_], unknown: Floats) -> tuple[tuple[float, float], ...]:

@@ -34,12 +34,14 @@ class Expected(NamedTuple):
 
     threshold: Pictures with a likeness below it are unknown; minus infinity where none is. accepted: expected share of
     unknown pictures that are accepted, with its 95 % interval. refused: expected share of pictures of the classes that
-    are refused; None where no class has two pictures.
+    are refused; None where no class has two pictures. of_other_classes: expected share of pictures of other classes,
+    as unlike the classes as these are unlike each other, that are accepted; None where no class could be held out.
     """
 
     threshold: float
     accepted: tuple[float, float, float]
     refused: float | None
+    of_other_classes: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +88,13 @@ class UnknownModel:
             raise InputError("nothing shows how unknown pictures score: give pictures of none of the classes")
         return found
 
+    @cached_property
+    def other_classes(self) -> UnknownScores | None:
+        """The same by held-out classes alone, without background pictures; None where no class could be held out."""
+        if not len(self.held_out):
+            return None
+        return estimate(self.held_out, self.of_class, np.empty(0), self.known, self.more_classes)
+
     def threshold(self, rate: float) -> float:
         """The likeness below which pictures are unknown, so that a share `rate` of unknown ones is accepted."""
         if not 0 < rate <= 1:
@@ -96,10 +105,11 @@ class UnknownModel:
         """The threshold for a rate of false accepts, and the shares of both kinds of error that it leads to."""
         threshold = self.threshold(rate)
         refused = float((self.known < threshold).mean()) if len(self.known) else None
+        others = None if self.other_classes is None else float(self.other_classes.at(np.array(threshold)))
         if threshold == -np.inf:
-            return Expected(threshold, (1.0, 1.0, 1.0), refused)
+            return Expected(threshold, (1.0, 1.0, 1.0), refused, others)
         share = float(self.unknown.at(np.array(threshold)))
-        return Expected(threshold, (share, *self.unknown.interval(threshold)), refused)
+        return Expected(threshold, (share, *self.unknown.interval(threshold)), refused, others)
 
     def rate_that_refuses(self, share: float) -> float | None:
         """The smallest rate of false accepts at which at most a share of the pictures of the classes is refused; None

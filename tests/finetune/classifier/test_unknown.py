@@ -52,7 +52,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "other").mkdir()
     for number in range(12):
         stripes = np.zeros((36, 36, 3), np.uint8)
-        stripes[:, :: 2 + number % 3] = 255
+        stripes[:, :: 2 + number % 3] = 255 - number
         Image.fromarray(np.roll(stripes, number, 1)).save(place / "other" / f"{number:02d}.png")
     finetune.fit(place / "photos", place / "run", strategy="head", **OPTIONS)
     return place

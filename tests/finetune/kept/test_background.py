@@ -83,7 +83,9 @@ def loaded(run: Path) -> finetune.Classifier:
     return finetune.load(run, device="cpu")
 
 
-def test_a_fit_with_background_has_the_thresholds_that_background_at_prediction_gives(place: Path) -> None:
+def test_a_fit_with_background_has_the_thresholds_that_background_at_prediction_gives(
+    place: Path, tmp_path: Path
+) -> None:
     plain, run = loaded(place / "plain"), loaded(place / "run")
     before = thresholds(plain)
     assert plain.learn_background(sorted((place / "other").iterdir())) == 12
@@ -92,8 +94,11 @@ def test_a_fit_with_background_has_the_thresholds_that_background_at_prediction_
     figures = run.metrics["unknown"]
     assert figures["background"]["pictures"] == 12
     assert figures["rates"] != loaded(place / "plain").metrics["unknown"]["rates"]
-    # More at prediction is added to what the run keeps.
-    assert run.learn_background(sorted((place / "other").iterdir())[:3]) == 3
+    # More at prediction is added to what the run keeps, and copies count once.
+    assert run.learn_background(sorted((place / "other").iterdir())[:3]) == 0
+    assert thresholds(run) == pytest.approx(thresholds(loaded(place / "run")), abs=CLOSE)
+    others = sorted(stripes(tmp_path / "others", range(12, 15)).iterdir())
+    assert run.learn_background([*others, others[0]]) == 3
     assert len(run.require_unknown().background) == 15
 
 
@@ -197,6 +202,14 @@ def test_predict_and_report_say_what_a_rate_costs(place: Path, run: Callable[...
     assert "higher rate" not in run(*words, "0.9").err
     with_background = run("predict", place / "run", place / "other" / "00.png", "--false-accept-rate", "0.2")
     assert "12 background pictures count too" in with_background.err
+    assert "are expected to pass where they are like the background pictures" in with_background.err
+    found = loaded(place / "run").require_unknown().expected(0.2)
+    assert found.of_other_classes is not None
+    assert found.of_other_classes > found.accepted[2], "stripes are far from the classes"
+    assert f"pass more often: {found.of_other_classes:.0%}" in with_background.err
+    assert "like the background" not in answer.err
+    assert "pass more often" not in answer.err
+    assert "other classes accepted" in (place / "run" / "report.html").read_text(encoding="utf-8")
     page = (place / "plain" / "report.html").read_text(encoding="utf-8")
     rates = loaded(place / "plain").metrics["unknown"]["rates"]
     assert ('id="price"' in page) == any(row["rate"] == 0.05 and row["refused"] > 0.2 for row in rates)
