@@ -87,6 +87,22 @@ def with_pictures(kept: KeptFeatures, listing: Listing, outputs: Outputs) -> tup
     return joined, frozenset(position for position, source in enumerate(sources) if source < 0)
 
 
+def copies_of_old(kept: KeptFeatures, new: Collection[int]) -> frozenset[int]:
+    """Those of the `new` positions whose pictures are identical to an old one, with its label and no other split."""
+    old: dict[tuple[str, str], set[str | None]] = {}
+    for place, (sample, content) in enumerate(zip(kept.listing.samples, kept.contents, strict=True)):
+        if place not in new and content.reason is None:
+            old.setdefault((content.sha256, sample.label), set()).add(kept.splits[place])
+    found = set()
+    for place in new:
+        sample, content = kept.listing.samples[place], kept.contents[place]
+        splits = old.get((content.sha256, sample.label)) if content.reason is None else None
+        asked = sample.split or kept.splits[place]
+        if splits is not None and (asked is None or asked in splits):
+            found.add(place)
+    return frozenset(found)
+
+
 def without(kept: KeptFeatures, positions: Collection[int]) -> KeptFeatures:
     """The pictures of a run but those at `positions`. Notes on the listing that name one of these are left out too."""
     gone = set(positions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from finetune.api.changes.run import ChangingRun, changing
-from finetune.api.changes.solved import retraining, solve_again
+from finetune.api.changes.solved import retraining, shifted, solve_again
 from finetune.classifier.classifier import Classifier
 from finetune.data.folder import Listing
 from finetune.data.table import Source, list_pictures
@@ -13,7 +13,7 @@ from finetune.errors import InputError
 from finetune.features.extraction import StageReader
 from finetune.kept.background import MOST, list_background, read_pictures_of
 from finetune.kept.features import KeptFeatures
-from finetune.kept.union import unknown, with_pictures
+from finetune.kept.union import copies_of_old, unknown, with_pictures, without
 from finetune.models.pooled import PooledStages
 from finetune.progress import Display
 from finetune.random_state import restored_random_state
@@ -38,7 +38,8 @@ def extend(
     Args:
         run: A run folder.
         pictures: One sub-folder of pictures for each class, or the same below train/, val/ and test/; or a table, as
-            `fit` takes it. Pictures that the run has are ignored. None to add background pictures alone.
+            `fit` takes it. Pictures that the run has, and copies of them with the same label, are ignored. None to add
+            background pictures alone.
         background: Folder of pictures of none of the classes, such as come in use, for the threshold of unknown ones.
             Those that the run has are ignored.
         out: Folder for the extended run, which leaves `run` as it is. None changes `run`; `undo` takes that back.
@@ -95,4 +96,10 @@ def _with_pictures(
     if not len(outputs.index):
         first = outputs.contents[0].reason
         raise InputError(f"{listing.name} has nothing to add: none of its new pictures can be read ({first})")
-    return with_pictures(kept, new, outputs)
+    joined, positions = with_pictures(kept, new, outputs)
+    if copies := copies_of_old(joined, positions):
+        which = f"{len(copies):,} of the new pictures {'is a copy' if len(copies) == 1 else 'are copies'}"
+        display.say(f"{which} of pictures that {job.path} has with the same label; copies are not added.")
+        if copies == positions:
+            raise InputError(f"{listing.name} has nothing to add: {job.path} has all its pictures, under other paths")
+    return without(joined, copies), shifted(positions, copies)

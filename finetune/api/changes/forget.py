@@ -74,6 +74,8 @@ def forget(
             gone |= {place for place, sample in enumerate(kept.listing.samples) if sample.label == name}
         labelled, unlabelled = named(kept), None if background is None else background.named()
         for picture in pictures:
+            if not os.fspath(picture):
+                raise InputError("the name of a picture (--pictures) is empty")
             found = labelled.find(os.fspath(picture))
             kept_out = set[int]() if unlabelled is None else unlabelled.find(os.fspath(picture))
             if not found and not kept_out:

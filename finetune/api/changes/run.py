@@ -114,18 +114,17 @@ class ChangingRun:
         """
         before = read_changes(self.path)
         metrics, classes = solved.outcome.metrics, solved.outcome.classifier.classes
-        readable = [place for place in solved.new if solved.rows.contents[place].reason is None]
         change = Change(
             number=len(before) + 1,
             kind=kind,
             when=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             seconds=round(time.monotonic() - self.started, 2),
-            added=len(readable),
+            added=len(solved.new & solved.used),
             removed=removed,
             background=background,
             classes_added=len(set(classes) - set(self.classifier.classes)),
             classes_removed=len(set(self.classifier.classes) - set(classes)),
-            pictures=solved.used,
+            pictures=len(solved.used),
             accuracy=metrics.accuracy,
             split=metrics.split,
             n=metrics.n,

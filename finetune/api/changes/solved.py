@@ -22,7 +22,7 @@ from finetune.data.folder import check_listing
 from finetune.data.near_duplicates import connected
 from finetune.data.splits import Unreadable
 from finetune.features.forward import Outputs
-from finetune.features.table import FeatureTable
+from finetune.features.table import SPLITS, FeatureTable
 from finetune.files.exchange import link_or_copy
 from finetune.kept.background import Background
 from finetune.kept.features import KeptFeatures
@@ -55,9 +55,9 @@ class Solved:
     new: frozenset[int]
 
     @property
-    def used(self) -> int:
-        """Number of pictures that are used."""
-        return sum(len(self.rows.indices(split)) for split in ("train", "val", "test"))
+    def used(self) -> frozenset[int]:
+        """Positions of the pictures that are used."""
+        return frozenset(position for split in SPLITS for position in self.rows.indices(split))
 
     def write(self, folder: Path, run: Path, asked: dict[str, Any], changes: tuple[Change, ...], at: Path) -> None:
         """Write the files of the new state.

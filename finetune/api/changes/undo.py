@@ -7,6 +7,8 @@ from pathlib import Path
 from finetune.api.changes.run import locked_run
 from finetune.classifier.classifier import Classifier
 from finetune.classifier.loading import load
+from finetune.classifier.published.fetched import check_local
+from finetune.classifier.run_config import read_run_config
 from finetune.kept.added import delete_forgotten
 from finetune.kept.history import Change, drop_earlier, read_changes, take_back
 from finetune.progress import Display
@@ -57,6 +59,8 @@ def history(run: str | Path) -> list[Change]:
         >>> history("runs/photos")
         []
     """
+    check_local(run)
+    read_run_config(Path(run))
     return list(read_changes(Path(run)))
 
 

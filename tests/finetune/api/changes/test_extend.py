@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image, ImageFilter
+from told import Told
 
 import finetune
 from finetune import Classifier, Config, InputError
@@ -163,9 +164,9 @@ def test_extend_is_a_fit_on_all_pictures(
             for row in (run / "pictures.csv").read_text().splitlines()
         }
         for number in range(14):
-            names = (f"copy-{number:03d}.png", f"near-{number:03d}.png")
             old = now[hashlib.sha256((pictures / "b" / f"{number:03d}.png").read_bytes()).hexdigest()]
-            assert [table[name][1] for name in names] == [old, old]
+            assert table[f"near-{number:03d}.png"][1] == old
+            assert f"copy-{number:03d}.png" not in table
     if added is with_other_labels:
         left_out = {entry["path"]: entry["reason"] for entry in found.metrics["left_out"]}
         assert "which has the label 'b'" in left_out["a/000.png"]
@@ -344,6 +345,8 @@ def test_out_leaves_the_run_as_it_is(run: Path, tmp_path: Path) -> None:
         (lambda run, new: finetune.forget(run, classes=["b"], device="cpu"), "fewer than two classes left"),
         (lambda run, new: finetune.forget(run, classes=["bb"], device="cpu"), "has no class 'bb'"),
         (lambda run, new: finetune.forget(run, pictures=["bb.png"], device="cpu"), "bb.png is no picture of"),
+        (lambda run, new: finetune.forget(run, pictures=["a/000.png", ""], device="cpu"), "name of a picture .* empty"),
+        (lambda run, new: finetune.history(new), "is not a run folder"),
         (lambda run, new: finetune.forget(run), "needs something to forget"),
         (lambda run, new: finetune.forget(run, classes=["b"], out=new, for_good=True), "--for-good"),
         (lambda run, new: finetune.extend(run, new, device="cpu"), "none of its new pictures can be read"),
@@ -368,6 +371,29 @@ def test_pictures_that_the_run_has_are_not_added_again(run: Path, pictures: Path
         finetune.extend(run, pictures, device="cpu")
     with pytest.raises(InputError, match=r"000\.png has the label 'b', and 'a' in .*; forget it there first"):
         finetune.extend(run, [(pictures / "a" / "000.png", "b")], device="cpu")
+
+
+def test_copies_of_pictures_that_the_run_has_are_not_added(run: Path, pictures: Path, tmp_path: Path) -> None:
+    """As where the folder of the run was moved: the accuracy would be measured on every picture twice."""
+    before, moved = files(run), shutil.copytree(pictures, tmp_path / "moved")
+    with pytest.raises(InputError, match="has all its pictures, under other paths"):
+        finetune.extend(run, moved, device="cpu")
+    assert files(run) == before
+    figures, display = finetune.load(run, device="cpu").metrics["pictures"], Told()
+    found = finetune.extend(run, write(moved, "b", range(14, 16)), device="cpu", display=display)
+    assert sum(found.metrics["pictures"].values()) == sum(figures.values()) + 2
+    assert finetune.history(run)[-1].added == 2
+    assert any(line.startswith("28 of the new pictures are copies of pictures that") for line in display.lines)
+
+
+def test_a_change_counts_the_pictures_that_are_used(run: Path, tmp_path: Path) -> None:
+    """A picture under two labels is left out."""
+    new = write(write(tmp_path / "new", "c", range(3)), "d", range(2))
+    shutil.copy(new / "c" / "000.png", new / "d" / "twice.png")
+    before = sum(finetune.load(run, device="cpu").metrics["pictures"].values())
+    finetune.extend(run, new, device="cpu")
+    (change,) = finetune.history(run)
+    assert (change.added, change.classes_added, change.pictures) == (4, 2, before + 4)
 
 
 @pytest.mark.slow
