@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +44,35 @@ def started(script: str, *words: object) -> Iterator[subprocess.Popen[str]]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
+@contextmanager
+def forked(function: Callable[..., object], *words: object) -> Iterator[BaseProcess]:
+    """`function` in a process forked from this one: torch is imported already. It and its own are killed in the end."""
+    process = multiprocessing.get_context("fork").Process(target=_one_thread, args=(function, words))
+    process.start()
+    assert process.pid is not None
+    try:
+        yield process
+    finally:
+        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+
+
+def _one_thread(function: Callable[..., object], words: Sequence[object]) -> None:
+    os.setsid()  # with processes that decode pictures
+    torch.set_num_threads(1)  # a forked process has none of its parent's threads
+    function(*words)
+
+
+def wait_for(file: Path, process: subprocess.Popen[str] | BaseProcess) -> None:
     """Until the file exists. The test fails where the process ends before."""
     deadline = time.monotonic() + 120
     while not file.exists() and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()
+        if isinstance(process, BaseProcess):
+            assert process.is_alive()
+        else:
+            assert process.poll() is None, process.communicate()
         time.sleep(0.01)
 
 

@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from finetune.data.loader import cores
 from finetune.errors import FewtuneError, InputError
 from finetune.extras import check_extra
 from finetune.terminal import reason_of
@@ -84,6 +83,8 @@ def _given(address: str | None) -> str | None:
 def _connected(ray: Any, address: str | None, workers: int | None) -> Iterator[None]:
     with ExitStack() as stack:
         if address is None:
+            from finetune.data.loader import cores
+
             options = {
                 "address": "local",
                 "num_cpus": workers or cores(),

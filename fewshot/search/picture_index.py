@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fewshot.embedding.embedder import Embedder
 from fewshot.search.arguments import parsed_metadata
 from fewshot.search.contact_sheet import Row, Tile
 from fewshot.search.index import Index
@@ -27,6 +26,9 @@ from finetune.data.collection.stored import StoredPicture
 from finetune.data.folder import list_unlabelled
 from finetune.errors import InputError, UnreadablePicture
 from finetune.progress import Display
+
+if TYPE_CHECKING:
+    from fewshot.embedding.embedder import Embedder
 
 # The index is saved after a block of AT_ONCE pictures if SAVE_EVERY seconds have passed.
 AT_ONCE = 2048
@@ -291,6 +293,10 @@ def open_index(
     fingerprint = None if embedder is None else embedder.fingerprint
     index = Index.open(folder, fingerprint=fingerprint, version=version, memory_mapped=memory_mapped, device=device)
     if embedder is None:
+        from fewshot.embedding.embedder import (
+            Embedder,
+        )  # not above: Ray's workers that list and write need neither it nor timm
+
         embedder = Embedder.of_origin(index.about.get("embedder"), device=device)
         if embedder.fingerprint != index.fingerprint:
             raise InputError(

@@ -4,9 +4,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,10 +13,12 @@ import pytest
 import torch
 from called import Answer
 from drawings import character, folder_of, small
+from killing import forked, wait_for
 from PIL import Image
 
 from fewshot import Calibration, Embedder, Index, Verifier
 from fewshot.evaluation.verification import labelled_pairs, similarity
+from fewshot.search import picture_index
 from fewshot.search.picture_index import embed_folder
 from fewshot.training.train import train_folder
 from finetune.errors import InputError
@@ -96,22 +96,18 @@ def test_unreadable_pictures_are_listed_and_left_out(call: Call, model: Path, pi
 def test_a_killed_embed_continues(model: Path, tmp_path: Path) -> None:
     for number in range(60):
         save(tmp_path / "many" / f"{number}.png", number % 20, number // 20)
-    script = (
-        "import sys; from pathlib import Path; from fewshot import Embedder\n"
-        "import fewshot.search.picture_index as room\n"
-        "room.AT_ONCE, room.SAVE_EVERY = 2, 0.0\n"
-        "room.embed_folder(Path(sys.argv[1]), Path(sys.argv[2]), Embedder.load(sys.argv[3], device='cpu'))"
-    )
-    out = tmp_path / "index"
-    process = subprocess.Popen([sys.executable, "-c", script, tmp_path / "many", out, model])
-    deadline = time.monotonic() + 60
-    while not (out / "index.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    out, embedder = tmp_path / "index", Embedder.load(model, device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(picture_index, "AT_ONCE", 2)
+        patch.setattr(picture_index, "SAVE_EVERY", 0.0)
+        with forked(embed_folder, tmp_path / "many", out, embedder) as process:
+            wait_for(out / "index.json", process)
+            process.kill()
+            process.join()
+            assert process.exitcode == -signal.SIGKILL, "it ended before it could be killed"
     there = len(Index.load(out))
     assert 0 < there < 60
-    index, kept = embed_folder(tmp_path / "many", out, Embedder.load(model, device="cpu"))
+    index, kept = embed_folder(tmp_path / "many", out, embedder)
     assert (len(index), kept.unchanged, kept.embedded) == (60, there, 60 - there)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from called import Answer
 from drawings import character
-from killing import interrupted, started
+from killing import forked, interrupted
 from made_pictures import encoded
 from PIL import Image
 from tar_archives import tar_of
@@ -228,7 +228,6 @@ def test_the_commands(call: Call, model: Path, pictures: Path, tmp_path: Path) -
 
 
 MANY = 1000
-SMALL_PARTS = "from fewshot.collection import shards; shards.CPU_BLOCK = (64, 1 << 20); "
 
 
 @pytest.fixture(scope="module")
@@ -240,16 +239,18 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_a_killed_shard_loses_and_repeats_nothing(embedder: Embedder, model: Path, many: Path, tmp_path: Path) -> None:
+def test_a_killed_shard_loses_and_repeats_nothing(
+    embedder: Embedder, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards_file, "CPU_BLOCK", (64, 1 << 20))
     out, folder = tmp_path / "parts", tmp_path / "parts" / "shard-1-of-1"
-    script = f"{SMALL_PARTS}from fewshot.__main__ import main; main()"
-    words = ("embed", many, "--out", out, "--shard", "1/1", "--model", model, "--workers", "1")
-    with started(script, *words) as process:
+    with forked(lambda: embed_shard(many, out, embedder, "1/1", workers=1)) as process:
         while len(list(folder.glob("part-*"))) < 3:
-            assert process.poll() is None, process.communicate()
+            assert process.is_alive()
             time.sleep(0.01)
         process.kill()
-        assert process.wait() == -signal.SIGKILL
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
     assert 0 < len(rows_in(out, embedder)) < MANY
     update = embed_shard(many, out, embedder, "1/1")
     assert update.unchanged > 0

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from killing import forked
 from made_recognizer import NAMES, answers, contents, drawn, other_embedder
 
 from fewshot.embedding.embedder import Embedder
@@ -157,29 +158,36 @@ def test_damaged_vectors_are_refused(recognizer: Recognizer, tmp_path: Path) -> 
     refused(tmp_path, "is not a gallery; it may be damaged", embedder=recognizer.embedder)
 
 
-SAVING = """
-import sys
-from fewshot.recognition.recognizer import Recognizer
-recognizer = Recognizer.load(sys.argv[1], device="cpu")
-example = recognizer.gallery.examples[:1]
-while True:
-    recognizer.gallery.enrol("one", example)
-    recognizer.gallery.enrol("two", -example)
-    recognizer.save(sys.argv[1])
-"""
+def save_on_and_on(recognizer: Recognizer, folder: Path) -> None:
+    example = recognizer.gallery.examples[:1]
+    while True:
+        recognizer.gallery.enrol("one", example)
+        recognizer.gallery.enrol("two", -example)
+        recognizer.save(folder)
 
 
 @pytest.mark.slow
 def test_a_killed_save_leaves_the_old_or_the_new_gallery(recognizer: Recognizer, tmp_path: Path) -> None:
     recognizer.save(tmp_path)
-    path = tmp_path / GALLERY_FILE
+    path, moments = tmp_path / GALLERY_FILE, random.Random(0)
     before = path.stat().st_mtime_ns
-    process = subprocess.Popen([sys.executable, "-c", SAVING, str(tmp_path)])
-    deadline = time.monotonic() + 60
-    while path.stat().st_mtime_ns == before and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.001)
-    time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
-    counts = Recognizer.load(tmp_path, embedder=recognizer.embedder).gallery.counts
+    with forked(save_on_and_on, recognizer, tmp_path) as process:
+        deadline = time.monotonic() + 60
+        while path.stat().st_mtime_ns == before and process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert process.pid is not None
+        # A process that is stopped has left what it would have left if it had been killed: look at many moments.
+        for _ in range(40):
+            time.sleep(moments.uniform(0.001, 0.01))
+            os.kill(process.pid, signal.SIGSTOP)
+            assert_whole(tmp_path, recognizer)
+            os.kill(process.pid, signal.SIGCONT)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "it ended before it could be killed"
+    assert_whole(tmp_path, recognizer)
+
+
+def assert_whole(folder: Path, recognizer: Recognizer) -> None:
+    counts = Recognizer.load(folder, embedder=recognizer.embedder).gallery.counts
     assert counts["one"] == counts["two"] >= 1

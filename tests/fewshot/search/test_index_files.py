@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -12,11 +13,13 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from killing import forked
 from made_index import KINDS, WIDTH, assert_same, filled, named, unit
 
 from fewshot.search.engines import import_faiss
@@ -195,22 +198,16 @@ def test_a_path_that_faiss_cannot_open_is_refused(tmp_path: Path) -> None:
         filled(5).save(tmp_path / os.fsdecode(b"caf\xe9"))
 
 
-SAVER = """
-import sys
-from pathlib import Path
-import numpy as np
-from fewshot.search.index import Index
-folder, state = sys.argv[1], int(sys.argv[2])
-index = Index(8)
-print("ready", flush=True)
-while True:
-    state += 1
-    index.remove(index.keys)
-    # State s: s % 50 + 1 keys that say s, each with a vector of its place.
-    n = state % 50 + 1
-    index.add([f"{state} {place}" for place in range(n)], np.eye(8, dtype=np.float32)[np.arange(n) % 8])
-    index.save(folder)
-"""
+def save_on_and_on(folder: Path, state: int, ready: Event) -> None:
+    """State s: s % 50 + 1 keys that say s, each with a vector of its place."""
+    index = Index(8)
+    ready.set()
+    while True:
+        state += 1
+        index.remove(index.keys)
+        n = state % 50 + 1
+        index.add([f"{state} {place}" for place in range(n)], np.eye(8, dtype=np.float32)[np.arange(n) % 8])
+        index.save(folder)
 
 
 def state_in(folder: Path) -> int:
@@ -228,21 +225,24 @@ def state_in(folder: Path) -> int:
 def test_a_killed_save_leaves_the_old_or_the_new_state(tmp_path: Path) -> None:
     folder, moments, state = tmp_path / "index", random.Random(0), 0
     for _ in range(2):
-        with subprocess.Popen([sys.executable, "-c", SAVER, folder, str(state)], stdout=subprocess.PIPE) as saver:
-            assert saver.stdout is not None
-            saver.stdout.readline()
+        ready = multiprocessing.get_context("fork").Event()
+        with forked(save_on_and_on, folder, state, ready) as saver:
+            assert saver.pid is not None
+            assert ready.wait(60)
             deadline = time.monotonic() + 60
             while not (folder / "index.json").exists() and time.monotonic() < deadline:
                 time.sleep(0.01)
             # A process that is stopped has left what it would have left if it had been killed: look at many moments.
             for _ in range(20):
                 time.sleep(moments.uniform(0.005, 0.03))
-                saver.send_signal(signal.SIGSTOP)
+                os.kill(saver.pid, signal.SIGSTOP)
                 if (folder / "index.json").exists():
                     state = max(state, state_in(folder))
-                saver.send_signal(signal.SIGCONT)
+                os.kill(saver.pid, signal.SIGCONT)
             time.sleep(moments.uniform(0, 0.02))
-            saver.send_signal(signal.SIGKILL)
+            saver.kill()
+            saver.join()
+            assert saver.exitcode == -signal.SIGKILL, "it ended before it could be killed"
         after = state_in(folder)
         assert after >= state
         state = after
