@@ -59,6 +59,11 @@ class Opened:
         """Pixels by which the page is wider than its window."""
         return int(self.page.evaluate("document.scrollingElement.scrollWidth - innerWidth"))
 
+    def seen(self, width: int, scheme: str) -> None:
+        """As a window of this width shows it, in this colour scheme."""
+        self.page.set_viewport_size({"width": width, "height": 900})
+        self.page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+
     def pictures(self) -> list[tuple[str, int]]:
         """The start of each picture's address and the width that it has in truth: 0 where it cannot be shown."""
         script = """async () => {

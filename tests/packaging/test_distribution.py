@@ -92,7 +92,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place)], check=True)
     install = [sys.executable, "-m", "pip", "--python", str(place), "install", "--quiet", "--no-deps", "--no-index"]
-    subprocess.run([*install, str(wheel)], check=True, capture_output=True)
+    subprocess.run([*install, "--no-compile", str(wheel)], check=True, capture_output=True)
     (packages,) = place.glob("lib/python*/site-packages")
     (packages / "others.pth").write_text(f"{sysconfig.get_paths()['purelib']}\n")
     (packages / "sitecustomize.py").write_text(WITHOUT_EXTRAS)

@@ -64,13 +64,20 @@ def done(page: Page, *, cards: int, said: str) -> None:
     expect(page.locator("#camera")).to_be_enabled(timeout=within)
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1440, "dark")])
+def assert_accessible_and_fits(opened: Opened) -> None:
+    """On a telephone and in a wide window, in both colour schemes."""
+    for width, scheme in ((1440, "dark"), (390, "light")):
+        opened.seen(width, scheme)
+        assert opened.violations() == []
+        assert opened.overflow() <= 0
+
+
 def test_a_dropped_picture_is_answered_corrected_and_the_correction_undone(
-    browser: Browser, client: httpx.Client, run: Path, width: int, scheme: str
+    browser: Browser, client: httpx.Client, run: Path
 ) -> None:
-    opened = Opened(browser, f"{client.base_url}/", width=width, scheme=scheme)
+    opened = Opened(browser, f"{client.base_url}/", width=390)
     page = opened.page
-    assert opened.violations() == []
+    assert_accessible_and_fits(opened)
     page.evaluate(DROP, ["main", "new.png", base64.b64encode(green(1)).decode()])
     done(page, cards=1, said="new.png: ")
     card = page.locator("article")
@@ -80,8 +87,7 @@ def test_a_dropped_picture_is_answered_corrected_and_the_correction_undone(
     assert card.locator(".near img").count() == 6
     assert page.locator("#undo").is_hidden()
     assert all(drawn > 0 for _, drawn in opened.pictures())
-    assert opened.overflow() <= 0
-    assert opened.violations() == []
+    assert_accessible_and_fits(opened)
     page.set_input_files("#files", {"name": "other.png", "mimeType": "image/png", "buffer": green(2)})
     done(page, cards=2, said="other.png: ")
     page.keyboard.press("Tab")
@@ -92,12 +98,11 @@ def test_a_dropped_picture_is_answered_corrected_and_the_correction_undone(
     assert [each.inner_text() for each in card.locator(".verdict").all()] == ["green", "green"]
     assert load(run, device="cpu").predict(green(3)).label == "green"
     assert len(list((run / ADDED).iterdir())) == 1
-    assert opened.violations() == []
+    assert_accessible_and_fits(opened)
     page.locator("#past summary").focus()
     page.keyboard.press("Enter")
     assert page.locator("#changes li").inner_text().endswith("UTC: 1 picture and 1 class added")
-    assert opened.violations() == []
-    assert opened.overflow() <= 0
+    assert_accessible_and_fits(opened)
     page.keyboard.press("Shift+Tab")
     expect(page.locator("#undo")).to_be_focused()
     page.keyboard.press("Enter")

@@ -302,7 +302,7 @@ def test_a_signal_ends_the_command_when_what_it_has_begun_is_done(
 
 
 def test_a_later_second_signal_waits_for_no_request(run: Path) -> None:
-    words = ("serve", run, "--port", 0, "--device", "cpu", "--host", "0.0.0.0")
+    words = ("try", run, "--no-browser", "--port", 0, "--device", "cpu", "--host", "0.0.0.0")
     with (
         command("finetune", *words) as (process, address),
         httpx.Client(base_url=address) as asked,

@@ -160,16 +160,16 @@ def test_the_axis_names_stand_beside_the_confusion_matrix(browser: Browser, few:
     opened.close()
 
 
-@pytest.mark.parametrize("section", ["diagnosis", "learning", "probabilities", "data"])
-def test_no_half_of_a_wide_page_is_empty(browser: Browser, few: Path, section: str) -> None:
+def test_no_half_of_a_wide_page_is_empty(browser: Browser, few: Path) -> None:
     opened = Opened(browser, few, width=1440)
     script = """(section) => [...document.querySelectorAll(`#${section} .columns`)].map((row) =>
         [row.children.length, ...[...row.children].map((part) => part.innerText.trim().length)])"""
-    rows = opened.page.evaluate(script, section)
-    assert rows
-    for parts, *letters in rows:
-        assert parts % 2 == 0
-        assert min(letters) > 20
+    for section in ("diagnosis", "learning", "probabilities", "data"):
+        rows = opened.page.evaluate(script, section)
+        assert rows, section
+        for parts, *letters in rows:
+            assert parts % 2 == 0, section
+            assert min(letters) > 20, section
     opened.close()
 
 
