@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -166,8 +167,9 @@ def test_a_plain_installation_fits_predicts_and_recognises_from_one_example_of_e
 ) -> None:
     pictures, finetune = make_folder(classes={"red": 8, "blue": 8}), installed / "bin" / "finetune"
     options = ["--out", "run", "--backbone", "fewtune_conv4", "--strategy", "head"]
-    fitted = python(installed, finetune, "fit", pictures, *options, at=tmp_path)
-    assert fitted.returncode == 0, fitted.stderr
+    fitted = python(installed, finetune, "fit", pictures, *options, "--json", at=tmp_path)
+    assert (fitted.returncode, fitted.stderr) == (0, "")
+    assert json.loads(fitted.stdout)["strategy"] == "head", "JSON and nothing else"
     assert "pip install &#39;fewtune[explain]&#39;" in (tmp_path / "run" / "report.html").read_text() or (
         "Confidently wrong" not in (tmp_path / "run" / "report.html").read_text()
     )

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -308,13 +308,15 @@ def test_a_later_second_signal_waits_for_no_request(run: Path) -> None:
         httpx.Client(base_url=address) as asked,
         connection(asked) as opened,
     ):
-        opened.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n")
+        opened.sendall(b"POST /answer HTTP/1.1\r\nHost: localhost\r\nX-Fewtune-Page: 1\r\nContent-Length: 100\r\n\r\n")
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         time.sleep(2 * TWICE_SECONDS)
         assert process.poll() is None, "the first signal waits for the request"
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=WAIT)
+        with suppress(ConnectionResetError):
+            assert b" 408 " not in opened.recv(10_000), "it waited until the request was given up"
     warned, stopped = said.splitlines()
     assert warned.startswith("warning: everybody who can reach 0.0.0.0 can ask, and no token is set")
     assert (process.returncode, stopped) == (130, "finetune: stopped")

@@ -33,10 +33,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
 
 def test_fit_evaluate_and_predict_print_json_and_nothing_else(run, make_folder: MakeFolder, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     folder = make_folder(classes={"blue": 30, "größe red": 30})
-    fitted = finetune("fit", folder, "--out", tmp_path / "run", "--json", *FAST)
-    assert fitted.returncode == 0, fitted.stderr
-    assert fitted.stderr == ""
-    result = json.loads(fitted.stdout)
+    fitted = run("fit", folder, "--out", tmp_path / "run", "--json", *FAST)
+    assert (fitted.code, fitted.err) == (0, "")
+    result = json.loads(fitted.out)
     promised = {"accuracy", "interval", "split", "loss", "n", "strategy", "seconds"}
     assert promised <= result.keys()
     assert 0.9 < result["accuracy"] <= 1
