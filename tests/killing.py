@@ -10,8 +10,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -80,12 +82,24 @@ def interrupted(
     program: str, words: Sequence[object], checkpoint: Path, number: signal.Signals = signal.SIGINT
 ) -> Answer:
     """What the command answers to Ctrl-C, or another signal, once its checkpoint is there."""
-    script = f"{HEARS_CTRL_C}; from {program}.__main__ import main; main()"
-    with started(script, *words) as process:
+    with TemporaryDirectory() as folder, forked(_command, program, words, Path(folder)) as process:
         wait_for(checkpoint, process)
+        assert process.pid is not None
         os.killpg(process.pid, number)  # as a terminal does: processes that decode pictures hear it too
-        out, err = process.communicate(timeout=120)
-        return Answer(process.returncode, out, err)
+        process.join(120)
+        out, err = (Path(folder, name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))
+        assert process.exitcode is not None, err
+        return Answer(process.exitcode, out, err)
+
+
+def _command(program: str, words: Sequence[object], folder: Path) -> None:
+    """The command, as its script calls it; what it prints is kept in the folder."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)
+        setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = [program, *map(str, words)]
+    import_module(f"{program}.__main__").main()
 
 
 def fit_until_killed(folder: Path, run: Path, options: dict[str, Any]) -> None:
