@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -82,24 +83,44 @@ def interrupted(
     program: str, words: Sequence[object], checkpoint: Path, number: signal.Signals = signal.SIGINT
 ) -> Answer:
     """What the command answers to Ctrl-C, or another signal, once its checkpoint is there."""
-    with TemporaryDirectory() as folder, forked(_command, program, words, Path(folder)) as process:
-        wait_for(checkpoint, process)
-        assert process.pid is not None
-        os.killpg(process.pid, number)  # as a terminal does: processes that decode pictures hear it too
-        process.join(120)
-        out, err = (Path(folder, name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))
-        assert process.exitcode is not None, err
-        return Answer(process.exitcode, out, err)
+    with command(program, words) as started:
+        wait_for(checkpoint, started.process)
+        return started.answer(number)
 
 
-def _command(program: str, words: Sequence[object], folder: Path) -> None:
-    """The command, as its script calls it; what it prints is kept in the folder."""
+@dataclass(frozen=True)
+class Command:
+    """A command under way. output: the folder in which stdout and stderr are kept."""
+
+    process: BaseProcess
+    output: Path
+
+    def answer(self, number: signal.Signals | None = None) -> Answer:
+        """What it answers, to a signal where one is given, once it has ended."""
+        if number is not None:
+            assert self.process.pid is not None
+            os.killpg(self.process.pid, number)  # as a terminal does: processes that decode pictures hear it too
+        self.process.join(120)
+        out, err = ((self.output / name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))
+        assert self.process.exitcode is not None, err
+        return Answer(self.process.exitcode, out, err)
+
+
+@contextmanager
+def command(program: str, words: Sequence[object]) -> Iterator[Command]:
+    """A command in a process forked from this one, as `python -m` calls it."""
+    with TemporaryDirectory() as folder, forked(_called, program, words, Path(folder)) as process:
+        yield Command(process, Path(folder))
+
+
+def _called(program: str, words: Sequence[object], output: Path) -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)
+        os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
         setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [program, *map(str, words)]
-    import_module(f"{program}.__main__").main()
+    sys.modules["__main__"] = import_module(f"{program}.__main__")  # processes that it starts run the same module
+    sys.modules["__main__"].main()
 
 
 def fit_until_killed(folder: Path, run: Path, options: dict[str, Any]) -> None:
