@@ -124,11 +124,14 @@ def _called(program: str, words: Sequence[object], output: Path) -> None:
 
 
 def fit_until_killed(folder: Path, run: Path, options: dict[str, Any]) -> None:
-    """Start a fit in a process of its own and kill it (SIGKILL) once the first epoch is saved."""
-    with started(f"import finetune; finetune.fit({str(folder)!r}, {str(run)!r}, **{options!r})") as process:
-        wait_for(run / "state" / "checkpoint.safetensors", process)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    """A fit in a process of its own, which is killed (SIGKILL) as soon as the first epoch is saved."""
+    script = (
+        "import os, signal, finetune; "
+        f"finetune.fit({str(folder)!r}, {str(run)!r}, on_epoch=lambda _: os.kill(os.getpid(), signal.SIGKILL), "
+        f"**{options!r})"
+    )
+    with started(script) as process:
+        assert process.wait(timeout=120) == -signal.SIGKILL, process.communicate()
 
 
 class Stopped(Exception):

@@ -24,7 +24,10 @@ from finetune.training.step import weights_on_cpu
 
 pytestmark = pytest.mark.slow
 
-SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0, "trivial_augment": False, "batch_size": 8}
+SMALL = {
+    "backbone": "fewtune_conv4", "image_size": 20, "device": "cpu", "workers": 0, "trivial_augment": False,
+    "batch_size": 8,
+}  # fmt: skip
 THREE = {"blue": 30, "green": 30, "red": 30}
 
 
@@ -38,7 +41,8 @@ def test_every_strategy_learns_easy_classes_and_leaves_a_run_that_predicts(
 ) -> None:
     folder = make_folder(classes=THREE)
     before = content_of(folder)
-    classifier = finetune.fit(folder, tmp_path / "run", strategy=strategy, epochs=10, **SMALL)
+    epochs = 10 if strategy == "scratch" else 1  # the others begin with what they need to know
+    classifier = finetune.fit(folder, tmp_path / "run", strategy=strategy, epochs=epochs, **SMALL)
     assert classifier.metrics["accuracy"] > 0.8
     assert classifier.metrics["split"] == "test"
     assert classifier.metrics["strategy"] == strategy
@@ -63,7 +67,7 @@ def test_a_run_folder_records_the_run(make_folder: MakeFolder, tmp_path: Path) -
     saved = json.loads((run / "config.json").read_text())
     assert saved["classes"] == ["blue", "green", "red"]
     assert Config.from_dict(saved["config"]) == Config(strategy="full", epochs=2, **SMALL)
-    assert saved["preprocessing"]["size"] == 35
+    assert saved["preprocessing"]["size"] == 20
     assert [row["epoch"] for row in read_csv(run / "history.csv", ["epoch"])] == ["1", "2"]
     tested = [row for row in read_csv(run / "predictions.csv", ["split", "label"]) if row["split"] == "test"]
     assert len(tested) == metrics["n"]
@@ -90,27 +94,26 @@ def test_workers_change_no_weight(make_folder: MakeFolder, tmp_path: Path) -> No
     assert (tmp_path / "0" / "model.safetensors").read_bytes() == (tmp_path / "2" / "model.safetensors").read_bytes()
 
 
-# scratch always keeps what was trained; full may end with the head. For partial see test_cached_training.
-@pytest.mark.parametrize("strategy", ["full", "scratch"])
-def test_a_killed_run_resumes_to_the_same_weights(strategy: str, make_folder: MakeFolder, tmp_path: Path) -> None:
-    folder = make_folder(classes=THREE)
-    options = {"strategy": strategy, "epochs": 8, "patience": 8, "mixup": 0.2, **SMALL}
+# For scratch see test_run_folder, and for partial test_cached_training.
+def test_a_killed_run_is_the_head_and_resumes_to_the_same_weights(make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder, killed = make_folder(classes=THREE), tmp_path / "killed"
+    options = {"strategy": "full", "epochs": 3, "keep": "trained", "mixup": 0.2, **SMALL}
     finetune.fit(folder, tmp_path / "whole", **options)
-
-    killed = tmp_path / "killed"
-    # One real kill is enough: the other run ends in this process, without the seconds of imports.
-    (fit_until_killed if strategy == "full" else fit_until_stopped)(folder, killed, options)
-    if strategy == "scratch":
-        with pytest.raises(InputError, match="has not finished"):
-            finetune.load(killed)
-    else:
-        head = finetune.load(killed, device="cpu")
-        assert (head.metrics["kept"], head.metrics["interrupted"]) == ("head", True)
-        assert head.predict(folder / "green" / "000.png").label == "green"
+    fit_until_killed(folder, killed, options)
+    head = finetune.load(killed, device="cpu")
+    assert (head.metrics["kept"], head.metrics["interrupted"]) == ("head", True)
+    assert head.predict(folder / "green" / "000.png").label == "green"
 
     finetune.fit(folder, killed, resume=True, **options)
     assert_same_weights(tmp_path / "whole", killed)
     assert (tmp_path / "whole" / "history.csv").read_text() == (killed / "history.csv").read_text()
+
+
+def test_a_run_from_random_weights_that_has_not_finished_is_not_loaded(make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = make_folder(classes=THREE)
+    fit_until_stopped(folder, tmp_path / "run", {"strategy": "scratch", "epochs": 2, **SMALL})
+    with pytest.raises(InputError, match="has not finished"):
+        finetune.load(tmp_path / "run")
 
 
 def test_resuming_with_other_options_or_pictures_is_refused(make_folder: MakeFolder, tmp_path: Path) -> None:
@@ -235,7 +238,7 @@ def test_a_damaged_checkpoint_says_how_to_go_on(make_folder: MakeFolder, tmp_pat
 
 
 def test_the_middle_of_a_very_long_picture_is_used(make_folder: MakeFolder) -> None:
-    classifier = finetune.fit(make_folder(classes=THREE), strategy="head", image_size=64, **SMALL)
+    classifier = finetune.fit(make_folder(classes=THREE), strategy="head", **SMALL | {"image_size": 64})
     strip = np.full((1, 20_000, 3), 216, dtype=np.uint8)
     assert classifier.predict(strip).probability > 0
 
@@ -267,7 +270,7 @@ def test_threads_stay_as_they_were(make_folder: MakeFolder) -> None:
 def test_options_that_do_not_suit_the_network_are_named(make_folder: MakeFolder) -> None:
     folder = make_folder(classes=THREE)
     with pytest.raises(InputError, match="--image-size 8"):
-        finetune.fit(folder, strategy="head", image_size=8, **SMALL)
+        finetune.fit(folder, strategy="head", **SMALL | {"image_size": 8})
     with pytest.raises(InputError, match="--batch-size must be at least 2"):
         finetune.fit(folder, strategy="scratch", **SMALL | {"batch_size": 1})
 

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import MakeFolder
+from killing import assert_same_weights
 
 import finetune
 from finetune.api.evaluate import place_for
@@ -20,30 +23,47 @@ from finetune.training.loggers import LINES_FILE, TRACKERS
 pytestmark = pytest.mark.slow
 
 COMMAND = (sys.executable, "-c", "from finetune.cli.main import main; main()")
-SMALL = {"backbone": "fewtune_conv4", "device": "cpu", "strategy": "head"}
+SMALL: dict[str, Any] = {"backbone": "fewtune_conv4", "device": "cpu", "strategy": "head"}
 ONE_AT_A_TIME = pytest.mark.skipif(sys.platform == "win32", reason="nobody waits there")
 
 
 @ONE_AT_A_TIME
-def test_a_run_is_for_one_process_which_may_be_killed(make_folder: MakeFolder, tmp_path: Path) -> None:
-    folder, run = make_folder(classes={"blue": 12, "green": 12}), tmp_path / "run"
-    options = {"strategy": "scratch", "epochs": 3, "backbone": "fewtune_conv4", "device": "cpu", "workers": 2}
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    command = [*COMMAND, "fit", folder, "--out", run, *words]
+def test_a_run_is_for_one_process_which_may_be_killed_and_the_old_run_is_there_until_the_new_one_is_saved(
+    make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    first, folder = make_folder("one", classes={"blue": 8, "green": 8}), make_folder("two", classes={"a": 12, "b": 12})
+    run, copy, options = tmp_path / "run", tmp_path / "copy", SMALL | {"strategy": "scratch", "epochs": 10}
+    options |= {"patience": 10, "image_size": 20, "workers": 2}
+    finetune.fit(first, run, **SMALL)
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    command = [*COMMAND, "fit", folder, "--out", run, "--overwrite", *words]
     # Its workers, which outlive it for seconds, must not hold what it held.
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         checkpoint, deadline = run / "state" / "checkpoint.safetensors", time.monotonic() + 120
         while not checkpoint.exists() and time.monotonic() < deadline:
             time.sleep(0.002)
-        first.send_signal(signal.SIGSTOP)
-        assert first.poll() is None, "it ended before it could be stopped"
-        with pytest.raises(InputError) as refused:
-            finetune.fit(folder, run, resume=True, **options)
-        first.send_signal(signal.SIGKILL)
+        try:
+            process.send_signal(signal.SIGSTOP)
+            assert process.poll() is None, "it ended before it could be stopped"
+            with pytest.raises(InputError) as refused:
+                finetune.fit(folder, run, resume=True, **options)
+        finally:
+            process.send_signal(signal.SIGKILL)
     busy = f"another process is at a run in {run} (--out); wait for its end or choose another folder"
     assert str(refused.value) == busy
+    with pytest.raises(InputError, match=r"--resume, or use the run that it is to replace: .*\.replaced"):
+        finetune.load(run)
+    assert finetune.load(run / ".replaced").classes == ("blue", "green")
+
+    shutil.copytree(run, copy)
+    assert finetune.fit(first, copy, overwrite=True, **SMALL).classes == ("blue", "green")
+    assert not (copy / ".replaced").exists()
+
     assert finetune.fit(folder, run, resume=True, **options).metrics["split"] == "test"
     assert not (run / "state").exists()
+    assert not (run / ".replaced").exists()
+    finetune.fit(folder, tmp_path / "whole", **options)
+    assert_same_weights(tmp_path / "whole", run)
 
 
 def test_run_files_names_the_files_of_rooms_that_it_cannot_import() -> None:
@@ -145,25 +165,3 @@ def test_an_old_run_that_was_being_set_aside_when_the_process_was_killed_is_put_
     with pytest.raises(InputError, match="already holds a run"):
         finetune.fit(folder, out, **SMALL)
     assert state_of(out) == before
-
-
-@ONE_AT_A_TIME
-def test_a_new_run_that_is_killed_goes_on_and_the_old_one_is_there_until_it_is_saved(
-    make_folder: MakeFolder, tmp_path: Path
-) -> None:
-    first, second = make_folder("one", classes={"blue": 8, "green": 8}), make_folder("two", classes={"a": 8, "b": 8})
-    out = tmp_path / "run"
-    finetune.fit(first, out, **SMALL)
-    words = ("--backbone", "fewtune_conv4", "--device", "cpu", "--strategy", "scratch", "--epochs", "400")
-    command = [*COMMAND, "fit", second, "--out", out, "--overwrite", "--patience", "400", *words]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
-        while not (out / "state" / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-    with pytest.raises(InputError, match=r"--resume, or use the run that it is to replace: .*\.replaced"):
-        finetune.load(out)
-    assert finetune.load(out / ".replaced").classes == ("blue", "green")
-    options = SMALL | {"strategy": "head"}
-    assert finetune.fit(first, out, overwrite=True, **options).classes == ("blue", "green")
-    assert not (out / ".replaced").exists()
