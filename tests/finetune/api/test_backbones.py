@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from finetune.api import backbones
 from finetune.cli.main import main
 from finetune.data.digits import write_digits
 from finetune.files.writing import write_tensors
+from finetune.linear.comparison import BackboneComparison
 from finetune.models.backbone import Backbone
 
 pytestmark = pytest.mark.slow
@@ -54,6 +55,13 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str, str
 
 def options(weights: Path, **more: object) -> Config:
     return Config(backbone="auto", weights_dir=str(weights), device="cpu", workers=0, **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def compared(weights: Path, digits: list[tuple[str, str, str]]) -> Iterator[BackboneComparison]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(weights / "hub"))
+        yield compare_backbones(digits, config=options(weights))
 
 
 def test_the_network_that_knows_characters_is_taken_for_digits_and_the_run_keeps_it(
@@ -124,12 +132,13 @@ def test_a_run_that_is_resumed_chooses_no_network_again(
     assert torch.equal(whole.network.head.weight, classifier.network.head.weight)
 
 
-def test_test_pictures_have_no_say(weights: Path, digits: list[tuple[str, str, str]]) -> None:
+def test_test_pictures_have_no_say(
+    compared: BackboneComparison, weights: Path, digits: list[tuple[str, str, str]]
+) -> None:
     swapped = [(path, "1" if split == "test" else label, split) for path, label, split in digits]
-    one, other = (compare_backbones(rows, config=options(weights)) for rows in (digits, swapped))
     figures = [
         [(each.name, each.accuracy, each.error) for each in sorted(found.candidates, key=lambda each: each.name)]
-        for found in (one, other)
+        for found in (compared, compare_backbones(swapped, config=options(weights)))
     ]
     assert figures[0] == figures[1]
 
@@ -143,9 +152,9 @@ def test_many_pictures_are_compared_on_a_sample_of_every_class(
 
 
 def test_networks_above_the_bound_are_left_out_before_they_read_the_folder(
-    weights: Path, digits: list[tuple[str, str, str]]
+    compared: BackboneComparison, weights: Path, digits: list[tuple[str, str, str]]
 ) -> None:
-    ms = {each.name: each.ms or 0 for each in compare_backbones(digits, config=options(weights)).candidates}
+    ms = {each.name: each.ms or 0 for each in compared.candidates}
     bound = (ms["fewtune_conv4"] * ms[RANDOM]) ** 0.5
     found = compare_backbones(digits, config=options(weights, max_ms=bound))
     slow = found.candidates[-1]
@@ -234,10 +243,7 @@ def test_a_library_call_leaves_the_number_of_threads_and_the_random_state_as_the
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_figures_become_json_and_the_choice_is_one_of_them(
-    weights: Path, digits: list[tuple[str, str, str]]
-) -> None:
-    found = compare_backbones(digits, config=options(weights))
-    values = json.loads(json.dumps(found.to_dict()))
-    assert values["candidates"][0]["name"] == found.taken.name == "fewtune_conv4"
-    assert values["candidates"][0].keys() == dataclasses.asdict(found.taken).keys()
+def test_the_figures_become_json_and_the_choice_is_one_of_them(compared: BackboneComparison) -> None:
+    values = json.loads(json.dumps(compared.to_dict()))
+    assert values["candidates"][0]["name"] == compared.taken.name == "fewtune_conv4"
+    assert values["candidates"][0].keys() == dataclasses.asdict(compared.taken).keys()

@@ -70,7 +70,7 @@ def test_a_run_without_upper_stages_is_kept_loaded_and_exported(
     loaded = finetune.load(run, device="cpu")
     assert [stage.name for stage in loaded.network.backbone.stages] == ["stem", "blocks.1"]
     assert dict(loaded.predict(picture).top) == pytest.approx(dict(classifier.predict(picture).top))
-    assert export(run, tmp_path / "small.onnx")["parity"]["pictures"] > 0
+    assert export(run, tmp_path / "small.pt2", format="torch-export")["parity"]["pictures"] > 0
 
 
 def test_best_drops_the_stages_above_the_best_depth(make_folder: MakeFolder, tmp_path: Path) -> None:

@@ -76,8 +76,8 @@ def test_the_same_head_is_measured_on_test_pictures(single: Path, with_test: Pat
 
 def test_the_export_is_checked_on_the_training_pictures(single: Path, tmp_path: Path) -> None:
     finetune.fit(single, tmp_path / "run", **SMALL)
-    finetune.export(tmp_path / "run", tmp_path / "model.onnx")
-    assert (tmp_path / "model.onnx").exists()
+    about = finetune.export(tmp_path / "run", tmp_path / "model.pt2", format="torch-export")
+    assert about["parity"]["pictures"] == 3
 
 
 def test_the_command_says_it_in_a_sentence_and_a_finished_run_is_not_repeated(single: Path, tmp_path: Path) -> None:

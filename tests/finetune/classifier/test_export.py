@@ -19,7 +19,7 @@ from torch import Tensor
 
 import finetune
 from finetune.classifier.classifier import Classifier
-from finetune.classifier.export import export
+from finetune.classifier.export import TOLERANCE, Served, export
 from finetune.cli.main import main
 from finetune.computing.openvino_module import openvino_core
 from finetune.errors import InputError
@@ -154,16 +154,16 @@ def test_a_head_that_reads_several_depths_is_exported(place: Path, tmp_path: Pat
 
 
 def test_an_export_that_does_not_agree_keeps_the_old_file(  # type: ignore[no-untyped-def]
-    run, place: Path, tmp_path: Path
+    run, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two libraries round differently: no export to ONNX agrees to 1e-12."""
-    target = tmp_path / "pets.onnx"
+    target, right = tmp_path / "pets.pt2", Served.forward
     target.write_bytes(b"before")
-    answer = run("export", place / "run", "--out", target, "--tolerance", 1e-12)
+    monkeypatch.setattr(Served, "forward", lambda self, pixels: right(self, pixels) + TOLERANCE / 2)
+    answer = run("export", place / "run", "--format", "torch-export", "--out", target, "--tolerance", TOLERANCE / 4)
     assert answer.code == 2
     assert "does not agree" in answer.err
     assert "--tolerance" in answer.err
-    assert contents(tmp_path) == {"pets.onnx": b"before"}
+    assert contents(tmp_path) == {"pets.pt2": b"before"}
 
 
 def test_the_command_prints_what_it_checked(run, place: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -175,7 +175,7 @@ def test_an_older_run_says_what_to_do_and_exports_without_scores(
     assert "run finetune fit again" in answer.err
     assert len(answer.err.strip().splitlines()) == 1
     assert run("predict", tmp_path / "run", place / "new").code == 0
-    assert "unknown" not in finetune.export(tmp_path / "run", tmp_path / "out.onnx")
+    assert "unknown" not in finetune.export(tmp_path / "run", tmp_path / "out.pt2", format="torch-export")
 
 
 @pytest.mark.parametrize(

@@ -140,12 +140,13 @@ def test_a_choice_made_for_few_pictures_is_not_reusable() -> None:
     [
         ("fewtune_conv4", {}, 32),
         ("vit_tiny_patch16_224", {"img_size": 32, "depth": 2}, 32),
-        ("test_efficientnet", {}, 224),  # a batch is more than is seen at once
+        ("test_efficientnet", {}, 64),
     ],
 )
 def test_a_converted_network_keeps_the_tolerance_for_every_batch_size_and_in_threads(
-    name: str, options: dict[str, int], side: int
+    name: str, options: dict[str, int], side: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("finetune.features.acceleration._AT_ONCE", 3 * 3 * 64 * 64)  # less than a batch of 64 pixels
     network = of_timm(name, **options)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     # One picture to check it by, as when others of the first batch cannot be read; larger batches come.

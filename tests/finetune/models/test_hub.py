@@ -105,7 +105,7 @@ def test_a_server_that_fails_is_not_asked_again(code: int, fetched: bool, monkey
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         reached = connection.why_offline(f"http://127.0.0.1:{server.server_port}/timm/m/resolve/main/file") is None
         server.shutdown()

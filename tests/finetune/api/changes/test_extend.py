@@ -28,7 +28,7 @@ from finetune.kept.history import MOST_STATES, undoable
 from finetune.open_set.unknown_model import UNKNOWN_FILE
 from finetune.progress import Display
 
-SMALL: dict[str, Any] = {"backbone": "fewtune_conv4", "device": "cpu", "workers": 0}
+SMALL: dict[str, Any] = {"backbone": "fewtune_conv4", "image_size": 20, "device": "cpu", "workers": 0}
 HUES = {"a": (40, 128, 216), "b": (128, 216, 40), "c": (216, 40, 128), "d": (40, 40, 216)}
 
 
