@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 from conftest import MakeFolder
+from killing import forked
+
+from finetune.__main__ import main
 
 MAIN = "from finetune.__main__ import main; main()"
 JOB = """
@@ -79,10 +82,24 @@ def test_a_run_is_whole_without_streams_and_no_file_takes_the_number_of_one(
 ) -> None:
     folder, run = make_folder(classes={"blue": 12, "red": 12}), tmp_path / "run"
     words = ["fit", folder, "--out", run, "--backbone", "fewtune_conv4", "--strategy", "head", "--device", "cpu"]
-    script = f"import atexit, os; atexit.register(os.write, 1, b'lost'); atexit.register(os.write, 2, b'lost'); {MAIN}"
-    assert answer("<&- >&- 2>&-", script, *words).returncode == 0
+    with forked(without_streams, *words) as process:
+        process.join(120)
+        assert process.exitcode == 0
     assert json.loads((run / "metrics.json").read_text())["strategy"] == "head"
     assert not [path for path in run.rglob("*") if path.is_file() and b"lost" in path.read_bytes()]
+
+
+def without_streams(*words: object) -> None:
+    """The command in a process without streams, which libraries write to until its end."""
+    for number in range(3):
+        os.close(number)
+    sys.stdin = sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = None  # type: ignore[assignment, misc]
+    sys.argv = ["finetune", *map(str, words)]
+    try:
+        main()
+    finally:
+        for number in (1, 2):
+            os.write(number, b"lost")
 
 
 @pytest.mark.parametrize(("stream", "lost"), [("1", "out"), ("2", "err")])
