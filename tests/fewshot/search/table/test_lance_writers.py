@@ -104,8 +104,9 @@ def test_a_compaction_beside_another_change_says_so(place: Path, monkeypatch: py
         table.compact()
 
 
-def _add(place: Path, name: str, refused: Any) -> None:
+def _add(place: Path, name: str, refused: Any, begins: Any) -> None:
     table = LanceIndex.open(place)
+    begins.set()
     for number in range(5):
         table.add([f"{name} {number}"], unit(1, seed=number))
     with suppress(InputError):
@@ -119,12 +120,13 @@ def test_two_processes_that_change_a_table_lose_nothing(tmp_path: Path) -> None:
     table = LanceIndex.create(tmp_path / "signs.lance", WIDTH)
     context = multiprocessing.get_context("spawn")
     refused = context.SimpleQueue()
-    writers = [context.Process(target=_add, args=(table.place, name, refused)) for name in ("one", "other")]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join(120)
-        assert writer.exitcode == 0
+    begins = context.Event()
+    writer = context.Process(target=_add, args=(table.place, "one", refused, begins))
+    writer.start()
+    assert begins.wait(120)
+    _add(table.place, "other", refused, begins)
+    writer.join(120)
+    assert writer.exitcode == 0
     added = {f"{name} {number}" for name in ("one", "other") for number in range(5)}
     assert sorted(LanceIndex.open(tmp_path / "signs.lance").keys) == sorted([*added, "of both"])
     assert refused.get() in ("one", "other")
