@@ -88,6 +88,7 @@ def hub_stand_in() -> Iterator[Hub]:
 
 
 class _Handler(BaseHTTPRequestHandler):
+    disable_nagle_algorithm = True  # otherwise an answer in two parts waits 40 ms
     protocol_version = "HTTP/1.1"
     kept: Hub
 

@@ -78,7 +78,7 @@ def test_a_run_folder_records_the_run(make_folder: MakeFolder, tmp_path: Path) -
 
 
 def test_same_seed_same_numbers_and_another_seed_others(make_folder: MakeFolder, tmp_path: Path) -> None:
-    folder = make_folder(classes=THREE)
+    folder = make_folder(classes=dict.fromkeys(THREE, 12))
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         finetune.fit(folder, tmp_path / name, strategy="scratch", epochs=2, mixup=0.2, seed=seed, **SMALL)
     a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
@@ -87,7 +87,7 @@ def test_same_seed_same_numbers_and_another_seed_others(make_folder: MakeFolder,
 
 
 def test_workers_change_no_weight(make_folder: MakeFolder, tmp_path: Path) -> None:
-    folder = make_folder(classes=THREE)
+    folder = make_folder(classes=dict.fromkeys(THREE, 12))
     for workers in (0, 2):
         options = SMALL | {"workers": workers, "trivial_augment": True}
         finetune.fit(folder, tmp_path / str(workers), strategy="scratch", epochs=1, **options)

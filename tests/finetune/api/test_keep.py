@@ -46,7 +46,7 @@ def test_a_training_that_is_worse_than_the_head_is_kept_and_measured_as_such(
 
 
 def test_the_weights_are_those_of_the_best_epoch_and_never_a_mixture(tmp_path: Path) -> None:
-    folder = write_bars(tmp_path / "bars")
+    folder = write_bars(tmp_path / "bars", 50)
     options: dict[str, Any] = {
         "strategy": "full", "drop_above": "stem", "epochs": 4, "lr": 1e-2, "crop_scale": 1.0,
         "val_fraction": 0.5, "test_fraction": 0,

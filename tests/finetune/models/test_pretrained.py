@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from told import NothingSaid
 from torch import Tensor
 
 from finetune import InputError
+from finetune.files.exchange import link_or_copy
 from finetune.files.writing import write_tensors
 from finetune.models.backbone import Backbone
 from finetune.models.pretrained import load_pretrained
@@ -28,15 +28,25 @@ def written(name: str, file: Path) -> dict[str, Tensor]:
     return tensors
 
 
+@pytest.fixture(scope="module")
+def hiera(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
+    file = tmp_path_factory.mktemp("hiera") / "weights.safetensors"
+    return file, written("hiera_tiny_224", file)
+
+
 @pytest.mark.parametrize(
     ("name", "size", "side"), [("vit_small_patch14_reg4_dinov2", 56, 4), ("hiera_tiny_224", 96, 24)]
 )
 def test_position_embeddings_of_a_file_are_resampled_to_the_image_size(
-    name: str, size: int, side: int, tmp_path: Path
+    name: str, size: int, side: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    source = written(name, tmp_path / "weights.safetensors")
+    if name == "hiera_tiny_224":
+        file, source = request.getfixturevalue("hiera")
+    else:
+        file = tmp_path / "weights.safetensors"
+        source = written(name, file)
     backbone = Backbone(name, image_size=size)
-    load_pretrained(backbone, str(tmp_path / "weights.safetensors"), NothingSaid())
+    load_pretrained(backbone, str(file), NothingSaid())
     loaded = backbone.model.state_dict()
     torch.testing.assert_close(
         loaded.pop("pos_embed"), resample_abs_pos_embed(source["pos_embed"], [side, side], num_prefix_tokens=0)
@@ -55,13 +65,13 @@ def test_position_biases_of_a_file_are_resampled_to_the_windows(tmp_path: Path) 
 
 
 def test_a_cached_file_that_timm_does_not_resample_fits_another_image_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hiera: tuple[Path, dict[str, Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tag = timm.models.get_pretrained_cfg("hiera_tiny_224").hf_hub_id.replace("/", "--")
     snapshot = tmp_path / f"models--{tag}" / "snapshots" / "abc"
-    source = written("hiera_tiny_224", tmp_path / "weights.safetensors")
+    file, source = hiera
     snapshot.mkdir(parents=True)
-    shutil.move(tmp_path / "weights.safetensors", snapshot / "model.safetensors")
+    link_or_copy(file, snapshot / "model.safetensors")
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("abc")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
