@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from fewshot.recognition.answers import Recognition
 from fewshot.recognition.recognizer import Recognizer
-from finetune.app.refusals import Refused
+from finetune.app.refusals import Refused, check_options
 from finetune.app.service import BODY, REFUSALS, Service, predictions
 from finetune.app.uploads import MEGABYTE, Bounds
 from finetune.config import MAX_PIXELS
@@ -97,6 +97,7 @@ def add_paths(app: FastAPI, service: GalleryService) -> None:
         threshold: Annotated[float | None, Query(ge=-1, le=1, description="In place of one for a rate.")] = None,
         nearest: Annotated[bool, Query(description="Always name the nearest class.")] = False,
     ) -> Response:
+        check_options(request, ("top", "false_accept_rate", "threshold", "nearest"))
         if (false_accept_rate is not None) + (threshold is not None) + nearest > 1:
             raise Refused(422, "give only one of false_accept_rate, threshold and nearest")
         if threshold is None and not nearest:

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Query, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from finetune.app.refusals import Refused
+from finetune.app.refusals import Refused, check_options
 from finetune.app.service import BODY, REFUSALS, Service, predictions
 from finetune.app.uploads import MEGABYTE, Bounds
 from finetune.classifier.classifier import Classifier, Prediction
@@ -124,6 +124,7 @@ def add_paths(app: FastAPI, service: ClassifierService) -> None:
             ),
         ] = None,
     ) -> Response:
+        check_options(request, ("top", "min_probability", "false_accept_rate"))
         most = await service.most_unknown(false_accept_rate)
         answers = await service.answers(request)
         rows = [{"name": upload.name} | row(answer, top, min_probability, most) for upload, answer in answers]

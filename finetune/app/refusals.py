@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from starlette.requests import Request
 from starlette.responses import JSONResponse
+
+from finetune.options.suggestions import did_you_mean
+
+# Characters of a wrong name that a refusal repeats.
+_SHOWN = 40
 
 
 class Refused(Exception):
@@ -27,6 +33,14 @@ class Refused(Exception):
 
 class ClientGone(Exception):
     """The client has closed its connection; nobody reads the response."""
+
+
+def check_options(request: Request, names: Sequence[str]) -> None:
+    """Refused for an option in the address that has none of these names: it would be ignored without a word."""
+    for name in request.query_params:
+        if name not in names:
+            meant = did_you_mean(name, names, {}) or f"; there are {', '.join(names)}"
+            raise Refused(422, f"there is no option {name[:_SHOWN]!r}{meant}")
 
 
 def busy(seconds: float, what: str) -> Refused:

@@ -87,6 +87,8 @@ def test_what_cannot_be_answered_is_refused_with_the_reason(client: httpx.Client
     assert (both.status_code, both.json()["detail"][:17]) == (422, "give only one of ")
     assert client.post("/predict", content=b"none").json()["detail"] == "not a picture"
     assert client.post("/predict", content=file_of(0), params={"false_accept_rate": 0}).status_code == 422
+    other = client.post("/predict", content=file_of(0), params={"min_probability": 0.5})
+    assert (other.status_code, other.json()["detail"][:37]) == (422, "there is no option 'min_probability';")
     with pytest.raises(InputError, match="nothing is enrolled"):
         fewshot.make_app(fewshot.Recognizer(fewshot.Embedder.load("omniglot", device="cpu")))
 

@@ -138,6 +138,8 @@ def part(name: str, content: bytes) -> dict[str, Any]:
         ({"content": b"xyz", "headers": {"Content-Type": "multipart/form-data; boundary=a"}}, 400, "multipart"),
         ({"content": b"x", "params": {"top": "many"}}, 422, "top: "),
         ({"content": b"x", "params": {"min_probability": "nan"}}, 422, "min_probability: "),
+        ({"content": b"x", "params": {"false-accept-rate": 0.1}}, 422, "; did you mean false_accept_rate?"),
+        ({"content": b"x", "params": {"threshold": 0.1}}, 422, "; there are top, min_probability, false_accept_rate"),
         ({"content": b"x", "headers": {"Host": "evil.example"}}, 421, "evil.example"),
         ({"content": b"x", "headers": {"Origin": "http://evil.example"}}, 403, "another site"),
         ({"content": b"x", "headers": {"Origin": "null"}}, 403, "another site"),

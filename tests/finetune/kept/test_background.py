@@ -209,7 +209,7 @@ def test_predict_and_report_say_what_a_rate_costs(place: Path, run: Callable[...
     assert f"pass more often: {found.of_other_classes:.0%}" in with_background.err
     assert "like the background" not in answer.err
     assert "pass more often" not in answer.err
-    assert "other classes accepted" in (place / "run" / "report.html").read_text(encoding="utf-8")
+    assert "other classes<br>accepted" in (place / "run" / "report.html").read_text(encoding="utf-8")
     page = (place / "plain" / "report.html").read_text(encoding="utf-8")
     rates = loaded(place / "plain").metrics["unknown"]["rates"]
     assert ('id="price"' in page) == any(row["rate"] == 0.05 and row["refused"] > 0.2 for row in rates)
