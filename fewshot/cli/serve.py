@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from fewshot.cli.shared import folder_path
-from finetune.app.options import at_place, browser, most_megabytes, opener, place_of, waiting
+from finetune.app.options import at_place, browser, most_megabytes, opener, place_of, say_starting, waiting
 from finetune.app.options import serve as run_service
 from finetune.options.command_line import existing, on_device
 from finetune.options.help_text import HelpfulCommand
@@ -40,6 +40,7 @@ def serve(
 
     place = place_of(host, port, token_file, allowed)
     recognizer = fewshot.Recognizer.load(gallery, device=device)
+    say_starting(str(gallery), place)
     app = fewshot.make_app(
         recognizer, token=place.token, hosts=place.hosts, most_megabytes=most_megabytes, most_waiting=queue
     )

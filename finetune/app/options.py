@@ -135,6 +135,14 @@ def place_of(host: str, port: int, token_file: Path | None, allowed: tuple[str, 
     return Place(host, port, read_token(token_file), frozenset(hosts | set(allowed)))
 
 
+def say_starting(name: str, place: Place) -> None:
+    """Say that the service takes a while to start. name: Of the run or gallery. InputError if the port is taken."""
+    from finetune.app.running import check_port
+
+    check_port(place.host, place.port)
+    click.echo(printable(f"{name}: starting; the network is prepared first, which takes some seconds"), err=True)
+
+
 def serve(app: FastAPI, place: Place, ready: Callable[[str], None]) -> None:
     """Run `app` until a signal. ready: Called with the address."""
     from finetune.app.running import run

@@ -45,6 +45,11 @@ def run(app: FastAPI, *, host: str, port: int, ready: Callable[[str], None]) -> 
         signal.raise_signal(server.stopped_by)
 
 
+def check_port(host: str, port: int) -> None:
+    """InputError if the port cannot be taken."""
+    _listening(host, port).close()
+
+
 class Server(uvicorn.Server):
     """Says when it is ready, and leaves the signal that stopped it, `stopped_by`, to the command. Arguments as `run`.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from finetune.app.options import at_place, browser, most_megabytes, opener, place_of, waiting
+from finetune.app.options import at_place, browser, most_megabytes, opener, place_of, say_starting, waiting
 from finetune.app.options import serve as run_service
 from finetune.extras import installed, needs
 from finetune.options.command_line import any_run, on_device
@@ -51,6 +51,7 @@ def serve(
     classifier = finetune.load(run, device=device)
     if max_pixels is not None:
         classifier.config = replace(classifier.config, max_pixels=max_pixels)
+    say_starting(str(run), place)
     app = finetune.make_app(
         classifier, token=place.token, hosts=place.hosts, most_megabytes=most_megabytes, most_waiting=queue
     )

@@ -71,7 +71,7 @@ class ChangingRun:
         if source is None or source == IN_MEMORY or not Path(source).exists():
             gone = "" if source in (None, IN_MEMORY) else f" in {source}"
             raise InputError(f"{why}, and the pictures{gone} are no longer there; run finetune fit on them again")
-        display.say(f"{why}: they are read again, once.")
+        display.say(f"{why}: they are read again, once, and their features are kept from now on.")
         table = {row["path"]: row for row in read_csv(self.path / PICTURES_FILE, ("path", "split", "sha256"))}
         metrics = self.classifier.run_metrics
         assert metrics is not None

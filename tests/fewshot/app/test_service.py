@@ -101,4 +101,5 @@ def test_the_command_serves_a_gallery(recognizer: fewshot.Recognizer, tmp_path: 
         _, said = process.communicate(timeout=WAIT)
     assert described["classes"] == dict.fromkeys(NAMES, 1)
     assert described["threshold"] == pytest.approx(recognizer.threshold)
-    assert (process.returncode, said) == (143, "fewshot: stopped\n")
+    starting = f"{tmp_path}: starting; the network is prepared first, which takes some seconds\n"
+    assert (process.returncode, said) == (143, f"{starting}fewshot: stopped\n")

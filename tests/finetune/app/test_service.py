@@ -300,7 +300,8 @@ def test_a_signal_ends_the_command_when_what_it_has_begun_is_done(
             answer = opened.recv(10_000)
         _, said = process.communicate(timeout=WAIT)
     assert answer.startswith(b"HTTP/1.1 200")
-    assert (process.returncode, said) == (143, "finetune: stopped\n")
+    starting = f"{run}: starting; the network is prepared first, which takes some seconds\n"
+    assert (process.returncode, said) == (143, f"{starting}finetune: stopped\n")
 
 
 def test_a_later_second_signal_waits_for_no_request(run: Path) -> None:
@@ -319,7 +320,8 @@ def test_a_later_second_signal_waits_for_no_request(run: Path) -> None:
         _, said = process.communicate(timeout=WAIT)
         with suppress(ConnectionResetError):
             assert b" 408 " not in opened.recv(10_000), "it waited until the request was given up"
-    warned, stopped = said.splitlines()
+    starting, warned, stopped = said.splitlines()
+    assert starting.endswith("starting; the network is prepared first, which takes some seconds")
     assert warned.startswith("warning: everybody who can reach 0.0.0.0 can ask, and no token is set")
     assert (process.returncode, stopped) == (130, "finetune: stopped")
 
