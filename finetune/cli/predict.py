@@ -160,7 +160,8 @@ def _told(model: UnknownModel, rate: float) -> Iterator[str]:
 
     found, count = model.expected(rate), len(model.background)
     if count:
-        yield f"threshold of unknown pictures: {count:,} background pictures count too."
+        which = "picture counts" if count == 1 else "pictures count"
+        yield f"threshold of unknown pictures: {count:,} background {which} too."
     share, low, high = found.accepted
     accepted = f"{share:.1%} ({low:.1%} to {high:.1%}) of the pictures of none of the classes are expected to pass"
     if count >= PRIOR_PICTURES:

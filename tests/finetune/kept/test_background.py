@@ -184,7 +184,8 @@ def test_a_background_picture_that_looks_like_a_class_is_named(
     assert "odd.png (red)" in answer.err
 
 
-def test_predict_and_report_say_what_a_rate_costs(place: Path, run: Callable[..., Answer]) -> None:
+def test_predict_and_report_say_what_a_rate_costs(place: Path, tmp_path: Path, run: Callable[..., Answer]) -> None:
+    alone = stripes(tmp_path / "alone", range(1))
     model = loaded(place / "plain").require_unknown()
     share = model.expected(0.01).refused
     bearable = model.rate_that_refuses(0.2)
@@ -208,6 +209,10 @@ def test_predict_and_report_say_what_a_rate_costs(place: Path, run: Callable[...
     assert found.of_other_classes > found.accepted[2], "stripes are far from the classes"
     assert f"pass more often: {found.of_other_classes:.0%}" in with_background.err
     assert "like the background" not in answer.err
+    one = run(
+        "predict", place / "plain", place / "other" / "00.png", "--false-accept-rate", "0.2", "--background", alone
+    )
+    assert "1 background picture counts too" in one.err
     assert "pass more often" not in answer.err
     assert "other classes<br>accepted" in (place / "run" / "report.html").read_text(encoding="utf-8")
     page = (place / "plain" / "report.html").read_text(encoding="utf-8")
