@@ -104,11 +104,12 @@ def test_a_compaction_beside_another_change_says_so(place: Path, monkeypatch: py
         table.compact()
 
 
-def _add(place: Path, name: str, refused: Any, begins: Any) -> None:
+def _add(place: Path, name: str, refused: Any, both: Any) -> None:
     table = LanceIndex.open(place)
-    begins.set()
+    both.wait(120)
     for number in range(5):
         table.add([f"{name} {number}"], unit(1, seed=number))
+    both.wait(120)
     with suppress(InputError):
         table.add(["of both"], unit(1))
         return
@@ -120,11 +121,10 @@ def test_two_processes_that_change_a_table_lose_nothing(tmp_path: Path) -> None:
     table = LanceIndex.create(tmp_path / "signs.lance", WIDTH)
     context = multiprocessing.get_context("spawn")
     refused = context.SimpleQueue()
-    begins = context.Event()
-    writer = context.Process(target=_add, args=(table.place, "one", refused, begins))
+    both = context.Barrier(2)
+    writer = context.Process(target=_add, args=(table.place, "one", refused, both))
     writer.start()
-    assert begins.wait(120)
-    _add(table.place, "other", refused, begins)
+    _add(table.place, "other", refused, both)
     writer.join(120)
     assert writer.exitcode == 0
     added = {f"{name} {number}" for name in ("one", "other") for number in range(5)}
