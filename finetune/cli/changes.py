@@ -121,7 +121,7 @@ def undo(run: Path, as_json: bool) -> None:
     import finetune
 
     classifier = finetune.undo(run, device="cpu", display=display_for(as_json))
-    _print_changed(classifier, as_json)
+    _print_changed(classifier, as_json, timed=False)
 
 
 @click.command(cls=HelpfulCommand)
@@ -158,7 +158,8 @@ def history(run: Path, drop: bool, as_json: bool) -> None:
         click.echo(f"earlier states: {len(kept)}, {earlier_bytes(run) / 1e6:,.1f} MB")
 
 
-def _print_changed(classifier: Any, as_json: bool) -> None:
+def _print_changed(classifier: Any, as_json: bool, *, timed: bool = True) -> None:
+    """Print the figures of a run, and with `timed` how long its last change took."""
     import finetune
     from finetune.cli.finished_run import _print_result
     from finetune.report.report import REPORT_FILE
@@ -169,6 +170,6 @@ def _print_changed(classifier: Any, as_json: bool) -> None:
     if as_json:
         print_json(classifier.metrics)
     else:
-        changes = finetune.history(folder)
-        more = {"report": str(folder / REPORT_FILE)} | ({"seconds": changes[-1].seconds} if changes else {})
+        seconds = finetune.history(folder)[-1].seconds if timed else None
+        more = {"report": str(folder / REPORT_FILE), "seconds": seconds}
         _print_result(classifier.metrics | more, f"{folder}: finetune predict {folder} PICTURES…")

@@ -238,4 +238,5 @@ def _print_result(metrics: dict[str, Any], kept_in: str | None) -> None:
     if "report" in metrics:
         out.print(f"report: {in_markup(metrics['report'])}")
     if kept_in is not None:
-        out.print(f"{in_markup(metrics['strategy'])}, {metrics['seconds']:.0f} s, in {in_markup(kept_in)}")
+        took = "" if metrics["seconds"] is None else f"{metrics['seconds']:.0f} s, "
+        out.print(f"{in_markup(metrics['strategy'])}, {took}in {in_markup(kept_in)}")

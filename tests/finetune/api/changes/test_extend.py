@@ -408,7 +408,9 @@ def test_the_commands(run: Path, pictures: Path, tmp_path: Path) -> None:
     assert "accuracy" in said("forget", run, "--class", "c", "--pictures", "a/000.png", "--device", "cpu")
     listed = json.loads(said("history", run, "--json"))
     assert [(row["kind"], row["undo"]) for row in listed["changes"]] == [("extend", True), ("forget", True)]
-    assert "undone in" in said("undo", run)
+    undone = said("undo", run)
+    assert "undone in" in undone
+    assert f"head, in {run}" in undone, "no time, which would be that of an earlier change"
     assert "earlier states: 1" in said("history", run)
     assert "earlier states deleted" in said("history", run, "--drop")
     assert "Changes" in (run / "report.html").read_text()
