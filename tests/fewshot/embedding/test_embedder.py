@@ -390,7 +390,7 @@ def test_a_failed_conversion_is_reported_once(monkeypatch: pytest.MonkeyPatch) -
     def inconvertible(*_: object, **__: object) -> NoReturn:
         raise RuntimeError("an operator of its own\nand more lines")
 
-    monkeypatch.setattr("torch.export.export", inconvertible)
+    monkeypatch.setattr("finetune.features.acceleration.openvino_model", inconvertible)
     embedder, shown = untrained(), io.StringIO()
     for _ in range(2):
         np.testing.assert_array_equal(
