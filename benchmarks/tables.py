@@ -53,6 +53,7 @@ def pages() -> dict[Path, str]:
         "search": ("index_table", search),
         "embedding_speed": ("embedding_speed", embedding_speed),
         "service": ("service", service),
+        "siamese_batches": ("siamese_batches", siamese_batches),
     }
     shown = {}
     for name, (file, table) in tables.items():
@@ -291,6 +292,20 @@ def service(result: dict[str, Any]) -> str:
     parts = [markdown(served.SPEED, served.speed_rows(result))] if "speed" in result else []
     parts += [markdown(served.TORTURE, served.torture_rows(result))] if "torture" in result else []
     return "\n\n".join(parts)
+
+
+def siamese_batches(result: dict[str, Any]) -> str:
+    """Mean accuracy over the seeds, by the size of a batch; the number of steps that the default chooses."""
+    mean, steps = (
+        result["mean"],
+        {row["training"]: row["steps"] for row in result["rows"] if row["size"] == "as it chooses"},
+    )
+    sizes = list(next(iter(mean.values())))
+    rows = [
+        (name, f"{steps[name]:,}", *(f"{found[size]:.1%}" if size in found else "" for size in sizes))
+        for name, found in mean.items()
+    ]
+    return markdown(("pictures", "steps as chosen", *sizes), rows)
 
 
 def families(result: dict[str, Any]) -> str:
