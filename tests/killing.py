@@ -10,11 +10,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from importlib import import_module
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -83,44 +80,12 @@ def interrupted(
     program: str, words: Sequence[object], checkpoint: Path, number: signal.Signals = signal.SIGINT
 ) -> Answer:
     """What the command answers to Ctrl-C, or another signal, once its checkpoint is there."""
-    with command(program, words) as started:
-        wait_for(checkpoint, started.process)
-        return started.answer(number)
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command under way. output: the folder in which stdout and stderr are kept."""
-
-    process: BaseProcess
-    output: Path
-
-    def answer(self, number: signal.Signals | None = None) -> Answer:
-        """What it answers, to a signal where one is given, once it has ended."""
-        if number is not None:
-            assert self.process.pid is not None
-            os.killpg(self.process.pid, number)  # as a terminal does: processes that decode pictures hear it too
-        self.process.join(120)
-        out, err = ((self.output / name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))
-        assert self.process.exitcode is not None, err
-        return Answer(self.process.exitcode, out, err)
-
-
-@contextmanager
-def command(program: str, words: Sequence[object]) -> Iterator[Command]:
-    """A command in a process forked from this one, as `python -m` calls it."""
-    with TemporaryDirectory() as folder, forked(_called, program, words, Path(folder)) as process:
-        yield Command(process, Path(folder))
-
-
-def _called(program: str, words: Sequence[object], output: Path) -> None:
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-        setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.argv = [program, *map(str, words)]
-    sys.modules["__main__"] = import_module(f"{program}.__main__")  # processes that it starts run the same module
-    sys.modules["__main__"].main()
+    script = f"{HEARS_CTRL_C}; from {program}.__main__ import main; main()"
+    with started(script, *words) as process:
+        wait_for(checkpoint, process)
+        os.killpg(process.pid, number)  # as a terminal does: processes that decode pictures hear it too
+        out, err = process.communicate(timeout=120)
+        return Answer(process.returncode, out, err)
 
 
 def fit_until_killed(folder: Path, run: Path, options: dict[str, Any]) -> None:

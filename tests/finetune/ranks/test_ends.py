@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from conftest import MakeFolder
-from killing import Command, command
 from several import several
 
 import finetune
@@ -27,28 +27,32 @@ def children(process: int) -> list[int]:
 
 
 @contextmanager
-def training(folder: Path, run: Path) -> Iterator[Command]:
+def training(folder: Path, run: Path) -> Iterator[subprocess.Popen[str]]:
     """A long training in two processes, which has finished an epoch."""
-    words = ["fit", folder, "--out", run, *WORDS, "--epochs", "100000", "--patience", "100000"]
-    lines = run / "history.jsonl"
-    with command("finetune", [*words, "--devices", "2", "--json"]) as started:
-        while not lines.exists() or not lines.read_text():
-            assert started.process.is_alive(), started.answer()
-            time.sleep(0.1)
-        yield started
+    words = ["fit", str(folder), "--out", str(run), *WORDS, "--epochs", "100000", "--patience", "100000"]
+    command = [sys.executable, "-m", "finetune", *words, "--devices", "2", "--json"]
+    pipe, lines = subprocess.PIPE, run / "history.jsonl"
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        try:
+            while not lines.exists() or not lines.read_text():
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.1)
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the other process in /proc")
 def test_a_killed_process_ends_the_job_with_one_line(make_folder: MakeFolder, tmp_path: Path) -> None:
     folder, run = make_folder(classes={"blue": 12, "red": 12}, noise=90), tmp_path / "run"
-    with training(folder, run) as started:
-        assert started.process.pid is not None
-        (other,) = children(started.process.pid)
+    with training(folder, run) as process:
+        (other,) = children(process.pid)
         os.kill(other, signal.SIGKILL)
-        answer = started.answer()  # seconds where the machine is free
-    assert (answer.code, answer.out) == (1, "")
-    assert answer.err == "finetune: another process of this job ended unexpectedly; --resume continues the run\n"
+        out, said = process.communicate(timeout=120)  # seconds where the machine is free
+    assert (process.returncode, out) == (1, "")
+    assert said == "finetune: another process of this job ended unexpectedly; --resume continues the run\n"
     assert (run / "state" / "checkpoint.safetensors").exists()
     finetune.load(run, device="cpu")
 
@@ -59,10 +63,11 @@ def test_ctrl_c_keeps_the_best_weights_and_only_the_first_process_shows_them(
     make_folder: MakeFolder, tmp_path: Path
 ) -> None:
     folder, run = make_folder(classes={"blue": 12, "red": 12}, noise=90), tmp_path / "run"
-    with training(folder, run) as started:
-        answer = started.answer(signal.SIGINT)
-    assert (answer.code, answer.err) == (130, "")
-    assert json.loads(answer.out)["interrupted"] is True
+    with training(folder, run) as process:
+        os.killpg(process.pid, signal.SIGINT)
+        out, said = process.communicate(timeout=120)
+    assert (process.returncode, said) == (130, "")
+    assert json.loads(out)["interrupted"] is True
     assert finetune.load(run, device="cpu").metrics["interrupted"] is True
 
 
