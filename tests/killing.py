@@ -46,7 +46,10 @@ def started(script: str, *words: object) -> Iterator[subprocess.Popen[str]]:
 
 @contextmanager
 def forked(function: Callable[..., object], *words: object) -> Iterator[BaseProcess]:
-    """`function` in a process forked from this one: torch is imported already. It and its own are killed in the end."""
+    """`function` in a process forked from this one: torch is imported already. It and its own are killed in the end.
+
+    It must not train: a fork of a process that has trained may refuse to.
+    """
     process = multiprocessing.get_context("fork").Process(target=_one_thread, args=(function, words))
     process.start()
     assert process.pid is not None
