@@ -28,7 +28,7 @@ from finetune.files.locks import locked
 from finetune.files.tables import read_csv
 from finetune.kept.background import Background, read_background
 from finetune.kept.features import MOST_DEPTHS, KeptFeatures, keeps_features, read_features
-from finetune.kept.history import Change, read_changes, replace_state
+from finetune.kept.history import Change, read_changes, replace_state, write_changes
 from finetune.models.pooled import PooledStages
 from finetune.progress import Display
 
@@ -118,7 +118,7 @@ class ChangingRun:
             number=len(before) + 1,
             kind=kind,
             when=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            seconds=round(time.monotonic() - self.started, 2),
+            seconds=self._seconds(),
             added=len(solved.new & solved.used),
             removed=removed,
             background=background,
@@ -133,6 +133,8 @@ class ChangingRun:
         place = self.out or self.path
         with staged(place) as stage:
             solved.write(stage, self.path, self.config.asked, (*before, change), place)
+            change = replace(change, seconds=self._seconds())  # the report took part of it
+            write_changes(stage, (*before, change))
             if self.out is None:
                 replace_state(self.path, stage, change.number, for_good=for_good)
             else:
@@ -140,6 +142,10 @@ class ChangingRun:
         classifier = solved.outcome.classifier
         classifier.folder = place
         return classifier, change
+
+    def _seconds(self) -> float:
+        """Since the change began."""
+        return round(time.monotonic() - self.started, 2)
 
 
 @contextmanager

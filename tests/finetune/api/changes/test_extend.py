@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from PIL import Image, ImageFilter
 from told import Told
 
 import finetune
-from finetune import Classifier, Config, InputError
+from finetune import Classifier, Config, InputError, write_report
 from finetune.cli.main import cli
 from finetune.data.split_record import record_splits
 from finetune.data.table import list_pictures
@@ -394,6 +395,16 @@ def test_a_change_counts_the_pictures_that_are_used(run: Path, tmp_path: Path) -
     finetune.extend(run, new, device="cpu")
     (change,) = finetune.history(run)
     assert (change.added, change.classes_added, change.pictures) == (4, 2, before + 4)
+
+
+def test_the_time_of_a_change_holds_that_of_its_report(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*arguments: Any, **options: Any) -> None:
+        time.sleep(1)
+        write_report(*arguments, **options)
+
+    monkeypatch.setattr("finetune.api.changes.solved.write_report", slow)
+    finetune.forget(run, pictures=["a/000.png"], device="cpu")
+    assert finetune.history(run)[-1].seconds >= 1
 
 
 @pytest.mark.slow
