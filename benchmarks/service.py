@@ -17,6 +17,7 @@ is not made again.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import http.client
 import json
 import os
@@ -228,29 +229,32 @@ def bare(
 
 
 def load(served: Served, pictures: Sequence[bytes], clients: int, seconds: float) -> dict[str, Any]:
-    """Closed loop: each client sends its next picture when it has the answer to the last."""
+    """Closed loop: each client sends its next picture when it has the answer to the last. Clients are no threads, which
+    would wait for each other."""
     times: list[float] = []
     statuses: Counter[int] = Counter()
-    lock, started = threading.Lock(), time.perf_counter()
 
-    def client(number: int) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=WAIT)
-        own, place = [], number * 7
-        while time.perf_counter() - started < seconds:
-            asked = time.perf_counter()
-            connection.request("POST", "/predict", pictures[place % len(pictures)])
-            answer = connection.getresponse()
-            answer.read()
-            own.append(time.perf_counter() - asked)
+    async def client(number: int, end: float) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        place = number * 7
+        while (asked := time.perf_counter()) < end:
+            picture = pictures[place % len(pictures)]
+            writer.write(
+                b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(picture) + picture
+            )
+            head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), WAIT)).decode().lower()
+            await asyncio.wait_for(reader.readexactly(int(head.split("content-length: ")[1].split("\r")[0])), WAIT)
+            times.append(time.perf_counter() - asked)
+            statuses[int(head.split()[1])] += 1
             place += 1
-            with lock:
-                statuses[answer.status] += 1
-        connection.close()
-        with lock:
-            times.extend(own)
+        writer.close()
 
-    with ThreadPoolExecutor(clients) as pool:
-        list(pool.map(client, range(clients)))
+    async def all_clients() -> None:
+        end = time.perf_counter() + seconds
+        await asyncio.gather(*(client(number, end) for number in range(clients)))
+
+    started = time.perf_counter()
+    asyncio.run(all_clients())
     taken = time.perf_counter() - started
     quantiles = statistics.quantiles(times, n=100)
     return {
