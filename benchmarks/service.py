@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import http.client
 import json
 import os
@@ -129,6 +130,8 @@ class Subject:
 def serve(folder: Path, together: int, *, compiled: bool) -> None:
     from finetune.app.running import Server
 
+    # As commands do. With Python's own threshold, a search for garbage stops all requests for 0.3 s now and then.
+    gc.set_threshold(10_000)
     app = Subject(folder).app(most_together=together, compiled=compiled)
     server = Server(app, host="127.0.0.1", port=0, ready=lambda address: print(address, flush=True))
     server.run()
