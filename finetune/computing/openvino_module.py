@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 _REPORTS = "openvino_telemetry"
-_lock = Lock()
+_lock, _core_lock = Lock(), Lock()
 
 
 def openvino_module() -> ModuleType:
@@ -25,14 +25,19 @@ def openvino_module() -> ModuleType:
         return import_module("openvino")
 
 
-@cache
 def openvino_core() -> Any:
     """OpenVINO's core, one for the process.
 
-    Its plugin for CPUs gives the thread that loads it another stack for signals, and unmaps that stack when the last
-    core is gone. Where another thread drops it, the next signal of the first thread, such as that of Ctrl-C, would end
+    Its plugin for CPUs gives the thread that loads it another stack for signals, and unmaps that stack with the
+    core. Where another thread drops it, the next signal of the first thread, such as that of Ctrl-C, would end
     the process with a segmentation fault.
     """
+    with _core_lock:  # `cache` alone lets two threads make one each
+        return _core()
+
+
+@cache
+def _core() -> Any:
     return openvino_module().Core()
 
 

@@ -1,4 +1,4 @@
-"""OpenVINO is imported without its report of use: no connection, no process, no file in the home folder."""
+"""OpenVINO reports no use over the network, and its one core leaves a process that signals do not end."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+from finetune.computing import openvino_module
 
 # Prints every event that a report of use needs.
 PROGRAM = """
@@ -49,6 +54,21 @@ os.kill(os.getpid(), signal.SIGUSR1)
 def test_a_process_survives_a_signal_after_another_thread_has_dropped_a_network() -> None:
     done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
+
+
+def test_threads_that_ask_at_once_get_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def slowly() -> object:
+        made.append(object())
+        time.sleep(0.05)
+        return made[-1]
+
+    monkeypatch.setattr(openvino_module, "_core", cache(slowly))
+    with ThreadPoolExecutor(8) as pool:
+        cores = list(pool.map(lambda _: openvino_module.openvino_core(), range(8)))
+    assert len(made) == 1
+    assert all(core is made[0] for core in cores)
 
 
 @pytest.mark.slow
