@@ -6,10 +6,10 @@ import hashlib
 import os
 import sys
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from multiprocessing import AuthenticationError
 from pathlib import Path
 from types import TracebackType
@@ -118,12 +118,17 @@ def in_order(pictures: Pictures, *, batch_size: int, workers: int) -> Iterable[B
 
 
 def by_threads(pictures: Pictures, batch_size: int) -> Iterator[Batch]:
-    """Batches of all pictures, in their order, decoded by threads of this process: for a few, which need no random
-    numbers."""
+    """Batches of all pictures, in their order, decoded by threads of this process, one batch ahead: for views that need
+    no random numbers."""
+    every, ahead = range(len(pictures)), deque[Iterator[Item]]()
     with ThreadPoolExecutor(cores()) as pool:
-        items = pool.map(pictures.__getitem__, [(0, index) for index in range(len(pictures))])
-        while some := list(islice(items, batch_size)):
-            yield _collate(some)
+        for start in every[::batch_size]:
+            keys = [(0, index) for index in every[start : start + batch_size]]
+            ahead.append(pool.map(pictures.__getitem__, keys))
+            if len(ahead) > 1:
+                yield _collate(list(ahead.popleft()))
+        while ahead:
+            yield _collate(list(ahead.popleft()))
 
 
 def decoded(pictures: Pictures, batches: Iterable[list[tuple[int, int]]], *, workers: int) -> Iterable[Batch]:

@@ -182,8 +182,8 @@ def _streamed(
     batch_size: int,
     workers: int | None,
 ) -> Iterator[_Result]:
-    """Batches that processes decode, or threads a few, through one network that does not wait for its results to be
-    fetched."""
+    """Runs one network, which does not wait for its results to be fetched. Processes decode the pictures; where they
+    are few, threads do."""
     batches: Iterable[Batch]
     if isinstance(pictures, Pictures):
         processes = worker_count(workers, len(pictures), beside_cpu=False)

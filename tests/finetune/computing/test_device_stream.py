@@ -12,8 +12,8 @@ from PIL import Image
 
 from finetune.computing.device_stream import copied_ahead, fetched_behind, sent
 from finetune.config import MAX_PIXELS
-from finetune.data.loader import Pictures
-from finetune.data.transforms import Preprocessing, evaluation_view
+from finetune.data.loader import Pictures, by_threads
+from finetune.data.transforms import Preprocessing, View, evaluation_view
 from finetune.features import acceleration, forward
 from finetune.features.acceleration import compiling_pays
 
@@ -64,6 +64,22 @@ def test_the_streamed_pass_gives_the_outputs_of_the_pass_on_cores(tmp_path: Path
         assert outputs is not None
         assert expected is not None
         assert torch.equal(outputs, expected)
+
+
+def test_threads_decode_one_batch_ahead_of_the_one_that_is_taken() -> None:
+    decoded = []
+
+    def view(picture: Image.Image) -> torch.Tensor:
+        decoded.append(picture.size)
+        return torch.zeros(3, 2, 2, dtype=torch.uint8)
+
+    pictures = Pictures([np.zeros((4, 5, 3), np.uint8)] * 20, View(view), 2, MAX_PIXELS)
+    batches = by_threads(pictures, 3)
+    assert next(batches).index.tolist() == [0, 1, 2]
+    assert 3 <= len(decoded) <= 6
+    assert [batch.index.tolist() for batch in batches][-1] == [18, 19]
+    assert len(decoded) == 20
+    assert list(by_threads(Pictures([], View(view), 2, MAX_PIXELS), 3)) == []
 
 
 def test_compiling_pays_where_it_saves_more_time_than_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
