@@ -24,7 +24,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "faults.json"
-_SCRATCH = re.compile(r"/\S*/fewtune-faults-[^/\s]*/(?:attempt/work/)?")  # folders of this machine
+_SCRATCH = re.compile(r"/\S*/fewtune-faults-[^/\s]*/")  # the temporary folder of the campaigns
 CAMPAIGNS = {
     "kills": "kills:Kills",
     "disk": "disk:Disk",

@@ -47,6 +47,7 @@ import finetune
 from fewshot.recognition.gallery_files import GALLERY_FILE
 from finetune.files.reading import read_json
 from finetune.files.writing import write_json
+from finetune.options.command_line import NEW_OBJECTS
 
 RESULT = Path(__file__).parent / "results" / "service.json"
 BACKBONE = "tf_mobilenetv3_small_100"
@@ -130,8 +131,7 @@ class Subject:
 def serve(folder: Path, together: int, *, compiled: bool) -> None:
     from finetune.app.running import Server
 
-    # As commands do. With Python's own threshold, a search for garbage stops all requests for 0.3 s now and then.
-    gc.set_threshold(10_000)
+    gc.set_threshold(NEW_OBJECTS)  # as commands do: searches for garbage stop all requests
     app = Subject(folder).app(most_together=together, compiled=compiled)
     server = Server(app, host="127.0.0.1", port=0, ready=lambda address: print(address, flush=True))
     server.run()

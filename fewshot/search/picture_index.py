@@ -293,9 +293,8 @@ def open_index(
     fingerprint = None if embedder is None else embedder.fingerprint
     index = Index.open(folder, fingerprint=fingerprint, version=version, memory_mapped=memory_mapped, device=device)
     if embedder is None:
-        from fewshot.embedding.embedder import (
-            Embedder,
-        )  # not above: Ray's workers that list and write need neither it nor timm
+        # Not at the top: Ray's workers that list and write need neither it nor timm.
+        from fewshot.embedding.embedder import Embedder
 
         embedder = Embedder.of_origin(index.about.get("embedder"), device=device)
         if embedder.fingerprint != index.fingerprint:

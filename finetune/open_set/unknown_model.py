@@ -93,6 +93,8 @@ class UnknownModel:
         """The same by held-out classes alone, without background pictures; None where no class could be held out."""
         if not len(self.held_out):
             return None
+        if not len(self.background):
+            return self.unknown
         return estimate(self.held_out, self.of_class, np.empty(0), self.known, self.more_classes)
 
     def threshold(self, rate: float) -> float:

@@ -28,7 +28,7 @@ from finetune.terminal import printable, reason_of
 
 # New objects between two garbage collections. Imports make a million objects that stay; with Python's default of a few
 # hundred, collections take a fifth of the import time.
-_NEW_OBJECTS = 10_000
+NEW_OBJECTS = 10_000
 
 
 class ChoiceOption(click.Choice[str]):
@@ -144,7 +144,7 @@ def run_command(cli: click.Command, name: str) -> None:
     share_cores()
     # Pillow logs what it refuses in a TIFF file, and Python prints what nothing handles. The error says why.
     logging.getLogger("PIL").addHandler(logging.NullHandler())
-    gc.set_threshold(_NEW_OBJECTS)
+    gc.set_threshold(NEW_OBJECTS)
     atexit.register(gc.freeze)  # no last collection at exit
     with stoppable(name) as signals:
         code = _full_output(name, lambda: _ran(cli, name))

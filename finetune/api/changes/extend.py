@@ -97,9 +97,11 @@ def _with_pictures(
         first = outputs.contents[0].reason
         raise InputError(f"{listing.name} has nothing to add: none of its new pictures can be read ({first})")
     joined, positions = with_pictures(kept, new, outputs)
-    if copies := copies_of_old(joined, positions):
-        which = f"{len(copies):,} of the new pictures {'is a copy' if len(copies) == 1 else 'are copies'}"
-        display.say(f"{which} of pictures that {job.path} has with the same label; copies are not added.")
-        if copies == positions:
-            raise InputError(f"{listing.name} has nothing to add: {job.path} has all its pictures, under other paths")
+    copies = copies_of_old(joined, positions)
+    if not copies:
+        return joined, positions
+    which = f"{len(copies):,} of the new pictures {'is a copy' if len(copies) == 1 else 'are copies'}"
+    display.say(f"{which} of pictures that {job.path} has with the same label; copies are not added.")
+    if copies == positions:
+        raise InputError(f"{listing.name} has nothing to add: {job.path} has all its pictures, under other paths")
     return without(joined, copies), shifted(positions, copies)

@@ -11,6 +11,8 @@ from finetune.api.changes.solved import solve_again
 from finetune.classifier.classifier import Classifier
 from finetune.errors import InputError
 from finetune.kept.added import delete_forgotten
+from finetune.kept.background import Background
+from finetune.kept.features import KeptFeatures
 from finetune.kept.union import named, without
 from finetune.options.suggestions import did_you_mean
 from finetune.progress import Display
@@ -72,16 +74,10 @@ def forget(
                 meant = did_you_mean(name, old.classes, {}) or f"; it has {', '.join(old.classes)}"
                 raise InputError(f"{job.path} has no class {name!r}{meant}")
             gone |= {place for place, sample in enumerate(kept.listing.samples) if sample.label == name}
-        labelled, unlabelled = named(kept), None if background is None else background.named()
-        for picture in pictures:
-            if not os.fspath(picture):
-                raise InputError("the name of a picture (--pictures) is empty")
-            found = labelled.find(os.fspath(picture))
-            kept_out = set[int]() if unlabelled is None else unlabelled.find(os.fspath(picture))
-            if not found and not kept_out:
-                raise InputError(f"{picture} is no picture of {job.path}; its pictures.csv lists them")
-            gone |= found
-            others |= kept_out
+        if pictures:
+            named_gone, named_others = _named(job.path, kept, background, pictures)
+            gone |= named_gone
+            others |= named_others
         left = {
             sample.label
             for place, sample in enumerate(kept.listing.samples)
@@ -102,3 +98,22 @@ def forget(
         kept_in = f"{classifier.folder} keeps an earlier state with them"
         display.say(f"{kept_in}, for finetune undo; finetune history {classifier.folder} --drop deletes it.")
     return classifier
+
+
+def _named(
+    run: Path, kept: KeptFeatures, background: Background | None, pictures: Iterable[str | Path]
+) -> tuple[set[int], set[int]]:
+    """Positions of the named pictures among those of the classes, and among the background pictures. InputError for a
+    name of neither."""
+    labelled, unlabelled = named(kept), None if background is None else background.named()
+    gone, others = set[int](), set[int]()
+    for picture in pictures:
+        name = os.fspath(picture)
+        if not name:
+            raise InputError("the name of a picture (--pictures) is empty")
+        found = labelled.find(name), set[int]() if unlabelled is None else unlabelled.find(name)
+        if not any(found):
+            raise InputError(f"{picture} is no picture of {run}; its pictures.csv lists them")
+        gone |= found[0]
+        others |= found[1]
+    return gone, others
